@@ -1,0 +1,1 @@
+"""Networks that methods share: backbones with one feature contract, decoders, discriminators."""

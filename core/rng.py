@@ -1,0 +1,20 @@
+"""Random numbers that depend on what they are for, never on how many were drawn before.
+
+Everything random in a run is drawn from ``generator(seed, step, ...)``, on the CPU and for the whole global batch; a
+rank takes its slice. So a resumed run, a run on another device and a run on another number of ranks all draw the same.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+
+def generator(*key: int) -> torch.Generator:
+    """A CPU generator whose stream is a function of ``key`` (non-negative integers), well mixed by numpy's SeedSequence."""
+    return torch.Generator().manual_seed(mixed(*key))
+
+
+def mixed(*key: int) -> int:
+    """One 63-bit seed from several integers."""
+    return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> np.uint64(1))

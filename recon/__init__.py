@@ -1,0 +1,1 @@
+"""Learning by reconstruction: each method is one file."""
