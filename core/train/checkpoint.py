@@ -1,0 +1,105 @@
+"""Checkpoints: files of plain tensors and plain settings, written whole or not at all, never unpickled.
+
+A file holds ``{"format", "method", "step", "config", "state", "encoders"}``: everything training changes, and each
+encoder that can be moved to other tasks as ``{"spec": plain dict, "state": tensors}``, so that ``eval`` rebuilds it
+without importing the method.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from core.nets.backbones import Encoder, build_spec
+
+FORMAT = 1
+_STEP_FILE = re.compile(r"step-(\d+)\.pt")
+
+
+def save(path: Path, content: dict[str, Any]) -> None:
+    """Writes under a temporary name, flushes to the disk and renames: a crash leaves the old file or the new one.
+
+    Raises OSError of one line where the disk is full or the folder cannot be written; no partial file stays behind.
+    """
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with part.open("wb") as file:
+            torch.save({"format": FORMAT, **content}, file)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    except (OSError, RuntimeError) as error:  # torch's writer turns a full disk into a RuntimeError
+        part.unlink(missing_ok=True)
+        newest = _newest(path.parent)
+        kept = f"the last good checkpoint is {newest[0]}" if newest else "there is no checkpoint yet"
+        reason = (error.strerror if isinstance(error, OSError) else None) or str(error).splitlines()[0]
+        raise OSError(f"could not write {path} ({reason}): free some space, or choose another folder with --runs; "
+                      f"{kept}") from None  # fmt: skip
+
+
+def load(path: Path, method: str | None = None) -> dict[str, Any]:
+    """Reads a checkpoint onto the CPU. ValueError of one line for a missing, broken or foreign file."""
+    if not path.is_file():
+        raise ValueError(f"no checkpoint at {path}: train one (make help lists how), or name another")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many kinds for a damaged file
+        others = [p for p in _newest(path.parent) if p != path]
+        hint = f"use the one before it, {others[0]}" if others else "train anew, or name another"
+        raise ValueError(f"{path} is not a whole checkpoint ({type(error).__name__}): {hint}") from None
+    if not isinstance(content, dict) or "format" not in content or "method" not in content:
+        raise ValueError(f"{path} is not a checkpoint of this project: name a file that a train command wrote")
+    if content["format"] != FORMAT:
+        raise ValueError(f"{path} has checkpoint format {content['format']}, this version reads {FORMAT}: "
+                         "use the version that wrote it")  # fmt: skip
+    if method is not None and content["method"] != method:
+        raise ValueError(f"{path} is a checkpoint of {content['method']}, not of {method}: name one of {method}")
+    return content
+
+
+def find(path: Path) -> Path:
+    """The checkpoint that ``path`` means: itself if a file; of a run's folder the newest whole one."""
+    if path.is_file():
+        return path
+    steps = _newest(path)
+    for candidate in steps:
+        try:
+            load(candidate)
+        except ValueError as error:
+            print(f"warning: {error}", file=sys.stderr)
+        else:
+            return candidate
+    if not path.exists():
+        raise ValueError(f"no checkpoint at {path}: train one (make help lists how), or name another")
+    raise ValueError(f"no whole checkpoint in {path}: train one (make help lists how), or name another")
+
+
+def load_encoder(path: Path, role: str = "generator") -> Encoder:
+    """The encoder ``role`` of a checkpoint (a file or a run's folder), in eval mode: RGB in [0,1] -> {stride: features}."""
+    file = find(path)
+    encoders = load(file)["encoders"]
+    if role not in encoders:
+        raise ValueError(f"{file} has no {role}: it has {', '.join(sorted(encoders))}")
+    encoder = build_spec(encoders[role]["spec"])
+    encoder.load_state_dict(encoders[role]["state"])
+    return encoder.eval()
+
+
+def prune(folder: Path, keep: int) -> None:
+    """Deletes all but the ``keep`` newest step files; files under other names (best, before the adversary) stay."""
+    for old in _newest(folder)[keep:]:
+        old.unlink(missing_ok=True)
+
+
+def _newest(folder: Path) -> list[Path]:
+    """The step files of a run, newest first."""
+    if not folder.is_dir():
+        return []
+    found = [(int(match[1]), p) for p in folder.iterdir() if (match := _STEP_FILE.fullmatch(p.name))]
+    return [p for _, p in sorted(found, reverse=True)]

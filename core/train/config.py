@@ -1,0 +1,204 @@
+"""Settings as typed frozen dataclasses, read from the command line in this one place (tyro)."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import difflib
+import io
+import re
+import sys
+import typing
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import tyro
+
+from core.train import checkpoint
+
+T = TypeVar("T")
+C = TypeVar("C", bound="TrainConfig")
+
+Preset = Literal["demo", "small", "paper"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """What every training run can be told. Methods add their own fields and set their presets."""
+
+    preset: Preset = "demo"
+    """demo: minutes on two cores; small: one GPU, tens of minutes; paper: the paper's own recipe."""
+
+    data: str = "scenes"
+    """scenes, a folder of images, cifar10, stl10, voc2012 or imagenet:PATH."""
+    scenes: int = 4096
+    """How many built-in scenes to render (once; they are cached)."""
+    size: int = 64
+    """Side of the training crops, px."""
+    short_side: int = 0
+    """Short side to which images are stored, px; 0 = 1.5 times --size."""
+    cache: Path | None = None
+    """Where decoded images are kept; default $KINTSUGI_CACHE or ~/.cache/kintsugi."""
+    cache_gb: float = 8.0
+    """Largest decoded data set to keep on disk; beyond it images are decoded at each use."""
+
+    steps: int = 2000
+    """Optimisation steps."""
+    batch: int = 64
+    """Images per step, over all ranks together."""
+    seed: int = 0
+    """Everything random follows from it."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto: the GPU if there is one."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """auto: bf16 autocast on a GPU, fp32 elsewhere. bf16 also pays on CPUs with AMX."""
+    channels_last: bool = True
+    """Keep activations as NHWC, which convolutions like on GPU and CPU."""
+    compile: bool = False
+    """torch.compile the networks."""
+
+    runs: Path = Path("runs")
+    """Folder under which METHOD/DATE-TIME is made for each run."""
+    run: Path | None = None
+    """This run's own folder, instead of a new one under --runs."""
+    resume: bool = False
+    """Go on from the newest checkpoint of --run (default: of the latest run), with its settings."""
+
+    log_every: int = 20
+    """Steps between scalars."""
+    show_every: int = 250
+    """Steps between pictures."""
+    eval_every: int = 500
+    """Steps between held-out measurements."""
+    save_every: int = 500
+    """Steps between checkpoints."""
+    keep: int = 3
+    """How many of the newest checkpoints to keep (the best is kept besides)."""
+    eval_images: int = 256
+    """Held-out images measured at each --eval-every."""
+
+    def __post_init__(self) -> None:
+        for name in ("scenes", "size", "batch", "steps", "log_every", "show_every", "eval_every", "save_every",
+                     "keep", "eval_images"):  # fmt: skip
+            if getattr(self, name) < 1:
+                raise ValueError(f"{_flag(name)} must be at least 1, not {getattr(self, name)}")
+        if self.seed < 0:
+            raise ValueError(f"--seed must not be negative, not {self.seed}")
+
+
+# What may differ between a run and its continuation without changing what is trained.
+_FREE_AT_RESUME = frozenset(
+    "steps device runs run resume cache cache_gb log_every show_every eval_every save_every keep eval_images".split()
+)
+
+
+def parse_training(method: str, presets: Mapping[Preset, Callable[[], C]], argv: Sequence[str] | None = None) -> C:
+    """The settings of a training run: preset, then the checkpoint's at --resume, then the command line's.
+
+    Raises ValueError where --resume finds nothing or would silently change what is trained.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    asked = parse_command(type(presets["demo"]()), argv, default=presets[_preset(argv)]())
+    if not asked.resume:
+        return asked
+    saved_from = checkpoint.find(asked.run or asked.runs / method / "latest")
+    saved_config = checkpoint.load(saved_from, method)["config"]
+    before = from_plain(type(asked), saved_config)
+    now = parse_command(type(asked), argv, default=dataclasses.replace(before, run=saved_from.parent))
+    changed = [
+        f"{_flag(f.name)} {getattr(before, f.name)} -> {getattr(now, f.name)}"
+        for f in dataclasses.fields(now)
+        if f.name not in _FREE_AT_RESUME and getattr(before, f.name) != getattr(now, f.name)
+    ]
+    if changed:
+        raise ValueError(f"--resume continues a run with its own settings, but these differ: {', '.join(changed)}; "
+                         "leave them out, or start a new run without --resume")  # fmt: skip
+    return now
+
+
+def parse_command(config: type[T], argv: Sequence[str] | None = None, *, default: T | None = None) -> T:
+    """Reads ``config`` from the command line. A mistake is a ValueError of one line, naming the nearest option."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    known = {_flag(f.name) for f in dataclasses.fields(config)} | {"--help", "-h"}  # type: ignore[arg-type]
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            value, unknown = tyro.cli(config, args=argv, default=default, return_unknown_args=True)
+    except SystemExit as stop:
+        if stop.code in (0, None):  # --help
+            raise
+        raise ValueError(_one_line(said.getvalue())) from None
+    if unknown:
+        option = unknown[0].split("=")[0]
+        near = difflib.get_close_matches(option.replace("_", "-"), sorted(known), n=1)
+        hint = f"did you mean {near[0]}?" if near else "see --help"
+        raise ValueError(f"unknown option {option}: {hint}")
+    return value
+
+
+@contextlib.contextmanager
+def user_errors() -> Iterator[None]:
+    """Turns what a user can mend into one line on stderr: exit code 2, or 1 where training itself broke down."""
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        _fail(str(error), 2)
+    except FloatingPointError as error:
+        _fail(str(error), 1)
+
+
+def to_plain(config: Any) -> dict[str, Any]:
+    """A dataclass as numbers, strings and lists, fit for a checkpoint that loads with weights_only."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, Path):
+            return str(value)
+        return [plain(v) for v in value] if isinstance(value, (tuple, list)) else value
+
+    return {f.name: plain(getattr(config, f.name)) for f in dataclasses.fields(config)}
+
+
+def from_plain(config: type[T], values: Mapping[str, Any]) -> T:
+    """The inverse of ``to_plain``; unknown fields (of another version) are a ValueError."""
+    hints = typing.get_type_hints(config)
+    if unknown := sorted(set(values) - set(hints)):
+        raise ValueError(f"the checkpoint has settings this version does not know: {', '.join(unknown)}")
+
+    def typed(name: str, value: Any) -> Any:
+        kinds = {hints[name], *typing.get_args(hints[name])}
+        if isinstance(value, str) and Path in kinds:
+            return Path(value)
+        return tuple(value) if isinstance(value, list) else value
+
+    return config(**{name: typed(name, value) for name, value in values.items()})
+
+
+def _preset(argv: Sequence[str]) -> Preset:
+    """The preset is read before everything else, because it sets every other default."""
+    for i, word in enumerate(argv):
+        value = word.partition("=")[2] if word.startswith("--preset=") else None
+        if word == "--preset" and i + 1 < len(argv):
+            value = argv[i + 1]
+        for preset in typing.get_args(Preset):
+            if value == preset:
+                return preset
+    return "demo"
+
+
+def _flag(field: str) -> str:
+    return "--" + field.replace("_", "-")
+
+
+def _one_line(box: str) -> str:
+    """tyro explains a mistake in a framed box; its sentences, without frame, hints and repetition."""
+    lines = [re.sub(r"[│╭╮╰╯─]+", " ", re.sub(r"\x1b\[[0-9;]*m", "", line)).strip() for line in box.splitlines()]
+    lines = [line for line in lines if line and line != "Parsing error" and not line.startswith("For full helptext")]
+    return " ".join(lines) or "the command line could not be read: see --help"
+
+
+def _fail(line: str, code: int) -> None:
+    print(f"error: {' '.join(line.split())}", file=sys.stderr)
+    raise SystemExit(code)

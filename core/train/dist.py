@@ -1,0 +1,129 @@
+"""Where this process computes: its device, its precision, and its place among the ranks that torchrun started.
+
+Gradients are averaged explicitly (``World.mean_gradients``) before each optimizer's step instead of by a wrapper
+around each network, so that a GAN's several backward passes need no special care.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Literal
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class World:
+    """One process's view: ``rank`` of ``size``, its device, and whether it computes in bf16."""
+
+    device: torch.device
+    rank: int = 0
+    size: int = 1
+    bf16: bool = False
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    def autocast(self) -> torch.autocast:
+        """For the forward passes of an update; backward passes stay outside."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
+
+    def place(self, networks: Iterable[nn.Module], *, channels_last: bool, compile: bool) -> None:
+        """Moves networks to the device in place and makes them equal on all ranks; parameters keep their identity."""
+        for net in networks:
+            net.to(self.device)
+            if channels_last:
+                net.to(memory_format=torch.channels_last)
+            if self.size > 1:
+                for tensor in net.state_dict().values():
+                    dist.broadcast(tensor, src=0)
+            if compile:
+                net.compile()
+
+    def sync_batchnorm(self, net: nn.Module) -> nn.Module:
+        """Batch statistics over all ranks, where torch can: on GPUs."""
+        if self.size > 1 and self.device.type == "cuda":
+            return nn.SyncBatchNorm.convert_sync_batchnorm(net)
+        return net
+
+    def mean_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Averages gradients over the ranks, in one message. With equal slices this is the global batch's gradient."""
+        if self.size == 1:
+            return
+        grads = [p.grad for p in parameters if p.grad is not None]
+        flat = torch.cat([g.flatten() for g in grads])
+        dist.all_reduce(flat)
+        flat /= self.size
+        for grad, mean in zip(grads, flat.split([g.numel() for g in grads]), strict=True):
+            grad.copy_(mean.view_as(grad))
+
+    def mean(self, values: Tensor) -> Tensor:
+        """The mean of a tensor over the ranks."""
+        if self.size > 1:
+            dist.all_reduce(values)
+            values = values / self.size
+        return values
+
+    def any(self, flag: bool) -> bool:
+        """Whether any rank says so; all ranks must ask together."""
+        if self.size == 1:
+            return flag
+        votes = torch.tensor([float(flag)], device=self.device)
+        dist.all_reduce(votes)
+        return votes.item() > 0
+
+    def from_main(self, text: str) -> str:
+        """The main rank's string, on every rank."""
+        if self.size == 1:
+            return text
+        box = [text]
+        dist.broadcast_object_list(box, src=0, device=self.device)
+        return box[0]
+
+    def main_first(self) -> contextlib.AbstractContextManager[None]:
+        """The main rank runs the body first (it builds a cache, say), the others after it."""
+        return _main_first(self)
+
+
+@contextlib.contextmanager
+def _main_first(world: World) -> Iterator[None]:
+    if world.size > 1 and not world.is_main:
+        dist.barrier()
+    try:
+        yield
+    finally:  # also when the main rank fails: the others must meet the same error, not wait for it
+        if world.size > 1 and world.is_main:
+            dist.barrier()
+
+
+@contextlib.contextmanager
+def open_world(
+    device: Literal["auto", "cpu", "cuda"], precision: Literal["auto", "fp32", "bf16"], batch: int
+) -> Iterator[World]:
+    """Joins torchrun's process group if there is one. ValueError where device or batch do not fit."""
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("--device cuda: no GPU is visible here; use --device cpu")
+    kind = "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
+    bf16 = precision == "bf16" or (precision == "auto" and kind == "cuda")
+    rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    if batch % size:
+        raise ValueError(f"--batch {batch} does not split over {size} ranks: use a multiple of {size}")
+    if size == 1:
+        yield World(torch.device(kind), bf16=bf16)
+        return
+    place = torch.device(kind, int(os.environ["LOCAL_RANK"])) if kind == "cuda" else torch.device("cpu")
+    if kind == "cuda":
+        torch.cuda.set_device(place)
+    # Rank 0 may render or decode a whole data set before the others' first message.
+    dist.init_process_group("nccl" if kind == "cuda" else "gloo", timeout=timedelta(hours=2))
+    try:
+        yield World(place, rank, size, bf16)
+    finally:
+        dist.destroy_process_group()
