@@ -36,8 +36,8 @@ def save(path: Path, content: dict[str, Any]) -> None:
         part.replace(path)
     except (OSError, RuntimeError) as error:  # torch's writer turns a full disk into a RuntimeError
         part.unlink(missing_ok=True)
-        newest = _newest(path.parent)
-        kept = f"the last good checkpoint is {newest[0]}" if newest else "there is no checkpoint yet"
+        steps = newest(path.parent)
+        kept = f"the last good checkpoint is {steps[0]}" if steps else "there is no checkpoint yet"
         reason = (error.strerror if isinstance(error, OSError) else None) or str(error).splitlines()[0]
         raise OSError(f"could not write {path} ({reason}): free some space, or choose another folder with --runs; "
                       f"{kept}") from None  # fmt: skip
@@ -50,7 +50,7 @@ def load(path: Path, method: str | None = None) -> dict[str, Any]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds for a damaged file
-        others = [p for p in _newest(path.parent) if p != path]
+        others = [p for p in newest(path.parent) if p != path]
         hint = f"use the one before it, {others[0]}" if others else "train anew, or name another"
         raise ValueError(f"{path} is not a whole checkpoint ({type(error).__name__}): {hint}") from None
     if not isinstance(content, dict) or "format" not in content or "method" not in content:
@@ -67,7 +67,7 @@ def find(path: Path) -> Path:
     """The checkpoint that ``path`` means: itself if a file; of a run's folder the newest whole one."""
     if path.is_file():
         return path
-    steps = _newest(path)
+    steps = newest(path)
     for candidate in steps:
         try:
             load(candidate)
@@ -93,11 +93,11 @@ def load_encoder(path: Path, role: str = "generator") -> Encoder:
 
 def prune(folder: Path, keep: int) -> None:
     """Deletes all but the ``keep`` newest step files; files under other names (best, before the adversary) stay."""
-    for old in _newest(folder)[keep:]:
+    for old in newest(folder)[keep:]:
         old.unlink(missing_ok=True)
 
 
-def _newest(folder: Path) -> list[Path]:
+def newest(folder: Path) -> list[Path]:
     """The step files of a run, newest first."""
     if not folder.is_dir():
         return []

@@ -39,19 +39,15 @@ class World:
         """Moves networks to the device in place and makes them equal on all ranks; parameters keep their identity."""
         for net in networks:
             net.to(self.device)
-            if channels_last:
-                net.to(memory_format=torch.channels_last)
+            if self.size > 1 and self.device.type == "cuda":
+                nn.SyncBatchNorm.convert_sync_batchnorm(net)  # swaps the layers inside; torch has it for GPUs only
             if self.size > 1:
                 for tensor in net.state_dict().values():
                     dist.broadcast(tensor, src=0)
+            if channels_last:
+                net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
             if compile:
                 net.compile()
-
-    def sync_batchnorm(self, net: nn.Module) -> nn.Module:
-        """Batch statistics over all ranks, where torch can: on GPUs."""
-        if self.size > 1 and self.device.type == "cuda":
-            return nn.SyncBatchNorm.convert_sync_batchnorm(net)
-        return net
 
     def mean_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
         """Averages gradients over the ranks, in one message. With equal slices this is the global batch's gradient."""

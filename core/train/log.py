@@ -1,0 +1,61 @@
+"""What a person sees of a run: a progress bar, TensorBoard, and one line for each thing worth saying."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+
+from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+
+class Log:
+    """Progress bar and TensorBoard of the main rank; the other ranks' calls do nothing."""
+
+    def __init__(self, folder: Path, title: str, steps: int, start: int, batch: int, *, main: bool) -> None:
+        # purge_step hides what an interrupted run had logged past the checkpoint it continues from.
+        self.writer = SummaryWriter(str(folder), purge_step=start or None) if main else None
+        # Counted in images, so that tqdm shows images/s and the time left.
+        self.bar = tqdm(
+            total=steps * batch, initial=start * batch, unit="img", unit_scale=True, desc=title, disable=not main,
+            dynamic_ncols=True, smoothing=0.1, mininterval=1.0 if sys.stderr.isatty() else 30.0,
+        )  # fmt: skip
+        self.batch = batch
+
+    def __enter__(self) -> Log:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.bar.close()
+        if self.writer is not None:
+            self.writer.close()
+
+    def stepped(self) -> None:
+        self.bar.update(self.batch)
+
+    def say(self, line: str) -> None:
+        if not self.bar.disable:
+            self.bar.write(line, file=sys.stderr)
+
+    def scalars(self, values: Mapping[str, float], step: int) -> None:
+        if self.writer is not None:
+            for name, value in values.items():
+                self.writer.add_scalar(name, value, step)
+
+    def images(self, pictures: Mapping[str, Tensor], step: int) -> None:
+        """Pictures (3,H,W) in [0,1]; flushed at once, so that a person waiting for the first one sees it."""
+        if self.writer is not None:
+            for name, picture in pictures.items():
+                self.writer.add_image(name, picture.float().clamp(0, 1).cpu(), step)
+            self.writer.flush()
+
+    def settings(self, config: Mapping[str, object], figures: Mapping[str, float]) -> None:
+        """The run's settings beside its final figures, in TensorBoard's HParams tab."""
+        if self.writer is not None:
+            plain = {k: v if isinstance(v, (bool, int, float, str)) else str(v) for k, v in config.items()}
+            self.writer.add_hparams(plain, {f"final/{k}": v for k, v in figures.items()}, run_name=".")

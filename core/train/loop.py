@@ -1,0 +1,252 @@
+"""The loop owns time: steps, logging, checkpoints, signals. What one step does is the method's (``core.train.method``)."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import signal
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from datetime import datetime
+from pathlib import Path
+from types import FrameType
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from core.data.images import Split, open_images
+from core.data.loader import Loader
+from core.rng import mixed
+from core.train import checkpoint
+from core.train.config import TrainConfig, to_plain
+from core.train.dist import World, open_world
+from core.train.log import Log
+from core.train.method import Batch, Method
+
+C = TypeVar("C", bound=TrainConfig)
+
+SHOWN = 8  # held-out images in each picture
+_STOP_POLL = 10  # steps between the ranks' agreement to stop: asking is a message
+
+
+def train(config: C, build: Callable[[C, World], Method]) -> Path:
+    """Trains a method to ``config.steps`` and returns the run's folder (on every rank).
+
+    Bit for bit on a CPU, a resumed run ends with the weights of one that was never stopped: data order, crops, masks
+    and dropout are functions of (seed, step), and everything else that training changes is in the checkpoint.
+
+    Raises FloatingPointError where a logged value is not finite, KeyboardInterrupt-like SystemExit (130, 143) after
+    saving on SIGINT and SIGTERM, ValueError and OSError of one line for what the user can mend.
+    """
+    with open_world(config.device, config.precision, config.batch) as world:
+        with world.main_first():
+            data = open_data(config, quiet=not world.is_main)
+        torch.manual_seed(mixed(config.seed))
+        method = build(config, world)
+        world.place(method.networks.values(), channels_last=config.channels_last, compile=config.compile)
+        folder, start = _open_run(config, method, world)
+        title = method.name if start == 0 else f"{method.name} from step {start}"
+        with Log(folder, title, config.steps, start, config.batch, main=world.is_main) as log, _Signals() as signals:
+            _Loop(config, method, world, data, folder, log).run(start, signals)
+        return folder
+
+
+def open_data(config: TrainConfig, quiet: bool = False) -> Split:
+    """The images that a configuration names, split into training and held-out ones."""
+    return open_images(
+        config.data, config.size, short_side=config.short_side, scenes=config.scenes, cache=config.cache,
+        cache_gb=config.cache_gb, device="cuda" if config.device != "cpu" and torch.cuda.is_available() else "cpu",
+        quiet=quiet,
+    )  # fmt: skip
+
+
+class _Loop:
+    def __init__(
+        self, config: TrainConfig, method: Method, world: World, data: Split, folder: Path, log: Log
+    ) -> None:
+        self.config, self.method, self.world = config, method, world
+        self.data, self.folder, self.log = data, folder, log
+        self.pending: list[tuple[int, dict[str, Tensor]]] = []  # scalars still on the device
+        self.read: dict[str, list[float]] = {}  # read and found finite, not yet logged
+        self.figures: dict[str, float] = {}
+        self.best = -math.inf
+
+    def run(self, start: int, signals: _Signals) -> None:
+        config, world, steps = self.config, self.world, self.config.steps
+        milestones = self.method.milestones()
+        if start == 0:
+            self._show(0)
+        elif world.is_main and (self.folder / "best.pt").is_file():
+            self.best = checkpoint.load(self.folder / "best.pt", self.method.name)["score"]
+        loader = Loader(self.data.train, config.batch, config.seed, world.rank, world.size, world.device)
+        clock = _Clock(start)
+        with loader.iterate(start) as batches:
+            for step, batch in zip(range(start, steps), batches, strict=False):
+                if step in milestones:
+                    self._save(step, f"{milestones[step]}.pt")
+                torch.manual_seed(mixed(config.seed, step, world.rank))  # dropout and the like
+                self.pending.append((step, self.method.update(batch, step)))
+                self.log.stepped()
+                done = step + 1
+                last = done == steps
+                if last or done % config.log_every == 0:
+                    self._log(done, clock)
+                with clock.paused():
+                    if last or done % config.show_every == 0:
+                        self._show(done)
+                    if last or done % config.eval_every == 0:
+                        self._evaluate(done)
+                    if last or done % config.save_every == 0:
+                        self._save(done, f"step-{done:08d}.pt")
+                polled = world.size == 1 or done % _STOP_POLL == 0
+                if polled and not last and world.any(signals.caught is not None):
+                    self._save(done, f"step-{done:08d}.pt")
+                    self.log.say(f"stopped at step {done} and saved: go on with --resume --run {self.folder}")
+                    raise SystemExit(128 + (signals.caught or signal.SIGTERM))
+        self.log.settings(to_plain(config), self.figures)
+
+    def _log(self, done: int, clock: _Clock) -> None:
+        self._read_pending()
+        means = {name: statistics.fmean(values) for name, values in self.read.items()}
+        self.read.clear()
+        means["speed/images_per_second"] = clock.rate(done) * self.config.batch
+        for name, net in self.method.networks.items():
+            means[f"weight_norm/{name}"] = nn.utils.get_total_norm(list(net.parameters())).item()
+        for name, optimizer in self.method.optimizers.items():
+            means[f"lr/{name}"] = optimizer.param_groups[0]["lr"]
+        self.log.scalars(means, done)
+        for warning in self.method.warnings(means):
+            self.log.say(f"warning: step {done}: {warning}")
+
+    def _show(self, done: int) -> None:
+        if self.world.is_main:
+            batch = self._heldout(0, min(SHOWN, len(self.data.heldout)))
+            self.log.images(self.method.show(batch), done)
+
+    def _evaluate(self, done: int) -> None:
+        """Held-out figures after ``done`` steps; the best checkpoint so far is kept as best.pt."""
+        self._read_pending()
+        if not self.world.is_main:
+            return
+        count = min(self.config.eval_images, len(self.data.heldout))
+        chunks = range(0, count, 64)
+        self.figures = self.method.evaluate(self._heldout(first, min(first + 64, count)) for first in chunks)
+        self.log.scalars({f"heldout/{name}": value for name, value in self.figures.items()}, done)
+        self.log.say(f"step {done}: " + ", ".join(f"{name} {value:.4g}" for name, value in self.figures.items()))
+        if self.figures[self.method.score] > self.best:
+            self.best = self.figures[self.method.score]
+            self._write(done, "best.pt")
+
+    def _heldout(self, first: int, last: int) -> Batch:
+        batch = self.data.heldout.batch(torch.arange(first, last))
+        return {name: value.to(self.world.device) for name, value in batch.items()}
+
+    def _save(self, done: int, name: str) -> None:
+        self._read_pending()  # no checkpoint may hold the weights of a step whose values were not finite
+        if self.world.is_main:
+            self._write(done, name)
+            checkpoint.prune(self.folder, self.config.keep)
+
+    def _write(self, done: int, name: str) -> None:
+        encoders = {
+            role: {"spec": encoder.spec.plain(), "state": encoder.state_dict()}
+            for role, encoder in self.method.encoders().items()
+        }
+        checkpoint.save(self.folder / name, {
+            "method": self.method.name, "config": to_plain(self.config), "step": done, "score": self.best,
+            "state": self.method.state_dict(), "encoders": encoders,
+        })  # fmt: skip
+
+    def _read_pending(self) -> None:
+        """Reads the scalars of the last steps from the device, all ranks together, and checks them.
+
+        Once for many steps, because each reading waits for the device. FloatingPointError where one is not finite.
+        """
+        if not self.pending:
+            return
+        keys = [(step, name) for step, scalars in self.pending for name in scalars]
+        flat = torch.stack([value.detach().float() for _, scalars in self.pending for value in scalars.values()])
+        self.pending.clear()
+        for (step, name), value in zip(keys, self.world.mean(flat).tolist(), strict=True):
+            if not math.isfinite(value):
+                kept = checkpoint.newest(self.folder)
+                good = f"the last good checkpoint is {kept[0]}" if kept else "there was no checkpoint yet"
+                raise FloatingPointError(f"step {step}: {name} is {value}; training stopped, {good}: "
+                                         "try a lower learning rate, or --precision fp32")  # fmt: skip
+            self.read.setdefault(name, []).append(value)
+
+
+class _Clock:
+    """Steps per second of training itself: pictures, measurements and checkpoints are not counted."""
+
+    def __init__(self, step: int) -> None:
+        self.step, self.since = step, time.perf_counter()
+
+    def rate(self, done: int) -> float:
+        now = time.perf_counter()
+        rate = (done - self.step) / (now - self.since)
+        self.step, self.since = done, now
+        return rate
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        begun = time.perf_counter()
+        yield
+        self.since += time.perf_counter() - begun
+
+
+def _open_run(config: TrainConfig, method: Method, world: World) -> tuple[Path, int]:
+    """The run's folder and the step to start from, the method's state loaded where it resumes."""
+    if config.resume:
+        assert config.run is not None  # parse_training found it
+        file = checkpoint.find(config.run)
+        content = checkpoint.load(file, method.name)
+        if content["step"] >= config.steps:
+            raise ValueError(f"{file} already has {content['step']} steps: ask for more with --steps")
+        method.load_state_dict(content["state"])
+        return config.run, content["step"]
+    named = config.run or config.runs / method.name / datetime.now().strftime("%Y%m%d-%H%M%S")
+    folder = Path(world.from_main(str(named)))
+    if world.is_main:
+        if any(folder.glob("*.pt")):
+            raise ValueError(f"{folder} already holds a run: add --resume to go on with it, or choose another --run")
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            if not config.run:
+                _point_latest(folder)
+        except OSError as error:
+            raise OSError(f"cannot write {folder} ({error.strerror}): choose another folder with --runs") from None
+    return folder, 0
+
+
+def _point_latest(folder: Path) -> None:
+    """``latest`` beside the run points to it; replaced in one rename."""
+    link, fresh = folder.parent / "latest", folder.parent / f".latest.{os.getpid()}"
+    fresh.unlink(missing_ok=True)
+    fresh.symlink_to(folder.name, target_is_directory=True)
+    fresh.replace(link)
+
+
+class _Signals:
+    """Remembers the first SIGINT or SIGTERM for the loop to act on between steps; a second one acts at once."""
+
+    kinds = (signal.SIGINT, signal.SIGTERM)
+
+    def __init__(self) -> None:
+        self.caught: int | None = None
+
+    def __enter__(self) -> _Signals:
+        self.before = {kind: signal.signal(kind, self._note) for kind in self.kinds}
+        return self
+
+    def _note(self, kind: int, frame: FrameType | None) -> None:
+        if self.caught is not None:
+            raise SystemExit(128 + kind)
+        self.caught = kind
+
+    def __exit__(self, *exception: object) -> None:
+        for kind, handler in self.before.items():
+            signal.signal(kind, handler)
