@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import difflib
 import io
+import itertools
 import re
 import sys
 import typing
@@ -193,10 +194,10 @@ def _flag(field: str) -> str:
 
 
 def _one_line(box: str) -> str:
-    """tyro explains a mistake in a framed box; its sentences, without frame, hints and repetition."""
-    lines = [re.sub(r"[│╭╮╰╯─]+", " ", re.sub(r"\x1b\[[0-9;]*m", "", line)).strip() for line in box.splitlines()]
-    lines = [line for line in lines if line and line != "Parsing error" and not line.startswith("For full helptext")]
-    return " ".join(lines) or "the command line could not be read: see --help"
+    """tyro explains a mistake in a framed box: title, message, rule, help. Only the message is kept."""
+    lines = [re.sub(r"\x1b\[[0-9;]*m|[│╭╮╰╯─]", "", line).strip() for line in box.splitlines()]
+    message = itertools.takewhile(bool, lines[1:])
+    return " ".join(message) or "the command line could not be read: see --help"
 
 
 def _fail(line: str, code: int) -> None:

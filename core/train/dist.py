@@ -35,6 +35,11 @@ class World:
         """For the forward passes of an update; backward passes stay outside."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
 
+    def slice(self, whole: Tensor) -> Tensor:
+        """This rank's part of what was drawn for the global batch."""
+        part = len(whole) // self.size
+        return whole[self.rank * part : (self.rank + 1) * part]
+
     def place(self, networks: Iterable[nn.Module], *, channels_last: bool, compile: bool) -> None:
         """Moves networks to the device in place and makes them equal on all ranks; parameters keep their identity."""
         for net in networks:

@@ -1,0 +1,54 @@
+# Every job a person runs. DATA= any data, ARGS= any option, GPUS=n the same program on n GPUs, CKPT= a run or a file.
+# The first job sets up .venv by itself, from the versions pinned in constraints.txt.
+
+PYTHON ?= python3
+READY := .venv/.installed
+RUN = $(if $(GPUS),.venv/bin/torchrun --standalone --nproc-per-node=$(GPUS) -m,.venv/bin/python -m)
+data = $(if $(DATA),--data "$(DATA)")
+ckpt = $(if $(CKPT),--ckpt "$(CKPT)")
+
+.DEFAULT_GOAL := help
+.PHONY: help setup train-inpainting eval-inpainting eval-segmentation mend scenes tensorboard test check format clean
+
+help:  ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1\t\2/' | awk -F'\t' '{printf "make %-20s %s\n", $$1, $$2}'
+
+setup: $(READY)  ## create .venv and install; every other job does it by itself when needed
+
+$(READY): pyproject.toml constraints.txt
+	@echo "setting up .venv (once; a few minutes) ..."
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+		{ echo "error: $(PYTHON) is older than 3.10: name a newer one with PYTHON=python3.11" >&2; exit 2; }
+	@$(PYTHON) -m venv .venv
+	@.venv/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+train-inpainting: $(READY)  ## train the context encoder: DATA= folder or set (default: built-in scenes), ARGS="--preset small", GPUS=n
+	@$(RUN) recon.inpainting $(data) $(ARGS)
+
+eval-inpainting: $(READY)  ## quality of mended holes beside classical methods: CKPT= DATA=
+	@.venv/bin/python -m recon.quality $(ckpt) $(data) $(ARGS)
+
+eval-segmentation: $(READY)  ## move a checkpoint's features to segmentation, against random init: CKPT= DATA=
+	@.venv/bin/python -m eval.segmentation $(ckpt) $(data) $(ARGS)
+
+mend: $(READY)  ## mend a photo or a folder: IN= MASK= (white = hole) OUT= CKPT=
+	@.venv/bin/python -m recon.mend $(if $(IN),--in "$(IN)") $(if $(MASK),--mask "$(MASK)") $(if $(OUT),--out "$(OUT)") $(ckpt) $(ARGS)
+
+scenes: $(READY)  ## a contact sheet of the built-in scenes: OUT=scenes.png
+	@.venv/bin/python -m core.data.scenes $(if $(OUT),--out "$(OUT)") $(ARGS)
+
+tensorboard: $(READY)  ## look at the runs, at http://127.0.0.1:6006
+	@.venv/bin/tensorboard --logdir runs --host 127.0.0.1 --port 6006 $(ARGS)
+
+test: $(READY)  ## all tests but the slow ones (ARGS="-m slow" for those)
+	@.venv/bin/python -m pytest -n 2 --dist worksteal -q $(if $(ARGS),$(ARGS),-m "not slow and not gpu")
+
+check: $(READY)  ## ruff and mypy
+	@.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/mypy
+
+format: $(READY)  ## put the code into shape
+	@.venv/bin/ruff check --fix . && .venv/bin/ruff format .
+
+clean:  ## remove .venv and caches; runs stay
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache *.egg-info

@@ -1,0 +1,328 @@
+"""Context encoder: learning to see by painting what a hole hides (Pathak et al. 2016, arXiv:1604.07379).
+
+An encoder looks at an image with a hole, a channel-wise fully connected layer spreads what it saw over the whole
+field, and a decoder paints. The loss is L2 on the hole (eq. 1) and a discriminator's verdict (eq. 2), .999 to .001
+(eq. 3). Settings are those of the paper and of the authors' released code.
+
+Deviations, each for a reason:
+- The decoder always paints the whole image, and the hole is cut out of it, so that one network serves holes of any
+  shape; the paper has another decoder for each.
+- The generator's weights are averaged over steps (EMA .999); the average is what is shown, measured and moved.
+- The adversary joins after a pixel-only warm-up, when there is something to judge.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torchvision.utils import make_grid
+
+from core import adversarial
+from core.data import masks, views
+from core.nets.backbones import Backbone, Encoder
+from core.nets.decoders import ChannelwiseLinear, Decoder
+from core.nets.discriminators import DiscriminatorSpec
+from core.rng import generator, mixed
+from core.train import checkpoint, optim
+from core.train.config import TrainConfig, from_plain, parse_training, user_errors
+from core.train.dist import World
+from core.train.loop import train
+from core.train.method import Batch, Method
+
+MEAN_COLOUR = (123 / 255, 117 / 255, 104 / 255)  # the authors' fill, RGB
+
+
+# --- settings -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(TrainConfig):
+    encoder: Literal["resnet18", "resnet50", "alexnet", "dcgan"] = "resnet18"
+    """alexnet is the paper's for features, dcgan the authors' released one for pictures (128 px)."""
+    norm: Literal["batch", "group"] = "batch"
+    """Normalisation; group does not depend on the batch, nor on how it is split over ranks."""
+    mask: Literal["center", "blocks", "regions", "none"] = "center"
+    """The hole: the central square, random rectangles, random shapes (the paper's best for features); none trains
+    the plain autoencoder, the paper's baseline."""
+    overlap: int = -1
+    """Width of the band of seen pixels around the hole that is painted too, px; -1 = size/32 (4 at 128 px)."""
+    overlap_weight: float = 10.0
+    """Weight of the L2 loss in that band."""
+
+    adversarial: float = 0.001
+    """Weight of the adversarial loss, the L2 loss having 1 minus it; 0 trains without a discriminator."""
+    adversarial_start: int = 0
+    """Steps of pixel-only warm-up; the weights before the adversary are kept as before-adversary.pt."""
+    gan: Literal["bce", "hinge"] = "bce"
+    """Adversarial loss."""
+    discriminator_norm: Literal["batch", "group", "spectral"] = "batch"
+    """spectral: spectral normalisation of the weights instead of a layer."""
+    r1: float = 0.0
+    """Weight of the gradient penalty on real images (Mescheder 2018), every 16 steps; 0 = none."""
+
+    lr: float = 2e-3
+    """Adam's rate for the generator."""
+    lr_discriminator: float = 2e-4
+    """Adam's rate for the discriminator."""
+    ema: float = 0.999
+    """Decay of the generator's running average."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.size % 32 or self.size < 64:
+            raise ValueError(f"--size {self.size}: the decoder doubles five times, so use a multiple of 32 from 64 on")
+        if not 0 <= self.adversarial < 1:
+            raise ValueError(f"--adversarial must be in [0, 1), not {self.adversarial}")
+
+    @property
+    def band(self) -> int:
+        return self.size // 32 if self.overlap < 0 else self.overlap
+
+    @property
+    def has_adversary(self) -> bool:
+        return self.adversarial > 0 and self.mask != "none"
+
+
+def demo() -> Config:
+    """Minutes on two CPU cores, built-in scenes."""
+    return Config(preset="demo", steps=900, batch=32, adversarial_start=400, eval_every=450)
+
+
+def small() -> Config:
+    """One GPU, tens of minutes; random shapes, which teach the encoder more than a square (paper, section 5.2)."""
+    return Config(
+        preset="small", size=96, batch=64, steps=20_000, mask="regions", adversarial_start=5_000, scenes=50_000,
+        show_every=1_000, eval_every=2_000, save_every=2_000,
+    )  # fmt: skip
+
+
+def paper() -> Config:
+    """The paper's feature learning: AlexNet on ImageNet, random regions, 100k steps (227 px there, 224 here)."""
+    return Config(
+        preset="paper", data="imagenet:imagenet", encoder="alexnet", mask="regions", size=224, short_side=256,
+        batch=64, steps=100_000, adversarial_start=10_000, cache_gb=400,
+        show_every=2_000, eval_every=5_000, save_every=5_000,
+    )  # fmt: skip
+
+
+# --- networks -------------------------------------------------------------------------------------------------
+
+
+class Generator(nn.Module):
+    """Encoder, bottleneck, decoder: (N,3,S,S) RGB in [0,1] and its holes (N,1,S,S) -> the whole image painted."""
+
+    mean_colour: Tensor
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.encoder = Backbone(name=config.encoder, norm=config.norm).build()
+        stride, channels = max(self.encoder.channels.items())
+        with torch.no_grad():  # AlexNet's pooling rounds down, so its side is asked, not computed
+            side = self.encoder(torch.zeros(2, 3, config.size, config.size))[stride].shape[-1]
+        out = config.size // 32
+        if config.encoder == "dcgan":
+            self.bottleneck = _dense_bottleneck(channels, side, out, config.norm)
+        else:
+            self.bottleneck = _channelwise_bottleneck(channels, side, out, config.norm)
+        self.decoder = Decoder(channels, (256, 128, 64, 64), norm=config.norm)
+        self.register_buffer("mean_colour", torch.tensor(MEAN_COLOUR).view(1, 3, 1, 1), persistent=False)
+
+    def forward(self, image: Tensor, mask: Tensor) -> Tensor:
+        seen = image * (1 - mask) + self.mean_colour * mask
+        features = self.encoder(seen)
+        coarsest = features[max(features)]  # (N,C,s,s)
+        return self.decoder(self.bottleneck(coarsest))  # (N,C,S/32,S/32) -> (N,3,S,S)
+
+
+def _channelwise_bottleneck(channels: int, side: int, out: int, norm: Norm) -> nn.Module:
+    """The paper's: every feature map is mixed over its own positions, then a 1x1 convolution mixes the maps."""
+    return nn.Sequential(
+        ChannelwiseLinear(channels, side * side, out * out),  # (N,C,side,side) -> (N,C,out,out)
+        nn.Conv2d(channels, channels, 1, bias=False),
+        normalization(norm, channels),
+        nn.ReLU(inplace=True),
+    )
+
+
+def _dense_bottleneck(channels: int, side: int, out: int, norm: Norm) -> nn.Module:
+    """The released 128-px net's: everything through 4000 numbers."""
+    return nn.Sequential(
+        nn.Conv2d(channels, 4000, side, bias=False),  # (N,C,side,side) -> (N,4000,1,1)
+        normalization(norm, 4000),
+        nn.LeakyReLU(0.2, inplace=True),
+        nn.ConvTranspose2d(4000, channels, out, bias=False),  # -> (N,C,out,out)
+        normalization(norm, channels),
+        nn.ReLU(inplace=True),
+    )
+
+
+# --- losses ---------------------------------------------------------------------------------------------------
+
+
+def reconstruction_loss(painted: Tensor, truth: Tensor, mask: Tensor, band: int, band_weight: float) -> Tensor:
+    """L2 over the hole and, ``band_weight`` times, over the ``band`` px of seen pixels around it (eq. 1).
+
+    Images (N,3,S,S) in [0,1]; mask (N,1,S,S). Averaged over the painted region of each image, then over images, so
+    that every image counts alike whatever the size of its hole. As in the authors' code the difference is taken on
+    the scale of [-1,1], four times the square of [0,1]'s. A mask without a hole means the whole image (autoencoder).
+    """
+    region = masks.dilate(mask, band) if band else mask
+    weight = mask + band_weight * (region - mask)
+    whole = (mask.amax((1, 2, 3), keepdim=True) == 0).to(mask)  # (N,1,1,1)
+    weight, region = weight + whole, region + whole
+    squared = (2 * (painted - truth)).square().mean(1, keepdim=True)  # (N,1,S,S)
+    return ((weight * squared).sum((1, 2, 3)) / region.sum((1, 2, 3))).mean()
+
+
+def mend(painted: Tensor, image: Tensor, mask: Tensor) -> Tensor:
+    """The painting where the hole is, the image where it is not; (N,3,S,S)."""
+    return torch.where(mask > 0.5, painted, image)
+
+
+# --- the method -----------------------------------------------------------------------------------------------
+
+
+class Inpainting(Method):
+    name = "inpainting"
+    score = "psnr"
+
+    def __init__(self, config: Config, world: World) -> None:
+        self.config, self.world = config, world
+        self.generator = Generator(config)
+        self.average = AveragedModel(
+            self.generator, multi_avg_fn=get_ema_multi_avg_fn(config.ema), use_buffers=True
+        )
+        self.networks = {"generator": self.generator, "average": self.average}
+        betas = (0.5, 0.999)
+        self.optimizers = {
+            "generator": torch.optim.Adam(self.generator.parameters(), config.lr, betas=betas)
+        }
+        if config.has_adversary:
+            # It sees the painted square where all holes are one square, else the whole mended image.
+            seen = config.size // 2 if config.mask == "center" else config.size
+            self.discriminator = DiscriminatorSpec(size=seen, norm=config.discriminator_norm).build()
+            self.networks["discriminator"] = self.discriminator
+            self.optimizers["discriminator"] = torch.optim.Adam(
+                self.discriminator.parameters(), config.lr_discriminator, betas=betas
+            )
+
+    def update(self, batch: Batch, step: int) -> dict[str, Tensor]:
+        config = self.config
+        truth, mask = self.crops(batch, step), self.holes(config.batch, config.seed, step)
+        mask = self.world.slice(mask)
+        with self.world.autocast():
+            painted = self.generator(truth, mask)
+        painted = painted.float()
+
+        reconstruction = reconstruction_loss(painted, truth, mask, config.band, config.overlap_weight)
+        loss = (1 - config.adversarial) * reconstruction
+        scalars = {"loss/reconstruction": reconstruction}
+        if config.has_adversary and step >= config.adversarial_start:
+            mended = mend(painted, truth, mask)
+            scalars |= self._update_discriminator(self._judged(truth), self._judged(mended.detach()), step)
+            # The generator is judged by the discriminator that has just learnt.
+            with adversarial.frozen(self.discriminator), self.world.autocast():
+                verdict = self.discriminator(self._judged(mended))
+            fooling = adversarial.generator_loss(verdict.float(), config.gan)
+            loss = loss + config.adversarial * fooling
+            scalars |= {"loss/adversarial": fooling, "loss/adversarial_weighted": config.adversarial * fooling}
+        loss.backward()
+        scalars["grad_norm/generator"] = optim.step(self.optimizers["generator"], self.world)
+        self.average.update_parameters(self.generator)
+        return scalars | {"loss/generator": loss}
+
+    def _update_discriminator(self, real: Tensor, fake: Tensor, step: int) -> dict[str, Tensor]:
+        """Real and fake pass one after the other, each with its own backward: two batches never share statistics."""
+        config = self.config
+        with self.world.autocast():
+            on_real = self.discriminator(real)
+        loss_real = adversarial.real_loss(on_real.float(), config.gan)
+        loss_real.backward()
+        with adversarial.untracked(self.discriminator), self.world.autocast():
+            on_fake = self.discriminator(fake)
+        loss_fake = adversarial.fake_loss(on_fake.float(), config.gan)
+        loss_fake.backward()
+        scalars = {
+            "discriminator/real": on_real.float().sigmoid().mean(),
+            "discriminator/fake": on_fake.float().sigmoid().mean(),
+            "loss/discriminator": loss_real + loss_fake,
+        }
+        if config.r1 and step % 16 == 0:
+            # Every 16 steps at 16 times the weight (lazy regularisation, Karras 2020).
+            penalty = adversarial.r1_penalty(self.discriminator, real)
+            (16 * config.r1 * penalty).backward()
+            scalars["loss/r1"] = penalty
+        scalars["grad_norm/discriminator"] = optim.step(self.optimizers["discriminator"], self.world)
+        return scalars
+
+    def crops(self, batch: Batch, step: int) -> Tensor:
+        """This rank's random crops of a step, (n,3,S,S) in [0,1]."""
+        config = self.config
+        draws = views.CropDraws(config.batch, generator(config.seed, step, 1))
+        boxes = views.random_boxes(batch["extent"].cpu(), self.world.slice(draws))
+        return views.crop_resize(batch["image"], boxes, config.size, flip=self.world.slice(flip))
+
+    def holes(self, count: int, *key: int) -> Tensor:
+        """Holes drawn for ``key``, (count,1,S,S); all 0 for the autoencoder."""
+        config = self.config
+        if config.mask == "none":
+            return torch.zeros(count, 1, config.size, config.size, device=self.world.device)
+        return masks.draw(config.mask, count, config.size, generator(*key, 2)).to(self.world.device)
+
+    def _judged(self, image: Tensor) -> Tensor:
+        """What the discriminator sees of an image: the central square, or all of it."""
+        quarter = self.config.size // 4
+        return image[..., quarter:-quarter, quarter:-quarter] if self.config.mask == "center" else image
+
+    def milestones(self) -> dict[int, str]:
+        start = self.config.adversarial_start
+        return {start: "before-adversary"} if self.config.has_adversary and start else {}
+
+    def warnings(self, scalars: Mapping[str, float]) -> list[str]:
+        if scalars.get("loss/discriminator", 1.0) < 1e-4:
+            return ["the discriminator's loss is 0.0000: it has won, and the generator learns nothing from it; "
+                    "try --discriminator-norm spectral, or a lower --lr-discriminator"]  # fmt: skip
+        return []
+
+    def encoders(self) -> dict[str, Encoder]:
+        roles: dict[str, Encoder] = {"generator": self.average.module.encoder}
+        if self.config.has_adversary:
+            roles["discriminator"] = self.discriminator.encoder()
+        return roles
+
+    # --- looking and measuring --------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def paint(self, image: Tensor, mask: Tensor) -> Tensor:
+        """What the averaged generator paints, (N,3,S,S) in [0,1]."""
+        net = self.average.module.eval()
+        with self.world.autocast():
+            return net(image, mask).float()
+
+    def show(self, batch: Batch) -> dict[str, Tensor]:
+        """Columns: input | hole (what is painted into it) | mended | truth. The same images and holes at every call."""
+        truth = self.centered(batch)
+        mask = self.holes(len(truth), self.config.seed)
+        painted = self.paint(truth, mask)
+        if self.config.mask == "none":
+            columns = [truth, painted]
+        else:
+            grey = torch.full_like(truth, 0.5)
+            columns = [mend(self.generator.mean_colour.expand_as(truth), truth, mask), mend(painted, grey, mask),
+                       mend(painted, truth, mask), truth]  # fmt: skip
+        rows = torch.stack(columns, 1).flatten(0, 1)  # (N*columns,3,S,S), an image's pictures side by side
+        rows = nn.functional.interpolate(rows, scale_factor=2, mode="nearest")  # small crops, large screens
+        return {"input | hole | mended | truth": make_grid(rows, nrow=len(columns), padding=2, pad_value=1.0)}
+
+    def evaluate(self, batches: Iterable[Batch]) -> dict[str, float]:
+        ...
+
+    def centered(self, batch: Batch) -> Tensor:
+        """Held-out images are cropped to their largest central square."""
+        return views.crop_resize(batch["image"], views.center_boxes(batch["extent"]), self.config.size)

@@ -1,0 +1,110 @@
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from core.train import checkpoint
+from core.train.config import (
+    Preset,
+    TrainConfig,
+    from_plain,
+    parse_command,
+    parse_training,
+    to_plain,
+    user_errors,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(TrainConfig):
+    width: int = 8
+    rates: tuple[float, ...] = (0.1, 0.2)
+
+
+def demo() -> Config:
+    return Config()
+
+
+def small() -> Config:
+    return Config(preset="small", width=64, steps=7)
+
+
+def paper() -> Config:
+    return Config(preset="paper", width=512)
+
+
+PRESETS: dict[Preset, object] = {"demo": demo, "small": small, "paper": paper}
+
+
+def parse(*argv: str) -> Config:
+    return parse_training("toy", PRESETS, argv)  # type: ignore[arg-type]
+
+
+def test_a_preset_sets_defaults_and_options_override_it():
+    assert parse() == demo()
+    assert parse("--preset", "small", "--steps", "9") == Config(preset="small", width=64, steps=9)
+    assert parse("--preset=paper").width == 512
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--widht", "3"], "unknown option --widht: did you mean --width?"),
+        (["--save_evry", "3"], "unknown option --save_evry: did you mean --save-every?"),
+        (["zzzzzzz"], "unknown option zzzzzzz: see --help"),
+        (["--steps", "many"], "Error parsing --steps: invalid literal for int() with base 10: 'many'"),
+        (["--preset", "huge"], "invalid choice 'huge' for argument '--preset'"),
+        (["--steps"], "Missing value for argument '--steps'"),
+        (["--steps", "0"], "--steps must be at least 1"),
+        (["--seed", "-1"], "--seed must not be negative"),
+    ],
+)
+def test_a_mistake_is_one_line(argv: list[str], message: str, capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit) as stop, user_errors():
+        parse(*argv)
+    said = capsys.readouterr()
+    assert stop.value.code == 2
+    assert said.out == ""
+    assert said.err.startswith("error: ")
+    assert said.err.count("\n") == 1
+    assert message in said.err
+
+
+def test_help_lists_the_options_and_succeeds(capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit) as stop:
+        parse("--help")
+    assert stop.value.code == 0
+    assert "--adversarial" not in capsys.readouterr().out  # another method's
+
+
+def test_settings_survive_a_checkpoint(tmp_path: Path):
+    config = Config(run=tmp_path, rates=(0.5,), width=3)
+    assert from_plain(Config, to_plain(config)) == config
+    with pytest.raises(ValueError, match="does not know: colour"):
+        from_plain(Config, {**to_plain(config), "colour": 1})
+
+
+def test_resume_takes_the_saved_settings_and_refuses_others(tmp_path: Path):
+    saved = Config(width=5, steps=10, batch=4)
+    content = {"method": "toy", "config": to_plain(saved), "step": 10, "state": {}, "encoders": {}}
+    checkpoint.save(tmp_path / "step-00000010.pt", content)
+    resumed = parse("--resume", "--run", str(tmp_path), "--steps", "20")
+    assert (resumed.width, resumed.batch, resumed.steps, resumed.run) == (5, 4, 20, tmp_path)
+    with pytest.raises(ValueError, match=r"--width 5 -> 6"):
+        parse("--resume", "--run", str(tmp_path), "--width", "6")
+
+
+def test_resume_without_a_run_says_how_to_get_one(tmp_path: Path):
+    with pytest.raises(ValueError, match="no checkpoint at .*train one"):
+        parse("--resume", "--runs", str(tmp_path / "none"))
+
+
+def test_required_fields_of_a_plain_command_are_named():
+    @dataclass(frozen=True)
+    class Command:
+        ckpt: Path
+
+    with pytest.raises(ValueError, match="ckpt"):
+        parse_command(Command, [])
