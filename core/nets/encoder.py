@@ -1,0 +1,28 @@
+"""The one contract by which features are moved to other tasks."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+
+
+class Spec(Protocol):
+    """The settings an encoder is built from."""
+
+    def plain(self) -> dict[str, Any]:
+        """As a plain dict for a checkpoint; ``core.nets.backbones.build_spec`` builds the encoder from it."""
+
+
+class Encoder(nn.Module):
+    """RGB (N,3,H,W) in [0,1] -> {stride: feature map (N,C,H/stride,W/stride)}, fine to coarse.
+
+    Fully convolutional: any image of at least 32 px a side. What the network wants of its input beyond
+    [0,1] (mean and deviation, say) is done inside. ``channels`` says the C of each stride.
+    """
+
+    spec: Spec
+    channels: dict[int, int]
+
+    def forward(self, image: Tensor) -> dict[int, Tensor]:
+        raise NotImplementedError
