@@ -1,0 +1,88 @@
+"""Random views of images: parameters drawn on the CPU, then applied in batch, on the images' device.
+
+A box is (top, left, height, width), in pixels, fractions allowed; pixel (i,j) covers [i,i+1) x [j,j+1).
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def crop_draws(n: int, generator: torch.Generator) -> Tensor:
+    """What ``random_boxes`` needs for ``n`` images, of any extent: uniform numbers in [0,1), (n,4)."""
+    return torch.rand(n, 4, generator=generator)
+
+
+def random_flips(n: int, generator: torch.Generator) -> Tensor:
+    """Whether to mirror each of ``n`` images, evens; bool (n,)."""
+    return torch.rand(n, generator=generator) < 0.5
+
+
+def random_boxes(
+    extent: Tensor,
+    draws: Tensor,
+    scale: tuple[float, float] = (0.35, 1.0),
+    ratio: tuple[float, float] = (3 / 4, 4 / 3),
+) -> Tensor:
+    """Boxes (n,4) of random area and shape at random places in their images (Szegedy 2015, section 6).
+
+    extent: heights and widths, px, (n,2). draws: of ``crop_draws``, (n,4). scale: part of the image's area,
+    uniform. ratio: width over height, uniform in the logarithm. A box that would stick out is shrunk to fit,
+    its ratio kept (torchvision's RandomResizedCrop draws again), so that the number of draws is fixed.
+    """
+    height, width = extent.float().unbind(1)
+    area_draw, ratio_draw, top_draw, left_draw = draws.to(extent.device).unbind(1)
+    area = height * width * (scale[0] + (scale[1] - scale[0]) * area_draw)
+    low, high = math.log(ratio[0]), math.log(ratio[1])
+    root = torch.exp((low + (high - low) * ratio_draw) / 2)  # the ratio's
+    box_height, box_width = area.sqrt() / root, area.sqrt() * root
+    shrink = torch.minimum(height / box_height, width / box_width).clamp(max=1)
+    box_height, box_width = box_height * shrink, box_width * shrink
+    return torch.stack(
+        [top_draw * (height - box_height), left_draw * (width - box_width), box_height, box_width], dim=1
+    )
+
+
+def center_boxes(extent: Tensor) -> Tensor:
+    """The largest central square of each image; extent (n,2) -> (n,4), on whole pixels."""
+    side = extent.amin(1, keepdim=True)
+    corner = (extent - side) // 2
+    return torch.cat([corner, side, side], dim=1).float()
+
+
+def crop_resize(image: Tensor, boxes: Tensor, size: int, flip: Tensor | None = None) -> Tensor:
+    """Cuts each image's box out and resizes it to ``size``; (n,3,H,W) -> float (n,3,size,size) in [0,1].
+
+    image: uint8 in 0..255 or float in [0,1]. boxes (n,4). flip: bool (n,), mirrored left to right where true.
+
+    Bilinear with antialiasing, equal to ``interpolate(crop, size, mode="bilinear", antialias=True)`` where
+    boxes are on whole pixels: a triangle filter, widened when shrinking; nothing outside the box is read.
+    As the filter is separable and linear, the batch is two matrix products, rows @ image @ columns^T, with
+    weights for each image.
+    """
+    height, width = image.shape[-2:]
+    boxes = boxes.to(image.device)
+    rows = _filters(boxes[:, 0], boxes[:, 2], height, size)  # (n,size,H)
+    columns = _filters(boxes[:, 1], boxes[:, 3], width, size)  # (n,size,W)
+    if flip is not None:
+        columns = torch.where(flip.to(image.device)[:, None, None], columns.flip(1), columns)
+    if image.dtype == torch.uint8:
+        rows = rows / 255
+    narrow = image.float().flatten(1, 2) @ columns.mT  # (n,3*H,W) @ (n,W,size) -> (n,3*H,size)
+    return rows[:, None] @ narrow.unflatten(1, (3, height))  # (n,1,size,H) @ (n,3,H,size) -> (n,3,size,size)
+
+
+def _filters(start: Tensor, length: Tensor, pixels: int, size: int) -> Tensor:
+    """Weights (n,size,pixels) that resample [start, start+length) of a line of pixels to ``size``."""
+    start, length = start[:, None, None], length[:, None, None]
+    edge = torch.arange(pixels, device=start.device)  # (pixels,), the left edges
+    step = length / size
+    centre = start + (torch.arange(size, device=start.device)[:, None] + 0.5) * step  # (n,size,1)
+    triangle = (1 - (edge + 0.5 - centre).abs() / step.clamp(min=1)).clamp(min=0)  # (n,size,pixels)
+    # A pixel that the box cuts through counts by its part inside, (n,1,pixels).
+    covered = (torch.minimum(edge + 1, start + length) - torch.maximum(edge, start)).clamp(0, 1)
+    weights = triangle * covered
+    return weights / weights.sum(2, keepdim=True)
