@@ -39,16 +39,16 @@ def center(n: int, size: int, device: torch.device | str = "cpu") -> Tensor:
 
 
 def blocks(n: int, size: int, generator: torch.Generator, device: torch.device | str = "cpu") -> Tensor:
-    """Overlapping rectangles, sides of 1/8 to 3/8, which together cover about 1/8 to 1/4; (n,1,size,size)."""
+    """Overlapping rectangles, sides of 1/8 to 3/8, which together cover about 1/8 to 1/4; (n,1,size,size).
+
+    Their centres are anywhere in the image, and what sticks out is cut off."""
     share = torch.empty(n, 1, 1).uniform_(0.6 * MOST, MOST, generator=generator)
     side = torch.empty(n, 2, RECTANGLES).uniform_(1 / 8, 3 / 8, generator=generator)
-    place = torch.rand(n, 2, RECTANGLES, generator=generator)
+    centre = torch.rand(n, 2, RECTANGLES, generator=generator)
 
-    share, side, place = share.to(device), side.to(device), place.to(device)
-    side = (side * size).floor().clamp(min=1)
-    start = (place * (size - side + 1)).floor()  # every start at which the rectangle fits is as likely
-    line = torch.arange(size, device=device)[:, None]
-    inside = (line >= start[:, :, None]) & (line < (start + side)[:, :, None])  # (n,2,size,rectangles)
+    share, side, centre = share.to(device), side.to(device), centre.to(device)
+    line = (torch.arange(size, device=device)[:, None] + 0.5) / size  # pixel centres
+    inside = (line - centre[:, :, None]).abs() <= side[:, :, None] / 2  # (n,2,size,rectangles)
     rows, columns = inside.unbind(1)
 
     mask = torch.zeros(n, size, size, dtype=torch.bool, device=device)

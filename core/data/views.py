@@ -40,7 +40,8 @@ def random_boxes(
     root = torch.exp((low + (high - low) * ratio_draw) / 2)  # the ratio's
     box_height, box_width = area.sqrt() / root, area.sqrt() * root
     shrink = torch.minimum(height / box_height, width / box_width).clamp(max=1)
-    box_height, box_width = box_height * shrink, box_width * shrink
+    box_height = torch.minimum(box_height * shrink, height)  # rounding may have left it a trifle too large
+    box_width = torch.minimum(box_width * shrink, width)
     return torch.stack(
         [top_draw * (height - box_height), left_draw * (width - box_width), box_height, box_width], dim=1
     )
