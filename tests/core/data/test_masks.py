@@ -33,11 +33,12 @@ def test_masks_are_a_function_of_the_generator(kind: masks.Kind) -> None:
     assert not torch.equal(first, other)
 
 
-@pytest.mark.parametrize("kind", RANDOM)
-def test_every_place_is_a_hole_at_times(kind: masks.Kind) -> None:
+@pytest.mark.parametrize(("kind", "least", "most"), [("blocks", 0.06, 0.26), ("regions", 0.12, 0.24)])
+def test_holes_are_everywhere_about_as_often(kind: masks.Kind, least: float, most: float) -> None:
+    """Fewer blocks reach a corner, as their centres don't lie outside."""
     often = masks.draw(kind, 2000, 32, generator(5)).mean((0, 1))
-    assert often.min() > 0.04
-    assert often.max() < 0.4
+    assert often.min() > least
+    assert often.max() < most
 
 
 def test_blocks_are_unions_of_rectangles() -> None:
