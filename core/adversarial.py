@@ -47,6 +47,7 @@ def r1_penalty(discriminator: Callable[[Tensor], Tensor], images: Tensor) -> Ten
 
     1/2 * E ||d logit / d image||^2, for images (N,3,H,W) and a discriminator that judges each by itself. With
     batch normalisation it does not: there the gradient also counts what an image does to the others' logits.
+    Of a compiled network pass ``network.forward``, as torch.compile cannot differentiate twice.
     """
     images = images.detach().requires_grad_()
     logits = discriminator(images)

@@ -9,7 +9,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.nn.functional import max_pool2d, normalize
+from torch.nn.functional import max_pool2d
 
 Kind = Literal["center", "blocks", "regions"]
 
@@ -82,8 +82,8 @@ def dilate(mask: Tensor, pixels: int) -> Tensor:
 
 
 def _smooth(noise: Tensor, size: int) -> Tensor:
-    """Noise (n,g,g), spread over the image as the heights of Gaussian bumps; variance 1 everywhere."""
+    """Gaussian bumps on a grid over the image, with noise (n,g,g) as their heights; (n,size,size)."""
     points = torch.arange(noise.shape[-1], device=noise.device)
     line = torch.linspace(0, noise.shape[-1] - 1, size, device=noise.device)
-    bumps = normalize((-((line[:, None] - points) ** 2)).exp(), dim=1)  # (size,g)
+    bumps = (-((line[:, None] - points) ** 2)).exp()  # (size,g)
     return bumps @ noise @ bumps.T
