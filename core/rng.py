@@ -11,10 +11,12 @@ import torch
 
 
 def generator(*key: int) -> torch.Generator:
-    """A CPU generator whose stream is a function of ``key`` (non-negative integers), well mixed by numpy's SeedSequence."""
+    """A CPU generator whose stream is a function of ``key`` (non-negative integers), well mixed by numpy."""
     return torch.Generator().manual_seed(mixed(*key))
 
 
 def mixed(*key: int) -> int:
-    """One 63-bit seed from several integers."""
-    return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> np.uint64(1))
+    """One 63-bit seed from several integers below 2**64."""
+    # Their number and two words for each, because SeedSequence takes (1,) for (1, 0) and 2**32 for (0, 1).
+    words = [len(key), *(word for k in key for word in (k & 0xFFFFFFFF, k >> 32))]
+    return int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0] >> np.uint64(1))

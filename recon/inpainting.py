@@ -28,13 +28,17 @@ from core.data import masks, views
 from core.nets.backbones import Backbone, Encoder
 from core.nets.decoders import ChannelwiseLinear, Decoder
 from core.nets.discriminators import DiscriminatorSpec
-from core.rng import generator, mixed
+from core.nets.layers import Norm, normalization
+from core.perceptual import open_lpips
+from core.quality import HoleQuality
+from core.rng import generator
 from core.train import checkpoint, optim
 from core.train.config import TrainConfig, from_plain, parse_training, user_errors
 from core.train.dist import World
 from core.train.loop import train
 from core.train.method import Batch, Method
 
+_CROPS, _HOLES = 1, 2  # what random numbers are for, the last part of their key
 MEAN_COLOUR = (123 / 255, 117 / 255, 104 / 255)  # the authors' fill, RGB
 
 
@@ -66,6 +70,9 @@ class Config(TrainConfig):
     r1: float = 0.0
     """Weight of the gradient penalty on real images (Mescheder 2018), every 16 steps; 0 = none."""
 
+    lpips: str = "auto"
+    """LPIPS of held-out images: auto (where its AlexNet is at hand), download, off, or a FILE of torchvision's AlexNet."""
+
     lr: float = 2e-3
     """Adam's rate for the generator."""
     lr_discriminator: float = 2e-4
@@ -76,7 +83,9 @@ class Config(TrainConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.size % 32 or self.size < 64:
-            raise ValueError(f"--size {self.size}: the decoder doubles five times, so use a multiple of 32 from 64 on")
+            raise ValueError(
+                f"--size {self.size}: the decoder doubles five times, so use a multiple of 32 from 64 on"
+            )
         if not 0 <= self.adversarial < 1:
             raise ValueError(f"--adversarial must be in [0, 1), not {self.adversarial}")
 
@@ -123,13 +132,8 @@ class Generator(nn.Module):
         super().__init__()
         self.encoder = Backbone(name=config.encoder, norm=config.norm).build()
         stride, channels = max(self.encoder.channels.items())
-        with torch.no_grad():  # AlexNet's pooling rounds down, so its side is asked, not computed
-            side = self.encoder(torch.zeros(2, 3, config.size, config.size))[stride].shape[-1]
-        out = config.size // 32
-        if config.encoder == "dcgan":
-            self.bottleneck = _dense_bottleneck(channels, side, out, config.norm)
-        else:
-            self.bottleneck = _channelwise_bottleneck(channels, side, out, config.norm)
+        bottleneck = _dense_bottleneck if config.encoder == "dcgan" else _channelwise_bottleneck
+        self.bottleneck = bottleneck(channels, config.size // stride, config.norm)
         self.decoder = Decoder(channels, (256, 128, 64, 64), norm=config.norm)
         self.register_buffer("mean_colour", torch.tensor(MEAN_COLOUR).view(1, 3, 1, 1), persistent=False)
 
@@ -140,23 +144,23 @@ class Generator(nn.Module):
         return self.decoder(self.bottleneck(coarsest))  # (N,C,S/32,S/32) -> (N,3,S,S)
 
 
-def _channelwise_bottleneck(channels: int, side: int, out: int, norm: Norm) -> nn.Module:
+def _channelwise_bottleneck(channels: int, side: int, norm: Norm) -> nn.Module:
     """The paper's: every feature map is mixed over its own positions, then a 1x1 convolution mixes the maps."""
     return nn.Sequential(
-        ChannelwiseLinear(channels, side * side, out * out),  # (N,C,side,side) -> (N,C,out,out)
+        ChannelwiseLinear(channels, side**2, side**2),  # (N,C,side,side)
         nn.Conv2d(channels, channels, 1, bias=False),
         normalization(norm, channels),
         nn.ReLU(inplace=True),
     )
 
 
-def _dense_bottleneck(channels: int, side: int, out: int, norm: Norm) -> nn.Module:
+def _dense_bottleneck(channels: int, side: int, norm: Norm) -> nn.Module:
     """The released 128-px net's: everything through 4000 numbers."""
     return nn.Sequential(
         nn.Conv2d(channels, 4000, side, bias=False),  # (N,C,side,side) -> (N,4000,1,1)
         normalization(norm, 4000),
         nn.LeakyReLU(0.2, inplace=True),
-        nn.ConvTranspose2d(4000, channels, out, bias=False),  # -> (N,C,out,out)
+        nn.ConvTranspose2d(4000, channels, side, bias=False),  # -> (N,C,side,side)
         normalization(norm, channels),
         nn.ReLU(inplace=True),
     )
@@ -165,7 +169,9 @@ def _dense_bottleneck(channels: int, side: int, out: int, norm: Norm) -> nn.Modu
 # --- losses ---------------------------------------------------------------------------------------------------
 
 
-def reconstruction_loss(painted: Tensor, truth: Tensor, mask: Tensor, band: int, band_weight: float) -> Tensor:
+def reconstruction_loss(
+    painted: Tensor, truth: Tensor, mask: Tensor, band: int, band_weight: float
+) -> Tensor:
     """L2 over the hole and, ``band_weight`` times, over the ``band`` px of seen pixels around it (eq. 1).
 
     Images (N,3,S,S) in [0,1]; mask (N,1,S,S). Averaged over the painted region of each image, then over images, so
@@ -200,9 +206,7 @@ class Inpainting(Method):
         )
         self.networks = {"generator": self.generator, "average": self.average}
         betas = (0.5, 0.999)
-        self.optimizers = {
-            "generator": torch.optim.Adam(self.generator.parameters(), config.lr, betas=betas)
-        }
+        self.optimizers = {"generator": torch.optim.Adam(self.generator.parameters(), config.lr, betas=betas)}
         if config.has_adversary:
             # It sees the painted square where all holes are one square, else the whole mended image.
             seen = config.size // 2 if config.mask == "center" else config.size
@@ -212,10 +216,12 @@ class Inpainting(Method):
                 self.discriminator.parameters(), config.lr_discriminator, betas=betas
             )
 
+        lpips, self.lpips_said = open_lpips(config.lpips)
+        self.lpips = lpips and lpips.to(world.device)
+
     def update(self, batch: Batch, step: int) -> dict[str, Tensor]:
         config = self.config
-        truth, mask = self.crops(batch, step), self.holes(config.batch, config.seed, step)
-        mask = self.world.slice(mask)
+        truth, mask = self.crops(batch, step), self.world.slice(self.holes(config.batch, config.seed, step))
         with self.world.autocast():
             painted = self.generator(truth, mask)
         painted = painted.float()
@@ -231,7 +237,10 @@ class Inpainting(Method):
                 verdict = self.discriminator(self._judged(mended))
             fooling = adversarial.generator_loss(verdict.float(), config.gan)
             loss = loss + config.adversarial * fooling
-            scalars |= {"loss/adversarial": fooling, "loss/adversarial_weighted": config.adversarial * fooling}
+            scalars |= {
+                "loss/adversarial": fooling,
+                "loss/adversarial_weighted": config.adversarial * fooling,
+            }
         loss.backward()
         scalars["grad_norm/generator"] = optim.step(self.optimizers["generator"], self.world)
         self.average.update_parameters(self.generator)
@@ -255,7 +264,9 @@ class Inpainting(Method):
         }
         if config.r1 and step % 16 == 0:
             # Every 16 steps at 16 times the weight (lazy regularisation, Karras 2020).
-            penalty = adversarial.r1_penalty(self.discriminator, real)
+            penalty = adversarial.r1_penalty(
+                self.discriminator.forward, real
+            )  # torch.compile has no second derivative
             (16 * config.r1 * penalty).backward()
             scalars["loss/r1"] = penalty
         scalars["grad_norm/discriminator"] = optim.step(self.optimizers["discriminator"], self.world)
@@ -263,9 +274,9 @@ class Inpainting(Method):
 
     def crops(self, batch: Batch, step: int) -> Tensor:
         """This rank's random crops of a step, (n,3,S,S) in [0,1]."""
-        config = self.config
-        draws = views.CropDraws(config.batch, generator(config.seed, step, 1))
-        boxes = views.random_boxes(batch["extent"].cpu(), self.world.slice(draws))
+        config, random = self.config, generator(self.config.seed, step, _CROPS)
+        draws, flip = views.crop_draws(config.batch, random), views.random_flips(config.batch, random)
+        boxes = views.random_boxes(batch["extent"], self.world.slice(draws))
         return views.crop_resize(batch["image"], boxes, config.size, flip=self.world.slice(flip))
 
     def holes(self, count: int, *key: int) -> Tensor:
@@ -273,7 +284,7 @@ class Inpainting(Method):
         config = self.config
         if config.mask == "none":
             return torch.zeros(count, 1, config.size, config.size, device=self.world.device)
-        return masks.draw(config.mask, count, config.size, generator(*key, 2)).to(self.world.device)
+        return masks.draw(config.mask, count, config.size, generator(*key, _HOLES), self.world.device)
 
     def _judged(self, image: Tensor) -> Tensor:
         """What the discriminator sees of an image: the central square, or all of it."""
@@ -293,7 +304,7 @@ class Inpainting(Method):
     def encoders(self) -> dict[str, Encoder]:
         roles: dict[str, Encoder] = {"generator": self.average.module.encoder}
         if self.config.has_adversary:
-            roles["discriminator"] = self.discriminator.encoder()
+            roles["discriminator"] = self.discriminator.encoder
         return roles
 
     # --- looking and measuring --------------------------------------------------------------------------------
@@ -321,8 +332,50 @@ class Inpainting(Method):
         return {"input | hole | mended | truth": make_grid(rows, nrow=len(columns), padding=2, pad_value=1.0)}
 
     def evaluate(self, batches: Iterable[Batch]) -> dict[str, float]:
-        ...
+        """Means over held-out images of what stands in the holes (``recon.quality``); holes as in ``show``."""
+        figures = HoleQuality(self.lpips)
+        for first, batch in enumerate(batches):
+            truth = self.centered(batch)
+            mask = self.holes(len(truth), self.config.seed, first)
+            figures.add(mend(self.paint(truth, mask), truth, mask), truth, mask)
+        return figures.means()
 
     def centered(self, batch: Batch) -> Tensor:
         """Held-out images are cropped to their largest central square."""
         return views.crop_resize(batch["image"], views.center_boxes(batch["extent"]), self.config.size)
+
+
+# --- using it -------------------------------------------------------------------------------------------------
+
+
+class Mender(nn.Module):
+    """A trained generator for whoever has images to mend: squares of side ``size``."""
+
+    def __init__(self, net: Generator, size: int) -> None:
+        super().__init__()
+        self.net, self.size = net, size
+
+    @torch.no_grad()
+    def forward(self, image: Tensor, mask: Tensor) -> Tensor:
+        """(N,3,S,S) in [0,1] and holes (N,1,S,S) -> (N,3,S,S), unchanged outside the holes."""
+        return mend(self.net(image, mask), image, mask)
+
+
+def load_mender(path: Path, device: torch.device) -> Mender:
+    """The averaged generator of a checkpoint (a file or a run's folder). ValueError of one line if it is none."""
+    content = checkpoint.load(checkpoint.find(path), Inpainting.name)
+    config = from_plain(Config, content["config"])
+    net = Generator(config)
+    average = AveragedModel(net, use_buffers=True)
+    average.load_state_dict(content["state"]["network.average"])
+    return Mender(average.module, config.size).eval().to(device)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    with user_errors():
+        config = parse_training(Inpainting.name, {"demo": demo, "small": small, "paper": paper}, argv)
+        train(config, Inpainting)
+
+
+if __name__ == "__main__":
+    main()

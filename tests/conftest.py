@@ -1,10 +1,23 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
+
+ROOT = Path(__file__).parents[1]
+
+# The smallest training run that goes through everything: pictures, measurements, checkpoints, adversary.
+TINY = (
+    "--size 64 --batch 4 --steps 6 --adversarial-start 2 --log-every 2 --show-every 3 --eval-every 3 "
+    "--save-every 2 --eval-images 2 --device cpu"
+).split()
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -12,9 +25,48 @@ def _one_thread() -> None:
     torch.set_num_threads(1)  # two pytest workers share two cores
 
 
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+@pytest.fixture(autouse=True, scope="session")
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     """No test reads or writes the user's cache; tests of one worker share one, as runs of one user do."""
-    cache = tmp_path_factory.getbasetemp() / "kintsugi-cache"
-    monkeypatch.setenv("KINTSUGI_CACHE", str(cache))
-    yield cache
+    os.environ["KINTSUGI_CACHE"] = str(tmp_path_factory.getbasetemp() / "kintsugi-cache")
+    os.environ["OMP_NUM_THREADS"] = "1"
+
+
+@pytest.fixture(scope="session")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of 24 JPEGs, each a smooth field of colour with an edge, so that holes can be guessed from around."""
+    folder = tmp_path_factory.mktemp("photos")
+    rng = np.random.default_rng(0)
+    y, x = np.mgrid[0:1:72j, 0:1:96j]
+    for i in range(24):
+        low, high, slope = rng.random(3), rng.random(3), rng.normal(size=2)
+        field = (slope[0] * x + slope[1] * y > slope.sum() / 2)[..., None]
+        image = np.where(field, low, high) * (0.7 + 0.3 * np.sin(6 * x + i))[..., None]
+        Image.fromarray((255 * image.clip(0, 1)).astype(np.uint8)).save(folder / f"photo{i:02d}.jpg")
+    return folder
+
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    """Runs ``python -m MODULE ARGS`` as a person would, in an empty folder."""
+
+    def call(module: str, *args: str | Path, timeout: float = 120) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", module, *map(str, args)], cwd=tmp_path, capture_output=True, text=True,
+            timeout=timeout, env={**os.environ, "PYTHONPATH": str(ROOT)}, check=False,
+        )  # fmt: skip
+
+    return call
+
+
+def refusal(done: subprocess.CompletedProcess[str]) -> str:
+    """The one line with which a command refuses bad input; checks that it is one line, with exit code 2."""
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr
+    assert len(errors) == 1, done.stderr
+    assert done.stderr.rstrip().splitlines()[-1] == errors[0]
+    return errors[0]

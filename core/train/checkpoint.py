@@ -54,12 +54,16 @@ def load(path: Path, method: str | None = None) -> dict[str, Any]:
         hint = f"use the one before it, {others[0]}" if others else "train anew, or name another"
         raise ValueError(f"{path} is not a whole checkpoint ({type(error).__name__}): {hint}") from None
     if not isinstance(content, dict) or "format" not in content or "method" not in content:
-        raise ValueError(f"{path} is not a checkpoint of this project: name a file that a train command wrote")
+        raise ValueError(
+            f"{path} is not a checkpoint of this project: name a file that a train command wrote"
+        )
     if content["format"] != FORMAT:
         raise ValueError(f"{path} has checkpoint format {content['format']}, this version reads {FORMAT}: "
                          "use the version that wrote it")  # fmt: skip
     if method is not None and content["method"] != method:
-        raise ValueError(f"{path} is a checkpoint of {content['method']}, not of {method}: name one of {method}")
+        raise ValueError(
+            f"{path} is a checkpoint of {content['method']}, not of {method}: name one of {method}"
+        )
     return content
 
 
@@ -81,7 +85,7 @@ def find(path: Path) -> Path:
 
 
 def load_encoder(path: Path, role: str = "generator") -> Encoder:
-    """The encoder ``role`` of a checkpoint (a file or a run's folder), in eval mode: RGB in [0,1] -> {stride: features}."""
+    """The encoder ``role`` of a checkpoint (a file or a run's folder), in eval mode."""
     file = find(path)
     encoders = load(file)["encoders"]
     if role not in encoders:

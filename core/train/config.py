@@ -96,7 +96,9 @@ _FREE_AT_RESUME = frozenset(
 )
 
 
-def parse_training(method: str, presets: Mapping[Preset, Callable[[], C]], argv: Sequence[str] | None = None) -> C:
+def parse_training(
+    method: str, presets: Mapping[Preset, Callable[[], C]], argv: Sequence[str] | None = None
+) -> C:
     """The settings of a training run: preset, then the checkpoint's at --resume, then the command line's.
 
     Raises ValueError where --resume finds nothing or would silently change what is trained.

@@ -45,7 +45,9 @@ class World:
         for net in networks:
             net.to(self.device)
             if self.size > 1 and self.device.type == "cuda":
-                nn.SyncBatchNorm.convert_sync_batchnorm(net)  # swaps the layers inside; torch has it for GPUs only
+                nn.SyncBatchNorm.convert_sync_batchnorm(
+                    net
+                )  # swaps the layers inside; torch has it for GPUs only
             if self.size > 1:
                 for tensor in net.state_dict().values():
                     dist.broadcast(tensor, src=0)

@@ -1,4 +1,4 @@
-"""The loop owns time: steps, logging, checkpoints, signals. What one step does is the method's (``core.train.method``)."""
+"""The loop owns time: steps, logging, checkpoints, signals. What one step does is the method's."""
 
 from __future__ import annotations
 
@@ -49,7 +49,10 @@ def train(config: C, build: Callable[[C, World], Method]) -> Path:
         world.place(method.networks.values(), channels_last=config.channels_last, compile=config.compile)
         folder, start = _open_run(config, method, world)
         title = method.name if start == 0 else f"{method.name} from step {start}"
-        with Log(folder, title, config.steps, start, config.batch, main=world.is_main) as log, _Signals() as signals:
+        with (
+            Log(folder, title, config.steps, start, config.batch, main=world.is_main) as log,
+            _Signals() as signals,
+        ):
             _Loop(config, method, world, data, folder, log).run(start, signals)
         return folder
 
@@ -57,7 +60,7 @@ def train(config: C, build: Callable[[C, World], Method]) -> Path:
 def open_data(config: TrainConfig, quiet: bool = False) -> Split:
     """The images that a configuration names, split into training and held-out ones."""
     return open_images(
-        config.data, config.size, short_side=config.short_side, scenes=config.scenes, cache=config.cache,
+        config.data, config.size, short_side=config.short_side, scenes=config.scenes, cache_dir=config.cache,
         cache_gb=config.cache_gb, device="cuda" if config.device != "cpu" and torch.cuda.is_available() else "cpu",
         quiet=quiet,
     )  # fmt: skip
@@ -135,7 +138,9 @@ class _Loop:
         chunks = range(0, count, 64)
         self.figures = self.method.evaluate(self._heldout(first, min(first + 64, count)) for first in chunks)
         self.log.scalars({f"heldout/{name}": value for name, value in self.figures.items()}, done)
-        self.log.say(f"step {done}: " + ", ".join(f"{name} {value:.4g}" for name, value in self.figures.items()))
+        self.log.say(
+            f"step {done}: " + ", ".join(f"{name} {value:.4g}" for name, value in self.figures.items())
+        )
         if self.figures[self.method.score] > self.best:
             self.best = self.figures[self.method.score]
             self._write(done, "best.pt")
@@ -168,7 +173,9 @@ class _Loop:
         if not self.pending:
             return
         keys = [(step, name) for step, scalars in self.pending for name in scalars]
-        flat = torch.stack([value.detach().float() for _, scalars in self.pending for value in scalars.values()])
+        flat = torch.stack(
+            [value.detach().float() for _, scalars in self.pending for value in scalars.values()]
+        )
         self.pending.clear()
         for (step, name), value in zip(keys, self.world.mean(flat).tolist(), strict=True):
             if not math.isfinite(value):
@@ -212,13 +219,17 @@ def _open_run(config: TrainConfig, method: Method, world: World) -> tuple[Path, 
     folder = Path(world.from_main(str(named)))
     if world.is_main:
         if any(folder.glob("*.pt")):
-            raise ValueError(f"{folder} already holds a run: add --resume to go on with it, or choose another --run")
+            raise ValueError(
+                f"{folder} already holds a run: add --resume to go on with it, or choose another --run"
+            )
         try:
             folder.mkdir(parents=True, exist_ok=True)
             if not config.run:
                 _point_latest(folder)
         except OSError as error:
-            raise OSError(f"cannot write {folder} ({error.strerror}): choose another folder with --runs") from None
+            raise OSError(
+                f"cannot write {folder} ({error.strerror}): choose another folder with --runs"
+            ) from None
     return folder, 0
 
 

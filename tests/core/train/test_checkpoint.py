@@ -37,10 +37,20 @@ def test_find_takes_the_newest_whole_one(tmp_path: Path, capsys: pytest.CaptureF
 
 
 def test_prune_keeps_the_newest_and_the_named(tmp_path: Path):
-    for name in ("step-00000001.pt", "step-00000002.pt", "step-00000003.pt", "best.pt", "before-adversary.pt"):
+    for name in (
+        "step-00000001.pt",
+        "step-00000002.pt",
+        "step-00000003.pt",
+        "best.pt",
+        "before-adversary.pt",
+    ):
         checkpoint.save(tmp_path / name, content())
     checkpoint.prune(tmp_path, 1)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["before-adversary.pt", "best.pt", "step-00000003.pt"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "before-adversary.pt",
+        "best.pt",
+        "step-00000003.pt",
+    ]
 
 
 class Payload:
@@ -92,14 +102,19 @@ def test_a_full_disk_leaves_the_last_good_one(
         raise error
 
     monkeypatch.setattr(torch, "save", half_written)
-    with pytest.raises(OSError, match=r"could not write .*free some space.*last good checkpoint is .*00000001"):
+    with pytest.raises(
+        OSError, match=r"could not write .*free some space.*last good checkpoint is .*00000001"
+    ):
         checkpoint.save(tmp_path / "step-00000002.pt", content(2))
     assert [p.name for p in tmp_path.iterdir()] == ["step-00000001.pt"]
 
 
 def test_an_encoder_is_rebuilt_without_its_method(tmp_path: Path):
     encoder = Backbone(name="dcgan").build().eval()
-    saved = {**content(), "encoders": {"generator": {"spec": encoder.spec.plain(), "state": encoder.state_dict()}}}
+    saved = {
+        **content(),
+        "encoders": {"generator": {"spec": encoder.spec.plain(), "state": encoder.state_dict()}},
+    }
     checkpoint.save(tmp_path / "step-00000001.pt", saved)
     image = torch.rand(1, 3, 64, 64)
     again = checkpoint.load_encoder(tmp_path)(image)

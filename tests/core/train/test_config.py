@@ -82,7 +82,7 @@ def test_help_lists_the_options_and_succeeds(capsys: pytest.CaptureFixture[str])
 def test_settings_survive_a_checkpoint(tmp_path: Path):
     config = Config(run=tmp_path, rates=(0.5,), width=3)
     assert from_plain(Config, to_plain(config)) == config
-    with pytest.raises(ValueError, match="does not know: colour"):
+    with pytest.raises(ValueError, match=r"does not know: colour"):
         from_plain(Config, {**to_plain(config), "colour": 1})
 
 

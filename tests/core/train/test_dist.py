@@ -24,7 +24,10 @@ def test_one_process_needs_no_group():
 
 def test_a_batch_that_does_not_split_is_refused(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("WORLD_SIZE", "3")
-    with pytest.raises(ValueError, match="--batch 8 does not split over 3 ranks"), open_world("cpu", "auto", 8):
+    with (
+        pytest.raises(ValueError, match="--batch 8 does not split over 3 ranks"),
+        open_world("cpu", "auto", 8),
+    ):
         pass
 
 

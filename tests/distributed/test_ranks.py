@@ -1,0 +1,62 @@
+"""Two gloo processes under torchrun train to the weights of one process on the same global batch."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT, TINY, Run
+
+from core.train import checkpoint
+
+
+def torchrun(folder: Path, ranks: int, *args: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}",
+         "-m", "recon.inpainting", *args],
+        cwd=folder, capture_output=True, text=True, timeout=180, check=False,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+
+
+# Group norm, because torch has batch statistics over several processes for GPUs only.
+SAME = [*TINY, "--norm", "group", "--discriminator-norm", "group", "--mask", "blocks", "--lr", "1e-4"]
+
+
+def test_two_ranks_equal_one(run: Run, photos: Path, tmp_path: Path):
+    one = run("recon.inpainting", *SAME, "--data", photos, "--run", "one")
+    assert one.returncode == 0, one.stderr
+    two = torchrun(tmp_path, 2, *SAME, "--data", str(photos), "--run", "two")
+    assert two.returncode == 0, two.stderr
+    states = [checkpoint.load(checkpoint.find(tmp_path / name))["state"] for name in ("one", "two")]
+    start = checkpoint.load(tmp_path / "one/before-adversary.pt")["state"]
+    for net in ("generator", "discriminator"):
+        a, b, origin = (
+            torch.cat([v.flatten() for v in s[f"network.{net}"].values()]) for s in (*states, start)
+        )
+        assert (a - origin).norm() > 1e-3  # it moved
+        assert (a - b).norm() < 1e-3 * (a - origin).norm(), net
+
+
+def test_a_batch_that_does_not_split_is_one_line(photos: Path, tmp_path: Path):
+    done = torchrun(tmp_path, 2, *TINY, "--batch", "3", "--data", str(photos))
+    assert done.returncode != 0
+    assert "error: --batch 3 does not split over 2 ranks" in done.stderr
+
+
+@pytest.mark.parametrize("ranks", [2])
+def test_ranks_share_an_epoch_without_repeats(ranks: int, photos: Path):
+    from core.data.images import open_images
+    from core.data.loader import Loader
+
+    images = open_images(str(photos), 64, quiet=True).train
+    seen: list[int] = []
+    for rank in range(ranks):
+        with Loader(images, 2, 0, rank, ranks, torch.device("cpu")).iterate(0) as batches:
+            for _, batch in zip(range(len(images) // 2), batches, strict=False):
+                seen += batch["index"].tolist()
+    assert len(set(seen)) == len(seen) == len(images) // 2 * 2

@@ -1,0 +1,101 @@
+"""A run that is stopped and resumed ends with the weights of one that was never stopped, bit for bit."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT, TINY, Run
+
+from core.train import checkpoint
+
+
+def flat(value: object, at: str = "") -> dict[str, object]:
+    if isinstance(value, dict):
+        return {k: v for name, inner in value.items() for k, v in flat(inner, f"{at}/{name}").items()}
+    if isinstance(value, (list, tuple)):
+        return {k: v for i, inner in enumerate(value) for k, v in flat(inner, f"{at}/{i}").items()}
+    return {at: value}
+
+
+def assert_same_state(one: Path, other: Path) -> None:
+    a, b = (flat(checkpoint.load(checkpoint.find(run))["state"]) for run in (one, other))
+    assert a.keys() == b.keys()
+    different = [
+        name
+        for name, value in a.items()
+        if not (torch.equal(value, b[name]) if isinstance(value, torch.Tensor) else value == b[name])  # type: ignore[arg-type]
+    ]
+    assert not different
+    assert sum(isinstance(value, torch.Tensor) for value in a.values()) > 100  # something was compared
+
+
+def start(folder: Path, *args: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "recon.inpainting", *args], cwd=folder, text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+    )  # fmt: skip
+
+
+def wait_for(path: Path, process: subprocess.Popen[str], seconds: float = 60) -> None:
+    until = time.monotonic() + seconds
+    while not path.exists():
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < until, f"{path.name} was not written"
+        time.sleep(0.02)
+
+
+@pytest.fixture
+def whole(run: Run, photos: Path, tmp_path: Path) -> Path:
+    done = run("recon.inpainting", *TINY, "--data", photos, "--run", "whole")
+    assert done.returncode == 0, done.stderr
+    return tmp_path / "whole"
+
+
+def test_killed_run_resumes_bit_for_bit(whole: Path, run: Run, photos: Path, tmp_path: Path):
+    args = [*TINY, "--data", str(photos), "--run", "killed"]
+    process = start(tmp_path, *args)
+    wait_for(tmp_path / "killed/step-00000004.pt", process)
+    process.kill()
+    process.wait()
+    newest = checkpoint.newest(tmp_path / "killed")[0]
+    if newest.name == "step-00000006.pt":  # it was faster than the kill
+        newest.unlink()
+    resumed = run("recon.inpainting", "--resume", "--run", "killed")
+    assert resumed.returncode == 0, resumed.stderr
+    assert "from step 4" in resumed.stderr
+    assert_same_state(whole, tmp_path / "killed")
+
+
+@pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_and_leaves(kind: signal.Signals, whole: Path, run: Run, photos: Path, tmp_path: Path):
+    args = [*TINY, "--data", str(photos), "--run", "stopped", "--steps", "100000", "--save-every", "100000"]
+    process = start(tmp_path, *args)
+    wait_for(tmp_path / "stopped/before-adversary.pt", process)
+    process.send_signal(kind)
+    said = process.communicate(timeout=60)[1]
+    assert process.returncode == 128 + kind
+    assert "Traceback" not in said
+    assert "go on with --resume --run stopped" in said
+    stopped_at = int(checkpoint.newest(tmp_path / "stopped")[0].stem.split("-")[1])
+    assert 2 <= stopped_at < 100000
+    resumed = run("recon.inpainting", "--resume", "--run", "stopped", "--steps", str(stopped_at + 2))
+    assert resumed.returncode == 0, resumed.stderr
+    assert checkpoint.load(checkpoint.find(tmp_path / "stopped"))["step"] == stopped_at + 2
+
+
+def test_what_changes_what_is_trained_is_refused(whole: Path, run: Run):
+    from conftest import refusal
+
+    said = refusal(run("recon.inpainting", "--resume", "--run", "whole", "--steps", "9", "--lr", "0.5"))
+    assert "--lr 0.002 -> 0.5" in said
+    said = refusal(run("recon.inpainting", "--resume", "--run", "whole"))
+    assert "already has 6 steps" in said
+    said = refusal(run("recon.inpainting", "--run", "whole"))
+    assert "already holds a run" in said
