@@ -1,6 +1,8 @@
-"""One optimizer step, the same for every network of every method."""
+"""One optimizer step, and a running average of weights."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -16,3 +18,22 @@ def step(optimizer: torch.optim.Optimizer, world: World) -> Tensor:
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return norm
+
+
+def warmed_average(decay: float) -> Callable[[list[Tensor], list[Tensor], Tensor], None]:
+    """Running averages for torch's ``AveragedModel(multi_avg_fn=...)``: decay min(``decay``, (1 + n) / (10 + n)).
+
+    n counts the updates: a young average forgets its beginnings quickly, so that short runs are averaged too.
+    """
+
+    @torch.no_grad()
+    def update(averages: list[Tensor], values: list[Tensor], count: Tensor) -> None:
+        if not averages[0].is_floating_point():  # a batch norm's counter
+            torch._foreach_copy_(averages, values)
+            return
+        weight = 1 - ((1 + count) / (10 + count)).clamp(max=decay)
+        change = torch._foreach_sub(values, averages)
+        torch._foreach_mul_(change, weight.to(averages[0]))
+        torch._foreach_add_(averages, change)
+
+    return update
