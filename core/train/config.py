@@ -125,7 +125,7 @@ def parse_training(
 def parse_command(config: type[T], argv: Sequence[str] | None = None, *, default: T | None = None) -> T:
     """Reads ``config`` from the command line. A mistake is a ValueError of one line, naming the nearest option."""
     argv = list(sys.argv[1:] if argv is None else argv)
-    known = {_flag(f.name) for f in dataclasses.fields(config)} | {"--help", "-h"}  # type: ignore[arg-type]
+    known = {*_flags(config), "--help", "-h"}
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
@@ -193,6 +193,18 @@ def _preset(argv: Sequence[str]) -> Preset:
 
 def _flag(field: str) -> str:
     return "--" + field.replace("_", "-")
+
+
+def _flags(config: type) -> list[str]:
+    """A field's option is called like it, unless ``tyro.conf.arg(name=...)`` says otherwise (``in`` is a keyword)."""
+    hints = typing.get_type_hints(config, include_extras=True)
+    renamed = {
+        field: note.name
+        for field, hint in hints.items()
+        for note in getattr(hint, "__metadata__", ())
+        if getattr(note, "name", None)
+    }
+    return [_flag(renamed.get(f.name, f.name)) for f in dataclasses.fields(config)]
 
 
 def _one_line(box: str) -> str:

@@ -1,0 +1,292 @@
+"""Mends photos of any size with a trained context encoder; everything outside the hole stays bit for bit.
+
+``python -m recon.mend --in photo.jpg --mask mask.png --out out.png`` — white (> 127) in the mask is the hole.
+
+The network paints squares of its own side S, with holes of up to about a quarter. So the hole is covered with
+overlapping windows, from small to large: those of S pixels, at full resolution, where the hole is thin, and windows
+twice as large, shrunk to S, where too little else can be seen; at last the whole photo.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+import torch
+import tyro
+from PIL import Image, ImageOps
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from core.data.images import SUFFIXES, rgb
+from core.train import checkpoint
+from core.train.config import parse_command, user_errors
+
+MOST_HOLE = 1 / 3  # of a window; beyond it a larger one is taken
+
+Painter = Callable[[Tensor, Tensor], Tensor]
+"""Images (N,3,S,S) in [0,1] and holes (N,1,S,S) -> images with the holes painted."""
+
+
+# --- windows --------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def mend(image: Tensor, mask: Tensor, mender: Painter, size: int, batch: int = 16) -> Tensor:
+    """Paints the hole of one image of any size: (3,H,W) in [0,1], mask (1,H,W), 1 = hole -> (3,H,W).
+
+    mender paints squares of side ``size``, ``batch`` of them at a time. Outside the hole the image is returned as it
+    is, inside it nothing of it is used.
+
+    Windows of one size tile the image with half their side as stride, with smooth weights that sum to 1 in every
+    pixel. What is given to windows that hold too much hole is left to those of the next size, so every transition is
+    smooth, between windows and between sizes.
+    """
+    hole = mask[0] > 0.5  # (H,W)
+    seen = image * ~hole
+    painted = torch.zeros_like(image)
+    left = hole.to(image)  # the weight of each pixel that is not painted yet, (H,W)
+    extent = (hole.shape[0], hole.shape[1])
+    for height, width in _window_sizes(extent, size):
+        given = left.clone()
+        windows = [
+            (place, weight)
+            for place, weight in _windows(extent, (height, width))
+            if given[place].amax() > 1e-3
+            and ((height, width) == extent or hole[place].float().mean() <= MOST_HOLE)
+        ]
+        for first in range(0, len(windows), batch):
+            chunk = windows[first : first + batch]
+            squares = torch.cat([_resize(seen[:, y, x], (size, size)) for (y, x), _ in chunk])  # (n,3,S,S)
+            # Every shrunk pixel into which the hole has bled belongs to it.
+            holes = (
+                torch.cat([_resize(hole[None, y, x].to(image), (size, size)) for (y, x), _ in chunk]) > 1e-6
+            )
+            squares = mender(squares, holes.to(image)).to(image)
+            for ((y, x), weight), square in zip(chunk, squares, strict=True):
+                share = given[y, x] * weight
+                painted[:, y, x] += share * _resize(square, (height, width))[0]
+                left[y, x] -= share
+    return torch.where(hole, painted.clamp(0, 1), image)
+
+
+Place = tuple[slice, slice]
+
+
+def _window_sizes(extent: tuple[int, int], size: int) -> list[tuple[int, int]]:
+    """Squares of ``size`` px, twice that, ... that fit into the image, the largest that fits, the image itself."""
+    short = min(extent)
+    doublings = max(0, math.ceil(math.log2(short / size)))
+    squares = [(size << i, size << i) for i in range(doublings)] + [(short, short)]
+    return squares if extent == squares[-1] else [*squares, extent]
+
+
+def _windows(extent: tuple[int, int], window: tuple[int, int]) -> Iterator[tuple[Place, Tensor]]:
+    """Overlapping windows and their weights (h,w), which sum to 1 in every pixel of the image."""
+    down, across = (_line(length, side) for length, side in zip(extent, window, strict=True))
+    for y, vertical in down:
+        for x, horizontal in across:
+            yield (y, x), vertical[:, None] * horizontal
+
+
+def _line(length: int, side: int) -> list[tuple[slice, Tensor]]:
+    """``_windows`` along one axis: Hann windows, divided by their sum."""
+    starts = (
+        torch.linspace(0, length - side, 1 + math.ceil(2 * (length - side) / side)).round().int().tolist()
+    )
+    places = [slice(start, start + side) for start in starts]
+    hann = torch.sin(torch.pi * (torch.arange(side) + 0.5) / side) ** 2
+    total = torch.zeros(length)
+    for place in places:
+        total[place] += hann
+    return [(place, hann / total[place]) for place in places]
+
+
+def _resize(image: Tensor, size: tuple[int, int]) -> Tensor:
+    """(C,h,w) -> (1,C,*size)."""
+    return interpolate(image[None], size, mode="bilinear", antialias=True)
+
+
+# --- files ----------------------------------------------------------------------------------------------------
+
+
+def mend_file(photo: Path, mask: Path, out: Path, mender: Painter, size: int, *, invert: bool = False) -> str:
+    """Mends a photo into a PNG: upright, 8-bit RGB, with its alpha and colour profile.
+
+    invert: black is the hole, instead of white. Returns from what the photo had to be converted, or "". ValueError of
+    one line where photo and mask don't fit.
+    """
+    image, converted = _read(photo)
+    hole = _read_hole(mask, invert)
+    if hole.shape != image.size[::-1]:
+        raise ValueError(
+            f"{mask} is {hole.shape[1]}x{hole.shape[0]} px but {photo} is {image.width}x{image.height} px upright: "
+            "make the mask as large as the photo"
+        )
+    colour = "black (<= 127)" if invert else "white (> 127)"
+    if not hole.any():
+        raise ValueError(
+            f"{mask} has no hole: nothing in it is {colour}; paint the hole, or use --invert the other way"
+        )
+    if hole.all():
+        raise ValueError(f"{mask} is all hole: everything in it is {colour}, so nothing is left to mend from; "
+                         "should --invert be the other way?")  # fmt: skip
+    pixels = np.array(image.convert("RGB"))  # convert leaves the colours under an alpha as they are
+    mended = mend(torch.from_numpy(pixels).permute(2, 0, 1) / 255, torch.from_numpy(hole)[None], mender, size)
+    pixels[hole] = (255 * mended).round().byte().permute(1, 2, 0).numpy()[hole]
+    result = Image.fromarray(pixels)
+    if image.mode == "RGBA":
+        result.putalpha(image.getchannel("A"))
+    part = out.with_name(f".{out.name}.part")
+    try:
+        result.save(part, "PNG", icc_profile=None if converted else image.info.get("icc_profile"))
+        part.replace(out)
+    finally:
+        part.unlink(missing_ok=True)
+    return converted
+
+
+def _read(path: Path) -> tuple[Image.Image, str]:
+    """A photo, upright, as 8-bit RGB or RGBA; and what it was converted from, or "" where nothing was lost."""
+    image, raw = _open(path)
+    deep = image.mode.startswith("I") or ";16" in raw
+    lossless = image.mode in ("RGB", "RGBA", "P", "PA") and not deep
+    converted = "" if lossless else f"{'16-bit ' if deep else ''}{image.mode.split(';')[0]}"
+    converted = {"16-bit I": "16-bit greyscale", "L": "greyscale", "LA": "greyscale with alpha"}.get(
+        converted, converted
+    )
+    transparent = image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info
+    upright = image.convert("RGBA") if transparent else rgb(image)
+    upright.info["icc_profile"] = image.info.get("icc_profile")
+    return upright, converted
+
+
+def _read_hole(path: Path, invert: bool) -> np.ndarray:
+    """A mask as bool (H,W), True = hole; what is transparent in it is no hole."""
+    image, _ = _open(path)
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        ground = Image.new("RGBA", image.size, "white" if invert else "black")
+        image = Image.alpha_composite(ground, image.convert("RGBA"))
+    return (np.asarray(rgb(image).convert("L")) > 127) != invert
+
+
+def _open(path: Path) -> tuple[Image.Image, str]:
+    """An image file, decoded and upright; and how its pixels are stored, in Pillow's words."""
+    if not path.is_file():
+        raise ValueError(f"no such file: {path}")
+    try:
+        with Image.open(path) as image:
+            raw = str(image.tile)
+            return ImageOps.exif_transpose(image), raw
+    except Exception as error:  # Pillow's decoders raise whatever a damaged file leads them to
+        raise ValueError(
+            f"{path} cannot be read as an image ({type(error).__name__}): is it damaged?"
+        ) from None
+
+
+# --- the command ----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Config:
+    """Mends a photo, or a folder of them; writes PNG. Pixels outside the hole stay as they are."""
+
+    source: Annotated[Path, tyro.conf.arg(name="in")]
+    """A photo, or a folder of photos."""
+    mask: Path
+    """White (> 127) is the hole. One mask for all photos, or a folder of masks named like the photos."""
+    out: Path
+    """A .png, or a folder."""
+    ckpt: Path | None = None
+    """A run's folder or a checkpoint of the inpainter; default: the newest run, runs/inpainting/latest."""
+    invert: bool = False
+    """Black is the hole, instead of white."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+
+
+@dataclass(frozen=True)
+class Job:
+    photo: Path
+    mask: Path
+    out: Path
+
+
+def jobs(config: Config) -> list[Job]:
+    """What is to be mended into what. ValueError of one line where the paths make no sense."""
+    if not config.source.exists():
+        raise ValueError(f"--in {config.source}: no such file or folder")
+    if not config.mask.exists():
+        raise ValueError(f"--mask {config.mask}: no such file or folder")
+    many = config.source.is_dir()
+    photos = sorted(p for p in config.source.iterdir() if _is_image(p)) if many else [config.source]
+    if not photos:
+        raise ValueError(f"--in {config.source}: the folder holds no images ({', '.join(sorted(SUFFIXES))})")
+    if many and config.out.exists() and not config.out.is_dir():
+        raise ValueError(f"--out {config.out} is a file: name a folder, as --in is one")
+    to_folder = many or config.out.is_dir()
+    if not to_folder and config.out.suffix.lower() != ".png":
+        raise ValueError(f"--out {config.out}: pixels outside the hole are kept exactly, so only PNG is written; "
+                         f"name it {config.out.with_suffix('.png').name}")  # fmt: skip
+    outs = [config.out / f"{photo.stem}.png" if to_folder else config.out for photo in photos]
+    if len(set(outs)) < len(outs):
+        twice = next(out for out in outs if outs.count(out) > 1)
+        raise ValueError(f"--in {config.source}: several photos would become {twice}; rename all but one")
+
+    masks = [config.mask] * len(photos)
+    if config.mask.is_dir():
+        stems = {p.stem: p for p in sorted(config.mask.iterdir()) if _is_image(p)}
+        masks = [stems.get(photo.stem, config.mask / f"{photo.stem}.png") for photo in photos]
+    inputs = {p.resolve() for p in (*photos, *masks)}
+    if overwritten := [out for out in outs if out.resolve() in inputs]:
+        raise ValueError(f"--out {config.out} would overwrite {overwritten[0]}: name another file or folder")
+    return [Job(*paths) for paths in zip(photos, masks, outs, strict=True)]
+
+
+def _is_image(path: Path) -> bool:
+    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
+
+
+def run(config: Config) -> int:
+    """Mends everything and returns how many files failed; a single file that fails raises."""
+    from recon.inpainting import load_mender  # here, because it imports all of training
+
+    todo = jobs(config)
+    file = checkpoint.find(config.ckpt or Path("runs/inpainting/latest"))
+    if config.ckpt is None:
+        print(f"using {file.resolve()}", file=sys.stderr)
+    device = torch.device("cuda" if config.device != "cpu" and torch.cuda.is_available() else "cpu")
+    mender = load_mender(file, device)
+    todo[0].out.parent.mkdir(parents=True, exist_ok=True)
+
+    def paint(image: Tensor, mask: Tensor) -> Tensor:
+        return mender(image.to(device), mask.to(device)).cpu()
+
+    failed = 0
+    for job in todo:
+        try:
+            converted = mend_file(job.photo, job.mask, job.out, paint, mender.size, invert=config.invert)
+        except (ValueError, OSError) as error:
+            if not config.source.is_dir():
+                raise
+            failed += 1
+            print(f"failed: {error}", file=sys.stderr)
+        else:
+            print(f"{job.out}" + (f" (8-bit RGB, converted from {converted})" if converted else ""))
+    if failed:
+        print(f"{failed} of {len(todo)} photos could not be mended", file=sys.stderr)
+    return failed
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    with user_errors():
+        failed = run(parse_command(Config, argv))
+    sys.exit(1 if failed else 0)
+
+
+if __name__ == "__main__":
+    main()
