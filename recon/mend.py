@@ -45,10 +45,12 @@ def mend(image: Tensor, mask: Tensor, mender: Painter, size: int, batch: int = 1
 
     Windows of one size tile the image with half their side as stride, with smooth weights that sum to 1 in every
     pixel. What is given to windows that hold too much hole is left to those of the next size, so every transition is
-    smooth, between windows and between sizes.
+    smooth, between windows and between sizes. A shrunk pixel is the mean of what is seen in it, and hole where that is
+    less than half of it.
     """
     hole = mask[0] > 0.5  # (H,W)
-    seen = image * ~hole
+    known = (~hole)[None].to(image)  # (1,H,W)
+    seen = image * known
     painted = torch.zeros_like(image)
     left = hole.to(image)  # the weight of each pixel that is not painted yet, (H,W)
     extent = (hole.shape[0], hole.shape[1])
@@ -62,12 +64,10 @@ def mend(image: Tensor, mask: Tensor, mender: Painter, size: int, batch: int = 1
         ]
         for first in range(0, len(windows), batch):
             chunk = windows[first : first + batch]
+            visible = torch.cat([_resize(known[:, y, x], (size, size)) for (y, x), _ in chunk])  # (n,1,S,S)
             squares = torch.cat([_resize(seen[:, y, x], (size, size)) for (y, x), _ in chunk])  # (n,3,S,S)
-            # Every shrunk pixel into which the hole has bled belongs to it.
-            holes = (
-                torch.cat([_resize(hole[None, y, x].to(image), (size, size)) for (y, x), _ in chunk]) > 1e-6
-            )
-            squares = mender(squares, holes.to(image)).to(image)
+            holes = (visible < 0.5).to(image)
+            squares = mender(squares / visible.clamp(min=0.5) * (1 - holes), holes).to(image)
             for ((y, x), weight), square in zip(chunk, squares, strict=True):
                 share = given[y, x] * weight
                 painted[:, y, x] += share * _resize(square, (height, width))[0]
