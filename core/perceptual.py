@@ -21,12 +21,8 @@ class Lpips(nn.Module):
         super().__init__()
         self.distance = lpips.LPIPS(net="alex", spatial=True, pnet_rand=True, verbose=False).eval()
         self.requires_grad_(False)
-        for (
-            name,
-            weight,
-        ) in self.distance.net.named_parameters():  # sliceK.I.weight is torchvision's features.I.weight
-            _, index, kind = name.split(".")
-            weight.copy_(trunk[f"features.{index}.{kind}"])
+        net = self.distance.net  # its sliceK.I.weight is torchvision's features.I.weight
+        net.load_state_dict({name: trunk[f"features.{name.partition('.')[2]}"] for name in net.state_dict()})
 
     def forward(self, image: Tensor, other: Tensor) -> Tensor:
         return self.distance(image, other, normalize=True)

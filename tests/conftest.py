@@ -46,6 +46,17 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory, photos: Path) -> Path:
+    """A checkpoint of the inpainter after one step on ``photos``, 64 px, for commands that take one."""
+    from recon.inpainting import main
+
+    folder = tmp_path_factory.mktemp("trained") / "run"
+    main([*TINY, "--data", str(photos), "--steps", "1", "--adversarial", "0", "--run", str(folder)])
+    (file,) = folder.glob("step-*.pt")
+    return file
+
+
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
