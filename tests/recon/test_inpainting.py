@@ -1,0 +1,295 @@
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from core.train.dist import World
+from recon.inpainting import (
+    MEAN_COLOUR,
+    Config,
+    Generator,
+    Inpainting,
+    load_mender,
+    mend,
+    reconstruction_loss,
+)
+
+TINY = Config(size=64, batch=2, steps=4, lpips="off", norm="group", discriminator_norm="group", device="cpu")
+BATCH = {
+    "image": torch.randint(
+        0, 256, (2, 3, 80, 72), generator=torch.Generator().manual_seed(0), dtype=torch.uint8
+    ),
+    "extent": torch.tensor([[80, 72], [70, 66]]),
+    "index": torch.arange(2),
+}
+
+
+def method(config: Config) -> Inpainting:
+    torch.manual_seed(0)  # as the loop does
+    return Inpainting(config, World(torch.device("cpu")))
+
+
+def weights(network: nn.Module) -> list[Tensor]:
+    return [p.detach().clone() for p in network.parameters()]
+
+
+def equal(some: list[Tensor], other: list[Tensor]) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(some, other, strict=True))
+
+
+# --- the loss -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("band", [0, 1, 2])
+def test_the_loss_is_that_of_a_loop(band: int):
+    random = torch.Generator().manual_seed(band)
+    painted, truth = torch.rand(2, 2, 3, 9, 9, generator=random).unbind(0)
+    mask = torch.zeros(2, 1, 9, 9)
+    mask[0, 0, 3:6, 2:5] = 1
+    mask[1, 0, 0:2, 6:9] = 1  # at the border, and of another size
+    expected = []
+    for n in range(2):
+        hole = {(y, x) for y in range(9) for x in range(9) if mask[n, 0, y, x]}
+        total = count = 0.0
+        for y in range(9):
+            for x in range(9):
+                near = any(abs(y - a) <= band and abs(x - b) <= band for a, b in hole)
+                weight = 1.0 if (y, x) in hole else 10.0 if near else 0.0
+                for c in range(3):
+                    d = 2 * (painted[n, c, y, x] - truth[n, c, y, x]).item()  # on the scale of [-1,1]
+                    total += weight * d * d / 3
+                count += weight > 0
+        expected.append(total / count)
+    loss = reconstruction_loss(painted, truth, mask, band, 10.0)
+    assert loss.item() == pytest.approx(sum(expected) / 2, rel=1e-5)
+
+
+def test_without_a_hole_the_loss_is_of_the_whole_image():
+    painted, truth = torch.rand(2, 2, 3, 8, 8, generator=torch.Generator().manual_seed(0)).unbind(0)
+    loss = reconstruction_loss(painted, truth, torch.zeros(2, 1, 8, 8), 1, 10.0)
+    torch.testing.assert_close(loss, 4 * nn.functional.mse_loss(painted, truth))
+
+
+def test_mend_takes_the_painting_in_the_hole_alone():
+    painted, image, mask = torch.ones(1, 3, 4, 4), torch.zeros(1, 3, 4, 4), torch.zeros(1, 1, 4, 4)
+    mask[..., 1, 2] = 1
+    assert mend(painted, image, mask).sum() == 3
+    assert mend(painted, image, mask)[0, :, 1, 2].sum() == 3
+
+
+# --- the networks ---------------------------------------------------------------------------------------------
+
+
+def test_the_encoder_sees_the_mean_colour_in_the_hole_and_nothing_of_the_truth():
+    net = Generator(TINY)
+    seen: list[Tensor] = []
+    net.encoder.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    image = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    mask = torch.zeros(2, 1, 64, 64)
+    mask[0, :, 10:30, 20:50] = 1
+    net(image, mask)
+    hole = (mask > 0).expand_as(image)
+    assert torch.equal(seen[0][~hole], image[~hole])
+    colour = torch.tensor(MEAN_COLOUR).view(1, 3, 1, 1).expand_as(image)
+    assert torch.equal(seen[0][hole], colour[hole])
+
+
+@pytest.mark.parametrize("encoder", ["resnet18", "resnet50", "alexnet", "dcgan"])
+@pytest.mark.parametrize("mask", ["center", "blocks", "regions", "none"])
+def test_every_encoder_learns_with_every_hole(encoder, mask):
+    config = replace(TINY, encoder=encoder, mask=mask, size=128 if encoder == "dcgan" else 64, norm="batch")
+    trained = method(config)
+    before = weights(trained.generator)
+    scalars = trained.update(BATCH, 0)
+    assert all(value.shape == () and value.isfinite() for value in scalars.values())
+    moved = [not torch.equal(a, b) for a, b in zip(before, trained.generator.parameters(), strict=True)]
+    assert all(moved)
+    assert ("discriminator/real" in scalars) == (mask != "none")
+    roles = {"generator"} if mask == "none" else {"generator", "discriminator"}
+    assert set(trained.encoders()) == roles
+
+
+# --- one update -----------------------------------------------------------------------------------------------
+
+
+def test_without_a_hole_it_is_an_autoencoder():
+    trained = method(replace(TINY, mask="none"))
+    assert trained.holes(2, 0, 0).sum() == 0
+    truth = trained.crops(BATCH, 0)
+    loss = 4 * nn.functional.mse_loss(trained.generator(truth, torch.zeros(2, 1, 64, 64)), truth)
+    scalars = trained.update(BATCH, 0)
+    torch.testing.assert_close(scalars["loss/reconstruction"], loss)
+    assert set(trained.networks) == {"generator", "average"}
+
+
+def test_each_image_and_each_step_has_its_own_hole():
+    for kind in ("blocks", "regions"):
+        trained = method(replace(TINY, mask=kind))
+        first, second = trained.holes(2, 0, 0)
+        assert not torch.equal(first, second)
+        assert not torch.equal(first, trained.holes(2, 0, 1)[0])
+        assert torch.equal(first, trained.holes(2, 0, 0)[0])
+
+
+def test_the_logged_losses_are_the_parts_of_the_whole():
+    scalars = method(replace(TINY, adversarial=0.1)).update(BATCH, 0)
+    assert scalars["loss/adversarial_weighted"].item() == pytest.approx(
+        0.1 * scalars["loss/adversarial"].item()
+    )
+    whole = 0.9 * scalars["loss/reconstruction"] + scalars["loss/adversarial_weighted"]
+    torch.testing.assert_close(scalars["loss/generator"], whole)
+    for name in ("discriminator/real", "discriminator/fake"):
+        assert 0 < scalars[name].item() < 1
+
+
+def gradient(config: Config) -> list[Tensor]:
+    """The generator's gradients of the first update."""
+    trained, found = method(config), []
+    optimizer = trained.optimizers["generator"]
+    optimizer.register_step_pre_hook(
+        lambda *_: found.extend(p.grad.clone() for group in optimizer.param_groups for p in group["params"])
+    )
+    trained.update(BATCH, 0)
+    return found
+
+
+def test_every_term_reaches_every_weight_of_the_generator():
+    hole = gradient(replace(TINY, overlap=0, adversarial=0.0))
+    assert all(g.abs().max() > 0 for g in hole)
+    every = replace(TINY, adversarial=0.5)
+    assert equal(gradient(every), gradient(every))
+    for without in (replace(every, overlap_weight=0.0), replace(every, adversarial_start=1)):
+        pairs = zip(gradient(every), gradient(without), strict=True)
+        assert not any(torch.equal(some, other) for some, other in pairs)
+
+
+def test_the_adversary_alone_moves_the_generator(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("recon.inpainting.reconstruction_loss", lambda painted, *args: 0 * painted.sum())
+    trained = method(replace(TINY, adversarial=0.5))
+    before = weights(trained.generator)
+    trained.update(BATCH, 0)
+    assert not any(torch.equal(a, b) for a, b in zip(before, trained.generator.parameters(), strict=True))
+
+
+def test_the_generators_step_leaves_the_discriminator_alone(monkeypatch: pytest.MonkeyPatch):
+    trained = method(replace(TINY, discriminator_norm="batch"))
+    update, after = trained._update_discriminator, {}
+
+    def watched(*args: object) -> Mapping[str, Tensor]:
+        scalars = update(*args)  # type: ignore[arg-type]
+        after.update(copy.deepcopy(trained.discriminator.state_dict()))
+        return scalars
+
+    before = copy.deepcopy(trained.discriminator.state_dict())
+    monkeypatch.setattr(trained, "_update_discriminator", watched)
+    trained.update(BATCH, 0)
+    now = trained.discriminator.state_dict()
+    assert all(torch.equal(after[name], now[name]) for name in now)  # weights, and batch norm's averages
+    assert all(p.grad is None for p in trained.discriminator.parameters())
+    assert any(not torch.equal(before[name], now[name]) for name in now)
+
+
+def test_the_discriminators_averages_are_of_real_images_alone():
+    trained = method(replace(TINY, discriminator_norm="batch"))
+    alone = copy.deepcopy(trained.discriminator)
+    alone(trained._judged(trained.crops(BATCH, 0)))
+    trained.update(BATCH, 0)
+    for (name, expected), found in zip(alone.named_buffers(), trained.discriminator.buffers(), strict=True):
+        torch.testing.assert_close(found, expected, msg=name)
+
+
+def test_before_its_start_the_adversary_changes_nothing_but_the_loss_scale():
+    """Weight 0 against an adversary that never starts: the losses differ by the factor 1 - weight. Here it is 1/2,
+    and plain gradient descent takes twice the rate for it, because doubling is exact in floating point."""
+    without, waiting = replace(TINY, adversarial=0.0), replace(TINY, adversarial=0.5, adversarial_start=99)
+    results = []
+    for config in (without, waiting):
+        trained = method(config)
+        rate = 0.01 / (1 - config.adversarial)
+        trained.optimizers["generator"] = torch.optim.SGD(trained.generator.parameters(), rate)
+        losses = [trained.update(BATCH, step)["loss/generator"] for step in range(3)]
+        results.append((losses, weights(trained.generator), weights(trained.average)))
+    (losses, net, average), (half, same_net, same_average) = results
+    assert torch.equal(torch.stack(losses), 2 * torch.stack(half))
+    assert len(set(torch.stack(losses).tolist())) == 3  # it does learn
+    assert equal(net, same_net)
+    assert equal(average, same_average)
+
+
+def test_the_average_follows_weights_and_batch_norms():
+    trained = method(replace(TINY, norm="batch", adversarial=0.0))
+    start = copy.deepcopy(trained.generator.state_dict())
+    states = []
+    for step in range(3):
+        trained.update(BATCH, step)
+        states.append(copy.deepcopy(trained.generator.state_dict()))
+    average = trained.average.module.state_dict()
+    assert any("running_mean" in name for name in average)
+    for name, found in average.items():
+        if not found.is_floating_point():
+            assert torch.equal(found, states[-1][name])
+            continue
+        expected = states[0][name]  # the first update copies
+        for count, state in enumerate(states[1:], 1):
+            decay = min(0.999, (1 + count) / (10 + count))
+            expected = decay * expected + (1 - decay) * state[name]
+        torch.testing.assert_close(found, expected)
+    assert not torch.equal(start["encoder.conv1.weight"], average["encoder.conv1.weight"])
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"gan": "hinge"},
+        {"discriminator_norm": "spectral"},
+        {"r1": 1.0, "discriminator_norm": "spectral"},
+        {"gan": "hinge", "r1": 1.0, "discriminator_norm": "batch"},
+    ],
+)
+def test_the_options_for_a_stable_gan_run(options: dict[str, object]):
+    trained = method(replace(TINY, **options))  # type: ignore[arg-type]
+    scalars = trained.update(BATCH, 0)
+    assert all(value.isfinite() for value in scalars.values())
+    assert ("loss/r1" in scalars) == ("r1" in options)
+    assert "loss/r1" not in trained.update(BATCH, 1)  # every 16 steps
+    if "r1" in options:
+        assert scalars["loss/r1"] > 0
+
+
+def test_a_discriminator_that_has_won_is_said_so():
+    trained = method(TINY)
+    (warning,) = trained.warnings({"loss/discriminator": 1e-5})
+    assert "--discriminator-norm spectral" in warning
+    assert trained.warnings({"loss/discriminator": 0.7}) == []
+    assert trained.warnings({"loss/reconstruction": 0.0}) == []
+
+
+# --- looking, measuring, using --------------------------------------------------------------------------------
+
+
+def test_pictures_and_figures_are_the_same_at_every_call():
+    trained = method(replace(TINY, mask="regions"))
+    (title,), (again,) = trained.show(BATCH), trained.show(BATCH)
+    assert title == again == "input | hole | mended | truth"
+    picture = trained.show(BATCH)[title]
+    assert picture.shape == (3, 2 * (128 + 2) + 2, 4 * (128 + 2) + 2)
+    assert torch.equal(picture, trained.show(BATCH)[title])
+    assert trained.evaluate([BATCH]) == trained.evaluate([BATCH])
+    assert set(trained.evaluate([BATCH])) == {"psnr", "ssim", "l1", "l2"}
+
+
+def test_the_mender_of_a_checkpoint_changes_holes_alone(trained):
+    mender = load_mender(trained, torch.device("cpu"))
+    image = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    mask = torch.zeros(2, 1, 64, 64)
+    mask[..., 20:40, 20:40] = 1
+    result = mender(image, mask)
+    hole = (mask > 0).expand_as(image)
+    assert torch.equal(result[~hole], image[~hole])
+    assert torch.equal(result, mender(torch.where(hole, torch.zeros(()), image), mask))
+    assert not torch.equal(result[hole], image[hole])
