@@ -50,8 +50,7 @@ def mend(image: Tensor, mask: Tensor, mender: Painter, size: int, batch: int = 1
     """
     hole = mask[0] > 0.5  # (H,W)
     known = (~hole)[None].to(image)  # (1,H,W)
-    seen = image * known
-    painted = torch.zeros_like(image)
+    result = image.masked_fill(hole, 0)
     left = hole.to(image)  # the weight of each pixel that is not painted yet, (H,W)
     extent = (hole.shape[0], hole.shape[1])
     for height, width in _window_sizes(extent, size):
@@ -65,14 +64,16 @@ def mend(image: Tensor, mask: Tensor, mender: Painter, size: int, batch: int = 1
         for first in range(0, len(windows), batch):
             chunk = windows[first : first + batch]
             visible = torch.cat([_resize(known[:, y, x], (size, size)) for (y, x), _ in chunk])  # (n,1,S,S)
-            squares = torch.cat([_resize(seen[:, y, x], (size, size)) for (y, x), _ in chunk])  # (n,3,S,S)
+            squares = torch.cat(
+                [_resize(result[:, y, x] * known[:, y, x], (size, size)) for (y, x), _ in chunk]
+            )  # (n,3,S,S)
             holes = (visible < 0.5).to(image)
             squares = mender(squares / visible.clamp(min=0.5) * (1 - holes), holes).to(image)
             for ((y, x), weight), square in zip(chunk, squares, strict=True):
                 share = given[y, x] * weight
-                painted[:, y, x] += share * _resize(square, (height, width))[0]
+                result[:, y, x] += share * _resize(square, (height, width))[0]
                 left[y, x] -= share
-    return torch.where(hole, painted.clamp(0, 1), image)
+    return result.clamp_(0, 1)
 
 
 Place = tuple[slice, slice]
@@ -115,30 +116,33 @@ def _resize(image: Tensor, size: tuple[int, int]) -> Tensor:
 # --- files ----------------------------------------------------------------------------------------------------
 
 
-def mend_file(photo: Path, mask: Path, out: Path, mender: Painter, size: int, *, invert: bool = False) -> str:
+def mend_file(
+    photo: Path, mask_file: Path, out: Path, mender: Painter, size: int, *, invert: bool = False
+) -> str:
     """Mends a photo into a PNG: upright, 8-bit RGB, with its alpha and colour profile.
 
     invert: black is the hole, instead of white. Returns from what the photo had to be converted, or "". ValueError of
     one line where photo and mask don't fit.
     """
     image, converted = _read(photo)
-    hole = _read_hole(mask, invert)
+    hole = _read_hole(mask_file, invert)
     if hole.shape != image.size[::-1]:
         raise ValueError(
-            f"{mask} is {hole.shape[1]}x{hole.shape[0]} px but {photo} is {image.width}x{image.height} px upright: "
-            "make the mask as large as the photo"
+            f"{mask_file} is {hole.shape[1]}x{hole.shape[0]} px but {photo} is {image.width}x{image.height} px "
+            "upright: make the mask as large as the photo"
         )
     colour = "black (<= 127)" if invert else "white (> 127)"
     if not hole.any():
         raise ValueError(
-            f"{mask} has no hole: nothing in it is {colour}; paint the hole, or use --invert the other way"
+            f"{mask_file} has no hole: nothing in it is {colour}; paint the hole, or use --invert the other way"
         )
     if hole.all():
-        raise ValueError(f"{mask} is all hole: everything in it is {colour}, so nothing is left to mend from; "
+        raise ValueError(f"{mask_file} is all hole: everything in it is {colour}, so nothing is left to mend from; "
                          "should --invert be the other way?")  # fmt: skip
     pixels = np.array(image.convert("RGB"))  # convert leaves the colours under an alpha as they are
-    mended = mend(torch.from_numpy(pixels).permute(2, 0, 1) / 255, torch.from_numpy(hole)[None], mender, size)
-    pixels[hole] = (255 * mended).round().byte().permute(1, 2, 0).numpy()[hole]
+    mask = torch.from_numpy(hole)
+    mended = mend(torch.from_numpy(pixels).permute(2, 0, 1) / 255, mask[None], mender, size)
+    pixels[hole] = (255 * mended[:, mask]).round().byte().T.numpy()
     result = Image.fromarray(pixels)
     if image.mode == "RGBA":
         result.putalpha(image.getchannel("A"))

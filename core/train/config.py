@@ -139,7 +139,7 @@ def parse_command(config: type[T], argv: Sequence[str] | None = None, *, default
         near = difflib.get_close_matches(option.replace("_", "-"), sorted(known), n=1)
         hint = f"did you mean {near[0]}?" if near else "see --help"
         raise ValueError(f"unknown option {option}: {hint}")
-    return value
+    return typing.cast(T, value)
 
 
 @contextlib.contextmanager
