@@ -9,7 +9,7 @@ from core.perceptual import Lpips
 
 
 def in_hole(values: Tensor, mask: Tensor) -> Tensor:
-    """Means of ``values`` (N,C,H,W) over the hole of each image, mask (N,1,H,W); over all where there is no hole. (N,)"""
+    """Means (N,) of ``values`` (N,C,H,W) over each image's hole, mask (N,1,H,W); over all of it where there is none."""
     mask = mask + (mask.amax((1, 2, 3), keepdim=True) == 0).to(mask)
     return (values.mean(1, keepdim=True) * mask).sum((1, 2, 3)) / mask.sum((1, 2, 3))
 

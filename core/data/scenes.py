@@ -19,10 +19,12 @@ from torch import Tensor
 from torchvision.utils import make_grid
 
 from core.data import rooms, textures, tracer
-from core.data.rooms import CEILING, DRAWS, FLOOR, LAMP, WALL, WINDOW, Draws, World
+from core.data.rooms import CEILING, CLASSES, DRAWS, FLOOR, LAMP, WALL, WINDOW, Draws, World
 from core.data.textures import SKY
 from core.rng import generator
 from core.train.config import parse_command, user_errors
+
+__all__ = ["CLASSES", "SOURCE_FILES", "render", "render_clip"]
 
 SOURCE_FILES = [Path(file or "") for file in (rooms.__file__, textures.__file__, tracer.__file__, __file__)]
 """What a scene's looks depend on: a cache of scenes is keyed by them."""

@@ -97,7 +97,7 @@ def test_resume_takes_the_saved_settings_and_refuses_others(tmp_path: Path):
 
 
 def test_resume_without_a_run_says_how_to_get_one(tmp_path: Path):
-    with pytest.raises(ValueError, match="no checkpoint at .*train one"):
+    with pytest.raises(ValueError, match=r"no checkpoint at .*train one"):
         parse("--resume", "--runs", str(tmp_path / "none"))
 
 
