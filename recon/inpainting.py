@@ -13,6 +13,7 @@ Deviations, each for a reason:
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -302,17 +303,23 @@ class Inpainting(Method):
         return []
 
     def encoders(self) -> dict[str, Encoder]:
-        roles: dict[str, Encoder] = {"generator": self.average.module.encoder}
+        roles: dict[str, Encoder] = {"generator": self.averaged.encoder}
         if self.config.has_adversary:
             roles["discriminator"] = self.discriminator.encoder
         return roles
 
     # --- looking and measuring --------------------------------------------------------------------------------
 
+    @property
+    def averaged(self) -> Generator:
+        net = self.average.module
+        assert isinstance(net, Generator)
+        return net
+
     @torch.no_grad()
     def paint(self, image: Tensor, mask: Tensor) -> Tensor:
         """What the averaged generator paints, (N,3,S,S) in [0,1]."""
-        net = self.average.module.eval()
+        net = self.averaged.eval()
         with self.world.autocast():
             return net(image, mask).float()
 
@@ -365,16 +372,29 @@ def load_mender(path: Path, device: torch.device) -> Mender:
     """The averaged generator of a checkpoint (a file or a run's folder). ValueError of one line if it is none."""
     content = checkpoint.load(checkpoint.find(path), Inpainting.name)
     config = from_plain(Config, content["config"])
+    if config.mask == "none":
+        raise ValueError(
+            f"{path} is an autoencoder's checkpoint (--mask none), which cannot mend: name an inpainter's"
+        )
     net = Generator(config)
-    average = AveragedModel(net, use_buffers=True)
-    average.load_state_dict(content["state"]["network.average"])
-    return Mender(average.module, config.size).eval().to(device)
+    average = content["state"]["network.average"]
+    net.load_state_dict(
+        {name.removeprefix("module."): w for name, w in average.items() if name != "n_averaged"}
+    )
+    return Mender(net, config.size).eval().to(device)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     with user_errors():
         config = parse_training(Inpainting.name, {"demo": demo, "small": small, "paper": paper}, argv)
-        train(config, Inpainting)
+        folder = train(config, Inpainting)
+        if config.mask != "none" and int(os.environ.get("RANK", 0)) == 0:
+            from recon import quality  # here, because it reads this module's checkpoints
+
+            quality.run(
+                quality.Config(ckpt=folder, cache=config.cache, lpips=config.lpips, device=config.device)
+            )
+            print(f"look: make tensorboard; mend a photo: make mend IN= MASK= OUT= CKPT={folder}")
 
 
 if __name__ == "__main__":

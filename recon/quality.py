@@ -103,33 +103,37 @@ class Config:
     """As for training; default: what the checkpoint was trained on."""
     split: Literal["heldout", "all"] = "heldout"
     """heldout: the images training never sees; all: every image, for a folder that was not trained on."""
-    kinds: tuple[masks.Kind, ...] = ("center", "blocks", "regions")
-    """Kinds of holes."""
+    kinds: tuple[masks.Kind, ...] = ()
+    """Kinds of holes; default: center for a checkpoint that knows only that, else all three."""
     count: int = 256
     """How many images at the most."""
     lpips: str = "auto"
     """auto (where its AlexNet is at hand), download, off, or a FILE of torchvision's AlexNet."""
+    cache: Path | None = None
+    """Where decoded images are kept, as for training."""
     out: Path | None = None
     """Folder for quality.md and quality.json; default: the run's."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
 
 
 def run(config: Config) -> Table:
-    from recon.inpainting import Config as Training  # here, because training ends with this table
-    from recon.inpainting import load_mender
+    from recon.inpainting import load_mender  # here, because training ends with this table
 
     file = checkpoint.find(config.ckpt)
     device = torch.device("cuda" if config.device != "cpu" and torch.cuda.is_available() else "cpu")
     mender = load_mender(file, device)
     trained = checkpoint.load(file)["config"]
-    scenes = trained["scenes"] if not config.data else Training().scenes
-    split = open_images(config.data or trained["data"], mender.size, scenes=scenes)
+    kinds = config.kinds or (("center",) if trained["mask"] == "center" else ("center", "blocks", "regions"))
+    same = not config.data or config.data == trained["data"]
+    short_side, scenes = (trained["short_side"], trained["scenes"]) if same else (0, 1024)
+    split = open_images(config.data or trained["data"], mender.size, short_side=short_side, scenes=scenes,
+                        cache_dir=config.cache)  # fmt: skip
     images = [split.heldout] if config.split == "heldout" else [split.heldout, split.train]
     truth = torch.cat(
         [centered(part.batch(torch.arange(min(config.count, len(part)))), mender.size) for part in images]
     )
     lpips, said = open_lpips(config.lpips)
-    result = table(mender, truth[: config.count].to(device), config.kinds, lpips and lpips.to(device))
+    result = table(mender, truth[: config.count].to(device), kinds, lpips and lpips.to(device))
     print(
         f"{file}, {min(config.count, len(truth))} images of {config.data or trained['data']}, {mender.size} px; {said}"
     )

@@ -173,7 +173,7 @@ def _split(images: Images) -> Split:
 
 
 def _scenes(count: int, side: int, device: str) -> tuple[Source, object]:
-    from core.data import scenes  # here, because only those who use them pay for the import
+    import core.data.scenes as scenes  # here, because only those who use them pay for the import
 
     def read(rows: Sequence[int]) -> list[Pixels]:
         image = scenes.render(0, torch.tensor(rows), side, device)["image"]

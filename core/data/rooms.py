@@ -238,8 +238,7 @@ class World:
             self.desk(place, kind == 2)
             self.armchair(place, kind == 3)
         self.center(d.whole(4))
-        for x in (0.3, -0.3):
-            corner = torch.where(zero + x > 0, zero + x + 0.05, self.width + x - 0.05)
+        for corner in (zero + 0.35, self.width - 0.35):
             kind = d.whole(4)
             place = Place(corner, zero, self.depth - 0.38, zero)
             free = ~two
@@ -406,10 +405,9 @@ class World:
                     spot,
                     dining,
                 )
-        for x, z, turn in ((-0.25, 0.75, math.pi), (0.28, 0.75, math.pi), (0.0, -0.75, 0.0)):
-            self.chair(
-                spot.at(x, 0, z * (deep + 0.3) / 0.75).turned(turn + 0.15 * x), dining & d.chance(0.85)
-            )
+        for side, front, turn in ((-0.25, 1, math.pi), (0.28, 1, math.pi), (0.0, -1, 0.0)):
+            seat = spot.at(side, 0, front * (deep + 0.3)).turned(turn + 0.15 * side)
+            self.chair(seat, dining & d.chance(0.85))
         self.vase(spot.at(d.between(-0.2, 0.2), 0.75, 0), dining)
         round_top, r = self.painted(), d.between(0.32, 0.45)
         self.put("cylinder", (0, 0.4, 0), (r, 0.02, r), TABLE, round_top, spot, low, own=True)

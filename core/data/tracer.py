@@ -46,7 +46,7 @@ def nearest(origin: Tensor, direction: Tensor, shapes: Shapes, room: Tensor) -> 
     """The nearest surface in front of each ray, origin (N,1 or R,3), direction (N,R,3)."""
     distance = room_exit(origin, direction, room)
     part = torch.full_like(distance, -1, dtype=torch.int64)
-    o, d = origin.unbind(-1), direction.unbind(-1)
+    o, d = _coordinates(origin), _coordinates(direction)
     for p in range(shapes.yaw.shape[1]):
         enter, leave = _interval(o, d, shapes, p)
         closer = (enter < torch.minimum(leave, distance)) & (enter > 1e-4)
@@ -59,7 +59,7 @@ def blocked(origin: Tensor, direction: Tensor, shapes: Shapes, see_through: Tens
     """Whether something stands between ``origin`` and ``origin + direction`` (N,R,3), bool (N,R); parts that are
     ``see_through`` (N,P) do not count."""
     hit = torch.zeros(direction.shape[:2], dtype=torch.bool, device=direction.device)
-    o, d = origin.unbind(-1), direction.unbind(-1)
+    o, d = _coordinates(origin), _coordinates(direction)
     last = torch.where(see_through, -FAR, 0.999)  # (N,P): nothing is that near
     for p in range(shapes.yaw.shape[1]):
         enter, leave = _interval(o, d, shapes, p)
@@ -121,6 +121,10 @@ def _interval(origin: _Coordinates, direction: _Coordinates, shapes: Shapes, p: 
         side, caps = _round(dx * dx + dz * dz, ox * dx + oz * dz, ox * ox + oz * oz), _slab(oy, dy)
         return torch.maximum(side[0], caps[0]), torch.minimum(side[1], caps[1])
     return _round(dx * dx + dy * dy + dz * dz, ox * dx + oy * dy + oz * dz, ox * ox + oy * oy + oz * oz)
+
+
+def _coordinates(vectors: Tensor) -> _Coordinates:
+    return vectors[..., 0], vectors[..., 1], vectors[..., 2]
 
 
 def _turned(vector: tuple[Tensor, ...], yaw: Tensor) -> tuple[Tensor, Tensor, Tensor]:

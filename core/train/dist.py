@@ -52,7 +52,7 @@ class World:
                 for tensor in net.state_dict().values():
                     dist.broadcast(tensor, src=0)
             if channels_last:
-                net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+                net.to(memory_format=torch.channels_last)
             if compile:
                 net.compile()
 

@@ -20,17 +20,21 @@ def step(optimizer: torch.optim.Optimizer, world: World) -> Tensor:
     return norm
 
 
-def warmed_average(decay: float) -> Callable[[list[Tensor], list[Tensor], Tensor], None]:
+Tensors = tuple[Tensor, ...] | list[Tensor]
+
+
+def warmed_average(decay: float) -> Callable[[Tensors, Tensors, Tensor | int], None]:
     """Running averages for torch's ``AveragedModel(multi_avg_fn=...)``: decay min(``decay``, (1 + n) / (10 + n)).
 
     n counts the updates: a young average forgets its beginnings quickly, so that short runs are averaged too.
     """
 
     @torch.no_grad()
-    def update(averages: list[Tensor], values: list[Tensor], count: Tensor) -> None:
+    def update(averages: Tensors, values: Tensors, count: Tensor | int) -> None:
         if not averages[0].is_floating_point():  # a batch norm's counter
             torch._foreach_copy_(averages, values)
             return
+        count = torch.as_tensor(count)
         weight = 1 - ((1 + count) / (10 + count)).clamp(max=decay)
         change = torch._foreach_sub(values, averages)
         torch._foreach_mul_(change, weight.to(averages[0]))
