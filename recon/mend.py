@@ -23,7 +23,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from core.data.images import SUFFIXES, rgb
+from core.data.decode import SUFFIXES, rgb
 from core.train import checkpoint
 from core.train.config import parse_command, user_errors
 

@@ -6,6 +6,7 @@ could be mistaken for a set, and of two processes that build the same set at onc
 
 from __future__ import annotations
 
+import contextlib
 import json
 import mmap
 import shutil
@@ -20,125 +21,133 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-FORMAT = 1  # part of every key: raise it when what is stored changes
+FORMAT = 2  # part of every key: raise it when what is stored changes
 _ABANDONED = 3600.0  # seconds without a write after which a build is taken for dead
 
 Pixels = np.ndarray | str
-"""(H,W,3) uint8 RGB, or the reason why there is none."""
+"""(3,H,W) uint8 RGB, or the reason why there is none."""
 Reader = Callable[[Sequence[int]], list[Pixels]]
 """Row numbers -> an image for each."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """Images that can be read again and again, at a cost: files to decode, scenes to render."""
+    """Images that can be read again and again: files to decode, scenes to render, or what is kept of them here."""
 
     names: Sequence[str]
     read: Reader
-    labels: Sequence[int] | None = None
-    """-1 = not labelled."""
+    labels: Tensor | None = None
+    """(N,) int64, indices into ``classes``; -1 = unknown."""
     classes: Sequence[str] = ()
     chunk: int = 256
-    """How many to read at once."""
+    """How many are best read at once."""
 
 
 @dataclass(frozen=True)
 class Decoded:
-    """A set in the cache, without the images that could not be read: ``skipped`` has their names and the reasons."""
+    """A set in the cache: the images that could be read, and the names of the others with the reasons."""
 
-    names: list[str]
-    labels: Tensor | None  # (N,) int64
-    classes: list[str]
-    skipped: list[tuple[str, str]]
+    source: Source
     extents: np.ndarray  # (N,2) int64 height, width
-    offsets: np.ndarray  # (N,) int64
-    pixels: np.ndarray  # uint8, all images one after the other, each (H,W,3)
-
-    def read(self, rows: Sequence[int]) -> list[Pixels]:
-        """Views into the file: nothing is copied yet."""
-        extents, offsets = self.extents[rows].tolist(), self.offsets[rows].tolist()
-        return [
-            self.pixels[offset : offset + 3 * height * width].reshape(height, width, 3)
-            for (height, width), offset in zip(extents, offsets, strict=True)
-        ]
+    skipped: list[tuple[str, str]]
 
 
 def load(folder: Path) -> Decoded | None:
     """The set in ``folder``; None where there is none or it is damaged."""
     try:
         index = json.loads((folder / "index.json").read_text())
-        extents = np.array(index["extents"], np.int64).reshape(-1, 2)
-        ends = np.cumsum(3 * extents.prod(1))
         with open(folder / "pixels.bin", "rb") as file:
             pixels = np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
-        if len(pixels) != ends[-1]:
-            return None
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError):
         return None
+    extents = np.array(index["extents"], np.int64)  # (N,2)
+    sizes = 3 * extents.prod(1)
+    starts = sizes.cumsum() - sizes
+    if len(pixels) != sizes.sum():
+        return None
+
+    def read(rows: Sequence[int]) -> list[Pixels]:  # views into the file: nothing is copied yet
+        places = zip(starts[rows].tolist(), sizes[rows].tolist(), extents[rows].tolist(), strict=True)
+        return [pixels[start : start + size].reshape(3, *extent) for start, size, extent in places]
+
     labels = None if index["labels"] is None else torch.tensor(index["labels"], dtype=torch.int64)
     skipped = [(name, reason) for name, reason in index["skipped"]]
-    offsets = ends - 3 * extents.prod(1)
-    return Decoded(index["names"], labels, index["classes"], skipped, extents, offsets, pixels)
+    return Decoded(Source(index["names"], read, labels, index["classes"]), extents, skipped)
 
 
-def exceeds(source: Source, limit: float) -> bool:
-    """Whether the decoded set will take more than ``limit`` bytes, going by 64 images spread over it."""
-    rows = np.linspace(0, len(source.names) - 1, num=min(64, len(source.names))).astype(int).tolist()
-    sizes = [0 if isinstance(image, str) else image.nbytes for image in source.read(rows)]
-    return sum(sizes) / len(sizes) * len(source.names) > limit
+def estimate(source: Source) -> float:
+    """About how many bytes the decoded set takes, going by 64 images spread over it."""
+    count = len(source.names)
+    rows = np.linspace(0, count - 1, num=min(64, count)).astype(int).tolist()
+    return count * float(
+        np.mean([0 if isinstance(image, str) else image.nbytes for image in source.read(rows)])
+    )
 
 
-def build(folder: Path, source: Source, limit: float, title: str, quiet: bool) -> Decoded | str | None:
-    """Reads all of ``source`` into ``folder``, with a progress bar on terminals unless ``quiet``.
+def build(folder: Path, source: Source, limit: float, title: str, quiet: bool = False) -> Decoded | None:
+    """Reads all of ``source`` into ``folder``, with a progress bar on terminals; None where it exceeds ``limit`` bytes.
 
-    Returns the set; None where it would take more than ``limit`` bytes; or the first reason where no image at all
-    can be read. OSError where it cannot be written.
+    Safe to run in several processes at once. ValueError where not one image can be read; OSError where the set cannot
+    be written, which leaves nothing behind.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
-    for other in folder.parent.glob("building-*"):
-        if time.time() - (other / "pixels.bin").stat().st_mtime > _ABANDONED:
-            shutil.rmtree(other, ignore_errors=True)
+    _remove_abandoned(folder.parent)
     building = folder.parent / f"building-{uuid.uuid4().hex}"
-    building.mkdir()
     try:
-        kept: list[int] = []
-        extents: list[tuple[int, int]] = []
-        skipped: list[tuple[str, str]] = []
-        count, written = len(source.names), 0
-        with (
-            open(building / "pixels.bin", "wb") as file,
-            tqdm(total=count, desc=title, unit="img", disable=quiet or None) as bar,
-        ):
-            for first in range(0, count, source.chunk):
-                rows = range(first, min(first + source.chunk, count))
-                for row, image in zip(rows, source.read(rows), strict=True):
-                    if isinstance(image, str):
-                        skipped.append((source.names[row], image))
-                        continue
-                    written += image.nbytes
-                    if written > limit:
-                        return None
-                    file.write(np.ascontiguousarray(image).data)
-                    kept.append(row)
-                    extents.append(image.shape[:2])
-                bar.update(len(rows))
-        if not kept:
-            name, reason = skipped[0]
-            return f"{name!r}: {reason}"
-        index = {
-            "names": [source.names[row] for row in kept],
-            "labels": None if source.labels is None else [int(source.labels[row]) for row in kept],
-            "classes": list(source.classes),
-            "extents": extents,
-            "skipped": skipped,
-        }
-        (building / "index.json").write_text(json.dumps(index))
+        building.mkdir()
+        if not _write(building, source, limit, title, quiet):
+            return None
         try:
             building.rename(folder)
-        except OSError:  # something is there: another process's whole set, or a damaged one
+        except OSError:  # another process was faster, or what is there is damaged
             if load(folder) is None:
                 shutil.rmtree(folder)
                 building.rename(folder)
     finally:
         shutil.rmtree(building, ignore_errors=True)
     return load(folder)
+
+
+def _write(folder: Path, source: Source, limit: float, title: str, quiet: bool) -> bool:
+    """Writes the set's two files; False, and they are not whole, where it exceeds ``limit`` bytes."""
+    kept: list[int] = []
+    extents: list[tuple[int, int]] = []
+    skipped: list[tuple[str, str]] = []
+    count, written = len(source.names), 0
+    with (
+        open(folder / "pixels.bin", "wb") as file,
+        tqdm(total=count, desc=title, unit="img", disable=quiet or None) as bar,  # None: unless on a terminal
+    ):
+        for first in range(0, count, source.chunk):
+            rows = range(first, min(first + source.chunk, count))
+            for row, image in zip(rows, source.read(rows), strict=True):
+                if isinstance(image, str):
+                    skipped.append((source.names[row], image))
+                    continue
+                written += image.nbytes
+                if written > limit:
+                    return False
+                file.write(np.ascontiguousarray(image).data)
+                kept.append(row)
+                extents.append(image.shape[1:])
+            bar.update(len(rows))
+    if not kept:
+        name, reason = skipped[0]
+        raise ValueError(f"none of its {count} images can be read (the first, {name!r}: {reason})")
+    index = {
+        "names": [source.names[row] for row in kept],
+        "labels": None if source.labels is None else source.labels[kept].tolist(),
+        "classes": list(source.classes),
+        "extents": extents,
+        "skipped": skipped,
+    }
+    (folder / "index.json").write_text(json.dumps(index))
+    return True
+
+
+def _remove_abandoned(root: Path) -> None:
+    """Frees the space of builds that were killed."""
+    for folder in root.glob("building-*"):
+        with contextlib.suppress(OSError):  # another process may be removing it, or still be making it
+            if time.time() - (folder / "pixels.bin").stat().st_mtime > _ABANDONED:
+                shutil.rmtree(folder)

@@ -2,314 +2,391 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import http.client
 import json
 import os
+import re
+import stat
 import sys
-import warnings
-import zlib
+import tarfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
+from torch.utils.data import ConcatDataset
 from torchvision import datasets
 
 from core.data import cache
 from core.data.cache import Pixels, Source
+from core.data.decode import SUFFIXES, decode, reason, stored
 
-SUFFIXES = frozenset((".jpg", ".jpeg", ".jpe", ".png", ".webp", ".bmp", ".tif", ".tiff"))
+T = TypeVar("T")
+
 HELDOUT = 0.05  # part of the images that training never sees
 MOST_HELDOUT = 1024
-MOST_PIXELS = 178_956_970  # beyond it Pillow takes a file for a decompression bomb
-
-warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our limit is Pillow's own error
+_THREADS = min(os.cpu_count() or 1, 32)  # Pillow decodes without Python's lock
+_NAMED = "scenes, cifar10, stl10, voc2012 or imagenet:PATH"
 
 
 class Images:
-    """A set of images, read in batches. ``labels`` (N,) int64 are indices into ``classes``, -1 where unknown."""
+    """A set of images in a fixed order, read in batches.
 
-    def __init__(
-        self, names: list[str], labels: Tensor | None, classes: list[str], read: cache.Reader, rows: Tensor
-    ) -> None:
-        self.rows = rows  # which of the reader's images are in this set
-        self.names = [names[row] for row in rows.tolist()]
-        self.labels = None if labels is None else labels[rows]
-        self.classes = classes
-        self._all = (names, labels, read)
+    ``names`` are unique. ``labels`` (N,) int64 are indices into ``classes``, -1 where unknown, or None.
+    """
+
+    def __init__(self, source: Source, rows: np.ndarray | None = None) -> None:
+        self.source = source
+        # Which of the source's images are in this set, (N,) int64.
+        self.rows = np.arange(len(source.names)) if rows is None else rows
 
     def __len__(self) -> int:
         return len(self.rows)
 
+    @property
+    def names(self) -> list[str]:
+        return [self.source.names[row] for row in self.rows.tolist()]
+
+    @property
+    def labels(self) -> Tensor | None:
+        return None if self.source.labels is None else self.source.labels[self.rows]
+
+    @property
+    def classes(self) -> list[str]:
+        return list(self.source.classes)
+
     def subset(self, indices: Tensor) -> Images:
-        names, labels, read = self._all
-        return Images(names, labels, self.classes, read, self.rows[indices])
+        return Images(self.source, self.rows[indices.numpy()])
 
     def batch(self, indices: Tensor) -> dict[str, Tensor]:
-        """Images uint8 (n,3,H,W), padded with 0 right and below to the batch's largest; ``extent`` int64 (n,2), the
-        height and width of each; ``index`` (n,); ``label`` (n,) where there are any."""
-        pictures = self._readable(indices.tolist())
-        extent = torch.tensor([picture.shape[:2] for picture in pictures])  # (n,2)
+        """The images at ``indices`` (n,), on the CPU:
+
+        image uint8 (n,3,H,W) sRGB, padded with 0 right and below to the batch's largest; extent int64 (n,2), height
+        and width of each; index int64 (n,), as given; label int64 (n,) where the set has labels.
+
+        An image that cannot be read (met only where they are decoded at each use) gives way to the next readable one,
+        with its label. ValueError where there is none left.
+        """
+        rows = self.rows[indices.numpy()]
+        pixels = self.source.read(rows.tolist())
+        images: list[np.ndarray] = []
+        for i, image in enumerate(pixels):
+            if isinstance(image, str):
+                rows[i], image = self._next_readable(int(indices[i]), image)
+            images.append(image)
+        extent = torch.tensor([image.shape[1:] for image in images])  # (n,2)
         height, width = extent.amax(0).tolist()
-        canvas = torch.zeros(len(pictures), height, width, 3, dtype=torch.uint8)
-        for place, picture in zip(canvas.numpy(), pictures, strict=True):
-            place[: picture.shape[0], : picture.shape[1]] = picture
-        batch = {"image": canvas.permute(0, 3, 1, 2), "extent": extent, "index": indices}
-        if self.labels is not None:
-            batch["label"] = self.labels[indices]
+        padded = np.zeros((len(images), 3, height, width), np.uint8)
+        for place, image in zip(padded, images, strict=True):
+            place[:, : image.shape[1], : image.shape[2]] = image
+        batch = {"image": torch.from_numpy(padded), "extent": extent, "index": indices}
+        if self.source.labels is not None:
+            batch["label"] = self.source.labels[rows]
         return batch
 
-    def _readable(self, indices: list[int]) -> list[np.ndarray]:
-        """The images; one that cannot be read (only met where they are decoded at each use) gives way to the next."""
-        read = self._all[2]
-        pictures: list[Pixels] = read(self.rows[indices].tolist())
-        for place, index in enumerate(indices):
-            for step in range(1, len(self) + 1):
-                if not isinstance(pictures[place], str):
-                    break
-                pictures[place] = read([int(self.rows[(index + step) % len(self)])])[0]
-        if broken := [p for p in pictures if isinstance(p, str)]:
-            raise ValueError(f"no image can be read any more ({broken[0]}): are the files still there?")
-        return [p for p in pictures if not isinstance(p, str)]
+    def _next_readable(self, index: int, why: str) -> tuple[int, np.ndarray]:
+        for step in range(1, len(self)):
+            row = int(self.rows[(index + step) % len(self)])
+            image = self.source.read([row])[0]
+            if not isinstance(image, str):
+                return row, image
+        raise ValueError(f"none of {len(self)} images can be used ({why})")
 
 
 @dataclass(frozen=True)
 class Split:
+    """Held-out images come in an order mixed by a hash of their names, so that the first few are of many classes."""
+
     train: Images
     heldout: Images
 
 
 def open_images(
-    spec: str, size: int, *, short_side: int = 0, scenes: int = 4096, cache_dir: Path | None = None,
-    cache_gb: float = 8.0, device: str = "cpu", quiet: bool = False,
-) -> Split:  # fmt: skip
+    spec: str,
+    size: int,
+    *,
+    short_side: int = 0,
+    scenes: int = 4096,
+    cache_dir: Path | None = None,
+    cache_gb: float = 8.0,
+    device: str = "cpu",
+    quiet: bool = False,
+) -> Split:
     """The images that ``spec`` names, for crops of ``size`` px.
 
-    spec: ``scenes`` (that many, rendered on ``device``), a folder of images (searched recursively; subfolders are
-    classes), ``cifar10``, ``stl10``, ``voc2012`` (downloaded by torchvision) or ``imagenet:PATH``. Images are stored
-    with a short side of ``short_side``, default 1.5 times ``size``, never enlarged; the long side is cut to at most
-    twice that. Those under ``size`` px and those that cannot be read are skipped, counted and named once. About 5 %
-    (by a hash of the name, so that adding images moves none) are held out; torchvision's sets have their own split.
+    spec: ``scenes`` (that many, rendered on ``device``), a folder of images (searched recursively; where all are in
+    one of several subfolders, those are classes), ``cifar10``, ``stl10`` (with its unlabelled images), ``voc2012``
+    (downloaded by torchvision), or ``imagenet:PATH`` with the archives or train/ and val/.
 
-    Raises ValueError of one line where nothing is left, OSError where the cache cannot be written.
+    Images are stored with a short side of ``short_side`` px, 0 = 1.5 times ``size``, never enlarged; of a long side
+    the middle is kept, at most twice the short one. They are kept in ``cache_dir``, by default $KINTSUGI_CACHE or
+    ~/.cache/kintsugi, unless a set takes more than ``cache_gb``: then they are decoded at each use. Images under
+    ``size`` px and those that cannot be read are skipped, counted and named once, in one line (none where ``quiet``).
+
+    About 5 % of the images are held out, by a hash of their names: adding images moves none between the parts, until
+    ``MOST_HELDOUT`` is reached. torchvision's sets are split as their authors did.
+
+    Raises ValueError of one line where nothing is left to learn from, OSError where the cache cannot be written.
     """
-    short_side = max(short_side or round(1.5 * size), size)
-    root = (
-        cache_dir or Path(os.environ.get("KINTSUGI_CACHE") or Path.home() / ".cache" / "kintsugi")
-    ).expanduser()
-    opened = partial(_open, root=root, limit=cache_gb * 1e9, quiet=quiet)
+    short_side = short_side or round(1.5 * size)
+    if short_side < size:
+        raise ValueError(f"--short-side {short_side} is less than --size {size}: images must hold the crop")
+    root = cache_dir or Path(os.environ.get("KINTSUGI_CACHE") or "~/.cache/kintsugi")
+    root = root.expanduser()
+    opener = _Opener(spec, size, short_side, root, cache_gb * 1e9, quiet)
     if spec == "scenes":
-        return _split(opened(*_scenes(scenes, short_side, device), title=f"rendering {scenes} scenes"))
-    shrink = partial(_stored, size=size, short_side=short_side)
-    title = f"decoding {spec}"
+        return _split(opener.scenes(scenes, device))
+    if spec in ("cifar10", "stl10"):
+        return Split(opener.arrays("train"), _mixed(opener.arrays("test")))
+    if spec == "voc2012":
+        return Split(opener.voc("train"), _mixed(opener.voc("val")))
     if spec.startswith("imagenet:"):
         path = Path(spec.removeprefix("imagenet:")).expanduser()
-        train, val = (opened(*_folder(path / part, shrink), title=title) for part in ("train", "val"))
-        return Split(train, val.subset(torch.arange(min(len(val), MOST_HELDOUT))))
-    if spec in ("cifar10", "stl10", "voc2012"):
-        train, val = (
-            opened(*_torchvision(spec, part, root, shrink), title=title) for part in ("train", "test")
-        )
-        return Split(train, val.subset(torch.arange(min(len(val), MOST_HELDOUT))))
-    return _split(opened(*_folder(Path(spec).expanduser(), shrink), title=title))
-
-
-def _open(source: Source, key: object, *, root: Path, limit: float, quiet: bool, title: str) -> Images:
-    """The source's images from the cache, where they are put first if need be."""
-    digest = hashlib.sha256(json.dumps([cache.FORMAT, key]).encode()).hexdigest()[:24]
-    folder = root / "images" / digest
-    decoded: cache.Decoded | str | None = cache.load(folder)
-    try:
-        if decoded is None and not cache.exceeds(source, limit):
-            decoded = cache.build(folder, source, limit, title, quiet)
-    except OSError as error:
-        raise OSError(f"cannot keep decoded images in {root} ({error.strerror or error}): free some space, or choose "
-                      "another place with --cache") from None  # fmt: skip
-    if decoded is None:
-        print(f"{title.removeprefix('decoding ')}: over {limit / 1e9:g} GB decoded, so images are decoded at each use; "
-              "a larger --cache-gb keeps them", file=sys.stderr)  # fmt: skip
-        labels = None if source.labels is None else torch.tensor(source.labels)
-        names = list(source.names)
-        return Images(names, labels, list(source.classes), source.read, torch.arange(len(names)))
-    if isinstance(decoded, str):
-        raise ValueError(f"{title.removeprefix('decoding ')}: none of its {len(source.names)} images can be used; "
-                         f"the first, {decoded}")  # fmt: skip
-    if decoded.skipped and not quiet:
-        _report(decoded.skipped, len(source.names), folder / "skipped.txt")
-    rows = torch.arange(len(decoded.names))
-    return Images(decoded.names, decoded.labels, decoded.classes, decoded.read, rows)
-
-
-def _report(skipped: list[tuple[str, str]], count: int, file: Path) -> None:
-    listed = "".join(f"{name!r}: {reason}\n" for name, reason in skipped)
-    if not file.exists():
-        file.write_text(listed)
-    shown = ", ".join(f"{name!r} ({reason})" for name, reason in skipped[:3])
-    more = f" and {len(skipped) - 3} more, all listed in {file}" if len(skipped) > 3 else ""
-    print(f"skipped {len(skipped)} of {count} images: {shown}{more}", file=sys.stderr)
+        train, val = opener.imagenet(path, "train"), opener.imagenet(path, "val")
+        if val.labels is not None and train.classes != val.classes:
+            raise ValueError(f"--data {spec}: train/ and val/ do not have the same classes")
+        return Split(train, _mixed(val))
+    return _split(opener.folder(Path(spec).expanduser()))
 
 
 def _split(images: Images) -> Split:
-    """Held out are the images whose names hash lowest, about ``HELDOUT`` of them, at least one."""
+    """Held out are the images whose names hash lowest, about ``HELDOUT`` of them."""
     if len(images) < 2:
         raise ValueError(
-            f"one image alone ({images.names[0]!r}) cannot be split into training and held-out ones: add more"
+            f"one image ({images.names[0]!r}) cannot be split into training and held-out ones: add more"
         )
-    hashes = torch.tensor([zlib.crc32(name.encode("utf-8", "surrogateescape")) for name in images.names])
-    chosen = (hashes < HELDOUT * 2**32).nonzero()[:, 0][:MOST_HELDOUT]
-    if not 0 < len(chosen) < len(images):
-        chosen = hashes.argmin()[None]
-    kept = torch.ones(len(images), dtype=torch.bool)
-    kept[chosen] = False
-    return Split(images.subset(kept.nonzero()[:, 0]), images.subset(chosen))
+    hashes = _hashes(images.names)
+    count = int((hashes < HELDOUT * 2.0**64).sum())
+    count = min(max(count, 1), MOST_HELDOUT, len(images) - 1)
+    order = torch.from_numpy(hashes.argsort(kind="stable"))
+    return Split(images.subset(order[count:].sort().values), images.subset(order[:count]))
 
 
-# --- sources --------------------------------------------------------------------------------------------------
+def _mixed(images: Images) -> Images:
+    return images.subset(torch.from_numpy(_hashes(images.names).argsort(kind="stable")))
 
 
-def _scenes(count: int, side: int, device: str) -> tuple[Source, object]:
-    import core.data.scenes as scenes  # here, because only those who use them pay for the import
-
-    def read(rows: Sequence[int]) -> list[Pixels]:
-        image = scenes.render(0, torch.tensor(rows), side, device)["image"]
-        return list((255 * image).round().byte().permute(0, 2, 3, 1).cpu().numpy())
-
-    # Another renderer makes other scenes.
-    code = [hashlib.sha256(file.read_bytes()).hexdigest() for file in scenes.SOURCE_FILES]
-    return Source([f"scene-{i}" for i in range(count)], read, chunk=64), ["scenes", count, side, code]
+def _hashes(names: Sequence[str]) -> np.ndarray:
+    """(N,) uint64, even."""
+    digests = (hashlib.blake2b(os.fsencode(name), digest_size=8).digest() for name in names)
+    return np.frombuffer(b"".join(digests), "<u8")
 
 
-def _folder(root: Path, shrink: Callable[[Image.Image], Pixels]) -> tuple[Source, object]:
-    if not root.is_dir():
-        raise ValueError(f"--data {root}: no such folder; name a folder of images, or scenes, cifar10, stl10, voc2012, "
-                         "imagenet:PATH")  # fmt: skip
-    found = sorted(_walk(root))
-    if not found:
-        raise ValueError(f"--data {root}: the folder holds no images ({', '.join(sorted(SUFFIXES))})")
-    names = [name for name, _, _ in found]
-    tops = [name.split(os.sep)[0] for name in names]
-    classes = sorted(set(tops)) if all(os.sep in name for name in names) else []
-    numbers = {name: i for i, name in enumerate(classes)}
-    labels = [numbers[top] for top in tops] if len(classes) > 1 else None
-    pool = ThreadPoolExecutor(
-        os.cpu_count(), thread_name_prefix="decode"
-    )  # Pillow decodes without Python's lock
+@dataclass(frozen=True)
+class _Opener:
+    """Opens sets from the cache, where it puts them first if need be."""
 
-    def read_one(row: int) -> Pixels:
-        return decode(root / names[row], shrink)
+    spec: str
+    size: int
+    short_side: int
+    root: Path
+    limit: float  # bytes
+    quiet: bool
 
-    def read(rows: Sequence[int]) -> list[Pixels]:
-        return list(pool.map(read_one, rows))
+    # --- what there is to read --------------------------------------------------------------------------------
 
-    source = Source(names, read, labels, classes if labels else [])
-    return source, ["folder", str(root.resolve()), [list(entry) for entry in found], repr(shrink.keywords)]  # type: ignore[attr-defined]
+    def scenes(self, count: int, device: str) -> Images:
+        from core.data import scenes  # here, because only those who use them pay for the import
+
+        def read(rows: Sequence[int]) -> list[Pixels]:
+            rendered = scenes.render(0, torch.tensor(rows), self.short_side, device)
+            return list((255 * rendered["image"]).round().byte().cpu().numpy())  # (n,3,S,S)
+
+        names = [f"scene-{i}" for i in range(count)]
+        code = [hashlib.sha256(file.read_bytes()).hexdigest() for file in scenes.SOURCE_FILES]
+        source = Source(names, read, chunk=64)
+        return self._open("scenes", [count, code], lambda: source, "rendering")
+
+    def folder(self, path: Path) -> Images:
+        if not path.is_dir():
+            raise ValueError(f"--data {path}: no such folder; name a folder of images, or {_NAMED}")
+        found = sorted(_walk(path))
+        if not found:
+            raise ValueError(f"--data {path}: no images in this folder ({', '.join(sorted(SUFFIXES))})")
+        return self._files(path, found)
+
+    def imagenet(self, path: Path, part: str) -> Images:
+        if path.is_dir() and not (path / part).is_dir():
+            try:
+                datasets.ImageNet(path, split=part)  # unpacks the archives
+            except (OSError, RuntimeError) as error:
+                raise ValueError(
+                    f"--data {self.spec}: neither {part}/ nor its archive ({reason(error)})"
+                ) from None
+        return self.folder(path / part)
+
+    def voc(self, part: str) -> Images:
+        place = self.root / "torchvision"
+        try:  # torchvision unpacks its archive whenever it is told to download, so it is told only if need be
+            files = datasets.VOCDetection(place, image_set=part, download=False).images
+            whole = all(os.path.exists(file) for file in files)
+        except (OSError, RuntimeError):
+            whole = False
+        if not whole:
+            files = self._download(lambda: datasets.VOCDetection(place, image_set=part, download=True).images)
+        folder = Path(files[0]).parent
+        return self._files(folder, [(os.path.basename(file), *_stamp(file)) for file in files])
+
+    def arrays(self, part: str) -> Images:
+        """cifar10 and stl10, which torchvision holds in memory: it is asked only where the cache lacks them."""
+        place, train = self.root / "torchvision", part == "train"
+
+        def make() -> Source:
+            if self.spec == "cifar10":
+                sets = [self._download(lambda: datasets.CIFAR10(place, train=train, download=True))]
+                labels = torch.tensor(sets[0].targets)
+            else:
+                splits = ("train", "unlabeled") if train else ("test",)
+                sets = [
+                    self._download(partial(datasets.STL10, place, split=split, download=True))
+                    for split in splits
+                ]
+                labels = torch.cat([torch.from_numpy(data.labels.astype(np.int64)) for data in sets])
+            images: ConcatDataset[tuple[Image.Image, int]] = ConcatDataset(sets)
+
+            def read(rows: Sequence[int]) -> list[Pixels]:
+                return [stored(images[row][0], self.short_side) for row in rows]
+
+            return Source([f"{part}-{i}" for i in range(len(images))], read, labels, sets[0].classes)
+
+        return self._open(f"{self.spec}-{part}", [], make)
+
+    def _files(self, folder: Path, found: list[tuple[str, int, int]]) -> Images:
+        """found: names relative to ``folder``, sizes and times of change."""
+        names = [name for name, _, _ in found]
+        tops = [name.partition(os.sep)[0] for name in names]
+        classes = sorted(set(tops)) if all(os.sep in name for name in names) else []
+        number = {name: i for i, name in enumerate(classes)}
+        labels = torch.tensor([number[top] for top in tops]) if len(classes) > 1 else None
+
+        def read(rows: Sequence[int]) -> list[Pixels]:
+            files = (folder / names[row] for row in rows)
+            with ThreadPoolExecutor(_THREADS) as pool:
+                return list(pool.map(partial(decode, short_side=self.short_side), files))
+
+        source = Source(names, read, labels, classes if len(classes) > 1 else ())
+        return self._open(folder.resolve().name, [str(folder.resolve()), found], lambda: source)
+
+    def _download(self, make: Callable[[], T]) -> T:
+        try:
+            return make()
+        except (OSError, RuntimeError, EOFError, tarfile.TarError, http.client.HTTPException) as error:
+            raise ValueError(
+                f"--data {self.spec}: torchvision could not download it ({reason(error)}); "
+                f"put its archive into {self.root / 'torchvision'} yourself, or name a folder of images"
+            ) from None
+
+    # --- the cache --------------------------------------------------------------------------------------------
+
+    def _open(self, name: str, key: object, make: Callable[[], Source], doing: str = "decoding") -> Images:
+        """The images of ``make()``, which is called only where the cache has no set of this ``key``."""
+        digest = hashlib.sha256(json.dumps([cache.FORMAT, name, self.short_side, key]).encode()).hexdigest()
+        label = re.sub(r"[^\w.-]+", "_", name)[:40]
+        folder = self.root / "images" / f"{label}-{self.short_side}px-{digest[:16]}"
+        decoded = cache.load(folder)
+        if decoded is None:
+            source = make()
+            needed = float(len(source.names) * 6 * self.short_side**2)  # at most
+            if needed > self.limit:
+                needed = cache.estimate(source)
+            if needed <= self.limit:
+                try:
+                    decoded = cache.build(folder, source, self.limit, f"{doing} {name}", self.quiet)
+                except ValueError as error:
+                    raise ValueError(f"--data {self.spec}: {error}") from None
+                except OSError as error:
+                    raise OSError(
+                        f"cannot keep decoded images in {self.root} ({error.strerror or error}): make room there, "
+                        "choose another folder with --cache, or decode at each use with --cache-gb 0"
+                    ) from None
+            if decoded is None:
+                self._say(
+                    f"{self.spec}: decoded it takes about {max(needed, self.limit) / 1e9:.2g} GB, more than "
+                    f"--cache-gb {self.limit / 1e9:g}: images are decoded at each use"
+                )
+                return Images(self._checked(source))
+        short = decoded.extents.min(1)  # (N,)
+        if short.max() < self.size:
+            fits = short.max() // 32 * 32 or short.max()
+            raise ValueError(
+                f"--data {self.spec}: all {len(short)} images are smaller than the crop of {self.size} px, the largest "
+                f"has a short side of {short.max()} px: use --size {fits}"
+            )
+        names = decoded.source.names
+        small = (short < self.size).nonzero()[0].tolist()
+        if skipped := decoded.skipped + [(names[row], self._too_small(short[row])) for row in small]:
+            file = folder.with_name(folder.name + ".skipped.txt")
+            self._report(skipped, len(short) + len(decoded.skipped), file)
+        return Images(decoded.source, (short >= self.size).nonzero()[0])
+
+    def _checked(self, source: Source) -> Source:
+        """The source without images that are too small; names the first few that cannot be used."""
+        named: set[int] = set()
+
+        def read(rows: Sequence[int]) -> list[Pixels]:
+            images = source.read(rows)
+            for i, (row, image) in enumerate(zip(rows, images, strict=True)):
+                if not isinstance(image, str) and min(image.shape[1:]) < self.size:
+                    images[i] = self._too_small(min(image.shape[1:]))
+                if isinstance(images[i], str) and row not in named:
+                    named.add(row)
+                    if len(named) <= 3:
+                        self._say(
+                            f"skipped {source.names[row]!r} ({images[i]}): the next image takes its place"
+                        )
+                    elif len(named) == 4:
+                        self._say("more images are skipped; they are not named any further")
+            return images
+
+        return Source(source.names, read, source.labels, source.classes)
+
+    def _too_small(self, short: int) -> str:
+        return f"short side of {short} px, less than the crop of {self.size}"
+
+    def _report(self, skipped: list[tuple[str, str]], count: int, file: Path) -> None:
+        with contextlib.suppress(OSError):  # a cache that somebody else has built may be read-only
+            file.write_text("".join(f"{name!r}: {reason}\n" for name, reason in skipped))
+        shown = ", ".join(f"{name!r} ({reason})" for name, reason in skipped[:3])
+        more = f" and {len(skipped) - 3} more, listed in {file}" if len(skipped) > 3 else ""
+        self._say(f"{self.spec}: skipped {len(skipped)} of {count} images: {shown}{more}")
+
+    def _say(self, line: str) -> None:
+        if not self.quiet:
+            print(line, file=sys.stderr)
 
 
 def _walk(root: Path) -> Iterator[tuple[str, int, int]]:
-    """Image files below ``root``: relative name, size, time of change. Links are followed, loops only once."""
-    seen: set[tuple[int, int]] = set()
-    waiting = [""]
-    while waiting:
-        folder = waiting.pop()
-        here = os.stat(root / folder)
-        if (here.st_dev, here.st_ino) in seen:
-            continue
-        seen.add((here.st_dev, here.st_ino))
-        with os.scandir(root / folder) as entries:
-            for entry in entries:
-                name = os.path.join(folder, entry.name)
-                if entry.name.startswith("."):
-                    continue
-                if entry.is_dir():
-                    waiting.append(name)
-                elif os.path.splitext(entry.name)[1].lower() in SUFFIXES and entry.is_file():
-                    stat = entry.stat()
-                    yield name, stat.st_size, stat.st_mtime_ns
+    """The image files below ``root``: relative name, size, time of change. Hidden files and folders are left out.
 
-
-def _torchvision(
-    name: str, part: str, root: Path, shrink: Callable[[Image.Image], Pixels]
-) -> tuple[Source, object]:
-    place, train = root / "torchvision", part == "train"
-    try:
-        if name == "cifar10":
-            dataset = datasets.CIFAR10(place, train=train, download=True)
-        elif name == "stl10":
-            dataset = datasets.STL10(place, split="unlabeled" if train else "test", download=True)
-        else:
-            dataset = datasets.VOCDetection(place, image_set="train" if train else "val", download=True)
-    except (OSError, RuntimeError) as error:
-        raise ValueError(f"--data {name}: could not be downloaded to {place} ({error}); fetch it there by other means, "
-                         "or use a folder of images") from None  # fmt: skip
-
-    def read(rows: Sequence[int]) -> list[Pixels]:
-        return [shrink(dataset[row][0]) for row in rows]
-
-    labels = getattr(dataset, "targets", getattr(dataset, "labels", None))
-    names = [f"{name}-{part}-{i}" for i in range(len(dataset))]
-    numbers = None if labels is None else [int(label) for label in labels]
-    source = Source(names, read, numbers, getattr(dataset, "classes", []))
-    return source, [name, part, len(dataset), repr(shrink.keywords)]  # type: ignore[attr-defined]
-
-
-# --- decoding -------------------------------------------------------------------------------------------------
-
-
-def decode(path: Path, shrink: Callable[[Image.Image], Pixels]) -> Pixels:
-    """A file as 8-bit RGB, upright, as ``shrink`` leaves it; or the reason why it cannot be read."""
-    try:
-        with Image.open(path) as image:
-            return shrink(image)
-    except Exception as error:  # Pillow's decoders raise whatever a damaged file leads them to
-        reason = (
-            getattr(error, "strerror", None)
-            or str(error).replace(str(path), "the file")
-            or type(error).__name__
-        )
-        return " ".join(reason.split())[:120]
-
-
-def _stored(image: Image.Image, *, size: int, short_side: int) -> Pixels:
-    """As images are stored: (H,W,3) uint8, short side at most ``short_side``, long side at most twice the short one."""
-    if min(image.size) < size:
-        return f"{image.width}x{image.height} px, smaller than the crop of {size}: use --size {min(image.size)} or less"
-    factor = short_side / min(image.size)
-    if factor < 1:
-        # A JPEG can be decoded at 1/2, 1/4 or 1/8 of its size for a fraction of the work.
-        image.draft(None, (round(image.width * factor), round(image.height * factor)))
-    image = ImageOps.exif_transpose(rgb(image))
-    short = min(image.size)
-    factor = min(1.0, short_side / short)
-    width, height = max(1, round(image.width * factor)), max(1, round(image.height * factor))
-    if factor < 1:
-        image = image.resize((width, height), Image.Resampling.BICUBIC, reducing_gap=2.0)
-    across, down = max(0, width - 2 * height), max(0, height - 2 * width)  # what sticks out of 2:1
-    image = image.crop((across // 2, down // 2, width - (across + 1) // 2, height - (down + 1) // 2))
-    return np.asarray(image)
-
-
-def rgb(image: Image.Image) -> Image.Image:
-    """Any Pillow image as 8-bit RGB.
-
-    Transparency is laid over white; 16-bit grey is divided by 257; float grey is taken as [0,1], or as 0..255 where it
-    exceeds 1. Pillow itself converts palettes, CMYK, YCbCr and 16-bit colour.
+    Links to folders are followed, but each folder is entered once, so that loops end.
     """
-    if image.mode in ("I;16", "I;16B", "I;16L", "I", "F"):
-        grey = np.asarray(image, np.float64)
-        scale = 1 / 257 if image.mode != "F" else (255 if grey.max(initial=0) <= 1 else 1)
-        grey = np.nan_to_num(grey * scale).clip(0, 255)
-        converted = Image.fromarray(grey.round().astype(np.uint8)).convert("RGB")
-        converted.info, converted.getexif()[0x0112] = image.info, image.getexif().get(0x0112, 1)
-        return converted
-    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
-        layer = image.convert("RGBA")
-        white = Image.new("RGBA", layer.size, "white")
-        flat = Image.alpha_composite(white, layer).convert("RGB")
-        flat.getexif()[0x0112] = image.getexif().get(0x0112, 1)
-        return flat
-    return image.convert("RGB")
+    entered: set[tuple[int, int]] = set()
+    for folder, subfolders, files in os.walk(root, followlinks=True):
+        here = os.stat(folder)
+        if (here.st_dev, here.st_ino) in entered:
+            subfolders.clear()
+            continue
+        entered.add((here.st_dev, here.st_ino))
+        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+        relative = os.path.relpath(folder, root)
+        for file in files:
+            if os.path.splitext(file)[1].lower() in SUFFIXES and not file.startswith("."):
+                stamp = _stamp(os.path.join(folder, file))
+                yield file if relative == "." else os.path.join(relative, file), *stamp
+
+
+def _stamp(file: str) -> tuple[int, int]:
+    """Size and time of change; -1 for what is no file (a broken link, say), which decoding will complain of."""
+    try:
+        status = os.stat(file)
+    except OSError:
+        return -1, -1
+    return (status.st_size, status.st_mtime_ns) if stat.S_ISREG(status.st_mode) else (-1, -1)

@@ -1,7 +1,8 @@
-"""The order of images and their way to the device."""
+"""The order of images, and their way to the device."""
 
 from __future__ import annotations
 
+import itertools
 import queue
 import threading
 from collections.abc import Iterator
@@ -17,69 +18,72 @@ from core.rng import generator
 class Loader:
     """Batches of images in an order that is a function of (seed, epoch) alone.
 
-    The epochs' permutations form one endless sequence; step s of the run takes ``batch`` positions of it from
-    s * batch on, and a rank its contiguous slice of those. So a run may start at any step and on any number of ranks,
-    and within an epoch no image comes twice.
+    The epochs' permutations, one after the other, form one endless sequence. Step s of a run takes the ``batch``
+    positions from s * batch on, and rank r of ``world`` the r-th contiguous slice of those. So a run may start at any
+    step and on any number of ranks, and no image comes twice within an epoch.
     """
 
     def __init__(
-        self, images: Images, batch: int, seed: int, rank: int = 0, world: int = 1,
-        device: torch.device | str = "cpu", prefetch: int = 3,
-    ) -> None:  # fmt: skip
-        assert batch % world == 0
-        self.images, self.batch, self.seed = images, batch, seed
-        self.rank, self.world, self.device, self.prefetch = rank, world, torch.device(device), prefetch
+        self,
+        images: Images,
+        batch: int,
+        seed: int,
+        rank: int = 0,
+        world: int = 1,
+        device: torch.device | str = "cpu",
+        prefetch: int = 3,
+    ) -> None:
+        if batch % world:
+            raise ValueError(f"--batch {batch} does not split over {world} ranks: use a multiple of {world}")
+        self.images, self.batch, self.seed, self.rank, self.world = images, batch, seed, rank, world
+        self.device, self.prefetch = torch.device(device), prefetch
         self._epoch, self._order = -1, torch.empty(0, dtype=torch.int64)
 
     def indices(self, step: int) -> Tensor:
-        """Which images this rank sees at a step, (batch / world,)."""
-        part = self.batch // self.world
-        first = step * self.batch + self.rank * part
-        count = len(self.images)
-        return torch.stack([self._permutation(p // count)[p % count] for p in range(first, first + part)])
+        """Which images this rank sees at ``step``, (batch / world,) int64."""
+        share, count = self.batch // self.world, len(self.images)
+        first = step * self.batch + self.rank * share
+        positions = torch.arange(first, first + share)
+        epochs = range(first // count, (first + share - 1) // count + 1)
+        return torch.cat([self._permutation(e)[positions[positions // count == e] % count] for e in epochs])
 
     def _permutation(self, epoch: int) -> Tensor:
         if epoch != self._epoch:
-            order = torch.randperm(len(self.images), generator=generator(self.seed, epoch))
-            self._epoch, self._order = epoch, order
+            self._order = torch.randperm(len(self.images), generator=generator(self.seed, epoch))
+            self._epoch = epoch
         return self._order
 
     @contextmanager
     def iterate(self, start: int) -> Iterator[Iterator[dict[str, Tensor]]]:
-        """The batches of step ``start``, ``start + 1``, ... on the device, read ahead by one thread.
+        """The batches (``Images.batch``) of steps ``start``, ``start + 1``, ... for ever, on the device.
 
-        What goes wrong in the thread is raised where the batch is awaited.
+        One thread reads ``prefetch`` of them ahead and ends with the context. What goes wrong in it is raised, as it
+        is, where the batch is asked for.
         """
-        ready: queue.Queue[dict[str, Tensor] | BaseException] = queue.Queue(self.prefetch)
+        ready: queue.SimpleQueue[dict[str, Tensor] | BaseException] = queue.SimpleQueue()
+        free = threading.Semaphore(self.prefetch)
         closed = threading.Event()
 
-        def offer(item: dict[str, Tensor] | BaseException) -> None:
-            while not closed.is_set():
-                try:
-                    return ready.put(item, timeout=0.1)
-                except queue.Full:
-                    continue
-
         def read_ahead() -> None:
-            step = start
             try:
-                while not closed.is_set():
+                for step in itertools.count(start):
+                    free.acquire()
+                    if closed.is_set():
+                        return
                     batch = self.images.batch(self.indices(step))
-                    offer(
-                        {name: v.pin_memory() for name, v in batch.items()}
-                        if self.device.type == "cuda"
-                        else batch
-                    )
-                    step += 1
+                    if self.device.type == "cuda":
+                        batch = {name: value.pin_memory() for name, value in batch.items()}
+                    ready.put(batch)
             except BaseException as error:
-                offer(error)
+                ready.put(error)
 
         def batches() -> Iterator[dict[str, Tensor]]:
             while True:
-                item = ready.get()
-                if isinstance(item, BaseException):
-                    raise item
-                yield {name: value.to(self.device, non_blocking=True) for name, value in item.items()}
+                batch = ready.get()
+                if isinstance(batch, BaseException):
+                    raise batch
+                free.release()
+                yield {name: value.to(self.device, non_blocking=True) for name, value in batch.items()}
 
         thread = threading.Thread(target=read_ahead, name="loader", daemon=True)
         thread.start()
@@ -87,4 +91,6 @@ class Loader:
             yield batches()
         finally:
             closed.set()
+            free.release()
             thread.join()
+            ready.put(RuntimeError("the loader is closed"))  # rather than have somebody wait for ever

@@ -1,0 +1,73 @@
+"""Image files of any kind as upright 8-bit RGB of the size in which they are stored."""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from core.data.cache import Pixels
+
+SUFFIXES = frozenset((".jpg", ".jpeg", ".jpe", ".png", ".webp", ".bmp", ".tif", ".tiff"))
+_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")  # by content, whatever the suffix says
+
+# Pillow warns of damaged metadata and of large pictures, one by one; what matters is counted in one line.
+warnings.filterwarnings("ignore", module="PIL")
+
+
+def decode(file: Path, short_side: int) -> Pixels:
+    """An image file as it is stored, upright; or the reason why it cannot be read."""
+    if not file.is_file():
+        return "not a file"  # but a broken link, say, or a pipe, which would be waited for
+    try:
+        with Image.open(file, formats=_FORMATS) as image:
+            image.draft(None, (2 * short_side, 2 * short_side))  # a JPEG is decoded smaller, for less work
+            image.load()
+            with contextlib.suppress(Exception):  # damaged EXIF is no reason to lose the picture
+                ImageOps.exif_transpose(image, in_place=True)
+            return stored(image, short_side)
+    except UnidentifiedImageError:
+        return "not an image" if file.stat().st_size else "an empty file"
+    except Exception as error:  # Pillow's decoders raise whatever a damaged file leads them to
+        return reason(error)
+
+
+def stored(image: Image.Image, short_side: int) -> np.ndarray:
+    """Pixels as they are stored, (3,h,w) uint8 RGB: the long side cut in the middle to at most twice the short one,
+    then the short side reduced to ``short_side`` px (bicubic, antialiased), if it is larger."""
+    image = rgb(image)
+    width, height = min(image.width, 2 * image.height), min(image.height, 2 * image.width)
+    left, top = (image.width - width) // 2, (image.height - height) // 2
+    scale = min(1.0, short_side / min(width, height))
+    image = image.resize(
+        (max(1, round(scale * width)), max(1, round(scale * height))),
+        Image.Resampling.BICUBIC,
+        box=(left, top, left + width, top + height),
+        reducing_gap=2.0,
+    )
+    return np.asarray(image).transpose(2, 0, 1)  # (h,w,3) -> (3,h,w)
+
+
+def rgb(image: Image.Image) -> Image.Image:
+    """Any Pillow image as 8-bit RGB, colour profiles ignored.
+
+    Transparency is laid over white; grey of 16 bits is divided by 257; float grey is taken as [0,1], or as 0..255
+    where it exceeds 1. Pillow itself converts palettes, CMYK, YCbCr and 16-bit colour.
+    """
+    if image.mode.startswith("I") or image.mode == "F":
+        grey = np.nan_to_num(np.asarray(image, np.float64))
+        scale = 1 / 257 if image.mode != "F" else 255 if grey.max() <= 1 else 1
+        return Image.fromarray((scale * grey).round().clip(0, 255).astype(np.uint8)).convert("RGB")
+    if image.has_transparency_data:
+        layer = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
+    return image.convert("RGB")
+
+
+def reason(error: Exception) -> str:
+    """What went wrong, in one short line."""
+    text = (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
+    return " ".join(text.split())[:120]
