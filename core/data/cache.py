@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import mmap
+import os
 import shutil
 import time
 import uuid
@@ -58,9 +59,12 @@ def load(folder: Path) -> Decoded | None:
         index = json.loads((folder / "index.json").read_text())
         with open(folder / "pixels.bin", "rb") as file:
             pixels = np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
-    except (OSError, ValueError):
+        names, classes = index["names"], index["classes"]
+        labels = None if index["labels"] is None else torch.tensor(index["labels"], dtype=torch.int64)
+        skipped = [(name, reason) for name, reason in index["skipped"]]
+        extents = np.array(index["extents"], np.int64).reshape(len(names), 2)
+    except (OSError, ValueError, KeyError, TypeError):
         return None
-    extents = np.array(index["extents"], np.int64)  # (N,2)
     sizes = 3 * extents.prod(1)
     starts = sizes.cumsum() - sizes
     if len(pixels) != sizes.sum():
@@ -70,9 +74,7 @@ def load(folder: Path) -> Decoded | None:
         places = zip(starts[rows].tolist(), sizes[rows].tolist(), extents[rows].tolist(), strict=True)
         return [pixels[start : start + size].reshape(3, *extent) for start, size, extent in places]
 
-    labels = None if index["labels"] is None else torch.tensor(index["labels"], dtype=torch.int64)
-    skipped = [(name, reason) for name, reason in index["skipped"]]
-    return Decoded(Source(index["names"], read, labels, index["classes"]), extents, skipped)
+    return Decoded(Source(names, read, labels, classes), extents, skipped)
 
 
 def estimate(source: Source) -> float:
@@ -101,7 +103,7 @@ def build(folder: Path, source: Source, limit: float, title: str, quiet: bool = 
             building.rename(folder)
         except OSError:  # another process was faster, or what is there is damaged
             if load(folder) is None:
-                shutil.rmtree(folder)
+                shutil.rmtree(folder, ignore_errors=True)
                 building.rename(folder)
     finally:
         shutil.rmtree(building, ignore_errors=True)
@@ -131,6 +133,8 @@ def _write(folder: Path, source: Source, limit: float, title: str, quiet: bool) 
                 kept.append(row)
                 extents.append(image.shape[1:])
             bar.update(len(rows))
+        file.flush()
+        os.fsync(file.fileno())  # or a power cut may leave a whole index of empty pixels
     if not kept:
         name, reason = skipped[0]
         raise ValueError(f"none of its {count} images can be read (the first, {name!r}: {reason})")

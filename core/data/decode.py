@@ -20,30 +20,37 @@ warnings.filterwarnings("ignore", module="PIL")
 
 def decode(file: Path, short_side: int) -> Pixels:
     """An image file as it is stored, upright; or the reason why it cannot be read."""
-    if not file.is_file():
-        return "not a file"  # but a broken link, say, or a pipe, which would be waited for
     try:
+        if not file.is_file():
+            return "not a file"  # but a broken link, say, or a pipe, which would be waited for
+        if file.stat().st_size == 0:
+            return "an empty file"
         with Image.open(file, formats=_FORMATS) as image:
+            ratio = max(image.size) / max(1, min(image.size))
             image.draft(None, (2 * short_side, 2 * short_side))  # a JPEG is decoded smaller, for less work
             image.load()
             with contextlib.suppress(Exception):  # damaged EXIF is no reason to lose the picture
                 ImageOps.exif_transpose(image, in_place=True)
-            return stored(image, short_side)
+            return stored(image, short_side, ratio)
     except UnidentifiedImageError:
-        return "not an image" if file.stat().st_size else "an empty file"
+        return "not an image"
     except Exception as error:  # Pillow's decoders raise whatever a damaged file leads them to
         return reason(error)
 
 
-def stored(image: Image.Image, short_side: int) -> np.ndarray:
+def stored(image: Image.Image, short_side: int, ratio: float = 0) -> np.ndarray:
     """Pixels as they are stored, (3,h,w) uint8 RGB: the long side cut in the middle to at most twice the short one,
-    then the short side reduced to ``short_side`` px (bicubic, antialiased), if it is larger."""
+    then the short side reduced to ``short_side`` px (bicubic, antialiased), if it is larger.
+
+    ``ratio`` of the sides, 0 = as they are: given where a JPEG was decoded smaller, which rounds them.
+    """
     image = rgb(image)
     width, height = min(image.width, 2 * image.height), min(image.height, 2 * image.width)
     left, top = (image.width - width) // 2, (image.height - height) // 2
-    scale = min(1.0, short_side / min(width, height))
+    short = min(width, height, short_side)
+    long = round(short * min(2.0, ratio or max(width, height) / min(width, height)))
     image = image.resize(
-        (max(1, round(scale * width)), max(1, round(scale * height))),
+        (long, short) if width > height else (short, long),
         Image.Resampling.BICUBIC,
         box=(left, top, left + width, top + height),
         reducing_gap=2.0,
@@ -58,7 +65,7 @@ def rgb(image: Image.Image) -> Image.Image:
     where it exceeds 1. Pillow itself converts palettes, CMYK, YCbCr and 16-bit colour.
     """
     if image.mode.startswith("I") or image.mode == "F":
-        grey = np.nan_to_num(np.asarray(image, np.float64))
+        grey = np.nan_to_num(np.asarray(image, np.float64), posinf=1.0, neginf=0.0)
         scale = 1 / 257 if image.mode != "F" else 255 if grey.max() <= 1 else 1
         return Image.fromarray((scale * grey).round().clip(0, 255).astype(np.uint8)).convert("RGB")
     if image.has_transparency_data:
