@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import warnings
 from pathlib import Path
 
@@ -14,8 +15,9 @@ from core.data.cache import Pixels
 SUFFIXES = frozenset((".jpg", ".jpeg", ".jpe", ".png", ".webp", ".bmp", ".tif", ".tiff"))
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")  # by content, whatever the suffix says
 
-# Pillow warns of damaged metadata and of large pictures, one by one; what matters is counted in one line.
+# Pillow complains of damaged metadata and of large pictures, one by one; what matters is counted in one line.
 warnings.filterwarnings("ignore", module="PIL")
+logging.getLogger("PIL").setLevel(logging.CRITICAL)
 
 
 def decode(file: Path, short_side: int) -> Pixels:
