@@ -387,7 +387,7 @@ def load_mender(path: Path, device: torch.device) -> Mender:
 def main(argv: Sequence[str] | None = None) -> None:
     with user_errors():
         config = parse_training(Inpainting.name, {"demo": demo, "small": small, "paper": paper}, argv)
-        folder = train(config, Inpainting)
+        folder = train(Inpainting.name, config, Inpainting)
         if config.mask != "none" and int(os.environ.get("RANK", 0)) == 0:
             from recon import quality  # here, because it reads this module's checkpoints
 

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 
 # The smallest training run that goes through everything: pictures, measurements, checkpoints, adversary.
 TINY = (
-    "--size 64 --batch 4 --steps 6 --adversarial-start 2 --log-every 2 --show-every 3 --eval-every 3 "
+    "--encoder alexnet --size 64 --batch 4 --steps 6 --adversarial-start 2 --log-every 2 --show-every 3 --eval-every 3 "
     "--save-every 2 --eval-images 2 --device cpu"
 ).split()
 
@@ -52,7 +52,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory, photos: Path) -> Path:
     from recon.inpainting import main
 
     folder = tmp_path_factory.mktemp("trained") / "run"
-    main([*TINY, "--data", str(photos), "--steps", "1", "--adversarial", "0", "--run", str(folder)])
+    main([*TINY, "--data", str(photos), "--steps", "1", "--adversarial", "0", "--out", str(folder)])
     (file,) = folder.glob("step-*.pt")
     return file
 

@@ -63,10 +63,10 @@ class TrainConfig:
 
     runs: Path = Path("runs")
     """Folder under which METHOD/DATE-TIME is made for each run."""
-    run: Path | None = None
+    out: Path | None = None
     """This run's own folder, instead of a new one under --runs."""
     resume: bool = False
-    """Go on from the newest checkpoint of --run (default: of the latest run), with its settings."""
+    """Go on from the newest checkpoint of --out (default: of the latest run), with its settings."""
 
     log_every: int = 20
     """Steps between scalars."""
@@ -92,7 +92,7 @@ class TrainConfig:
 
 # What may differ between a run and its continuation without changing what is trained.
 _FREE_AT_RESUME = frozenset(
-    "steps device runs run resume cache cache_gb log_every show_every eval_every save_every keep eval_images".split()
+    "steps device runs out resume cache cache_gb log_every show_every eval_every save_every keep eval_images".split()
 )
 
 
@@ -107,10 +107,10 @@ def parse_training(
     asked = parse_command(type(presets["demo"]()), argv, default=presets[_preset(argv)]())
     if not asked.resume:
         return asked
-    saved_from = checkpoint.find(asked.run or asked.runs / method / "latest")
+    saved_from = checkpoint.find(asked.out or asked.runs / method / "latest")
     saved_config = checkpoint.load(saved_from, method)["config"]
     before = from_plain(type(asked), saved_config)
-    now = parse_command(type(asked), argv, default=dataclasses.replace(before, run=saved_from.parent))
+    now = parse_command(type(asked), argv, default=dataclasses.replace(before, out=saved_from.parent))
     changed = [
         f"{_flag(f.name)} {getattr(before, f.name)} -> {getattr(now, f.name)}"
         for f in dataclasses.fields(now)

@@ -32,23 +32,24 @@ SHOWN = 8  # held-out images in each picture
 _STOP_POLL = 10  # steps between the ranks' agreement to stop: asking is a message
 
 
-def train(config: C, build: Callable[[C, World], Method]) -> Path:
-    """Trains a method to ``config.steps`` and returns the run's folder (on every rank).
+def train(name: str, config: C, build: Callable[[C, World], Method]) -> Path:
+    """Trains the method ``name`` to ``config.steps`` and returns the run's folder (on every rank).
 
     Bit for bit on a CPU, a resumed run ends with the weights of one that was never stopped: data order, crops, masks
     and dropout are functions of (seed, step), and everything else that training changes is in the checkpoint.
 
-    Raises FloatingPointError where a logged value is not finite, KeyboardInterrupt-like SystemExit (130, 143) after
-    saving on SIGINT and SIGTERM, ValueError and OSError of one line for what the user can mend.
+    Raises FloatingPointError where a logged value is not finite; SystemExit (130, 143) after saving on SIGINT and
+    SIGTERM; ValueError and OSError of one line for what the user can mend.
     """
     with open_world(config.device, config.precision, config.batch) as world:
+        folder = _open_folder(name, config, world)  # first, because it is the cheapest to refuse
         with world.main_first():
             data = open_data(config, quiet=not world.is_main)
         torch.manual_seed(mixed(config.seed))
         method = build(config, world)
         world.place(method.networks.values(), channels_last=config.channels_last, compile=config.compile)
-        folder, start = _open_run(config, method, world)
-        title = method.name if start == 0 else f"{method.name} from step {start}"
+        start = _resume(folder, config, method) if config.resume else 0
+        title = name if start == 0 else f"{name} from step {start}"
         with (
             Log(folder, title, config.steps, start, config.batch, main=world.is_main) as log,
             _Signals() as signals,
@@ -107,7 +108,7 @@ class _Loop:
                 polled = world.size == 1 or done % _STOP_POLL == 0
                 if polled and not last and world.any(signals.caught is not None):
                     self._save(done, f"step-{done:08d}.pt")
-                    self.log.say(f"stopped at step {done} and saved: go on with --resume --run {self.folder}")
+                    self.log.say(f"stopped at step {done} and saved: go on with --resume --out {self.folder}")
                     raise SystemExit(128 + (signals.caught or signal.SIGTERM))
         self.log.settings(to_plain(config), self.figures)
 
@@ -205,32 +206,35 @@ class _Clock:
         self.since += time.perf_counter() - begun
 
 
-def _open_run(config: TrainConfig, method: Method, world: World) -> tuple[Path, int]:
-    """The run's folder and the step to start from, the method's state loaded where it resumes."""
-    if config.resume:
-        assert config.run is not None  # parse_training found it
-        file = checkpoint.find(config.run)
-        content = checkpoint.load(file, method.name)
-        if content["step"] >= config.steps:
-            raise ValueError(f"{file} already has {content['step']} steps: ask for more with --steps")
-        method.load_state_dict(content["state"])
-        return config.run, content["step"]
-    named = config.run or config.runs / method.name / datetime.now().strftime("%Y%m%d-%H%M%S")
-    folder = Path(world.from_main(str(named)))
-    if world.is_main:
-        if any(folder.glob("*.pt")):
-            raise ValueError(
-                f"{folder} already holds a run: add --resume to go on with it, or choose another --run"
-            )
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            if not config.run:
-                _point_latest(folder)
-        except OSError as error:
-            raise OSError(
-                f"cannot write {folder} ({error.strerror}): choose another folder with --runs"
-            ) from None
-    return folder, 0
+def _open_folder(name: str, config: TrainConfig, world: World) -> Path:
+    """The run's folder, made or taken up again. ValueError, OSError where that cannot be."""
+    made = datetime.now().strftime("%Y%m%d-%H%M%S")
+    folder = Path(world.from_main(str(config.out or config.runs / name / made)))
+    if not world.is_main or config.resume:
+        return folder
+    if any(folder.glob("*.pt")):
+        raise ValueError(
+            f"{folder} already holds a run: add --resume to go on with it, or choose another --out"
+        )
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not config.out:
+            _point_latest(folder)
+    except OSError as error:
+        raise OSError(
+            f"cannot write {folder} ({error.strerror}): choose another folder with --runs"
+        ) from None
+    return folder
+
+
+def _resume(folder: Path, config: TrainConfig, method: Method) -> int:
+    """Loads the newest checkpoint into the method; the step to go on from."""
+    file = checkpoint.find(folder)
+    content = checkpoint.load(file, method.name)
+    if content["step"] >= config.steps:
+        raise ValueError(f"{file} already has {content['step']} steps: ask for more with --steps")
+    method.load_state_dict(content["state"])
+    return content["step"]
 
 
 def _point_latest(folder: Path) -> None:

@@ -23,23 +23,26 @@ def torchrun(folder: Path, ranks: int, *args: str) -> subprocess.CompletedProces
     )  # fmt: skip
 
 
-# Group norm, because torch has batch statistics over several processes for GPUs only.
-SAME = [*TINY, "--norm", "group", "--discriminator-norm", "group", "--mask", "blocks", "--lr", "1e-4"]
+# Group norm, because torch has batch statistics over several processes for GPUs only. Two steps, because from step to
+# step training multiplies what rounding leaves.
+SAME = [*TINY, "--norm", "group", "--discriminator-norm", "group", "--mask", "blocks"]
+SAME += ["--steps", "2", "--adversarial-start", "0"]
 
 
 def test_two_ranks_equal_one(run: Run, photos: Path, tmp_path: Path):
-    one = run("recon.inpainting", *SAME, "--data", photos, "--run", "one")
+    one = run("recon.inpainting", *SAME, "--data", photos, "--out", "one")
     assert one.returncode == 0, one.stderr
-    two = torchrun(tmp_path, 2, *SAME, "--data", str(photos), "--run", "two")
+    two = torchrun(tmp_path, 2, *SAME, "--data", str(photos), "--out", "two")
     assert two.returncode == 0, two.stderr
     states = [checkpoint.load(checkpoint.find(tmp_path / name))["state"] for name in ("one", "two")]
-    start = checkpoint.load(tmp_path / "one/before-adversary.pt")["state"]
     for net in ("generator", "discriminator"):
-        a, b, origin = (
-            torch.cat([v.flatten() for v in s[f"network.{net}"].values()]) for s in (*states, start)
+        # Adam's running means are the gradients of both steps, before anything divides by their size.
+        a, b = (
+            torch.cat([moments["exp_avg"].flatten() for moments in s[f"optimizer.{net}"]["state"].values()])
+            for s in states
         )
-        assert (a - origin).norm() > 1e-3  # it moved
-        assert (a - b).norm() < 1e-3 * (a - origin).norm(), net
+        assert a.norm() > 0
+        assert (a - b).norm() < 1e-4 * a.norm(), net
 
 
 def test_a_batch_that_does_not_split_is_one_line(photos: Path, tmp_path: Path):

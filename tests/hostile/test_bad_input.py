@@ -50,7 +50,7 @@ def test_an_unknown_option_names_the_nearest(run: Run):
 def test_checkpoints_of_another_method_and_broken_ones(run: Run, photos: Path, tmp_path: Path):
     other = {"method": "colorization", "step": 1, "config": {}, "state": {}, "encoders": {}}
     checkpoint.save(tmp_path / "other/step-00000001.pt", other)
-    said = refusal(run("recon.inpainting", "--resume", "--run", "other"))
+    said = refusal(run("recon.inpainting", "--resume", "--out", "other"))
     assert "is a checkpoint of colorization, not of inpainting" in said
     (tmp_path / "broken.pt").write_bytes(b"PK\x03\x04 not really")
     Image.new("RGB", (70, 70)).save(tmp_path / "photo.png")
@@ -85,7 +85,7 @@ def test_no_space_left_keeps_the_last_good_checkpoint(photos: Path, tmp_path: Pa
         "runpy.run_module('recon.inpainting', run_name='__main__', alter_sys=True)"
     )
     done = subprocess.run(
-        [sys.executable, "-c", limited, *TINY, "--data", str(photos), "--run", "full/new"],
+        [sys.executable, "-c", limited, *TINY, "--data", str(photos), "--out", "full/new"],
         cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert "free some space" in refusal(done)
@@ -95,13 +95,13 @@ def test_no_space_left_keeps_the_last_good_checkpoint(photos: Path, tmp_path: Pa
 
 def test_nan_stops_with_the_step_and_the_last_good_checkpoint(run: Run, photos: Path, tmp_path: Path):
     """The checkpoint is poisoned by hand, so that the step at which it shows is known."""
-    assert run("recon.inpainting", *TINY, "--data", photos, "--run", "nan", "--steps", "2").returncode == 0
+    assert run("recon.inpainting", *TINY, "--data", photos, "--out", "nan", "--steps", "2").returncode == 0
     file = checkpoint.find(tmp_path / "nan")
     content = checkpoint.load(file)
     content.pop("format")
-    content["state"]["network.generator"]["decoder.last.bias"][:] = float("nan")
+    content["state"]["network.generator"]["decoder.layers.12.bias"][:] = float("nan")
     checkpoint.save(file, content)
-    done = run("recon.inpainting", "--resume", "--run", "nan", "--steps", "6")
+    done = run("recon.inpainting", "--resume", "--out", "nan", "--steps", "6")
     assert done.returncode == 1, done.stderr
     line = done.stderr.rstrip().splitlines()[-1]
     assert line.startswith(

@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, TINY, Run
+from conftest import ROOT, TINY, Run, refusal
 
 from core.train import checkpoint
+from recon import inpainting
 
 
 def flat(value: object, at: str = "") -> dict[str, object]:
@@ -51,15 +52,16 @@ def wait_for(path: Path, process: subprocess.Popen[str], seconds: float = 60) ->
         time.sleep(0.02)
 
 
-@pytest.fixture
-def whole(run: Run, photos: Path, tmp_path: Path) -> Path:
-    done = run("recon.inpainting", *TINY, "--data", photos, "--run", "whole")
-    assert done.returncode == 0, done.stderr
-    return tmp_path / "whole"
+@pytest.fixture(scope="module")
+def whole(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that nothing stopped."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    inpainting.main([*TINY, "--data", str(photos), "--out", str(folder)])
+    return folder
 
 
 def test_killed_run_resumes_bit_for_bit(whole: Path, run: Run, photos: Path, tmp_path: Path):
-    args = [*TINY, "--data", str(photos), "--run", "killed"]
+    args = [*TINY, "--data", str(photos), "--out", "killed"]
     process = start(tmp_path, *args)
     wait_for(tmp_path / "killed/step-00000004.pt", process)
     process.kill()
@@ -67,35 +69,33 @@ def test_killed_run_resumes_bit_for_bit(whole: Path, run: Run, photos: Path, tmp
     newest = checkpoint.newest(tmp_path / "killed")[0]
     if newest.name == "step-00000006.pt":  # it was faster than the kill
         newest.unlink()
-    resumed = run("recon.inpainting", "--resume", "--run", "killed")
+    resumed = run("recon.inpainting", "--resume", "--out", "killed")
     assert resumed.returncode == 0, resumed.stderr
     assert "from step 4" in resumed.stderr
     assert_same_state(whole, tmp_path / "killed")
 
 
 @pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_saves_and_leaves(kind: signal.Signals, whole: Path, run: Run, photos: Path, tmp_path: Path):
-    args = [*TINY, "--data", str(photos), "--run", "stopped", "--steps", "100000", "--save-every", "100000"]
+def test_a_signal_saves_and_leaves(kind: signal.Signals, run: Run, photos: Path, tmp_path: Path):
+    args = [*TINY, "--data", str(photos), "--out", "stopped", "--steps", "100000", "--save-every", "100000"]
     process = start(tmp_path, *args)
     wait_for(tmp_path / "stopped/before-adversary.pt", process)
     process.send_signal(kind)
     said = process.communicate(timeout=60)[1]
     assert process.returncode == 128 + kind
     assert "Traceback" not in said
-    assert "go on with --resume --run stopped" in said
+    assert "go on with --resume --out stopped" in said
     stopped_at = int(checkpoint.newest(tmp_path / "stopped")[0].stem.split("-")[1])
     assert 2 <= stopped_at < 100000
-    resumed = run("recon.inpainting", "--resume", "--run", "stopped", "--steps", str(stopped_at + 2))
+    resumed = run("recon.inpainting", "--resume", "--out", "stopped", "--steps", str(stopped_at + 2))
     assert resumed.returncode == 0, resumed.stderr
     assert checkpoint.load(checkpoint.find(tmp_path / "stopped"))["step"] == stopped_at + 2
 
 
 def test_what_changes_what_is_trained_is_refused(whole: Path, run: Run):
-    from conftest import refusal
-
-    said = refusal(run("recon.inpainting", "--resume", "--run", "whole", "--steps", "9", "--lr", "0.5"))
-    assert "--lr 0.002 -> 0.5" in said
-    said = refusal(run("recon.inpainting", "--resume", "--run", "whole"))
+    said = refusal(run("recon.inpainting", "--resume", "--out", whole, "--steps", "9", "--lr", "0.5"))
+    assert "--lr 0.0005 -> 0.5" in said
+    said = refusal(run("recon.inpainting", "--resume", "--out", whole))
     assert "already has 6 steps" in said
-    said = refusal(run("recon.inpainting", "--run", "whole"))
+    said = refusal(run("recon.inpainting", *TINY, "--out", whole))
     assert "already holds a run" in said

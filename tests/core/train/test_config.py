@@ -80,7 +80,7 @@ def test_help_lists_the_options_and_succeeds(capsys: pytest.CaptureFixture[str])
 
 
 def test_settings_survive_a_checkpoint(tmp_path: Path):
-    config = Config(run=tmp_path, rates=(0.5,), width=3)
+    config = Config(out=tmp_path, rates=(0.5,), width=3)
     assert from_plain(Config, to_plain(config)) == config
     with pytest.raises(ValueError, match=r"does not know: colour"):
         from_plain(Config, {**to_plain(config), "colour": 1})
@@ -90,10 +90,10 @@ def test_resume_takes_the_saved_settings_and_refuses_others(tmp_path: Path):
     saved = Config(width=5, steps=10, batch=4)
     content = {"method": "toy", "config": to_plain(saved), "step": 10, "state": {}, "encoders": {}}
     checkpoint.save(tmp_path / "step-00000010.pt", content)
-    resumed = parse("--resume", "--run", str(tmp_path), "--steps", "20")
-    assert (resumed.width, resumed.batch, resumed.steps, resumed.run) == (5, 4, 20, tmp_path)
+    resumed = parse("--resume", "--out", str(tmp_path), "--steps", "20")
+    assert (resumed.width, resumed.batch, resumed.steps, resumed.out) == (5, 4, 20, tmp_path)
     with pytest.raises(ValueError, match=r"--width 5 -> 6"):
-        parse("--resume", "--run", str(tmp_path), "--width", "6")
+        parse("--resume", "--out", str(tmp_path), "--width", "6")
 
 
 def test_resume_without_a_run_says_how_to_get_one(tmp_path: Path):
