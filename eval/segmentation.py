@@ -239,16 +239,18 @@ Results = dict[str, dict[str, dict[str, list[float]]]]
 
 
 def run(config: Config) -> Results:
-    """All cells; prints the table and writes ``segmentation.md``, ``segmentation.json`` and TensorBoard's pictures."""
+    """All cells; prints the table, writes ``segmentation.md``, ``segmentation.json`` and TensorBoard's pictures."""
     file = checkpoint.find(config.ckpt)
     content = checkpoint.load(file)
     roles = config.roles or tuple(content["encoders"])
+    if unknown := sorted(set(roles) - set(content["encoders"])):
+        raise ValueError(f"{file} has no {unknown[0]}: it has {', '.join(content['encoders'])}")
     train, val = (
         open_pairs(config.data, part, void=config.void, scenes=config.scenes) for part in ("train", "val")
     )
     if len(val.classes) > len(train.classes):
-        raise ValueError(f"--data {config.data}: the masks of val have ids up to {len(val.classes) - 1}, those of train "
-                         f"only to {len(train.classes) - 1}; is --void {config.void} the id of void?")  # fmt: skip
+        raise ValueError(f"--data {config.data}: val has class ids up to {len(val.classes) - 1}, train only up to "
+                         f"{len(train.classes) - 1}; is --void {config.void} the id of void?")  # fmt: skip
     cuda = config.device != "cpu" and torch.cuda.is_available()
     bf16 = config.precision == "bf16" or (config.precision == "auto" and cuda)
     machine = Machine(torch.device("cuda" if cuda else "cpu"), bf16)
@@ -266,12 +268,9 @@ def run(config: Config) -> Results:
             shown: list[Tensor] = []
             for weights, seed in ((w, s) for w in cell for s in range(config.seeds)):
                 torch.manual_seed(mixed(seed, 1))
-                pretrained = weights == "pretrained"
-                encoder = (
-                    checkpoint.load_encoder(file, role)
-                    if pretrained
-                    else build_spec(content["encoders"][role]["spec"])
-                )
+                encoder = build_spec(content["encoders"][role]["spec"])
+                if weights == "pretrained":
+                    encoder.load_state_dict(content["encoders"][role]["state"])
                 iou, each, prediction = segment(encoder, protocol, train, val, seed, config, machine)
                 cell[weights].append(iou)
                 per_class.setdefault(f"{role}/{protocol}/{weights}", []).append(each)

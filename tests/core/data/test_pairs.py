@@ -1,0 +1,69 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from core.data.pairs import VOID, open_pairs
+
+
+def write(root: Path, part: str, name: str, size: tuple[int, int], ids: np.ndarray | None = None) -> None:
+    height, width = size
+    for folder in ("images", "masks"):
+        (root / part / folder).mkdir(parents=True, exist_ok=True)
+    picture = np.arange(height * width * 3).reshape(height, width, 3) % 251
+    Image.fromarray(picture.astype(np.uint8)).save(root / part / "images" / f"{name}.png")
+    mask = np.arange(height * width).reshape(height, width) % 4 if ids is None else ids
+    Image.fromarray(mask.astype(np.uint8)).save(root / part / "masks" / f"{name}.png")
+
+
+def test_a_folder_is_read_padded_and_its_void_marked(tmp_path: Path):
+    write(tmp_path, "train", "a", (6, 8))
+    write(tmp_path, "train", "b", (4, 5))
+    pairs = open_pairs(str(tmp_path), "train", void=3)
+    assert pairs.images.shape == (2, 3, 6, 8)
+    assert pairs.classes == ["0", "1", "2"]
+    expected = np.arange(48).reshape(6, 8) % 4
+    expected[expected == 3] = VOID
+    assert np.array_equal(pairs.targets[0].numpy(), expected)
+    assert (pairs.targets[1, 4:] == VOID).all()
+    assert (pairs.targets[1, :, 5:] == VOID).all()
+    picture = np.arange(60).reshape(4, 5, 3)
+    assert np.array_equal(pairs.images[1, :, :4, :5].permute(1, 2, 0).numpy(), picture)
+
+
+def test_scenes_have_exact_classes_and_parts_that_do_not_meet():
+    train, val = (open_pairs("scenes", part, scenes=4, size=32) for part in ("train", "val"))
+    assert train.images.shape == (4, 3, 32, 32)
+    assert len(val) == 1
+    assert not any(torch.equal(val.images[0], image) for image in train.images)
+    assert train.targets.max() < len(train.classes)
+
+
+def test_an_unreadable_pair_is_skipped_and_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    write(tmp_path, "train", "good", (6, 8))
+    write(tmp_path, "train", "torn", (6, 8))
+    torn = tmp_path / "train/images/torn.png"
+    torn.write_bytes(torn.read_bytes()[:20])
+    assert len(open_pairs(str(tmp_path), "train")) == 1
+    assert "skipped 1 of 2 pairs" in capsys.readouterr().err
+
+
+def test_what_does_not_match_is_one_line(tmp_path: Path):
+    with pytest.raises(ValueError, match=r"no folder .*images"):
+        open_pairs(str(tmp_path / "none"), "train")
+    write(tmp_path, "val", "a", (6, 8), np.zeros((6, 7)))
+    with pytest.raises(ValueError, match=r"a\.png is 7x6 px but its image is 8x6"):
+        open_pairs(str(tmp_path), "val")
+    (tmp_path / "val/masks/a.png").rename(tmp_path / "val/masks/b.png")
+    with pytest.raises(ValueError, match="2 images and masks have no partner"):
+        open_pairs(str(tmp_path), "val")
+    write(tmp_path, "train", "a", (6, 8), np.full((6, 8), VOID))
+    with pytest.raises(ValueError, match="nothing but void"):
+        open_pairs(str(tmp_path), "train")
+    Image.new("RGB", (8, 6)).save(tmp_path / "train/masks/a.png")
+    with pytest.raises(ValueError, match="one 8-bit channel"):
+        open_pairs(str(tmp_path), "train")
