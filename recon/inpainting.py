@@ -101,7 +101,10 @@ class Config(TrainConfig):
 
 def demo() -> Config:
     """Minutes on two CPU cores, built-in scenes."""
-    return Config(preset="demo", steps=900, batch=32, adversarial_start=400, eval_every=450)
+    return Config(
+        preset="demo", scenes=2048, short_side=80, steps=900, batch=32, adversarial_start=600, show_every=150,
+        eval_every=300, save_every=300,
+    )  # fmt: skip
 
 
 def small() -> Config:

@@ -10,6 +10,7 @@ Results are in camera axes (x right, y down, z forward); the world's are those o
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,7 +30,7 @@ __all__ = ["CLASSES", "SOURCE_FILES", "render", "render_clip"]
 SOURCE_FILES = [Path(file or "") for file in (rooms.__file__, textures.__file__, tracer.__file__, __file__)]
 """What a scene's looks depend on: a cache of scenes is keyed by them."""
 
-_CHUNK = 4  # scenes traced together on a CPU: what a part's rays touch fits the cache
+_RAYS = 32_768  # traced together on a CPU: so few fit its cache, and torch does not split them over threads: we do
 _CHUNK_GPU = 256
 
 
@@ -58,11 +59,15 @@ def _rendered(
     seed: int, indices: Tensor, moments: Tensor, size: int | tuple[int, int], device: torch.device | str
 ) -> dict[str, Tensor]:
     height, width = (size, size) if isinstance(size, int) else size
-    chunk = _CHUNK_GPU if torch.device(device).type == "cuda" else _CHUNK
-    parts = []
-    for rows, moment in zip(indices.split(chunk), moments.split(chunk), strict=True):
+    on_cpu = torch.device(device).type == "cpu"
+    chunk = max(1, _RAYS // (height * width)) if on_cpu else _CHUNK_GPU
+
+    def view(rows: Tensor, moment: Tensor) -> dict[str, Tensor]:
         draws = torch.stack([torch.rand(DRAWS, generator=generator(seed, int(row))) for row in rows])
-        parts.append(_view(World(Draws(draws.to(device)), moment.to(device)), height, width))
+        return _view(World(Draws(draws.to(device)), moment.to(device)), height, width)
+
+    with ThreadPoolExecutor(torch.get_num_threads() if on_cpu else 1) as pool:
+        parts = list(pool.map(view, indices.split(chunk), moments.split(chunk)))
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 

@@ -29,7 +29,7 @@ def test_the_images_tab_shows_the_panel(tmp_path: Path):
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     server = subprocess.Popen(
-        [sys.executable, "-m", "tensorboard.main", "--logdir", str(tmp_path), "--host", "127.0.0.1", "--port", f"{port}"],
+        [sys.executable, "-m", "tensorboard.main", "--logdir", str(tmp_path), "--host=127.0.0.1", f"--port={port}"],
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env={**os.environ, "PYTHONPATH": str(ROOT)},
     )  # fmt: skip
     try:
