@@ -1,21 +1,23 @@
-"""Images with a class for every pixel: folders, the built-in scenes, VOC2012; held in memory."""
+"""Images with a class or a depth for every pixel: folders, the built-in scenes, VOC2012; held in memory."""
 
 from __future__ import annotations
 
+import http.client
 import os
 import sys
-from collections.abc import Iterator
+import tarfile
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 from torchvision.datasets import VOCSegmentation
 
-from core.data.decode import rgb
-from core.data.images import SUFFIXES
+from core.data.decode import SUFFIXES, reason, rgb
 from core.data.rooms import CLASSES
 
 VOID = 255
@@ -55,81 +57,171 @@ def open_pairs(spec: str, part: str, *, void: int = VOID, scenes: int = 400, siz
             range(scenes) if part == "train" else range(scenes, scenes + max(1, scenes // 4)), size
         )
     if spec == "voc2012":
-        return _stacked(_voc(part), list(VOC_CLASSES), "voc2012")
-    root = Path(spec).expanduser() / part
-    for folder in (root / "images", root / "masks"):
-        if not folder.is_dir():
-            raise ValueError(
-                f"--data {spec}: no folder {folder}; make {{train,val}}/{{images,masks}}, or use scenes or voc2012"
-            )
-    pairs = _stacked(_folder(root, void), [], spec)
-    ids = pairs.targets[pairs.targets != VOID]
-    if len(ids) == 0:
-        raise ValueError(f"--data {spec}: the masks in {root / 'masks'} hold nothing but void")
-    return Pairs(pairs.images, pairs.targets, [str(i) for i in range(int(ids.max()) + 1)])
+        return _stacked(_voc(part), spec, list(VOC_CLASSES))
+    root = Path(spec).expanduser()
+    if not (root / part).is_dir():
+        raise ValueError(
+            f"--data {spec}: no folder {root / part}; make {{train,val}}/{{images,masks}}, or use scenes or voc2012"
+        )
+    return _stacked(_folder(root / part, "images", "masks", partial(_ids, void=void)), spec)
+
+
+@dataclass(frozen=True)
+class Rgbd:
+    """``images`` uint8 (N,3,H,W) sRGB; ``depth`` float (N,1,H,W), metres along the camera's axis, 0 = missing.
+
+    ``intrinsics`` (3,3), px; ``gravity`` (3,) unit, camera axes (x right, y down, z forward), pointing down, or None.
+    """
+
+    images: Tensor
+    depth: Tensor
+    intrinsics: Tensor
+    gravity: Tensor | None
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+
+def open_rgbd(folder: Path) -> Rgbd:
+    """Frames of one camera: rgb/, depth/ (16-bit PNGs in millimetres, named as the images), intrinsics.txt (3x3) and,
+    where it is known, gravity.txt (3 numbers).
+
+    Pairs that cannot be read are skipped, counted and named. ValueError of one line for what is missing or does not
+    match.
+    """
+    numbers = {"intrinsics.txt": 9, "gravity.txt": 3}
+    found: dict[str, Tensor] = {}
+    for name, count in numbers.items():
+        path = folder / name
+        if name == "gravity.txt" and not path.exists():
+            continue
+        try:
+            values = np.array(path.read_text().split(), np.float32)
+        except (OSError, ValueError) as error:
+            raise ValueError(f"cannot read {path} ({reason(error)}): write {count} numbers into it") from None
+        if len(values) != count or not np.isfinite(values).all():
+            raise ValueError(f"{path} holds {len(values)} values, not {count} numbers: write those into it")
+        found[name] = torch.from_numpy(values)
+    pairs = list(_folder(folder, "rgb", "depth", _millimetres))
+    if not pairs:
+        raise ValueError(f"{folder}: not one pair of image and depth can be read; replace the files")
+    images, depth = _padded(pairs, fill=0)
+    gravity = found.get("gravity.txt")
+    if gravity is not None:
+        gravity = gravity / gravity.norm()
+    return Rgbd(images, depth[:, None].float() / 1000, found["intrinsics.txt"].view(3, 3), gravity)
 
 
 Pair = tuple[np.ndarray, np.ndarray]
+"""An image (h,w,3) uint8 and what is said of its pixels, (h,w)."""
 
 
 def _scenes(indices: range, size: int) -> Pairs:
-    from core.data.scenes import render
+    from core.data.scenes import render  # here, because only those who use them pay for the import
 
     rendered = render(1, torch.tensor(indices), size)  # another seed than pre-training's
     return Pairs((255 * rendered["image"]).round().byte(), rendered["semantic"], list(CLASSES))
 
 
-def _folder(root: Path, void: int) -> Iterator[Pair]:
-    images = {p.stem: p for p in sorted((root / "images").iterdir()) if p.suffix.lower() in SUFFIXES}
-    masks = {p.stem: p for p in sorted((root / "masks").iterdir()) if p.suffix.lower() == ".png"}
-    if not images:
-        raise ValueError(f"{root / 'images'} holds no images ({', '.join(sorted(SUFFIXES))})")
-    if lonely := sorted(set(images) ^ set(masks)):
-        raise ValueError(f"{root}: {len(lonely)} images and masks have no partner of the same name (the first: "
-                         f"{lonely[0]}); every image needs a PNG mask")  # fmt: skip
+def _folder(root: Path, images: str, masks: str, read: Callable[[Path], np.ndarray]) -> Iterator[Pair]:
+    """The pairs of two subfolders, by name without suffix; ``read`` makes (h,w) of a mask's file."""
+    pictures, partners = _files(root / images, SUFFIXES), _files(root / masks, {".png"})
+    if lonely := sorted(set(pictures) ^ set(partners)):
+        raise ValueError(f"{root}: {len(lonely)} files in {images} and {masks} have no partner of the same name (the "
+                         f"first: {lonely[0]}); every image needs its PNG in {masks}")  # fmt: skip
     skipped = []
-    for stem, path in images.items():
+    for stem, path in pictures.items():
         try:
-            with Image.open(path) as image, Image.open(masks[stem]) as mask:
-                picture, ids = np.asarray(rgb(image)), np.array(mask)
+            with Image.open(path) as image:
+                picture = np.asarray(rgb(ImageOps.exif_transpose(image)))
+            values = read(partners[stem])
+        except _Unfit:
+            raise
         except Exception as error:  # Pillow's decoders raise whatever a damaged file leads them to
-            skipped.append(f"{stem} ({' '.join(str(error).split())[:80]})")
+            skipped.append(f"{stem} ({reason(error)})")
             continue
-        if ids.ndim != 2 or ids.dtype != np.uint8:
-            raise ValueError(
-                f"{masks[stem]} is no mask of class ids: it must have one 8-bit channel, not mode {mask.mode}"
-            )
-        if ids.shape != picture.shape[:2]:
-            raise ValueError(f"{masks[stem]} is {ids.shape[1]}x{ids.shape[0]} px but its image is "
+        if values.shape != picture.shape[:2]:
+            raise ValueError(f"{partners[stem]} is {values.shape[1]}x{values.shape[0]} px but its image is "
                              f"{picture.shape[1]}x{picture.shape[0]}: make them the same size")  # fmt: skip
-        ids[ids == void] = VOID
-        yield picture, ids
+        yield picture, values
     if skipped:
-        print(
-            f"skipped {len(skipped)} of {len(images)} pairs in {root}: {', '.join(skipped[:3])}",
-            file=sys.stderr,
-        )
+        more = ", ..." if len(skipped) > 3 else ""
+        print(f"skipped {len(skipped)} of {len(pictures)} pairs in {root}: {', '.join(skipped[:3])}{more}",
+              file=sys.stderr)  # fmt: skip
+
+
+def _files(folder: Path, suffixes: Iterable[str]) -> dict[str, Path]:
+    """Name without suffix -> file, sorted. Hidden files are left out."""
+    if not folder.is_dir():
+        raise ValueError(f"no folder {folder}: make it, or name a folder that has {folder.name}/")
+    found: dict[str, Path] = {}
+    for path in sorted(folder.iterdir()):
+        if path.suffix.lower() in suffixes and not path.name.startswith("."):
+            if path.stem in found:
+                raise ValueError(f"{folder} has both {found[path.stem].name} and {path.name}: remove one")
+            found[path.stem] = path
+    if not found:
+        raise ValueError(f"{folder} holds no images ({', '.join(sorted(suffixes))}): put them there")
+    return found
+
+
+class _Unfit(ValueError):
+    """A file that is whole, but of the wrong kind: the user's mistake, unlike damage."""
+
+
+def _ids(path: Path, void: int) -> np.ndarray:
+    with Image.open(path) as mask:
+        ids, mode = np.array(mask), mask.mode
+    if ids.ndim != 2 or ids.dtype != np.uint8:
+        raise _Unfit(f"{path} is no mask of class ids: it must have one 8-bit channel, not mode {mode}")
+    ids[ids == void] = VOID
+    return ids
+
+
+def _millimetres(path: Path) -> np.ndarray:
+    with Image.open(path) as depth:
+        values, mode = np.array(depth), depth.mode
+    if values.ndim != 2 or not mode.startswith("I"):
+        raise _Unfit(f"{path} is no depth: it must be a 16-bit PNG in millimetres, not mode {mode}")
+    return values.astype(np.int32)
 
 
 def _voc(part: str) -> Iterator[Pair]:
-    root = Path(os.environ.get("KINTSUGI_CACHE") or Path.home() / ".cache" / "kintsugi") / "torchvision"
+    root = Path(os.environ.get("KINTSUGI_CACHE") or "~/.cache/kintsugi").expanduser() / "torchvision"
     try:
-        dataset = VOCSegmentation(root, image_set=part, download=True)
-    except (OSError, RuntimeError) as error:
-        raise ValueError(f"--data voc2012: could not be downloaded to {root} ({error}); fetch it there by other means, "
-                         "or use a folder") from None  # fmt: skip
+        try:  # torchvision unpacks its archive whenever it is told to download, so it is told only if need be
+            dataset = VOCSegmentation(root, image_set=part, download=False)
+        except RuntimeError:
+            dataset = VOCSegmentation(root, image_set=part, download=True)
+    except (OSError, RuntimeError, EOFError, tarfile.TarError, http.client.HTTPException) as error:
+        raise ValueError(
+            f"--data voc2012: torchvision could not download it ({reason(error)}); put its archive into {root} "
+            "yourself, or name a folder with {train,val}/{images,masks}"
+        ) from None
     for image, mask in dataset:
         yield np.asarray(image), np.array(mask)
 
 
-def _stacked(pairs: Iterator[Pair], classes: list[str], spec: str) -> Pairs:
+def _stacked(pairs: Iterator[Pair], spec: str, classes: list[str] | None = None) -> Pairs:
+    """``classes``: None = the ids that occur, up to the highest."""
     found = list(pairs)
     if not found:
-        raise ValueError(f"--data {spec}: not one pair of image and mask can be read")
-    height, width = (max(mask.shape[i] for _, mask in found) for i in (0, 1))
-    images = torch.zeros(len(found), 3, height, width, dtype=torch.uint8)
-    targets = torch.full((len(found), height, width), VOID, dtype=torch.uint8)
-    for i, (picture, mask) in enumerate(found):
-        images[i, :, : mask.shape[0], : mask.shape[1]] = torch.from_numpy(picture.copy()).permute(2, 0, 1)
-        targets[i, : mask.shape[0], : mask.shape[1]] = torch.from_numpy(mask)
+        raise ValueError(f"--data {spec}: not one pair of image and mask can be read; replace the files")
+    images, targets = _padded(found, VOID)
+    if classes is None:
+        ids = targets[targets != VOID]
+        if len(ids) == 0:
+            raise ValueError(f"--data {spec}: the masks hold nothing but void; is --void right?")
+        classes = [str(i) for i in range(int(ids.max()) + 1)]
     return Pairs(images, targets, classes)
+
+
+def _padded(pairs: list[Pair], fill: int) -> tuple[Tensor, Tensor]:
+    """Images (N,3,H,W), padded with 0, and values (N,H,W), padded with ``fill``, below and to the right."""
+    height, width = (max(values.shape[i] for _, values in pairs) for i in (0, 1))
+    images = np.zeros((len(pairs), 3, height, width), np.uint8)
+    values = np.full((len(pairs), height, width), fill, pairs[0][1].dtype)
+    for i, (picture, value) in enumerate(pairs):
+        images[i, :, : value.shape[0], : value.shape[1]] = picture.transpose(2, 0, 1)
+        values[i, : value.shape[0], : value.shape[1]] = value
+    return torch.from_numpy(images), torch.from_numpy(values)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from core.data.pairs import VOID, open_pairs
+from core.data.pairs import VOID, open_pairs, open_rgbd
 
 
 def write(root: Path, part: str, name: str, size: tuple[int, int], ids: np.ndarray | None = None) -> None:
@@ -53,13 +53,15 @@ def test_an_unreadable_pair_is_skipped_and_named(tmp_path: Path, capsys: pytest.
 
 
 def test_what_does_not_match_is_one_line(tmp_path: Path):
-    with pytest.raises(ValueError, match=r"no folder .*images"):
+    with pytest.raises(ValueError, match=r"no folder .*train; make .*images"):
         open_pairs(str(tmp_path / "none"), "train")
     write(tmp_path, "val", "a", (6, 8), np.zeros((6, 7)))
     with pytest.raises(ValueError, match=r"a\.png is 7x6 px but its image is 8x6"):
         open_pairs(str(tmp_path), "val")
     (tmp_path / "val/masks/a.png").rename(tmp_path / "val/masks/b.png")
-    with pytest.raises(ValueError, match="2 images and masks have no partner"):
+    with pytest.raises(
+        ValueError, match=r"2 files in images and masks have no partner of the same name \(the first: a\)"
+    ):
         open_pairs(str(tmp_path), "val")
     write(tmp_path, "train", "a", (6, 8), np.full((6, 8), VOID))
     with pytest.raises(ValueError, match="nothing but void"):
@@ -67,3 +69,61 @@ def test_what_does_not_match_is_one_line(tmp_path: Path):
     Image.new("RGB", (8, 6)).save(tmp_path / "train/masks/a.png")
     with pytest.raises(ValueError, match="one 8-bit channel"):
         open_pairs(str(tmp_path), "train")
+
+
+def test_two_images_of_one_name_are_refused(tmp_path: Path):
+    write(tmp_path, "train", "a", (6, 8))
+    Image.new("RGB", (8, 6)).save(tmp_path / "train/images/a.jpg")
+    with pytest.raises(ValueError, match=r"both a\.jpg and a\.png"):
+        open_pairs(str(tmp_path), "train")
+
+
+def test_a_folder_without_images_is_one_line(tmp_path: Path):
+    for name in ("images", "masks"):
+        (tmp_path / "train" / name).mkdir(parents=True)
+    with pytest.raises(ValueError, match=r"images holds no images"):
+        open_pairs(str(tmp_path), "train")
+
+
+@pytest.fixture
+def kitchen(tmp_path: Path) -> Path:
+    for name in ("rgb", "depth"):
+        (tmp_path / name).mkdir()
+    for i, (height, width) in enumerate([(6, 8), (5, 8)]):
+        millimetres = (1000 * i + np.arange(height * width).reshape(height, width)).astype(np.uint16)
+        Image.fromarray(millimetres).save(tmp_path / f"depth/frame{i}.png")
+        Image.new("RGB", (width, height), (10, 20, 30)).save(tmp_path / f"rgb/frame{i}.jpg", quality=100)
+    (tmp_path / "intrinsics.txt").write_text("262.5 0 160\n0 262.5 120\n0 0 1\n")
+    (tmp_path / "gravity.txt").write_text("0 1.8 2.4\n")
+    return tmp_path
+
+
+def test_depth_is_in_metres_and_padded_as_missing(kitchen: Path):
+    frames = open_rgbd(kitchen)
+    assert frames.images.shape == (2, 3, 6, 8)
+    assert frames.depth.shape == (2, 1, 6, 8)
+    expected = np.arange(40).reshape(5, 8) / 1000 + 1
+    assert np.allclose(frames.depth[1, 0, :5], expected)
+    assert frames.depth[0, 0, 0, 0] == 0
+    assert (frames.depth[1, 0, 5] == 0).all()
+    assert frames.intrinsics.tolist() == [[262.5, 0, 160], [0, 262.5, 120], [0, 0, 1]]
+    assert frames.gravity is not None
+    assert np.allclose(frames.gravity, [0, 0.6, 0.8])
+    (kitchen / "gravity.txt").unlink()
+    assert open_rgbd(kitchen).gravity is None
+
+
+def test_depth_that_cannot_be_meant_is_one_line(kitchen: Path):
+    (kitchen / "depth/frame0.png").rename(kitchen / "depth/frame9.png")
+    with pytest.raises(ValueError, match="2 files in rgb and depth have no partner"):
+        open_rgbd(kitchen)
+    (kitchen / "depth/frame9.png").unlink()
+    Image.new("L", (8, 6)).save(kitchen / "depth/frame0.png")
+    with pytest.raises(ValueError, match="16-bit PNG in millimetres, not mode L"):
+        open_rgbd(kitchen)
+    (kitchen / "intrinsics.txt").write_text("1 2 3")
+    with pytest.raises(ValueError, match="holds 3 values, not 9 numbers"):
+        open_rgbd(kitchen)
+    (kitchen / "intrinsics.txt").unlink()
+    with pytest.raises(ValueError, match=r"cannot read .*intrinsics\.txt \(No such file"):
+        open_rgbd(kitchen)
