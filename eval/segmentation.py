@@ -3,8 +3,9 @@
 ``python -m eval.segmentation --ckpt runs/inpainting/latest --data scenes``
 
 A fully convolutional head (Long et al. 2015, arXiv:1411.4038) reads the maps of strides 8, 16 and 32.
-``frozen`` trains the head alone, ``finetune`` all layers. Every cell is run with the same settings from the
-checkpoint's weights and from random ones, on several seeds, which set the head, the crops and the random weights.
+``frozen`` trains the head alone, on features computed once; ``finetune`` trains all layers, on random crops. Every
+cell is run with the same settings from the checkpoint's weights and from random ones, on several seeds, which set the
+head, the order, the crops and the random weights. Validation images are used once, at the end, in their full size.
 """
 
 from __future__ import annotations
@@ -14,9 +15,9 @@ import math
 import statistics
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -31,10 +32,12 @@ from core.nets.backbones import build_spec
 from core.nets.encoder import Encoder
 from core.rng import generator, mixed
 from core.train import checkpoint
-from core.train.config import parse_command, user_errors
+from core.train.config import parse_command, to_plain, user_errors
 
 Protocol = Literal["frozen", "finetune"]
+WEIGHTS = ("pretrained", "random")
 STRIDES = (8, 16, 32)
+FEATURE_BYTES = 4e9  # what the frozen protocol keeps of features, at the most
 
 
 @dataclass(frozen=True)
@@ -50,20 +53,27 @@ class Config:
     roles: tuple[str, ...] = ()
     """Which encoders: generator, discriminator; default all that the checkpoint has."""
     protocols: tuple[Protocol, ...] = ("frozen", "finetune")
+    """frozen: the head alone is trained; finetune: all layers."""
     seeds: int = 3
-    steps_frozen: int = 300
+    """How many times each cell is run."""
+    steps_frozen: int = 1000
     """Steps of the head alone."""
     steps_finetune: int = 300
     """Steps of all layers."""
     batch: int = 8
+    """Images per step."""
     crop: int = 160
     """Side of the random training crops, px."""
-    lr: float = 1e-3
-    """AdamW's highest rate, reached after a tenth of the steps and brought to 0 along a cosine."""
+    lr_frozen: float = 5e-3
+    """AdamW's highest rate for the head, reached after a tenth of the steps and brought to 0 along a cosine."""
+    lr_finetune: float = 1e-3
+    """The same for all layers."""
     scenes: int = 400
     """How many scenes to train on, with --data scenes."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto: the GPU if there is one."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """auto: bf16 autocast on a GPU, fp32 elsewhere. bf16 also pays on CPUs with AMX."""
     out: Path | None = None
     """Folder for the results; default: segmentation-DATA in the run's folder."""
 
@@ -103,10 +113,21 @@ class FCN(nn.Module):
         for stride, features in reversed(list(zip(self.strides, maps, strict=True))):
             score = self.scores[str(stride)](features).float()
             if total is not None:
-                score = score + interpolate(total, score.shape[-2:], mode="bilinear")
+                score = score + enlarged(total, score.shape[-2:])
             total = score
         assert total is not None
-        return interpolate(total, tuple(size), mode="bilinear")
+        return enlarged(total, size)
+
+
+def enlarged(image: Tensor, size: Sequence[int]) -> Tensor:
+    """``interpolate(image, size, mode="bilinear")`` of (N,C,h,w) float as two matrix products, rows @ image @ columns:
+    its backward pass on a CPU, torch's own takes most of the time that training a head takes."""
+    with torch.autocast(image.device.type, enabled=False):
+        columns, rows = (
+            interpolate(torch.eye(now, device=image.device)[None], new, mode="linear")[0]  # (now,new)
+            for now, new in ((image.shape[-1], size[-1]), (image.shape[-2], size[-2]))
+        )
+        return rows.mT @ (image @ columns)
 
 
 def mean_iou(prediction: Tensor, target: Tensor, classes: int) -> tuple[float, list[float | None]]:
@@ -114,13 +135,12 @@ def mean_iou(prediction: Tensor, target: Tensor, classes: int) -> tuple[float, l
 
     Void pixels (255) count for nothing.
     """
-    confusion = multiclass_confusion_matrix(
-        prediction.long(), target.long(), classes, ignore_index=VOID
-    ).double()
-    right, truth, said = confusion.diagonal(), confusion.sum(1), confusion.sum(0)
-    each = [
-        (right[k] / (truth[k] + said[k] - right[k])).item() if truth[k] > 0 else None for k in range(classes)
-    ]
+    confusion = torch.zeros(classes, classes, dtype=torch.long)  # truth x prediction
+    for said, truth in zip(prediction.split(16), target.split(16), strict=True):  # as int64 they are large
+        confusion += multiclass_confusion_matrix(said.long(), truth.long(), classes, ignore_index=VOID)
+    hits, present = confusion.diagonal(), confusion.sum(1)
+    union = present + confusion.sum(0) - hits
+    each = [(hits[k] / union[k]).item() if present[k] > 0 else None for k in range(classes)]
     return statistics.fmean(value for value in each if value is not None), each
 
 
@@ -133,6 +153,14 @@ class Machine:
 
     device: torch.device
     bf16: bool
+
+    @staticmethod
+    def of(config: Config) -> Machine:
+        cuda = config.device != "cpu" and torch.cuda.is_available()
+        if config.device == "cuda" and not cuda:
+            raise ValueError("--device cuda, but torch finds no GPU here: use --device cpu")
+        bf16 = config.precision == "bf16" or (config.precision == "auto" and cuda)
+        return Machine(torch.device("cuda" if cuda else "cpu"), bf16)
 
     def autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
@@ -148,37 +176,42 @@ def segment(
     machine: Machine,
 ) -> tuple[float, list[float | None], Tensor]:
     """Trains one cell; its mean IoU and per-class IoU on ``val``, and its predictions uint8 (N,H,W)."""
-    torch.manual_seed(mixed(seed))
-    classes = len(train.classes)
-    net = FCN(encoder, classes).to(machine.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    torch.manual_seed(mixed(seed))  # the head
+    net = FCN(encoder, len(train.classes)).to(machine.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     frozen = protocol == "frozen"
-    steps = config.steps_frozen if frozen else config.steps_finetune
     if frozen:
         _settle_statistics(encoder, train, machine)
-        encoder.requires_grad_(False)
-    weights = list((net.scores if frozen else net).parameters())
-    optimizer = torch.optim.AdamW(weights, config.lr, weight_decay=1e-2)
+        maps, targets = _features(net, train, seed, machine)
+    steps, lr = (
+        (config.steps_frozen, config.lr_frozen) if frozen else (config.steps_finetune, config.lr_finetune)
+    )
+    optimizer = torch.optim.AdamW((net.scores if frozen else net).parameters(), lr, weight_decay=1e-2)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, steps))
+    net.train()
     for step in tqdm(range(steps), desc=f"{protocol} seed {seed}", leave=False, disable=None):
-        image, target = _crops(train, seed, step, config, machine.device)
-        net.train()
         if frozen:
-            encoder.eval()
-        with machine.autocast():
-            if frozen:
-                with torch.no_grad():
-                    features = encoder(image)
-                logits = net.head([features[s] for s in net.strides], image.shape[-2:])
-            else:
+            rows = torch.randint(len(targets), (config.batch,), generator=generator(seed, step, 4))
+            rows = rows.to(machine.device)
+            target = targets[rows]
+            with machine.autocast():
+                logits = net.head([features[rows] for features in maps], target.shape[-2:])
+        else:
+            image, target = _crops(train, seed, step, config, machine.device)
+            with machine.autocast():
                 logits = net(image)
-        loss = cross_entropy(logits.float(), target, ignore_index=VOID)
+        loss = cross_entropy(logits, target.long(), ignore_index=VOID)
         loss.backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         schedule.step()
     prediction = _predict(net, val, machine)
-    iou, each = mean_iou(prediction, val.targets, classes)
-    return iou, each, prediction.byte()
+    iou, each = mean_iou(prediction, val.targets, len(train.classes))
+    return iou, each, prediction
+
+
+def _spaced(count: int, most: int) -> Tensor:
+    """Up to ``most`` indices below ``count``, evenly spaced: neighbours are often frames of one film."""
+    return torch.arange(min(count, most)) * count // min(count, most)
 
 
 @torch.no_grad()
@@ -186,14 +219,41 @@ def _settle_statistics(encoder: Encoder, train: Pairs, machine: Machine) -> None
     """Batch norms take the training images' statistics: random weights have none of their own, and a frozen encoder
     of pre-training has another data set's. Done for both alike."""
     norms = [m for m in encoder.modules() if isinstance(m, nn.BatchNorm2d)]
+    if not norms:
+        return
     for norm in norms:
         norm.reset_running_stats()
         norm.momentum = None  # the plain mean over batches
     encoder.train()
-    for images in train.images[:128].split(16):
+    for rows in _spaced(len(train), 256).split(16):
         with machine.autocast():
-            encoder(images.to(machine.device).float() / 255)
+            encoder(train.images[rows].to(machine.device).float() / 255)
     encoder.eval()
+
+
+@torch.no_grad()
+def _features(net: FCN, train: Pairs, seed: int, machine: Machine) -> tuple[list[Tensor], Tensor]:
+    """The maps (2n,C,h,w) of each stride of the training images and of their mirror images, and targets (2n,H,W).
+
+    n is the number of images, or as many as ``FEATURE_BYTES`` hold, chosen at random.
+    """
+    encoder = net.encoder.eval()
+    order = torch.randperm(len(train), generator=generator(seed, 5))
+    maps: list[list[Tensor]] = [[] for _ in net.strides]
+    targets: list[Tensor] = []
+    used = 0.0
+    for rows in order.split(8):
+        image, target = train.images[rows], train.targets[rows]
+        image = torch.cat([image, image.flip(-1)]).to(machine.device, memory_format=torch.channels_last)
+        with machine.autocast():
+            features = encoder(image.float() / 255)
+        for kept, stride in zip(maps, net.strides, strict=True):
+            kept.append(features[stride].to(torch.bfloat16 if machine.bf16 else torch.float32))
+        targets.append(torch.cat([target, target.flip(-1)]).to(machine.device))
+        used += sum(kept[-1].nbytes for kept in maps)
+        if used > FEATURE_BYTES:
+            break
+    return [torch.cat(kept) for kept in maps], torch.cat(targets)
 
 
 def _rate(step: int, steps: int) -> float:
@@ -228,7 +288,7 @@ def _predict(net: FCN, val: Pairs, machine: Machine) -> Tensor:
     found = []
     for images in val.images.split(8):
         with machine.autocast():
-            found.append(net(images.to(machine.device).float() / 255).argmax(1).cpu())
+            found.append(net(images.to(machine.device).float() / 255).argmax(1).byte().cpu())
     return torch.cat(found)
 
 
@@ -236,70 +296,91 @@ def _predict(net: FCN, val: Pairs, machine: Machine) -> Tensor:
 
 Results = dict[str, dict[str, dict[str, list[float]]]]
 """Role -> protocol -> weights (pretrained, random) -> mean IoU of each seed."""
+PerClass = dict[str, dict[str, dict[str, list[list[float | None]]]]]
+"""The same, with the IoU of each class, None where it is absent from the truth."""
 
 
 def run(config: Config) -> Results:
     """All cells; prints the table, writes ``segmentation.md``, ``segmentation.json`` and TensorBoard's pictures."""
+    started = time.time()
     file = checkpoint.find(config.ckpt)
-    content = checkpoint.load(file)
-    roles = config.roles or tuple(content["encoders"])
-    if unknown := sorted(set(roles) - set(content["encoders"])):
-        raise ValueError(f"{file} has no {unknown[0]}: it has {', '.join(content['encoders'])}")
+    encoders = checkpoint.load(file)["encoders"]
+    roles = config.roles or tuple(encoders)
+    if unknown := sorted(set(roles) - set(encoders)):
+        raise ValueError(f"{file} has no {unknown[0]}: it has {', '.join(encoders)}")
+    folder = config.out or file.parent / f"segmentation-{Path(config.data).resolve().name}"
+    folder.mkdir(parents=True, exist_ok=True)  # before anything slow
     train, val = (
         open_pairs(config.data, part, void=config.void, scenes=config.scenes) for part in ("train", "val")
     )
     if len(val.classes) > len(train.classes):
         raise ValueError(f"--data {config.data}: val has class ids up to {len(val.classes) - 1}, train only up to "
                          f"{len(train.classes) - 1}; is --void {config.void} the id of void?")  # fmt: skip
-    cuda = config.device != "cpu" and torch.cuda.is_available()
-    bf16 = config.precision == "bf16" or (config.precision == "auto" and cuda)
-    machine = Machine(torch.device("cuda" if cuda else "cpu"), bf16)
-    folder = config.out or file.parent / f"segmentation-{Path(config.data).name}"
-    folder.mkdir(parents=True, exist_ok=True)
+    machine = Machine.of(config)
     sizes = f"{len(train)} training and {len(val)} validation images, {len(train.classes)} classes"
-    print(f"{file} -> {config.data}: {sizes}, on {machine.device}")
+    print(f"{file} -> {config.data}: {sizes}, on {machine.device}{' in bf16' if machine.bf16 else ''}")
     results: Results = {}
-    per_class: dict[str, list[list[float | None]]] = {}
-    started = time.time()
+    per_class: PerClass = {}
+    # Seeds are the outermost loop, so that an interrupted evaluation has whole comparisons.
+    cells = [
+        (s, r, p, w) for s in range(config.seeds) for r in roles for p in config.protocols for w in WEIGHTS
+    ]
+    shown: list[Tensor] = []
     with SummaryWriter(str(folder)) as writer:
-        for role, protocol in ((role, protocol) for role in roles for protocol in config.protocols):
-            cell: dict[str, list[float]] = {"pretrained": [], "random": []}
-            results.setdefault(role, {})[protocol] = cell
-            shown: list[Tensor] = []
-            for weights, seed in ((w, s) for w in cell for s in range(config.seeds)):
-                torch.manual_seed(mixed(seed, 1))
-                encoder = build_spec(content["encoders"][role]["spec"])
-                if weights == "pretrained":
-                    encoder.load_state_dict(content["encoders"][role]["state"])
-                iou, each, prediction = segment(encoder, protocol, train, val, seed, config, machine)
-                cell[weights].append(iou)
-                per_class.setdefault(f"{role}/{protocol}/{weights}", []).append(each)
-                writer.add_scalar(f"{role}/{protocol}/{weights}", iou, seed)
-                print(f"{role:13} {protocol:8} {weights:10} seed {seed}: mIoU {100 * iou:.1f}", flush=True)
-                _write(folder, config, results, per_class, train.classes, time.time() - started)
-                if seed == 0:
-                    shown.append(prediction)
-            picture = _picture(val, shown)
-            writer.add_image(f"{role}/{protocol}: input | truth | pretrained | random", picture)
+        for seed, role, protocol, weights in cells:
+            torch.manual_seed(mixed(seed, 1))  # the random weights
+            encoder = build_spec(encoders[role]["spec"])
+            if weights == "pretrained":
+                encoder.load_state_dict(encoders[role]["state"])
+            iou, each, prediction = segment(encoder, protocol, train, val, seed, config, machine)
+            _at(results, role, protocol, weights).append(iou)
+            _at(per_class, role, protocol, weights).append(each)
+            print(f"seed {seed} {role:13} {protocol:8} {weights:10} mIoU {100 * iou:.1f}", flush=True)
+            writer.add_scalar(f"mIoU/{role} {protocol} {weights}", iou, seed)
+            if seed == 0:
+                shown = [prediction] if weights == WEIGHTS[0] else [*shown, prediction]
+                if weights == WEIGHTS[-1]:
+                    writer.add_image(
+                        f"{role} {protocol}: input, truth, {', '.join(WEIGHTS)}", _picture(val, shown)
+                    )
+            record = {
+                "checkpoint": str(file),
+                "settings": to_plain(config),
+                "classes": train.classes,
+                "seconds": round(time.time() - started),
+                "miou": results,
+                "iou": per_class,
+            }
+            (folder / "segmentation.json").write_text(json.dumps(record, indent=1) + "\n")
+            (folder / "segmentation.md").write_text(markdown(results) + "\n")
     print(markdown(results))
+    print(f"written to {folder}")
     return results
 
 
+T = TypeVar("T")
+
+
+def _at(nested: dict[str, dict[str, dict[str, list[T]]]], role: str, protocol: str, weights: str) -> list[T]:
+    return nested.setdefault(role, {}).setdefault(protocol, {}).setdefault(weights, [])
+
+
 def markdown(results: Results) -> str:
-    """Mean IoU in per cent, mean and deviation over the seeds."""
+    """Mean IoU in per cent: mean and deviation over the seeds; gain and wins over the seeds that both have."""
     lines = [
-        "| encoder | protocol | pre-trained | random init | gain | seeds won |",
-        "|---|---|---:|---:|---:|---:|",
+        "| encoder       | protocol | pre-trained | random init |  gain | seeds won |",
+        "|---------------|----------|------------:|------------:|------:|----------:|",
     ]
     for role, protocols in results.items():
         for protocol, cell in protocols.items():
-            ours, base = cell["pretrained"], cell["random"]
-            if not base:
+            pairs = list(zip(cell.get("pretrained", []), cell.get("random", []), strict=False))
+            if not pairs:
                 continue
-            gain = statistics.fmean(ours[: len(base)]) - statistics.fmean(base)
-            won = sum(a > b for a, b in zip(ours, base, strict=False))
+            ours, base = ([pair[i] for pair in pairs] for i in (0, 1))
+            gain = 100 * (statistics.fmean(ours) - statistics.fmean(base))
+            won = f"{sum(a > b for a, b in pairs)}/{len(pairs)}"
             lines.append(
-                f"| {role} | {protocol} | {_spread(ours)} | {_spread(base)} | {100 * gain:+.1f} | {won}/{len(base)} |"
+                f"| {role:13} | {protocol:8} | {_spread(ours):>11} | {_spread(base):>11} | {gain:+5.1f} | {won:>9} |"
             )
     return "\n".join(lines)
 
@@ -309,33 +390,13 @@ def _spread(values: Sequence[float]) -> str:
     return f"{100 * statistics.fmean(values):.1f} ± {100 * deviation:.1f}"
 
 
-def _write(
-    folder: Path, config: Config, results: Results, per_class: dict[str, list[list[float | None]]], classes: list[str],
-    seconds: float,
-) -> None:  # fmt: skip
-    settings = {
-        name: str(value) if isinstance(value, Path) else value for name, value in asdict(config).items()
-    }
-    record = {
-        "settings": settings,
-        "classes": classes,
-        "seconds": round(seconds),
-        "miou": results,
-        "iou": per_class,
-    }
-    (folder / "segmentation.json").write_text(json.dumps(record, indent=1) + "\n")
-    (folder / "segmentation.md").write_text(markdown(results) + "\n")
-
-
 def _picture(val: Pairs, predictions: Sequence[Tensor], count: int = 6) -> Tensor:
-    """input | truth | predictions, one image a row, (3,H,W)."""
+    """input | truth | predictions, one image a row, (3,H,W); void is black."""
+    rows = _spaced(len(val), count)
     palette = torch.rand(256, 3, generator=generator(11))
     palette[VOID] = 0
-
-    def painted(ids: Tensor) -> Tensor:
-        return palette[ids[:count].long()].permute(0, 3, 1, 2)
-
-    columns = [val.images[:count].float() / 255, painted(val.targets), *(painted(p) for p in predictions)]
+    painted = [palette[ids[rows].long()].permute(0, 3, 1, 2) for ids in (val.targets, *predictions)]
+    columns = [val.images[rows].float() / 255, *painted]
     return make_grid(torch.stack(columns, 1).flatten(0, 1), nrow=len(columns), padding=2, pad_value=1.0)
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 
@@ -8,13 +9,17 @@ import pytest
 import torch
 from conftest import Run, refusal
 from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor, nn
 
 from core.data.pairs import VOID, Pairs
 from core.nets.backbones import Backbone
+from core.nets.discriminators import DiscriminatorSpec
 from core.nets.encoder import Encoder
 from core.train import checkpoint
-from eval.segmentation import FCN, Config, Machine, markdown, mean_iou, segment
+from eval import segmentation
+from eval.segmentation import FCN, WEIGHTS, Config, Machine, enlarged, main, markdown, mean_iou, segment
+from eval.segmentation import run as transfer
 
 CPU = Machine(torch.device("cpu"), bf16=False)
 
@@ -61,16 +66,44 @@ def test_mean_iou_against_nested_loops():
 
 
 def test_features_that_know_beat_those_that_cannot():
-    config = Config(steps_frozen=60, batch=4, crop=64, lr=3e-2)
+    config = Config(steps_frozen=60, batch=4, lr_frozen=3e-2)
     train, val = colours(8), colours(4)
-    knowing, _, _ = segment(Knowing(), "frozen", train, val, 0, config, CPU)
+    knowing, each, _ = segment(Knowing(), "frozen", train, val, 0, config, CPU)
     assert knowing > 0.85
+    assert knowing == pytest.approx(np.mean(each))
     again, _, _ = segment(Knowing(), "frozen", train, val, 0, config, CPU)
     assert again == knowing
+    other, _, _ = segment(Knowing(), "frozen", train, val, 1, config, CPU)
+    assert other != knowing  # another head, in another order
+    torch.manual_seed(0)
+    random, _, _ = segment(Backbone("alexnet").build(), "frozen", train, val, 0, config, CPU)
+    assert random < knowing - 0.05
     chance, _, _ = segment(
         Knowing(), "frozen", colours(8, shuffled=True), colours(4, shuffled=True), 0, config, CPU
     )
     assert chance < 0.3  # three classes at random: a third right, a fifth of the union
+
+
+def test_features_are_those_of_the_images_and_of_their_mirror_images(monkeypatch: pytest.MonkeyPatch):
+    train = colours(20)
+    net = FCN(Knowing(), 3)
+    (features,), targets = segmentation._features(net, train, 0, CPU)
+    assert features.shape == (40, 3, 8, 8)
+    # The colour of each pixel is its class, so features and targets must have moved together.
+    assert torch.equal(features.argmax(1), targets[:, 4::8, 4::8])
+    both = torch.cat([train.targets, train.targets.flip(-1)])
+    assert sorted(t.numpy().tobytes() for t in targets) == sorted(t.numpy().tobytes() for t in both)
+    monkeypatch.setattr(segmentation, "FEATURE_BYTES", features[:17].nbytes)
+    assert (
+        len(segmentation._features(net, train, 0, CPU)[1]) == 32
+    )  # two batches of 8 and their mirror images
+
+
+@pytest.mark.parametrize("size", [(12, 14), (48, 50), (7, 7)])
+def test_enlarging_is_bilinear_interpolation(size: tuple[int, int]):
+    image = torch.rand(2, 3, 6, 7)
+    expected = nn.functional.interpolate(image, size, mode="bilinear")
+    assert torch.allclose(enlarged(image, size), expected, atol=1e-6)
 
 
 def test_frozen_leaves_the_encoder_and_finetune_moves_it():
@@ -93,7 +126,7 @@ def test_logits_have_the_images_size(name: str):
 def test_the_table_says_who_won():
     cell = {"pretrained": [0.30, 0.32, 0.28], "random": [0.25, 0.33, 0.20]}
     line = markdown({"generator": {"frozen": cell}}).splitlines()[-1]
-    assert line == "| generator | frozen | 30.0 ± 2.0 | 26.0 ± 6.6 | +4.0 | 2/3 |"
+    assert line == "| generator     | frozen   |  30.0 ± 2.0 |  26.0 ± 6.6 |  +4.0 |       2/3 |"
 
 
 @pytest.fixture
@@ -112,21 +145,64 @@ def camvid(tmp_path: Path) -> Path:
     return tmp_path / "camvid"
 
 
-def test_the_command_writes_table_json_and_pictures(run: Run, camvid: Path, tmp_path: Path):
-    encoder = Backbone("alexnet").build()
-    roles = {"generator": {"spec": encoder.spec.plain(), "state": encoder.state_dict()}}
-    content = {"method": "toy", "step": 1, "config": {}, "state": {}, "encoders": roles}
+@pytest.fixture
+def ckpt(tmp_path: Path) -> Path:
+    """A run's folder with a checkpoint of two encoders, untrained."""
+    nets = {
+        "generator": Backbone("alexnet").build(),
+        "discriminator": DiscriminatorSpec(32, width=8).build().encoder,
+    }
+    encoders = {role: {"spec": net.spec.plain(), "state": net.state_dict()} for role, net in nets.items()}
+    content = {"method": "toy", "step": 1, "config": {}, "state": {}, "encoders": encoders}
     checkpoint.save(tmp_path / "run/step-00000001.pt", content)
-    tiny = "--seeds 1 --steps-frozen 2 --steps-finetune 2 --batch 2 --crop 64".split()
-    done = run("eval.segmentation", "--ckpt", "run", "--data", camvid, "--void", "2", *tiny)
-    assert done.returncode == 0, done.stderr
-    assert "| generator | frozen |" in done.stdout
-    folder = tmp_path / "run/segmentation-camvid"
+    return tmp_path / "run"
+
+
+TINY = "--seeds 2 --steps-frozen 2 --steps-finetune 2 --batch 2 --crop 64 --void 2".split()
+
+
+def test_the_command_writes_table_json_and_pictures(
+    camvid: Path, ckpt: Path, capsys: pytest.CaptureFixture[str]
+):
+    main(["--ckpt", str(ckpt), "--data", str(camvid), *TINY])
+    folder = ckpt / "segmentation-camvid"
+    table = (folder / "segmentation.md").read_text()
+    assert table in capsys.readouterr().out
+    assert [line.split()[1:4:2] for line in table.splitlines()[2:]] == [
+        [role, protocol] for role in ("generator", "discriminator") for protocol in ("frozen", "finetune")
+    ]
     record = json.loads((folder / "segmentation.json").read_text())
-    assert len(record["miou"]["generator"]["finetune"]["random"]) == 1
-    assert len(record["iou"]["generator/frozen/pretrained"][0]) == 2
-    assert (folder / "segmentation.md").read_text().startswith("| encoder |")
-    assert list(folder.glob("events.out.tfevents.*"))
-    said = refusal(run("eval.segmentation", "--ckpt", "run", "--data", camvid, "--roles", "critic"))
-    assert "has no critic: it has generator" in said
-    assert "no checkpoint at" in refusal(run("eval.segmentation", "--ckpt", "nowhere"))
+    assert record["checkpoint"] == str(ckpt / "step-00000001.pt")
+    assert record["classes"] == ["0", "1"]
+    for role, protocol, weights in itertools.product(
+        ("generator", "discriminator"), ("frozen", "finetune"), WEIGHTS
+    ):
+        ious, each = record["miou"][role][protocol][weights], record["iou"][role][protocol][weights]
+        assert ious == pytest.approx(np.mean(each, 1))
+        assert len(ious) == 2
+    events = EventAccumulator(str(folder))
+    events.Reload()
+    assert events.Tags()["images"] == [
+        f"{role} {protocol}: input, truth, pretrained, random"
+        for role in ("generator", "discriminator") for protocol in ("frozen", "finetune")
+    ]  # fmt: skip
+    assert len(events.Scalars("mIoU/generator frozen random")) == 2
+
+    main(["--ckpt", str(ckpt), "--data", str(camvid), *TINY, "--out", str(folder / "again")])
+    again = json.loads((folder / "again/segmentation.json").read_text())
+    assert again["iou"] == record["iou"]
+
+
+def test_bad_input_is_one_line(run: Run, camvid: Path, ckpt: Path, tmp_path: Path):
+    assert "has no critic: it has generator" in refusal(
+        run("eval.segmentation", "--ckpt", ckpt, "--data", camvid, "--roles", "critic")
+    )
+    with pytest.raises(ValueError, match=r"no folder .*train"):
+        transfer(Config(ckpt=ckpt, data=str(tmp_path / "none")))
+    with pytest.raises(ValueError, match="no checkpoint at"):
+        transfer(Config(ckpt=tmp_path / "nowhere", data=str(camvid)))
+    with pytest.raises(ValueError, match="--seeds must be at least 1"):
+        Config(seeds=0)
+    Image.new("L", (96, 64), 7).save(camvid / "val/masks/0.png")
+    with pytest.raises(ValueError, match="val has class ids up to 7, train only up to 2; is --void 255"):
+        transfer(Config(ckpt=ckpt, data=str(camvid)))
