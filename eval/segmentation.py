@@ -56,7 +56,7 @@ class Config:
     """frozen: the head alone is trained; finetune: all layers."""
     seeds: int = 3
     """How many times each cell is run."""
-    steps_frozen: int = 1000
+    steps_frozen: int = 600
     """Steps of the head alone."""
     steps_finetune: int = 300
     """Steps of all layers."""
@@ -64,7 +64,7 @@ class Config:
     """Images per step."""
     crop: int = 160
     """Side of the random training crops, px."""
-    lr_frozen: float = 5e-3
+    lr_frozen: float = 1e-2
     """AdamW's highest rate for the head, reached after a tenth of the steps and brought to 0 along a cosine."""
     lr_finetune: float = 1e-3
     """The same for all layers."""
