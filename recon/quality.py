@@ -49,6 +49,10 @@ def biharmonic(image: Tensor, mask: Tensor) -> Tensor:
     return torch.from_numpy(np.stack(filled)).permute(0, 3, 1, 2).float().clamp(0, 1).to(image.device)
 
 
+FLOORS: Mapping[str, Fill] = {"mean colour": mean_colour, "biharmonic": biharmonic}
+"""What needs no learning."""
+
+
 def compare(
     fills: Mapping[str, Fill], truth: Tensor, mask: Tensor, lpips: Lpips | None = None
 ) -> dict[str, dict[str, float]]:
@@ -62,12 +66,13 @@ def compare(
     return rows
 
 
-def table(mender: Fill, truth: Tensor, kinds: Iterable[masks.Kind], lpips: Lpips | None = None) -> Table:
-    """The rows of the README: mean colour, biharmonic, and the context encoder; holes drawn alike at every call."""
-    fills = {"mean colour": mean_colour, "biharmonic": biharmonic, "context encoder": mender}
-    size = truth.shape[-1]
+def table(
+    fills: Mapping[str, Fill], truth: Tensor, kinds: Iterable[masks.Kind], lpips: Lpips | None = None
+) -> Table:
+    """Every way to fill every kind of hole, the floors first; holes are drawn alike at every call."""
+    size, ways = truth.shape[-1], {**FLOORS, **fills}
     return {
-        kind: compare(fills, truth, masks.draw(kind, len(truth), size, generator(0, i), truth.device), lpips)
+        kind: compare(ways, truth, masks.draw(kind, len(truth), size, generator(0, i), truth.device), lpips)
         for i, kind in enumerate(kinds)
     }
 
@@ -133,7 +138,8 @@ def run(config: Config) -> Table:
         [centered(part.batch(torch.arange(min(config.count, len(part)))), mender.size) for part in images]
     )
     lpips, said = open_lpips(config.lpips)
-    result = table(mender, truth[: config.count].to(device), kinds, lpips and lpips.to(device))
+    fills: dict[str, Fill] = {"context encoder": mender.plain, "... seamless": mender}
+    result = table(fills, truth[: config.count].to(device), kinds, lpips and lpips.to(device))
     print(
         f"{file}, {min(config.count, len(truth))} images of {config.data or trained['data']}, {mender.size} px; {said}"
     )

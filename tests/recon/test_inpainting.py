@@ -15,8 +15,10 @@ from recon.inpainting import (
     Generator,
     Inpainting,
     load_mender,
+    membrane,
     mend,
     reconstruction_loss,
+    seamless,
 )
 
 TINY = Config(size=64, batch=2, steps=4, lpips="off", norm="group", discriminator_norm="group", device="cpu")
@@ -293,3 +295,37 @@ def test_the_mender_of_a_checkpoint_changes_holes_alone(trained):
     assert torch.equal(result[~hole], image[~hole])
     assert torch.equal(result, mender(torch.where(hole, torch.zeros(()), image), mask))
     assert not torch.equal(result[hole], image[hole])
+
+
+def test_membrane_is_the_mean_of_its_neighbours_and_the_solution_of_laplace():
+    """Against a dense linear solve of the same equations."""
+    torch.manual_seed(0)
+    size = 12
+    image = torch.rand(1, 1, size, size, dtype=torch.float64)
+    mask = torch.zeros(1, 1, size, size, dtype=torch.float64)
+    mask[..., 3:9, 2:10] = 1
+    mask[..., 0:2, 0:2] = 1  # a hole at the corner: the border mirrors
+    hole = mask[0, 0] > 0.5
+    equations, right = torch.eye(size * size, dtype=torch.float64), (image * (1 - mask)).flatten().clone()
+    for y, x in hole.nonzero().tolist():
+        for dy, dx in ((0, 1), (1, 0), (0, -1), (-1, 0)):
+            ny, nx = min(max(y + dy, 0), size - 1), min(max(x + dx, 0), size - 1)
+            equations[y * size + x, ny * size + nx] -= 0.25
+    expected = torch.linalg.solve(equations, right).view(size, size)
+    found = membrane(image, mask, rounds=400)[0, 0]
+    assert torch.allclose(found, expected, atol=1e-6)
+    quick = membrane(image, mask)[0, 0]
+    assert (quick - expected).abs().max() < 0.03
+    assert torch.equal(quick[~hole], image[0, 0][~hole])
+
+
+def test_seamless_takes_a_constant_error_away_and_keeps_what_is_seen():
+    torch.manual_seed(0)
+    image = 0.2 + 0.6 * torch.rand(2, 3, 32, 32)
+    mask = torch.zeros(2, 1, 32, 32)
+    mask[..., 8:24, 8:24] = 1
+    painted = image - 0.1  # right but for its brightness
+    result = seamless(painted, image, mask)
+    assert torch.equal(result * (1 - mask), image * (1 - mask))
+    assert (result - image).abs().max() < 0.01
+    assert (mend(painted, image, mask) - image).abs().max() > 0.09

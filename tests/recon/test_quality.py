@@ -93,13 +93,13 @@ def test_the_table_has_a_row_for_each_hole_and_fill(truth: Tensor):
     def perfect(image: Tensor, mask: Tensor) -> Tensor:
         return image
 
-    result = table(perfect, truth, ("center", "blocks"))
+    result = table({"context encoder": perfect}, truth, ("center", "blocks"))
     assert list(result) == ["center", "blocks"]
     for rows in result.values():
         assert list(rows) == ["mean colour", "biharmonic", "context encoder"]
         assert rows["context encoder"]["psnr"] == pytest.approx(100, abs=0.1)
         assert rows["biharmonic"]["psnr"] > rows["mean colour"]["psnr"]  # on smooth images
-    assert table(perfect, truth, ("center", "blocks")) == result
+    assert table({"context encoder": perfect}, truth, ("center", "blocks")) == result
     lines = markdown(result).splitlines()
     assert len(lines) == 2 + 6
     assert len({line.count("|") for line in lines}) == 1
