@@ -14,7 +14,7 @@ import json
 import math
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeVar
@@ -53,7 +53,7 @@ class Config:
     roles: tuple[str, ...] = ()
     """Which encoders: generator, discriminator; default all that the checkpoint has."""
     protocols: tuple[Protocol, ...] = ("frozen", "finetune")
-    """frozen: the head alone is trained; finetune: all layers."""
+    """frozen: the head alone is trained; finetune: then all layers too."""
     seeds: int = 3
     """How many times each cell is run."""
     steps_frozen: int = 600
@@ -66,7 +66,7 @@ class Config:
     """Side of the random training crops, px."""
     lr_frozen: float = 1e-2
     """AdamW's highest rate for the head, reached after a tenth of the steps and brought to 0 along a cosine."""
-    lr_finetune: float = 1e-3
+    lr_finetune: float = 3e-4
     """The same for all layers."""
     scenes: int = 400
     """How many scenes to train on, with --data scenes."""
@@ -175,38 +175,55 @@ def segment(
     config: Config,
     machine: Machine,
 ) -> tuple[float, list[float | None], Tensor]:
-    """Trains one cell; its mean IoU and per-class IoU on ``val``, and its predictions uint8 (N,H,W)."""
+    """Trains one cell; its mean IoU and per-class IoU on ``val``, and its predictions uint8 (N,H,W).
+
+    ``finetune`` begins where ``frozen`` ends: a head that is still random would spoil the features it is given
+    before it can use them (Kumar et al. 2022, arXiv:2202.10054).
+    """
     torch.manual_seed(mixed(seed))  # the head
     net = FCN(encoder, len(train.classes)).to(machine.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    frozen = protocol == "frozen"
-    if frozen:
-        _settle_statistics(encoder, train, machine)
-        maps, targets = _features(net, train, seed, machine)
-    steps, lr = (
-        (config.steps_frozen, config.lr_frozen) if frozen else (config.steps_finetune, config.lr_finetune)
-    )
-    optimizer = torch.optim.AdamW((net.scores if frozen else net).parameters(), lr, weight_decay=1e-2)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, steps))
+    _settle_statistics(encoder, train, machine)
+    maps, targets = _features(net, train, seed, machine)
     net.train()
-    for step in tqdm(range(steps), desc=f"{protocol} seed {seed}", leave=False, disable=None):
-        if frozen:
-            rows = torch.randint(len(targets), (config.batch,), generator=generator(seed, step, 4))
-            rows = rows.to(machine.device)
-            target = targets[rows]
-            with machine.autocast():
-                logits = net.head([features[rows] for features in maps], target.shape[-2:])
-        else:
-            image, target = _crops(train, seed, step, config, machine.device)
-            with machine.autocast():
-                logits = net(image)
-        loss = cross_entropy(logits, target.long(), ignore_index=VOID)
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        schedule.step()
+
+    def head(step: int) -> tuple[Tensor, Tensor]:
+        rows = torch.randint(len(targets), (config.batch,), generator=generator(seed, step, 4)).to(
+            machine.device
+        )
+        return net.head([features[rows] for features in maps], targets.shape[-2:]), targets[rows]
+
+    def everything(step: int) -> tuple[Tensor, Tensor]:
+        image, target = _crops(train, seed, step, config, machine.device)
+        return net(image), target
+
+    _descend(net.scores, head, config.steps_frozen, config.lr_frozen, machine, f"head, seed {seed}")
+    if protocol == "finetune":
+        _descend(
+            net, everything, config.steps_finetune, config.lr_finetune, machine, f"all layers, seed {seed}"
+        )
     prediction = _predict(net, val, machine)
     iou, each = mean_iou(prediction, val.targets, len(train.classes))
     return iou, each, prediction
+
+
+def _descend(
+    part: nn.Module,
+    forward: Callable[[int], tuple[Tensor, Tensor]],
+    steps: int,
+    lr: float,
+    machine: Machine,
+    title: str,
+) -> None:
+    """Trains ``part`` on the logits and targets that ``forward`` gives for each step."""
+    optimizer = torch.optim.AdamW(part.parameters(), lr, weight_decay=1e-2)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, steps))
+    for step in tqdm(range(steps), desc=title, leave=False, disable=None):
+        with machine.autocast():
+            logits, target = forward(step)
+        cross_entropy(logits, target.long(), ignore_index=VOID).backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        schedule.step()
 
 
 def _spaced(count: int, most: int) -> Tensor:
@@ -221,6 +238,7 @@ def _settle_statistics(encoder: Encoder, train: Pairs, machine: Machine) -> None
     norms = [m for m in encoder.modules() if isinstance(m, nn.BatchNorm2d)]
     if not norms:
         return
+    momentum = norms[0].momentum
     for norm in norms:
         norm.reset_running_stats()
         norm.momentum = None  # the plain mean over batches
@@ -228,6 +246,8 @@ def _settle_statistics(encoder: Encoder, train: Pairs, machine: Machine) -> None
     for rows in _spaced(len(train), 256).split(16):
         with machine.autocast():
             encoder(train.images[rows].to(machine.device).float() / 255)
+    for norm in norms:
+        norm.momentum = momentum
     encoder.eval()
 
 
