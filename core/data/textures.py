@@ -13,9 +13,9 @@ def value_noise(u: Tensor, v: Tensor, seed: Tensor) -> Tensor:
     cell_u, cell_v = u.floor(), v.floor()
     x, y = u - cell_u, v - cell_v
     x, y = x * x * (3 - 2 * x), y * y * (3 - 2 * y)
-    low = torch.lerp(_hash(cell_u, cell_v, seed), _hash(cell_u + 1, cell_v, seed), x)
-    high = torch.lerp(_hash(cell_u, cell_v + 1, seed), _hash(cell_u + 1, cell_v + 1, seed), x)
-    return torch.lerp(low, high, y)
+    low = _mix(_hash(cell_u, cell_v, seed), _hash(cell_u + 1, cell_v, seed), x)
+    high = _mix(_hash(cell_u, cell_v + 1, seed), _hash(cell_u + 1, cell_v + 1, seed), x)
+    return _mix(low, high, y)
 
 
 def shade(
@@ -63,7 +63,7 @@ def shade(
         (PANELS, 0.8 * gap),
     ):  # fmt: skip
         mix = torch.where(kind == number, amount, mix)
-    colour = torch.lerp(first, second, mix[..., None].clamp(0, 1))
+    colour = _mix(first, second, mix[..., None].clamp(0, 1))
     per_brick = torch.where(
         kind == BRICKS, 0.25 * (_hash(brick_a.floor(), row, seed) - 0.5), torch.zeros_like(u)
     )
@@ -84,27 +84,30 @@ def sky(s: Tensor, t: Tensor, first: Tensor, seed: Tensor) -> Tensor:
     hills = -0.35 + 0.5 * (value_noise(1.7 * s, torch.zeros_like(s), seed) - 0.5)
     leaves = 0.4 + 0.9 * value_noise(9 * s, 9 * t, seed)
     clouds = value_noise(2 * s, 4 * t, seed + 3)[..., None] ** 2
-    blue = torch.lerp(
+    blue = _mix(
         torch.tensor([0.75, 0.85, 1.0], device=s.device), first, (0.5 + 0.5 * t).clamp(0, 1)[..., None]
     )
     green = torch.tensor([0.13, 0.22, 0.07], device=s.device) * leaves[..., None]
-    return 1.6 * torch.where(
-        (t < hills)[..., None], green, torch.lerp(blue, torch.ones_like(blue), 0.6 * clouds)
-    )
+    return 1.6 * torch.where((t < hills)[..., None], green, _mix(blue, torch.ones_like(blue), 0.6 * clouds))
 
 
 def _picture(s: Tensor, t: Tensor, first: Tensor, second: Tensor, seed: Tensor) -> Tensor:
     """A framed print: a horizon, a disc and washes of colour."""
     wash = value_noise(1.5 * s, 1.5 * t, seed)[..., None]
-    ground = torch.lerp(first, second, ((t < -0.2 + 0.4 * wash[..., 0]).to(s))[..., None])
+    ground = _mix(first, second, ((t < -0.2 + 0.4 * wash[..., 0]).to(s))[..., None])
     disc = ((s - 0.4 * torch.sin(seed)) ** 2 + (t - 0.3) ** 2 < 0.08).to(s)[..., None]
-    image = torch.lerp(ground * (0.6 + 0.7 * wash), 1 - first, 0.8 * disc)
+    image = _mix(ground * (0.6 + 0.7 * wash), 1 - first, 0.8 * disc)
     edge = torch.maximum(s.abs(), t.abs())[..., None]
     return torch.where(
         edge > 0.9,
         0.08 * torch.ones_like(image),
         torch.where(edge > 0.72, 0.8 * torch.ones_like(image), image),
     )
+
+
+def _mix(a: Tensor, b: Tensor, amount: Tensor | float) -> Tensor:
+    """torch.lerp, whose last bit depends on the tensors' layout and so on the batch that a scene is rendered in."""
+    return a + (b - a) * amount
 
 
 def _line(x: Tensor, width: Tensor | float) -> Tensor:

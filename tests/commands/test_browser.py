@@ -22,7 +22,7 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 
 @pytest.mark.browser
 @pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")
-def test_the_images_tab_shows_the_panel(tmp_path: Path):
+def test_the_page_shows_the_panel(tmp_path: Path):
     with Log(tmp_path / "run", "test", 1, 0, 1, main=True) as log:
         log.images({"input | hole | mended | truth": torch.rand(3, 64, 128)}, 0)
     with socket.socket() as free:
@@ -45,8 +45,8 @@ def test_the_images_tab_shows_the_panel(tmp_path: Path):
         page = subprocess.run(
             [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
              "--disable-background-networking", "--disable-component-update", "--disable-sync",
-             f"--user-data-dir={tmp_path / 'profile'}", "--window-size=1400,900", "--virtual-time-budget=20000",
-             "--dump-dom", f"{url}#images"],
+             f"--user-data-dir={tmp_path / 'profile'}", "--window-size=1400,900", "--virtual-time-budget=40000",
+             "--dump-dom", f"{url}#timeseries"],
             capture_output=True, text=True, timeout=120, check=False,
         ).stdout  # fmt: skip
     finally:
