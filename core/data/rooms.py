@@ -71,7 +71,8 @@ class Draws:
         known = torch.tensor([[int(c[i : i + 2], 16) / 255 for i in (0, 2, 4)] for c in palette])
         chosen = known.to(self.uniform_numbers.device)[self.whole(len(palette))]
         varied = chosen + torch.stack([self.between(-spread, spread) for _ in range(3)], -1)
-        return varied.clamp(0.02, 0.98) ** 2.2
+        # In double, because a power's last bit depends on where in a batch it stands.
+        return (varied.clamp(0.02, 0.98).double() ** 2.2).float()
 
 
 WALLS = (
