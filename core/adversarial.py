@@ -1,4 +1,4 @@
-"""Adversarial losses, pure functions of a discriminator's logits, and what keeps its training clean.
+"""Adversarial losses, pure functions of a discriminator's logits, its step, and what keeps its training clean.
 
 Logits have any shape; above 0 means "real". ``Kind``:
 - ``bce``: Goodfellow et al. 2014 (arXiv:1406.2661), with the non-saturating generator loss -log D(fake);
@@ -7,13 +7,16 @@ Logits have any shape; above 0 means "real". ``Kind``:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
+
+from core.train import optim
+from core.train.dist import World
 
 Kind = Literal["bce", "hinge"]
 
@@ -87,3 +90,49 @@ def frozen(network: nn.Module) -> Iterator[None]:
     finally:
         for weight in weights:
             weight.requires_grad_(True)
+
+
+def update_discriminator(
+    discriminator: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    real: Tensor,
+    fake: Tensor,
+    world: World,
+    *,
+    kind: Kind = "bce",
+    r1: float = 0.0,
+    step: int = 0,
+) -> dict[str, Tensor]:
+    """One step of a discriminator on images (N,3,H,W), ``fake`` detached; returns scalars to log.
+
+    Real and fake pass one after the other, each with its own backward: two batches never share statistics. With
+    ``r1``, the weight of ``r1_penalty``, that is taken every 16 steps at 16 times the weight (lazy regularisation,
+    Karras 2020, arXiv:1912.04958).
+    """
+    with world.autocast():
+        on_real = discriminator(real)
+    loss_real = real_loss(on_real.float(), kind)
+    loss_real.backward()
+    with untracked(discriminator), world.autocast():
+        on_fake = discriminator(fake)
+    loss_fake = fake_loss(on_fake.float(), kind)
+    loss_fake.backward()
+    scalars = {
+        "discriminator/real": on_real.detach().float().sigmoid().mean(),
+        "discriminator/fake": on_fake.detach().float().sigmoid().mean(),
+        "loss/discriminator": (loss_real + loss_fake).detach(),
+    }
+    if r1 and step % 16 == 0:
+        penalty = r1_penalty(discriminator.forward, real)
+        (16 * r1 * penalty).backward()
+        scalars["loss/r1"] = penalty.detach()
+    scalars["grad_norm/discriminator"] = optim.step(optimizer, world)
+    return scalars
+
+
+def collapse_warning(scalars: Mapping[str, float]) -> list[str]:
+    """What to say where a discriminator's logged loss has gone to nothing; for ``Method.warnings``."""
+    if scalars.get("loss/discriminator", 1.0) < 1e-4:
+        return ["the discriminator's loss is 0.0000: it has won, and the generator learns nothing from it; "
+                "try --discriminator-norm spectral, or a lower --lr-discriminator"]  # fmt: skip
+    return []

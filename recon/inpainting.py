@@ -271,7 +271,10 @@ class Inpainting(Method):
         scalars = {"loss/reconstruction": reconstruction}
         if config.has_adversary and step >= config.adversarial_start:
             mended = mend(painted, truth, mask)
-            scalars |= self._update_discriminator(self._judged(truth), self._judged(mended.detach()), step)
+            scalars |= adversarial.update_discriminator(
+                self.discriminator, self.optimizers["discriminator"], self._judged(truth),
+                self._judged(mended.detach()), self.world, kind=config.gan, r1=config.r1, step=step,
+            )  # fmt: skip
             # The generator is judged by the discriminator that has just learnt.
             with adversarial.frozen(self.discriminator), self.world.autocast():
                 verdict = self.discriminator(self._judged(mended))
@@ -285,32 +288,6 @@ class Inpainting(Method):
         scalars["grad_norm/generator"] = optim.step(self.optimizers["generator"], self.world)
         self.average.update_parameters(self.generator)
         return scalars | {"loss/generator": loss}
-
-    def _update_discriminator(self, real: Tensor, fake: Tensor, step: int) -> dict[str, Tensor]:
-        """Real and fake pass one after the other, each with its own backward: two batches never share statistics."""
-        config = self.config
-        with self.world.autocast():
-            on_real = self.discriminator(real)
-        loss_real = adversarial.real_loss(on_real.float(), config.gan)
-        loss_real.backward()
-        with adversarial.untracked(self.discriminator), self.world.autocast():
-            on_fake = self.discriminator(fake)
-        loss_fake = adversarial.fake_loss(on_fake.float(), config.gan)
-        loss_fake.backward()
-        scalars = {
-            "discriminator/real": on_real.float().sigmoid().mean(),
-            "discriminator/fake": on_fake.float().sigmoid().mean(),
-            "loss/discriminator": loss_real + loss_fake,
-        }
-        if config.r1 and step % 16 == 0:
-            # Every 16 steps at 16 times the weight (lazy regularisation, Karras 2020).
-            penalty = adversarial.r1_penalty(
-                self.discriminator.forward, real
-            )  # torch.compile has no second derivative
-            (16 * config.r1 * penalty).backward()
-            scalars["loss/r1"] = penalty
-        scalars["grad_norm/discriminator"] = optim.step(self.optimizers["discriminator"], self.world)
-        return scalars
 
     def crops(self, batch: Batch, step: int) -> Tensor:
         """This rank's random crops of a step, (n,3,S,S) in [0,1]."""
@@ -336,10 +313,7 @@ class Inpainting(Method):
         return {start: "before-adversary"} if self.config.has_adversary and start else {}
 
     def warnings(self, scalars: Mapping[str, float]) -> list[str]:
-        if scalars.get("loss/discriminator", 1.0) < 1e-4:
-            return ["the discriminator's loss is 0.0000: it has won, and the generator learns nothing from it; "
-                    "try --discriminator-norm spectral, or a lower --lr-discriminator"]  # fmt: skip
-        return []
+        return adversarial.collapse_warning(scalars)
 
     def encoders(self) -> dict[str, Encoder]:
         roles: dict[str, Encoder] = {"generator": self.averaged.encoder}

@@ -19,11 +19,13 @@ from typing import Annotated, Literal
 import numpy as np
 import torch
 import tyro
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from core.data.decode import SUFFIXES, rgb
+from core.data import photos
+from core.data.decode import rgb
+from core.data.photos import open_upright, read_photo, write_png
 from core.train import checkpoint
 from core.train.config import parse_command, user_errors
 
@@ -121,10 +123,10 @@ def mend_file(
 ) -> str:
     """Mends a photo into a PNG: upright, 8-bit RGB, with its alpha and colour profile.
 
-    invert: black is the hole, instead of white. Returns from what the photo had to be converted, or "". ValueError of
+    invert: black is the hole, instead of white. Returns what should be said of it, or "". ValueError of
     one line where photo and mask don't fit.
     """
-    image, converted = _read(photo)
+    image, said = read_photo(photo)
     hole = _read_hole(mask_file, invert)
     if hole.shape != image.size[::-1]:
         raise ValueError(
@@ -146,51 +148,17 @@ def mend_file(
     result = Image.fromarray(pixels)
     if image.mode == "RGBA":
         result.putalpha(image.getchannel("A"))
-    part = out.with_name(f".{out.name}.part")
-    try:
-        result.save(part, "PNG", icc_profile=None if converted else image.info.get("icc_profile"))
-        part.replace(out)
-    finally:
-        part.unlink(missing_ok=True)
-    return converted
-
-
-def _read(path: Path) -> tuple[Image.Image, str]:
-    """A photo, upright, as 8-bit RGB or RGBA; and what it was converted from, or "" where nothing was lost."""
-    image, raw = _open(path)
-    deep = image.mode.startswith("I") or ";16" in raw
-    lossless = image.mode in ("RGB", "RGBA", "P", "PA") and not deep
-    converted = "" if lossless else f"{'16-bit ' if deep else ''}{image.mode.split(';')[0]}"
-    converted = {"16-bit I": "16-bit greyscale", "L": "greyscale", "LA": "greyscale with alpha"}.get(
-        converted, converted
-    )
-    transparent = image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info
-    upright = image.convert("RGBA") if transparent else rgb(image)
-    upright.info["icc_profile"] = image.info.get("icc_profile")
-    return upright, converted
+    write_png(result, out, image.info["icc_profile"])
+    return said
 
 
 def _read_hole(path: Path, invert: bool) -> np.ndarray:
     """A mask as bool (H,W), True = hole; what is transparent in it is no hole."""
-    image, _ = _open(path)
+    image, _ = open_upright(path)
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         ground = Image.new("RGBA", image.size, "white" if invert else "black")
         image = Image.alpha_composite(ground, image.convert("RGBA"))
     return (np.asarray(rgb(image).convert("L")) > 127) != invert
-
-
-def _open(path: Path) -> tuple[Image.Image, str]:
-    """An image file, decoded and upright; and how its pixels are stored, in Pillow's words."""
-    if not path.is_file():
-        raise ValueError(f"no such file: {path}")
-    try:
-        with Image.open(path) as image:
-            raw = str(image.tile)
-            return ImageOps.exif_transpose(image), raw
-    except Exception as error:  # Pillow's decoders raise whatever a damaged file leads them to
-        raise ValueError(
-            f"{path} cannot be read as an image ({type(error).__name__}): is it damaged?"
-        ) from None
 
 
 # --- the command ----------------------------------------------------------------------------------------------
@@ -214,76 +182,41 @@ class Config:
 
 
 @dataclass(frozen=True)
-class Job:
-    photo: Path
+class Job(photos.Job):
     mask: Path
-    out: Path
 
 
-def jobs(config: Config) -> list[Job]:
+def find_jobs(config: Config) -> list[Job]:
     """What is to be mended into what. ValueError of one line where the paths make no sense."""
-    if not config.source.exists():
-        raise ValueError(f"--in {config.source}: no such file or folder")
+    found = photos.find_jobs(config.source, config.out)
     if not config.mask.exists():
         raise ValueError(f"--mask {config.mask}: no such file or folder")
-    many = config.source.is_dir()
-    photos = sorted(p for p in config.source.iterdir() if _is_image(p)) if many else [config.source]
-    if not photos:
-        raise ValueError(f"--in {config.source}: the folder holds no images ({', '.join(sorted(SUFFIXES))})")
-    if many and config.out.exists() and not config.out.is_dir():
-        raise ValueError(f"--out {config.out} is a file: name a folder, as --in is one")
-    to_folder = many or config.out.is_dir()
-    if not to_folder and config.out.suffix.lower() != ".png":
-        raise ValueError(f"--out {config.out}: pixels outside the hole are kept exactly, so only PNG is written; "
-                         f"name it {config.out.with_suffix('.png').name}")  # fmt: skip
-    outs = [config.out / f"{photo.stem}.png" if to_folder else config.out for photo in photos]
-    if len(set(outs)) < len(outs):
-        twice = next(out for out in outs if outs.count(out) > 1)
-        raise ValueError(f"--in {config.source}: several photos would become {twice}; rename all but one")
-
-    masks = [config.mask] * len(photos)
+    masks = [config.mask] * len(found)
     if config.mask.is_dir():
-        stems = {p.stem: p for p in sorted(config.mask.iterdir()) if _is_image(p)}
-        masks = [stems.get(photo.stem, config.mask / f"{photo.stem}.png") for photo in photos]
-    inputs = {p.resolve() for p in (*photos, *masks)}
-    if overwritten := [out for out in outs if out.resolve() in inputs]:
-        raise ValueError(f"--out {config.out} would overwrite {overwritten[0]}: name another file or folder")
-    return [Job(*paths) for paths in zip(photos, masks, outs, strict=True)]
-
-
-def _is_image(path: Path) -> bool:
-    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
+        stems = {path.stem: path for path in photos.images_in(config.mask)}
+        masks = [stems.get(job.photo.stem, config.mask / f"{job.photo.stem}.png") for job in found]
+    photos.refuse_overwriting([job.out for job in found], masks)
+    return [Job(job.photo, job.out, mask) for job, mask in zip(found, masks, strict=True)]
 
 
 def run(config: Config) -> int:
     """Mends everything and returns how many files failed; a single file that fails raises."""
     from recon.inpainting import load_mender  # here, because it imports all of training
 
-    todo = jobs(config)
+    todo = find_jobs(config)
     file = checkpoint.find(config.ckpt or Path("runs/inpainting/latest"))
     if config.ckpt is None:
         print(f"using {file.resolve()}", file=sys.stderr)
     device = torch.device("cuda" if config.device != "cpu" and torch.cuda.is_available() else "cpu")
     mender = load_mender(file, device)
-    todo[0].out.parent.mkdir(parents=True, exist_ok=True)
 
     def paint(image: Tensor, mask: Tensor) -> Tensor:
         return mender(image.to(device), mask.to(device)).cpu()
 
-    failed = 0
-    for job in todo:
-        try:
-            converted = mend_file(job.photo, job.mask, job.out, paint, mender.size, invert=config.invert)
-        except (ValueError, OSError) as error:
-            if not config.source.is_dir():
-                raise
-            failed += 1
-            print(f"failed: {error}", file=sys.stderr)
-        else:
-            print(f"{job.out}" + (f" (8-bit RGB, converted from {converted})" if converted else ""))
-    if failed:
-        print(f"{failed} of {len(todo)} photos could not be mended", file=sys.stderr)
-    return failed
+    def mend_one(job: Job) -> str:
+        return mend_file(job.photo, job.mask, job.out, paint, mender.size, invert=config.invert)
+
+    return photos.run_jobs(todo, mend_one, stop=not config.source.is_dir())
 
 
 def main(argv: Sequence[str] | None = None) -> None:

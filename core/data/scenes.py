@@ -10,7 +10,6 @@ Results are in camera axes (x right, y down, z forward); the world's are those o
 from __future__ import annotations
 
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,7 +29,7 @@ __all__ = ["CLASSES", "SOURCE_FILES", "render", "render_clip"]
 SOURCE_FILES = [Path(file or "") for file in (rooms.__file__, textures.__file__, tracer.__file__, __file__)]
 """What a scene's looks depend on: a cache of scenes is keyed by them."""
 
-_RAYS = 32_768  # traced together on a CPU: so few fit its cache, and torch does not split them over threads: we do
+_RAYS = 65_536  # traced together on a CPU: few enough for its cache, enough for torch to split them over its threads
 _CHUNK_GPU = 256
 
 
@@ -66,8 +65,7 @@ def _rendered(
         draws = torch.stack([torch.rand(DRAWS, generator=generator(seed, int(row))) for row in rows])
         return _view(World(Draws(draws.to(device)), moment.to(device)), height, width)
 
-    with ThreadPoolExecutor(torch.get_num_threads() if on_cpu else 1) as pool:
-        parts = list(pool.map(view, indices.split(chunk), moments.split(chunk)))
+    parts = [view(*part) for part in zip(indices.split(chunk), moments.split(chunk), strict=True)]
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 

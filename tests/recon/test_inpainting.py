@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from core import adversarial
 from core.train.dist import World
 from recon.inpainting import (
     MEAN_COLOUR,
@@ -180,15 +181,15 @@ def test_the_adversary_alone_moves_the_generator(monkeypatch: pytest.MonkeyPatch
 
 def test_the_generators_step_leaves_the_discriminator_alone(monkeypatch: pytest.MonkeyPatch):
     trained = method(replace(TINY, discriminator_norm="batch"))
-    update, after = trained._update_discriminator, {}
+    update, after = adversarial.update_discriminator, {}
 
-    def watched(*args: object) -> Mapping[str, Tensor]:
-        scalars = update(*args)  # type: ignore[arg-type]
+    def watched(*args: Any, **options: Any) -> Mapping[str, Tensor]:
+        scalars = update(*args, **options)
         after.update(copy.deepcopy(trained.discriminator.state_dict()))
         return scalars
 
     before = copy.deepcopy(trained.discriminator.state_dict())
-    monkeypatch.setattr(trained, "_update_discriminator", watched)
+    monkeypatch.setattr(adversarial, "update_discriminator", watched)
     trained.update(BATCH, 0)
     now = trained.discriminator.state_dict()
     assert all(torch.equal(after[name], now[name]) for name in now)  # weights, and batch norm's averages

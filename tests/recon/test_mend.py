@@ -183,7 +183,9 @@ def test_the_photo_is_mended_upright(tmp_path: Path):
 )
 def test_other_depths_become_8_bit_rgb_and_it_is_said(before: np.ndarray, said: str, tmp_path: Path):
     photo, mask = save(tmp_path / "p.png", before), save(tmp_path / "m.png", hole())
-    assert mend_file(photo, mask, tmp_path / "o.png", average_painter, S) == said
+    assert (
+        mend_file(photo, mask, tmp_path / "o.png", average_painter, S) == f"8-bit RGB, converted from {said}"
+    )
     after = np.asarray(Image.open(tmp_path / "o.png"))
     expected = np.repeat(pixels(channels=1)[..., None], 3, 2)
     assert np.array_equal(after[hole() == 0], expected[hole() == 0])
@@ -251,7 +253,7 @@ def test_a_folder_names_what_failed_and_does_the_rest(
     assert "c.jpg cannot be read" in said[0]
     assert "no such file" in said[1]
     assert "d.png" in said[1]
-    assert said[2] == "2 of 4 photos could not be mended"
+    assert said[2] == "2 of 4 photos failed"
     assert sorted(p.name for p in out.iterdir()) == ["a.png", "b.png"]
 
     (photos / "c.jpg").unlink()
@@ -266,7 +268,7 @@ def test_a_folder_names_what_failed_and_does_the_rest(
     [
         ("none.png", "m.png", "o.png", "--in none.png: no such file"),
         ("p.png", "none.png", "o.png", "--mask none.png: no such file"),
-        ("p.png", "m.png", "o.jpg", "only PNG is written; name it o.png"),
+        ("p.png", "m.png", "o.jpg", "only PNG is written, which loses nothing; name it o.png"),
         ("p.png", "m.png", "p.png", "would overwrite p.png"),
         ("empty", "m.png", "out", "the folder holds no images"),
         ("twice", "m.png", "out", "rename all but one"),
