@@ -363,19 +363,29 @@ class _Opener:
             print(line, file=sys.stderr)
 
 
+_LABELS = {"images": ("masks",), "rgb": ("depth", "normal", "instance")}
+"""Beside a folder of photos called so, these hold its labels (``core.data.pairs``)."""
+
+
 def _walk(root: Path) -> Iterator[tuple[str, int, int]]:
-    """The image files below ``root``: relative name, size, time of change. Hidden files and folders are left out.
+    """The image files below ``root``: relative name, size, time of change. Hidden files and folders are left out, and
+    the labels of labelled sets.
 
     Links to folders are followed, but each folder is entered once, so that loops end.
     """
     entered: set[tuple[int, int]] = set()
-    for folder, subfolders, files in os.walk(root, followlinks=True):
+
+    def complain(error: OSError) -> None:
+        print(f"skipped the folder {error.filename}: {reason(error)}", file=sys.stderr)
+
+    for folder, subfolders, files in os.walk(root, followlinks=True, onerror=complain):
         here = os.stat(folder)
         if (here.st_dev, here.st_ino) in entered:
             subfolders.clear()
             continue
         entered.add((here.st_dev, here.st_ino))
-        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+        labels = {name for photos, names in _LABELS.items() if photos in subfolders for name in names}
+        subfolders[:] = sorted(name for name in subfolders if not name.startswith(".") and name not in labels)
         relative = os.path.relpath(folder, root)
         for file in files:
             if os.path.splitext(file)[1].lower() in SUFFIXES and not file.startswith("."):

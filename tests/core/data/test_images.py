@@ -72,6 +72,35 @@ def test_folders_are_searched_to_the_bottom_and_hidden_files_left_out(data: Path
     assert names(data) == sorted(shown)
 
 
+def test_labels_of_labelled_sets_are_no_photos(data: Path):
+    photos = ["train/images/a.png", "val/images/b.png", "kitchen/rgb/c.png", "masks/d.png"]
+    for name in [
+        *photos,
+        "train/masks/a.png",
+        "val/masks/b.png",
+        "kitchen/depth/c.png",
+        "kitchen/normal/c.png",
+    ]:
+        put(data / name)
+    assert names(data) == sorted(photos)
+
+
+def test_a_folder_that_cannot_be_read_is_named(data: Path, monkeypatch: pytest.MonkeyPatch, capsys):
+    put(data / "a.png")
+    put(data / "b.png")
+    put(data / "locked/c.png")
+    scandir = os.scandir
+
+    def refusing(path: str):
+        if os.path.basename(path) == "locked":
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    assert names(data) == ["a.png", "b.png"]
+    assert f"skipped the folder {data / 'locked'}: Permission denied" in capsys.readouterr().err
+
+
 def test_a_name_that_is_no_unicode(data: Path):
     put(data / "a.png")
     put(data / "b.png")
