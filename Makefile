@@ -8,7 +8,7 @@ data = $(if $(DATA),--data "$(DATA)")
 ckpt = $(if $(CKPT),--ckpt "$(CKPT)")
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train-inpainting eval-inpainting eval-segmentation mend scenes tensorboard test check format clean
+.PHONY: help setup train-inpainting train-simclr train-moco train-byol train-cpc eval-inpainting eval-segmentation mend scenes tensorboard test check format clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1\t\2/' | awk -F'\t' '{printf "make %-20s %s\n", $$1, $$2}'
@@ -25,6 +25,18 @@ $(READY): pyproject.toml constraints.txt
 
 train-inpainting: $(READY)  ## train the context encoder: DATA= folder or set (default: built-in scenes), ARGS="--preset small", GPUS=n
 	@$(RUN) recon.inpainting $(data) $(ARGS)
+
+train-simclr: $(READY)  ## train SimCLR: DATA= ARGS= GPUS= as above
+	@$(RUN) contrastive.simclr $(data) $(ARGS)
+
+train-moco: $(READY)  ## train MoCo v2 (v1: ARGS="--version 1"): DATA= ARGS= GPUS=
+	@$(RUN) contrastive.moco $(data) $(ARGS)
+
+train-byol: $(READY)  ## train BYOL: DATA= ARGS= GPUS=
+	@$(RUN) contrastive.byol $(data) $(ARGS)
+
+train-cpc: $(READY)  ## train CPC: DATA= ARGS= GPUS=
+	@$(RUN) contrastive.cpc $(data) $(ARGS)
 
 eval-inpainting: $(READY)  ## quality of mended holes beside classical methods: CKPT= DATA=
 	@.venv/bin/python -m recon.quality $(ckpt) $(data) $(ARGS)

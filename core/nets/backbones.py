@@ -26,8 +26,13 @@ class Backbone:
 
     name: Literal["resnet18", "resnet50", "alexnet", "dcgan"] = "resnet18"
     norm: Norm = "batch"
+    stem: Literal["large", "small"] = "large"
+    """small, of the ResNets: a 3x3 convolution without stride and pooling, for images of about 32 px; the strides are
+    then 1, 2, 4, 8."""
 
     def build(self) -> Encoder:
+        if self.stem == "small" and not self.name.startswith("resnet"):
+            raise ValueError(f"a small stem is for ResNets only, not for {self.name}")
         if self.name in ("resnet18", "resnet50"):
             return ResNet(self)
         if self.name == "alexnet":
@@ -78,14 +83,21 @@ class ResNet(_ImageNetNormalized):
         net = make(norm_layer=partial(normalization, spec.norm))
         self.conv1, self.bn1, self.relu, self.maxpool = net.conv1, net.bn1, net.relu, net.maxpool
         self.layer1, self.layer2, self.layer3, self.layer4 = net.layer1, net.layer2, net.layer3, net.layer4
+        finest = 4
+        if spec.stem == "small":  # as for CIFAR (Chen 2020, appendix B.9)
+            self.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
+            nn.init.kaiming_normal_(self.conv1.weight, mode="fan_out", nonlinearity="relu")
+            self.maxpool = nn.Identity()
+            finest = 1
         coarsest = net.fc.in_features
-        self.channels = {4: coarsest // 8, 8: coarsest // 4, 16: coarsest // 2, 32: coarsest}
+        self.channels = {finest << i: coarsest >> (3 - i) for i in range(4)}
 
     def forward(self, image: Tensor) -> dict[int, Tensor]:
         x = self.normalized(image)
-        x = self.maxpool(self.relu(self.bn1(self.conv1(x))))  # (N,64,H/4,W/4)
+        x = self.maxpool(self.relu(self.bn1(self.conv1(x))))  # (N,64,H/4,W/4), or (N,64,H,W)
         features = {}
-        for stride, layer in ((4, self.layer1), (8, self.layer2), (16, self.layer3), (32, self.layer4)):
+        layers = (self.layer1, self.layer2, self.layer3, self.layer4)
+        for stride, layer in zip(self.channels, layers, strict=True):
             x = features[stride] = layer(x)
         return features
 

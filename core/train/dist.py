@@ -6,6 +6,7 @@ around each network, so that a GAN's several backward passes need no special car
 
 from __future__ import annotations
 
+import builtins
 import contextlib
 import os
 from collections.abc import Iterable, Iterator
@@ -15,6 +16,7 @@ from typing import Literal
 
 import torch
 import torch.distributed as dist
+import torch.distributed.nn.functional as distributed_functional
 from torch import Tensor, nn
 
 
@@ -37,8 +39,22 @@ class World:
 
     def slice(self, whole: Tensor) -> Tensor:
         """This rank's part of what was drawn for the global batch."""
-        part = len(whole) // self.size
-        return whole[self.rank * part : (self.rank + 1) * part]
+        return whole[self.part(len(whole))]
+
+    def part(self, count: int) -> builtins.slice:
+        """Where this rank's part of a global batch of ``count`` lies."""
+        share = count // self.size
+        return builtins.slice(self.rank * share, (self.rank + 1) * share)
+
+    def gather(self, mine: Tensor) -> Tensor:
+        """The ranks' equal parts as one global batch; gradients flow back to each rank's own part.
+
+        Where every rank computes the same loss of the whole, its gradients come back added up over the ranks, and
+        ``mean_gradients`` divides by their number: the gradient of one process with the whole batch.
+        """
+        if self.size == 1:
+            return mine
+        return torch.cat(distributed_functional.all_gather(mine.contiguous()))
 
     def place(self, networks: Iterable[nn.Module], *, channels_last: bool, compile: bool) -> None:
         """Moves networks to the device in place and makes them equal on all ranks; parameters keep their identity."""

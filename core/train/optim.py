@@ -1,8 +1,10 @@
-"""One optimizer step, and a running average of weights."""
+"""One optimizer step, learning rates, LARS, and a running average of weights."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +20,62 @@ def step(optimizer: torch.optim.Optimizer, world: World) -> Tensor:
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return norm
+
+
+def warmed_cosine(step: int, steps: int, warmup: int) -> float:
+    """A factor on the learning rate: rises linearly over ``warmup`` steps, then falls to 0 along half a cosine."""
+    if step < warmup:
+        return (step + 1) / warmup
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
+
+
+def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+
+
+def decayed(network: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Parameter groups for ``Lars``: biases and norms (one dimension) are neither decayed nor adapted."""
+    weights = [p for p in network.parameters() if p.requires_grad and p.ndim > 1]
+    rest = [p for p in network.parameters() if p.requires_grad and p.ndim <= 1]
+    return [
+        {"params": weights, "weight_decay": weight_decay, "adapt": True},
+        {"params": rest, "weight_decay": 0.0, "adapt": False},
+    ]
+
+
+class Lars(torch.optim.Optimizer):
+    """SGD with momentum whose step is scaled, tensor by tensor, to the weights' norm (You 2017, arXiv:1708.03888).
+
+    As SimCLR has it: the scale is eta |w| / |g + wd w|, applied to the gradient before momentum, and 1 where either
+    norm is 0. In foreach operations, without waiting for the device.
+    """
+
+    def __init__(
+        self, groups: Iterable[dict[str, Any]], lr: float, momentum: float = 0.9, eta: float = 0.001
+    ) -> None:
+        super().__init__(
+            groups, {"lr": lr, "momentum": momentum, "eta": eta, "weight_decay": 0.0, "adapt": True}
+        )
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            weights = [p for p in group["params"] if p.grad is not None]
+            if not weights:
+                continue
+            change = torch._foreach_add([p.grad for p in weights], weights, alpha=group["weight_decay"])
+            if group["adapt"]:
+                norms, lengths = torch._foreach_norm(weights), torch._foreach_norm(change)
+                scales = [
+                    torch.where((w > 0) & (c > 0), group["eta"] * w / c.clamp(min=1e-12), torch.ones_like(w))
+                    for w, c in zip(norms, lengths, strict=True)
+                ]
+                torch._foreach_mul_(change, scales)
+            speeds = [self.state[p].setdefault("momentum_buffer", torch.zeros_like(p)) for p in weights]
+            torch._foreach_mul_(speeds, group["momentum"])
+            torch._foreach_add_(speeds, change)
+            torch._foreach_add_(weights, speeds, alpha=-group["lr"])
 
 
 Tensors = tuple[Tensor, ...] | list[Tensor]

@@ -67,7 +67,18 @@ def test_make_help_lists_every_job_with_one_line():
 
 
 @pytest.mark.parametrize(
-    "job", ["train-inpainting", "eval-inpainting", "eval-segmentation", "mend", "scenes"]
+    "job",
+    [
+        "train-inpainting",
+        "train-simclr",
+        "train-moco",
+        "train-byol",
+        "train-cpc",
+        "eval-inpainting",
+        "eval-segmentation",
+        "mend",
+        "scenes",
+    ],
 )
 def test_recipes_pass_on_what_they_are_given(job: str):
     given = ["DATA=some folder", "CKPT=x", "IN=a.jpg", "MASK=m.png", "OUT=o.png", "ARGS=--size 96"]
@@ -78,7 +89,7 @@ def test_recipes_pass_on_what_they_are_given(job: str):
         text=True,
         check=True,
     ).stdout
-    assert re.search(r"python -m (recon|eval|core)\.", said)
+    assert re.search(r"python -m (recon|contrastive|eval|core)\.", said)
     assert "--size 96" in said
     if job.startswith(("train", "eval")):
         assert '--data "some folder"' in said

@@ -1,0 +1,1 @@
+"""Methods that learn by telling images apart, or by predicting one view from another."""

@@ -1,0 +1,137 @@
+"""BYOL: one view predicts what a slow copy of the network says of the other (Grill et al. 2020, arXiv:2006.07733).
+
+No negatives: an online network (encoder, projector, predictor) regresses the target's normalised projection (eq. 2),
+both ways; the target follows with a momentum that rises to 1. The two views pass in batches of their own: joining them
+in one batch norm is another method.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+
+from contrastive.infonce import spread
+from contrastive.momentum import follow, follower, rising
+from contrastive.views import ViewsConfig, ViewsMethod, mlp, pooled
+from core.data.colours import Recipe
+from core.train import optim
+from core.train.config import parse_training, user_errors
+from core.train.dist import World
+from core.train.loop import train
+from core.train.method import Batch
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(ViewsConfig):
+    hidden: int = 4096
+    """Width inside projector and predictor."""
+    dim: int = 256
+    """Width of the projection."""
+    momentum: float = 0.996
+    """Of the target at the beginning."""
+    optimizer: str = "lars"
+    """lars, the paper's, or adam for small batches."""
+    lr: float = 0.2
+    """Learning rate: for lars per 256 images (the paper's), for adam as it is."""
+    weight_decay: float = 1.5e-6
+    warmup: int = 0
+    """Steps over which the rate rises; then it falls along a cosine."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.optimizer not in ("lars", "adam"):
+            raise ValueError(f"--optimizer {self.optimizer}: use lars or adam")
+
+
+def demo() -> Config:
+    """Minutes on two CPU cores, built-in scenes."""
+    return Config(
+        preset="demo", scenes=2048, short_side=80, steps=350, batch=64, hidden=512, dim=128, optimizer="adam",
+        lr=1e-3, warmup=30, momentum=0.98, smallest_crop=0.2, show_every=175, eval_every=50, save_every=50,
+    )  # fmt: skip
+
+
+def small() -> Config:
+    """One GPU, tens of minutes."""
+    return Config(
+        preset="small", size=64, batch=256, steps=20_000, hidden=2048, optimizer="adam", lr=1e-3, warmup=500,
+        smallest_crop=0.2, momentum=0.99, scenes=50_000, show_every=1_000, eval_every=1_000, save_every=2_000,
+    )  # fmt: skip
+
+
+def paper() -> Config:
+    """The paper's ResNet-50 on ImageNet, batch 4096, 100 epochs of it."""
+    return Config(
+        preset="paper", data="imagenet:imagenet", encoder="resnet50", size=224, short_side=256, batch=4096,
+        steps=31_300, warmup=3_130, cache_gb=400, show_every=1_000, eval_every=2_000, save_every=1_000,
+    )  # fmt: skip
+
+
+def regression_loss(prediction: Tensor, target: Tensor) -> Tensor:
+    """2 - 2 cos, mean, (): the squared distance of the normalised vectors (N,D) (eq. 2)."""
+    return (2 - 2 * (normalize(prediction, dim=1) * normalize(target, dim=1)).sum(1)).mean()
+
+
+class BYOL(ViewsMethod):
+    name = "byol"
+
+    def __init__(self, config: Config, world: World) -> None:
+        super().__init__(config, world)
+        self.config = config
+        width, norm = max(self.encoder.channels.items())[1], config.norm == "batch"
+        self.projector = mlp((width, config.hidden, config.dim), norm=norm)
+        self.predictor = mlp((config.dim, config.hidden, config.dim), norm=norm)
+        self.followed = nn.ModuleList([self.encoder, self.projector])
+        self.target = follower(self.followed)
+        self.networks = {
+            "encoder": self.encoder, "projector": self.projector, "predictor": self.predictor, "target": self.target,
+        }  # fmt: skip
+        self.online = nn.ModuleList([self.encoder, self.projector, self.predictor])
+        self.rate = config.lr * (config.batch / 256 if config.optimizer == "lars" else 1)
+        self.optimizers = {
+            "online": optim.Lars(optim.decayed(self.online, config.weight_decay), self.rate)
+            if config.optimizer == "lars"
+            else torch.optim.AdamW(self.online.parameters(), self.rate, weight_decay=config.weight_decay)
+        }
+
+    def recipes(self) -> tuple[Recipe, Recipe]:
+        """View 1 is always blurred, view 2 rarely, and sometimes solarised (table 6)."""
+        config = self.config
+        first = Recipe(0.4, 0.4, 0.2, 0.1, blur=2 * config.blur).jittered(config.strength)
+        return first, replace(first, blur=config.blur / 5, solarise=0.2)
+
+    def update(self, batch: Batch, step: int) -> dict[str, Tensor]:
+        config = self.config
+        views = self.view(batch, 0, step), self.view(batch, 1, step)
+        self.online.train()
+        self.target.train()
+        encoder, projector = self.target
+        with self.world.autocast():
+            projections = [self.projector(pooled(self.encoder(view))) for view in views]
+            predictions = [self.predictor(projection).float() for projection in projections]
+            with torch.no_grad():
+                targets = [projector(pooled(encoder(view))).float() for view in views]
+        loss = regression_loss(predictions[0], targets[1]) + regression_loss(predictions[1], targets[0])
+        loss.backward()
+        optimizer = self.optimizers["online"]
+        optim.set_rate(optimizer, self.rate * optim.warmed_cosine(step, config.steps, config.warmup))
+        scalars = {"loss/byol": loss.detach(), "grad_norm/online": optim.step(optimizer, self.world)}
+        momentum = rising(config.momentum, step, config.steps)
+        follow(self.target, self.followed, momentum)
+        return scalars | spread(projections[0]) | {"momentum": torch.tensor(momentum, device=loss.device)}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    with user_errors():
+        folder = train(
+            BYOL.name, parse_training(BYOL.name, {"demo": demo, "small": small, "paper": paper}, argv), BYOL
+        )
+        print(f"look: make tensorboard; move the features: make eval-segmentation CKPT={folder}")
+
+
+if __name__ == "__main__":
+    main()

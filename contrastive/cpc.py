@@ -1,0 +1,257 @@
+"""CPC: from the upper rows of an image's patches predict the lower ones (van den Oord et al. 2018, arXiv:1807.03748).
+
+Section 3.3: the image is cut into a grid of overlapping patches, each patch encoded by itself; a causal PixelCNN sums
+up the rows above; from each of its positions the patch ``k`` rows below is predicted by a matrix W_k and told from
+other patches, of the same image and of others (eq. 4).
+
+No batch norm: it would tell the answer. Rows so near that their patches overlap the context's are not predicted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import interpolate, pad
+from torchvision.utils import make_grid
+
+from contrastive.infonce import info_nce, retrieval, spread
+from contrastive.views import leave_one_out, pooled
+from core.data import views
+from core.nets.backbones import Backbone, Encoder
+from core.rng import generator
+from core.train import optim
+from core.train.config import TrainConfig, parse_training, user_errors
+from core.train.dist import World
+from core.train.loop import train
+from core.train.method import Batch, Method
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(TrainConfig):
+    encoder: Literal["resnet18", "resnet50"] = "resnet18"
+    stem: Literal["large", "small"] = "small"
+    """small: for patches of about 16 px."""
+    patch: int = 16
+    """Side of a patch, px; patches overlap by half."""
+    dim: int = 256
+    """Width of the context."""
+    rows: int = 3
+    """How many rows are predicted from each context, from the first whose patches it has not seen."""
+    lr: float = 2e-4
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.patch % 2 or self.size % (self.patch // 2):
+            raise ValueError(
+                f"--size {self.size} must be a multiple of half of --patch {self.patch}, an even number"
+            )
+        if self.grid < 4:
+            raise ValueError(f"--size {self.size} has {self.grid} rows of patches: use a smaller --patch")
+
+    @property
+    def grid(self) -> int:
+        """Patches along a side: 7 in the paper."""
+        return 2 * self.size // self.patch - 1
+
+
+def demo() -> Config:
+    """Minutes on two CPU cores, built-in scenes: the paper's grid of 7x7, patches of 16 px."""
+    return Config(
+        preset="demo", scenes=2048, short_side=80, stem="large", steps=300, batch=32, dim=128, lr=5e-4,
+        show_every=100, eval_every=100, save_every=100,
+    )  # fmt: skip
+
+
+def small() -> Config:
+    """One GPU, tens of minutes."""
+    return Config(
+        preset="small", batch=128, steps=20_000, lr=5e-4, scenes=50_000, show_every=1_000, eval_every=1_000,
+        save_every=2_000,
+    )  # fmt: skip
+
+
+def paper() -> Config:
+    """256 px, patches of 64, on ImageNet."""
+    return Config(
+        preset="paper", data="imagenet:imagenet", encoder="resnet50", stem="large", size=256, short_side=300, patch=64,
+        dim=1024, rows=4, batch=128, steps=1_000_000, cache_gb=400, show_every=5_000, eval_every=10_000,
+        save_every=10_000,
+    )  # fmt: skip
+
+
+def patches(image: Tensor, side: int) -> Tensor:
+    """Overlapping patches (N,G,G,3,side,side) of squares (N,3,S,S), half a patch apart, G = 2 S / side - 1."""
+    return image.unfold(2, side, side // 2).unfold(3, side, side // 2).permute(0, 2, 3, 1, 4, 5)
+
+
+class CausalContext(nn.Module):
+    """A PixelCNN on a grid (N,C,G,G): position (i,j) knows rows 0..i, and nothing below (appendix A.2)."""
+
+    def __init__(self, channels: int, blocks: int = 5) -> None:
+        super().__init__()
+        self.blocks = nn.Sequential(*[CausalBlock(channels) for _ in range(blocks)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.blocks(x).relu()
+
+
+class CausalBlock(nn.Module):
+    """A row's neighbours, then the row above, added to what was given."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        inner = channels // 2
+        self.narrow = nn.Conv2d(channels, inner, 1)
+        self.across = nn.Conv2d(inner, inner, (1, 3), padding=(0, 1))
+        self.down = nn.Conv2d(inner, inner, (2, 1))
+        self.wide = nn.Conv2d(inner, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.across(self.narrow(x).relu())
+        y = self.down(pad(y, (0, 0, 1, 0))).relu()  # a row of nothing above: (G+1) rows -> G, none from below
+        return x + self.wide(y)
+
+
+class CPC(Method):
+    name = "cpc"
+    score = "accuracy"
+
+    def __init__(self, config: Config, world: World) -> None:
+        self.config, self.world = config, world
+        self.encoder = Backbone(name=config.encoder, norm="group", stem=config.stem).build()
+        # The third stack's map is the patch's code (the paper's); the fourth is not trained and not moved.
+        self.stride = sorted(self.encoder.channels)[2]
+        width = self.encoder.channels[self.stride]
+        self.project = nn.Conv2d(width, config.dim, 1)
+        self.context = CausalContext(config.dim)
+        self.first = 2  # row i + 1 overlaps row i, which the context has seen
+        self.predict = nn.ModuleList(nn.Conv2d(config.dim, config.dim, 1) for _ in self.steps_ahead)
+        self.networks = {
+            "encoder": self.encoder, "project": self.project, "context": self.context, "predict": self.predict,
+        }  # fmt: skip
+        every = nn.ModuleList(self.networks.values())
+        self.optimizers = {"all": torch.optim.Adam(every.parameters(), config.lr)}
+
+    @property
+    def steps_ahead(self) -> range:
+        return range(self.first, min(self.first + self.config.rows, self.config.grid))
+
+    def update(self, batch: Batch, step: int) -> dict[str, Tensor]:
+        config, count = self.config, len(batch["image"]) * self.world.size
+        random = generator(config.seed, step)
+        draws, flip = views.crop_draws(count, random), views.random_flips(count, random)
+        mine = self.world.part(count)
+        boxes = views.random_boxes(batch["extent"], draws[mine])
+        image = views.crop_resize(batch["image"], boxes, config.size, flip=flip[mine])
+        losses, scalars = [], {}
+        codes, contrasts = self.contrasts(image)
+        for ahead, (logits, positive) in contrasts.items():
+            losses.append(info_nce(logits, positive))
+            found = retrieval(logits, positive, 1.0)
+            scalars[f"contrast/accuracy_{ahead}_below"] = found["contrast/accuracy"]
+        loss = torch.stack(losses).mean()
+        loss.backward()
+        return scalars | {
+            "loss/info_nce": loss.detach(),
+            "grad_norm/all": optim.step(self.optimizers["all"], self.world),
+            **spread(codes.mean((2, 3))),
+        }
+
+    def codes(self, image: Tensor) -> Tensor:
+        """Each patch's code, by itself: (N,3,S,S) -> (N,D,G,G)."""
+        config = self.config
+        count, grid = len(image), config.grid
+        cut = patches(image, config.patch).flatten(0, 2)  # (N*G*G,3,p,p)
+        with self.world.autocast():
+            maps = self.encoder(cut)[self.stride]  # (N*G*G,C,p/s,p/s)
+            code = self.project(maps.mean((2, 3), keepdim=True))
+        return code.float().view(count, grid, grid, -1).permute(0, 3, 1, 2)
+
+    def contrasts(self, image: Tensor) -> tuple[Tensor, dict[int, tuple[Tensor, Tensor]]]:
+        """The codes, and for each number of rows ahead the logits of all candidates (eq. 4) and the positives.
+
+        Candidates of a prediction are the codes of all positions of all this rank's images.
+        """
+        grid = self.config.grid
+        codes = self.codes(image)  # (N,D,G,G)
+        with self.world.autocast():
+            context = self.context(codes).float()
+        candidates = codes.permute(0, 2, 3, 1).flatten(0, 2)  # (N*G*G,D)
+        places = torch.arange(len(candidates), device=codes.device).view(len(image), grid, grid)
+        result = {}
+        for ahead, predict in zip(self.steps_ahead, self.predict, strict=True):
+            with self.world.autocast():
+                guess = predict(context[:, :, :-ahead]).float()  # (N,D,G-ahead,G)
+            guess = guess.permute(0, 2, 3, 1).flatten(0, 2)
+            positive = places[:, ahead:].flatten()
+            result[ahead] = (guess @ candidates.T / guess.shape[1] ** 0.5, positive)
+        return codes, result
+
+    def encoders(self) -> dict[str, Encoder]:
+        return {"encoder": self.encoder}
+
+    # --- looking and measuring ----------------------------------------------------------------------------
+
+    def centered(self, batch: Batch) -> Tensor:
+        return views.crop_resize(batch["image"], views.center_boxes(batch["extent"]), self.config.size)
+
+    @torch.no_grad()
+    def show(self, batch: Batch) -> dict[str, Tensor]:
+        """What the context of the upper rows takes for the patches below it, beside what is there.
+
+        Columns: image | the middle row's true patches, two below the context | the patches chosen among all shown.
+        """
+        image, config = self.centered(batch), self.config
+        ahead = self.first
+        logits, positive = self.contrasts(image)[1][ahead]
+        grid = config.grid
+        all_patches = patches(image, config.patch).flatten(0, 2)  # (N*G*G,3,p,p)
+        row = (grid - ahead) // 2  # the context's
+        shape = (len(image), grid - ahead, grid)
+        truth, chosen = positive.view(shape)[:, row], logits.argmax(1).view(shape)[:, row]  # (N,G)
+
+        def strip(numbers: Tensor) -> Tensor:
+            """(N,G) patches side by side, (N,3,S,S) with grey above and below."""
+            line = all_patches[numbers].permute(0, 2, 3, 1, 4).flatten(3)  # (N,3,p,G*p)
+            line = interpolate(line, (config.size // grid, config.size), mode="bilinear", antialias=True)
+            above = (config.size - line.shape[2]) // 2
+            return pad(line, (0, 0, above, config.size - line.shape[2] - above), value=0.5)
+
+        columns = torch.stack([image, strip(truth), strip(chosen)], 1).flatten(0, 1)
+        picture = make_grid(
+            interpolate(columns, scale_factor=2, mode="nearest"), nrow=3, padding=2, pad_value=1.0
+        )
+        return {"image | patches two rows below | patches chosen": picture}
+
+    @torch.no_grad()
+    def evaluate(self, batches: Iterable[Batch]) -> dict[str, float]:
+        """Held-out InfoNCE and accuracy (per cent, among the patches of 16 images), spread and kNN of the features."""
+        losses, hits, features, labels = [], [], [], []
+        for batch in batches:
+            image = self.centered(batch)
+            for part in image.split(16):
+                for logits, positive in self.contrasts(part)[1].values():
+                    losses.append(info_nce(logits, positive).item())
+                    hits.append(100 * (logits.argmax(1) == positive).float().mean().item())
+            features.append(pooled({self.stride: self.encoder(image)[self.stride]}).float())
+            labels += [batch["label"]] if "label" in batch else []
+        every = torch.cat(features)
+        figures = {"loss": sum(losses) / len(losses), "accuracy": sum(hits) / len(hits)}
+        figures |= {name.partition("/")[2]: value.item() for name, value in spread(every).items()}
+        return figures | ({"knn": 100 * leave_one_out(every, torch.cat(labels))} if labels else {})
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    with user_errors():
+        folder = train(
+            CPC.name, parse_training(CPC.name, {"demo": demo, "small": small, "paper": paper}, argv), CPC
+        )
+        print(f"look: make tensorboard; move the features: make eval-segmentation CKPT={folder}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,162 @@
+"""MoCo: a view finds its partner among a long queue of earlier keys (He et al. 2020, arXiv:1911.05722).
+
+Algorithm 1: keys come from a slowly following copy of the query's network; they are compared with the queue as it is,
+and enqueued after. ``--version 2`` (Chen 2020, arXiv:2003.04297): a deeper head, blur, a cosine, temperature .2.
+
+A batch norm would betray the partner: both pass in batches of the same make-up. The keys' images are shuffled over the
+ranks, and on one device each part of the batch is normalised by itself (``--norm split``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+
+from contrastive.infonce import info_nce, retrieval, spread
+from contrastive.momentum import Queue, follow, follower
+from contrastive.views import ViewsConfig, ViewsMethod, mlp, pooled
+from core.data.colours import Recipe
+from core.rng import generator
+from core.train import optim
+from core.train.config import parse_training, user_errors
+from core.train.dist import World
+from core.train.loop import train
+from core.train.method import Batch
+
+_SHUFFLE = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(ViewsConfig):
+    norm: Literal["batch", "group", "split"] = "split"
+    version: Literal[1, 2] = 2
+    """1: a linear head; 2: two layers."""
+    temperature: float = 0.2
+    dim: int = 128
+    """Width of the embedding."""
+    queue: int = 65_536
+    """How many keys are remembered."""
+    momentum: float = 0.999
+    """Of the keys' network."""
+    symmetric: bool = False
+    """Each view is both query and key, at twice the cost."""
+    lr: float = 0.03
+    """SGD's rate per 256 images."""
+    weight_decay: float = 1e-4
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        keys = self.batch * (2 if self.symmetric else 1)
+        if self.queue < keys:
+            raise ValueError(f"--queue {self.queue} is shorter than what one step adds, {keys}")
+
+
+def demo() -> Config:
+    """Minutes on two CPU cores, built-in scenes."""
+    return Config(
+        preset="demo", scenes=2048, short_side=80, steps=400, batch=64, queue=1024, momentum=0.99, lr=0.12,
+        smallest_crop=0.2,
+        show_every=150, eval_every=100, save_every=100,
+    )  # fmt: skip
+
+
+def small() -> Config:
+    """One GPU, tens of minutes."""
+    return Config(
+        preset="small", size=64, batch=256, steps=20_000, queue=4096, momentum=0.99, smallest_crop=0.2, lr=0.06,
+        scenes=50_000, show_every=1_000, eval_every=1_000, save_every=2_000,
+    )  # fmt: skip
+
+
+def paper() -> Config:
+    """Version 2, ResNet-50 on ImageNet, 200 epochs of batch 256."""
+    return Config(
+        preset="paper", data="imagenet:imagenet", encoder="resnet50", size=224, short_side=256, batch=256,
+        steps=1_000_000, smallest_crop=0.2, cache_gb=400, show_every=10_000, eval_every=10_000, save_every=10_000,
+    )  # fmt: skip
+
+
+class MoCo(ViewsMethod):
+    name = "moco"
+
+    def __init__(self, config: Config, world: World) -> None:
+        super().__init__(config, world)
+        self.config = config
+        width = max(self.encoder.channels.items())[1]
+        self.projector = mlp(
+            (width, config.dim) if config.version == 1 else (width, width, config.dim), norm=False
+        )
+        self.keys = follower(nn.ModuleList([self.encoder, self.projector]))
+        self.queue = Queue(config.queue, config.dim)
+        self.networks = {
+            "encoder": self.encoder, "projector": self.projector, "keys": self.keys, "queue": self.queue,
+        }  # fmt: skip
+        self.both = nn.ModuleList([self.encoder, self.projector])
+        self.rate = config.lr * config.batch / 256
+        self.optimizers = {
+            "both": torch.optim.SGD(
+                self.both.parameters(), self.rate, momentum=0.9, weight_decay=config.weight_decay
+            )
+        }
+
+    def recipes(self) -> tuple[Recipe, Recipe]:
+        config = self.config
+        if config.version == 1:  # Wu 2018's: no blur, grey .2, a mild jitter that is always there
+            recipe = Recipe(0.4, 0.4, 0.4, 0.4, jitter=1.0, blur=0.0).jittered(config.strength)
+        else:
+            recipe = Recipe(0.4, 0.4, 0.4, 0.1, blur=config.blur).jittered(config.strength)
+        return recipe, recipe
+
+    def update(self, batch: Batch, step: int) -> dict[str, Tensor]:
+        config = self.config
+        first, second = self.view(batch, 0, step), self.view(batch, 1, step)
+        self.both.train()
+        follow(self.keys, self.both, config.momentum)
+        pairs = [(first, second), (second, first)] if config.symmetric else [(first, second)]
+        losses, pushed, scalars = [], [], {}
+        for number, (query_view, key_view) in enumerate(pairs):
+            with self.world.autocast():
+                query = self.projector(pooled(self.encoder(query_view)))
+            query = normalize(query.float(), dim=1)  # (n,D)
+            key = self.key(key_view, 2 * step + number)  # (n,D)
+            positive = (query * key).sum(1, keepdim=True)  # (n,1)
+            logits = torch.cat([positive, query @ self.queue.keys.T], dim=1) / config.temperature
+            zero = torch.zeros(len(logits), dtype=torch.int64, device=logits.device)
+            losses.append(info_nce(logits, zero))
+            pushed.append(self.world.gather(key))
+            scalars = retrieval(logits, zero, config.temperature) | spread(query)
+        loss = torch.stack(losses).mean()
+        loss.backward()
+        self.queue.push(torch.cat(pushed))  # after the logits, in which a key would meet itself
+        optimizer = self.optimizers["both"]
+        optim.set_rate(optimizer, self.rate * optim.warmed_cosine(step, config.steps, 0))
+        return scalars | {"loss/info_nce": loss.detach(), "grad_norm/both": optim.step(optimizer, self.world)}
+
+    @torch.no_grad()
+    def key(self, image: Tensor, draw: int) -> Tensor:
+        """This rank's keys (n,D), computed in an order drawn over all ranks."""
+        everywhere = self.world.gather(image)  # (N,3,S,S)
+        order = torch.randperm(len(everywhere), generator=generator(self.config.seed, draw, _SHUFFLE))
+        encoder, projector = self.keys
+        self.keys.train()
+        with self.world.autocast():
+            shuffled = projector(pooled(encoder(everywhere[self.world.slice(order)])))
+        keys = self.world.gather(normalize(shuffled.float(), dim=1))  # (N,D), in that order
+        return keys[self.world.slice(order.argsort())]
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    with user_errors():
+        folder = train(
+            MoCo.name, parse_training(MoCo.name, {"demo": demo, "small": small, "paper": paper}, argv), MoCo
+        )
+        print(f"look: make tensorboard; move the features: make eval-segmentation CKPT={folder}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,116 @@
+"""SimCLR: two views of an image know each other among all others of the batch (Chen et al. 2020, arXiv:2002.05709).
+
+Algorithm 1: two augmented views of each image, an encoder, a projection head, NT-Xent on what it says; the head is
+thrown away. Settings are the paper's. Over ranks the embeddings are gathered: the negatives are the global batch's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from contrastive.infonce import info_nce, nt_xent_logits, retrieval, spread
+from contrastive.views import ViewsConfig, ViewsMethod, mlp, pooled
+from core.train import optim
+from core.train.config import parse_training, user_errors
+from core.train.dist import World
+from core.train.loop import train
+from core.train.method import Batch
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(ViewsConfig):
+    temperature: float = 0.1
+    """The paper's; .5 at 32 px."""
+    dim: int = 128
+    """Width of the embedding."""
+    optimizer: str = "lars"
+    """lars, the paper's for large batches, or adam for small ones."""
+    lr: float = 0.3
+    """Learning rate: for lars per 256 images (the paper's), for adam as it is."""
+    weight_decay: float = 1e-6
+    warmup: int = 0
+    """Steps over which the rate rises; then it falls along a cosine."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.optimizer not in ("lars", "adam"):
+            raise ValueError(f"--optimizer {self.optimizer}: use lars or adam")
+
+
+def demo() -> Config:
+    """Minutes on two CPU cores, built-in scenes."""
+    return Config(
+        preset="demo", scenes=2048, short_side=80, steps=400, batch=64, optimizer="adam", lr=1e-3, warmup=30,
+        temperature=0.2, smallest_crop=0.2, show_every=150,
+        eval_every=100, save_every=100,
+    )  # fmt: skip
+
+
+def small() -> Config:
+    """One GPU, tens of minutes."""
+    return Config(
+        preset="small", data="scenes", size=64, batch=256, steps=20_000, optimizer="adam", lr=1e-3, warmup=500,
+        temperature=0.2, smallest_crop=0.2, show_every=1_000, eval_every=1_000, save_every=2_000, scenes=50_000,
+    )  # fmt: skip
+
+
+def paper() -> Config:
+    """The paper's ResNet-50 on ImageNet, batch 4096, 100 epochs of it."""
+    return Config(
+        preset="paper", data="imagenet:imagenet", encoder="resnet50", size=224, short_side=256, batch=4096,
+        steps=31_300, warmup=3_130, cache_gb=400, show_every=1_000, eval_every=2_000, save_every=1_000,
+    )  # fmt: skip
+
+
+class SimCLR(ViewsMethod):
+    name = "simclr"
+
+    def __init__(self, config: Config, world: World) -> None:
+        super().__init__(config, world)
+        self.config = config
+        width = max(self.encoder.channels.items())[1]
+        self.projector = mlp(
+            (width, width, config.dim), norm=config.norm == "batch", bias=config.norm != "batch"
+        )
+        self.networks = {"encoder": self.encoder, "projector": self.projector}
+        both = nn.ModuleList([self.encoder, self.projector])
+        self.rate = config.lr * (config.batch / 256 if config.optimizer == "lars" else 1)
+        self.optimizers = {
+            "both": optim.Lars(optim.decayed(both, config.weight_decay), self.rate)
+            if config.optimizer == "lars"
+            else torch.optim.AdamW(both.parameters(), self.rate, weight_decay=config.weight_decay)
+        }
+
+    def update(self, batch: Batch, step: int) -> dict[str, Tensor]:
+        config = self.config
+        first, second = self.view(batch, 0, step), self.view(batch, 1, step)
+        self.encoder.train()
+        with self.world.autocast():
+            embeddings = self.projector(pooled(self.encoder(torch.cat([first, second]))))  # (2n,D)
+        mine = embeddings.float().chunk(2)
+        whole = [self.world.gather(view) for view in mine]  # (N,D) each
+        logits, positive = nt_xent_logits(whole[0], whole[1], config.temperature)
+        loss = info_nce(logits, positive)
+        loss.backward()
+        optimizer = self.optimizers["both"]
+        optim.set_rate(optimizer, self.rate * optim.warmed_cosine(step, config.steps, config.warmup))
+        scalars = {"loss/nt_xent": loss.detach(), "grad_norm/both": optim.step(optimizer, self.world)}
+        return scalars | retrieval(logits, positive, config.temperature) | spread(whole[0])
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    with user_errors():
+        folder = train(
+            SimCLR.name,
+            parse_training(SimCLR.name, {"demo": demo, "small": small, "paper": paper}, argv),
+            SimCLR,
+        )
+        print(f"look: make tensorboard; move the features: make eval-segmentation CKPT={folder}")
+
+
+if __name__ == "__main__":
+    main()

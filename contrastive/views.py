@@ -1,0 +1,150 @@
+"""What the methods with two views share: settings, views, heads, and how a person and a number judge them."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import interpolate, normalize
+from torchvision.utils import make_grid
+
+from contrastive.infonce import spread
+from core.data import colours, views
+from core.data.colours import Recipe
+from core.nets.backbones import Backbone, Encoder
+from core.rng import generator
+from core.train.config import TrainConfig
+from core.train.dist import World
+from core.train.method import Batch, Method
+
+_CROPS, _COLOURS = 1, 2  # what random numbers are for, the last part of their key
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViewsConfig(TrainConfig):
+    """Settings of every method with two views."""
+
+    encoder: Literal["resnet18", "resnet50"] = "resnet18"
+    norm: Literal["batch", "group", "split"] = "batch"
+    """split: batch normalisation of each part of the batch by itself; group: nothing of the batch at all."""
+    stem: Literal["large", "small"] = "large"
+    """small: for views of about 32 px, a 3x3 convolution without stride and pooling."""
+    smallest_crop: float = 0.08
+    """A view shows at least this part of its image's area."""
+    strength: float = 1.0
+    """How strongly colours vary; the papers use half for views of 32 px."""
+    blur: float = 0.5
+    """Probability that a view is blurred; the papers do not blur views of 32 px."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.smallest_crop <= 1:
+            raise ValueError(f"--smallest-crop must be in (0, 1], not {self.smallest_crop}")
+        if self.batch < 2:
+            raise ValueError("--batch must be at least 2: one image has nothing to differ from")
+
+    @property
+    def backbone(self) -> Backbone:
+        return Backbone(name=self.encoder, norm=self.norm, stem=self.stem)
+
+
+class ViewsMethod(Method):
+    """Two random views of each image; the rest is the method's."""
+
+    score = "knn"
+
+    def __init__(self, config: ViewsConfig, world: World) -> None:
+        self.views_config, self.world = config, world
+        self.encoder = config.backbone.build()
+
+    def recipes(self) -> tuple[Recipe, Recipe]:
+        """How the colours of the first and of the second view vary."""
+        recipe = Recipe(blur=self.views_config.blur).jittered(self.views_config.strength)
+        return recipe, recipe
+
+    def view(self, batch: Batch, which: int, *key: int) -> Tensor:
+        """This rank's views (n,3,S,S) in [0,1] of a batch, drawn for ``key`` and for the global batch."""
+        config, count = self.views_config, len(batch["image"]) * self.world.size
+        random = generator(config.seed, *key, which, _CROPS)
+        draws, flip = views.crop_draws(count, random), views.random_flips(count, random)
+        changes = colours.draw(self.recipes()[which], count, generator(config.seed, *key, which, _COLOURS))
+        mine = self.world.part(count)
+        boxes = views.random_boxes(batch["extent"], draws[mine], scale=(config.smallest_crop, 1.0))
+        image = views.crop_resize(batch["image"], boxes, config.size, flip=flip[mine])
+        return colours.recolour(image.clamp(0, 1), changes[mine])
+
+    def encoders(self) -> dict[str, Encoder]:
+        return {"encoder": self.encoder}
+
+    # --- looking and measuring ----------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def show(self, batch: Batch) -> dict[str, Tensor]:
+        """Columns: image | first view | second view. The same at every call."""
+        image = views.crop_resize(batch["image"], views.center_boxes(batch["extent"]), self.views_config.size)
+        columns = [image, self.view(batch, 0, 0), self.view(batch, 1, 0)]
+        rows = interpolate(torch.stack(columns, 1).flatten(0, 1), scale_factor=2, mode="nearest")
+        return {"image | view 1 | view 2": make_grid(rows, nrow=3, padding=2, pad_value=1.0)}
+
+    @torch.no_grad()
+    def represent(self, image: Tensor) -> Tensor:
+        """What eval moves: the encoder's coarsest map, averaged; (N,3,S,S) -> (N,D)."""
+        training = self.encoder.training
+        with self.world.autocast():
+            features = pooled(self.encoder.eval()(image)).float()
+        self.encoder.train(training)
+        return features
+
+    def evaluate(self, batches: Iterable[Batch]) -> dict[str, float]:
+        """On held-out images: spread of the features, and how often an image's neighbours have its label.
+
+        knn is leave-one-out among the held-out images, per cent; where the data has no labels it is the part of images
+        whose second view is nearest to their own first one.
+        """
+        config = self.views_config
+        features, labels, pairs = [], [], []
+        for number, batch in enumerate(batches):
+            image = views.crop_resize(batch["image"], views.center_boxes(batch["extent"]), config.size)
+            features.append(self.represent(image))
+            pairs.append([self.represent(self.view(batch, which, number)) for which in (0, 1)])
+            labels += [batch["label"]] if "label" in batch else []
+        every = torch.cat(features)
+        figures = {name.partition("/")[2]: value.item() for name, value in spread(every).items()}
+        first, second = (normalize(torch.cat(views), dim=1) for views in zip(*pairs, strict=True))
+        own = ((first @ second.T).argmax(1) == torch.arange(len(first), device=first.device)).float().mean()
+        figures["same_image"] = 100 * own.item()
+        figures["knn"] = 100 * leave_one_out(every, torch.cat(labels)) if labels else figures["same_image"]
+        return figures
+
+
+def pooled(features: dict[int, Tensor]) -> Tensor:
+    """The coarsest feature map averaged over its positions, (N,C)."""
+    return features[max(features)].mean((2, 3))
+
+
+def mlp(widths: tuple[int, ...], *, norm: bool, last_norm: bool = False, bias: bool = True) -> nn.Sequential:
+    """Linear layers of these widths with ReLU between them and, with ``norm``, batch normalisation before it."""
+    layers: list[nn.Module] = []
+    pairs = list(itertools.pairwise(widths))
+    for number, (narrow, wide) in enumerate(pairs):
+        last = number == len(pairs) - 1
+        layers.append(nn.Linear(narrow, wide, bias=bias))
+        if last_norm if last else norm:
+            layers.append(nn.BatchNorm1d(wide))
+        if not last:
+            layers.append(nn.ReLU(inplace=True))
+    return nn.Sequential(*layers)
+
+
+def leave_one_out(features: Tensor, labels: Tensor, neighbours: int = 20, temperature: float = 0.1) -> float:
+    """Part of images whose label their nearest others vote for: cosine, weights exp(s/T) (Wu 2018)."""
+    unit = normalize(features.float(), dim=1)
+    similarity = (unit @ unit.T).fill_diagonal_(-torch.inf)
+    near, index = similarity.topk(min(neighbours, len(unit) - 1), dim=1)
+    votes = torch.zeros(len(unit), int(labels.amax()) + 1, device=unit.device)
+    votes.scatter_add_(1, labels[index], (near / temperature).exp())
+    return (votes.argmax(1) == labels).float().mean().item()

@@ -1,0 +1,263 @@
+"""The four methods: what each promises of its batches, its memory and its learning; and their commands."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from conftest import ROOT, Run, refusal
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import Tensor
+
+from contrastive import byol, cpc, moco, simclr
+from core.rng import generator
+from core.train import checkpoint
+from core.train.dist import World
+
+TINY = (
+    "--size 32 --short-side 48 --batch 4 --steps 4 --log-every 1 --show-every 2 --eval-every 2 --save-every 2 "
+    "--eval-images 4 --device cpu"
+).split()
+METHODS = {"simclr": simclr, "moco": moco, "byol": byol, "cpc": cpc}
+EXTRA = {
+    "simclr": [],
+    "moco": ["--queue", "10"],
+    "byol": ["--hidden", "16", "--dim", "8"],
+    "cpc": ["--patch", "8"],
+}
+WORLD = World(torch.device("cpu"))
+BATCH = {
+    "image": torch.randint(0, 256, (8, 3, 40, 44), generator=generator(0), dtype=torch.uint8),
+    "extent": torch.tensor([[40, 44]]).repeat(8, 1),
+    "index": torch.arange(8),
+}
+
+
+@pytest.fixture(params=METHODS)
+def method(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+def start(method: str, photos: Path, folder: Path, *more: str) -> None:
+    METHODS[method].main([*TINY, *EXTRA[method], "--data", str(photos), "--out", str(folder), *more])
+
+
+def states(folder: Path) -> list[Tensor]:
+    found: list[Tensor] = []
+
+    def collect(value: Any) -> None:
+        if isinstance(value, Tensor):
+            found.append(value)
+        elif isinstance(value, dict):
+            for inner in value.values():
+                collect(inner)
+        elif isinstance(value, list):
+            for inner in value:
+                collect(inner)
+
+    collect(checkpoint.load(checkpoint.find(folder))["state"])
+    return found
+
+
+def test_a_resumed_run_ends_with_the_same_weights(method: str, photos: Path, tmp_path: Path):
+    start(method, photos, tmp_path / "whole")
+    start(method, photos, tmp_path / "parts")
+    (tmp_path / "parts/step-00000004.pt").unlink()
+    METHODS[method].main(["--resume", "--out", str(tmp_path / "parts")])
+    whole, parts = states(tmp_path / "whole"), states(tmp_path / "parts")
+    assert len(whole) > 20
+    assert all(torch.equal(a, b) for a, b in zip(whole, parts, strict=True))
+
+
+def test_tensorboard_and_the_encoder_that_is_moved(method: str, photos: Path, tmp_path: Path):
+    start(method, photos, tmp_path / "run")
+    tags = EventAccumulator(str(tmp_path / "run"), size_guidance={"images": 0}).Reload().Tags()
+    assert len(tags["images"]) == 1
+    assert {"spread/deviation", "spread/rank", "heldout/deviation"} <= set(tags["scalars"])
+    encoder = checkpoint.load_encoder(tmp_path / "run", "encoder")
+    features = encoder(torch.rand(2, 3, 64, 96))
+    assert all(maps.shape[2:] == (64 // s, 96 // s) for s, maps in features.items())
+
+
+@pytest.mark.parametrize(
+    ("module", "args", "said"),
+    [
+        ("simclr", ["--batch", "1"], "--batch must be at least 2"),
+        ("simclr", ["--smallest-crop", "0"], "--smallest-crop must be in"),
+        ("moco", ["--queue", "2"], "--queue 2 is shorter"),
+        ("byol", ["--optimizer", "sgd"], "--optimizer sgd: use lars or adam"),
+        ("cpc", ["--patch", "7"], "multiple of half of --patch"),
+        ("cpc", ["--temprature", "1"], "unknown option --temprature"),
+    ],
+)
+def test_bad_settings_are_one_line(module: str, args: Sequence[str], said: str, run: Run):
+    assert said in refusal(run(f"contrastive.{module}", *args))
+
+
+def test_two_ranks_equal_one(photos: Path, tmp_path: Path):
+    """SimCLR's negatives are the whole global batch's: loss and gradients of two processes are those of one."""
+    args = [*TINY, "--steps", "1", "--norm", "group", "--optimizer", "adam", "--data", str(photos)]
+    simclr.main([*args, "--out", str(tmp_path / "one")])
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m",
+         "contrastive.simclr", *args, "--out", "two"],
+        cwd=tmp_path, capture_output=True, text=True, timeout=180, check=False,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    grads, losses = [], []
+    for name in ("one", "two"):
+        state = checkpoint.load(checkpoint.find(tmp_path / name))["state"]
+        grads.append(torch.cat([m["exp_avg"].flatten() for m in state["optimizer.both"]["state"].values()]))
+        events = EventAccumulator(str(tmp_path / name)).Reload()
+        losses.append([event.value for event in events.Scalars("loss/nt_xent")])
+    assert grads[0].norm() > 0
+    assert (grads[0] - grads[1]).norm() < 1e-4 * grads[0].norm()
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+# --- MoCo -----------------------------------------------------------------------------------------------------
+
+
+def small_moco(**settings: Any) -> moco.MoCo:
+    torch.manual_seed(0)
+    return moco.MoCo(replace(moco.demo(), batch=8, queue=24, dim=16, norm="group", **settings), WORLD)
+
+
+def test_keys_come_back_in_their_images_order():
+    method = small_moco()
+    image = torch.rand(8, 3, 32, 32, generator=generator(1))
+    encoder, projector = method.keys
+    features = encoder(image)
+    expected = torch.nn.functional.normalize(projector(features[max(features)].mean((2, 3))), dim=1)
+    torch.testing.assert_close(method.key(image, 3), expected)
+
+
+def test_the_queue_holds_a_steps_keys_after_it_and_not_before(monkeypatch: pytest.MonkeyPatch):
+    method, seen = small_moco(), []
+
+    def watched(logits: Tensor, positive: Tensor) -> Tensor:
+        seen.append((logits.detach(), method.queue.keys.clone()))
+        return torch.nn.functional.cross_entropy(logits, positive)
+
+    monkeypatch.setattr(moco, "info_nce", watched)
+    before = method.queue.keys.clone()
+    method.update(BATCH, 0)
+    assert torch.equal(seen[0][1], before)
+    assert (method.queue.keys != before).any(1).sum() == 8
+    assert seen[0][0].shape == (8, 1 + 24)
+
+
+def test_the_keys_network_follows_before_it_is_used():
+    method = small_moco(momentum=0.9)
+    with torch.no_grad():
+        for p in method.both.parameters():
+            p.add_(0.1)
+    expected = [
+        0.9 * k + 0.1 * q for k, q in zip(method.keys.parameters(), method.both.parameters(), strict=True)
+    ]
+    method.update(BATCH, 0)
+    for found, wanted in zip(method.keys.parameters(), expected, strict=True):
+        torch.testing.assert_close(found, wanted)
+
+
+# --- BYOL -----------------------------------------------------------------------------------------------------
+
+
+def small_byol() -> byol.BYOL:
+    torch.manual_seed(0)
+    return byol.BYOL(replace(byol.demo(), batch=8, hidden=64, dim=32, steps=40, warmup=5), WORLD)
+
+
+def test_views_never_share_a_batch():
+    method, sizes = small_byol(), []
+    for encoder in (method.encoder, method.target[0]):
+        encoder.register_forward_pre_hook(lambda _, args: sizes.append(len(args[0])))
+    method.update(BATCH, 0)
+    assert sizes == [8] * 4
+
+
+def test_the_target_gets_no_gradient_and_moves_by_its_momentum():
+    method = small_byol()
+    before = [p.clone() for p in method.target.parameters()]
+    method.update(BATCH, 0)
+    assert all(p.grad is None for p in method.target.parameters())
+    momentum = byol.rising(method.config.momentum, 0, 40)
+    pairs = zip(before, method.target.parameters(), method.followed.parameters(), strict=True)
+    for old, now, online in pairs:
+        torch.testing.assert_close(now, momentum * old + (1 - momentum) * online)
+
+
+def test_no_collapse_at_small_batch():
+    method = small_byol()
+    scalars = [method.update(BATCH, step) for step in range(15)]
+    assert scalars[-1]["loss/byol"] < scalars[0]["loss/byol"]
+    assert scalars[-1]["spread/deviation"] > 0.3
+
+
+# --- CPC ------------------------------------------------------------------------------------------------------
+
+
+def small_cpc() -> cpc.CPC:
+    torch.manual_seed(0)
+    return cpc.CPC(replace(cpc.demo(), size=32, patch=8, dim=16, batch=8), WORLD)
+
+
+def test_a_context_knows_nothing_below_it():
+    method = small_cpc()
+    codes = torch.randn(1, 16, 7, 7, generator=generator(1), requires_grad=True)
+    for row in range(7):
+        (gradient,) = torch.autograd.grad(method.context(codes)[:, :, row].sum(), codes, retain_graph=True)
+        touched = gradient.abs().sum((0, 1, 3)) > 0
+        assert touched[: row + 1].all() if row < 5 else touched[row]
+        assert not touched[row + 1 :].any()
+
+
+def test_patches_equal_a_loop_and_are_coded_alone():
+    image = torch.rand(2, 3, 32, 32, generator=generator(1))
+    cut = cpc.patches(image, 8)
+    for i in range(7):
+        for j in range(7):
+            assert torch.equal(cut[:, i, j], image[:, :, 4 * i : 4 * i + 8, 4 * j : 4 * j + 8])
+    method = small_cpc()
+    other = image.clone()
+    other[:, :, :8, :8] = 0  # touches the four patches that overlap it
+    same = (method.codes(image) == method.codes(other)).all(1).all(0)
+    assert not same[:2, :2].any()
+    assert same.sum() == 49 - 4
+
+
+def test_logits_equal_a_loop():
+    method = small_cpc()
+    image = torch.rand(2, 3, 32, 32, generator=generator(1))
+    codes, contrasts = method.contrasts(image)
+    context = method.context(codes)
+    for ahead, predict in zip(method.steps_ahead, method.predict, strict=True):
+        logits, positive = contrasts[ahead]
+        row = 0
+        for n in range(2):
+            for i in range(7 - ahead):
+                for j in range(7):
+                    guess = predict.weight[:, :, 0, 0] @ context[n, :, i, j] + predict.bias
+                    assert logits[row, 17].item() == pytest.approx(
+                        (guess @ codes[0, :, 2, 3]).item() / 4, abs=1e-4
+                    )
+                    assert positive[row] == n * 49 + (i + ahead) * 7 + j
+                    row += 1
+    assert min(contrasts) == 2  # the row just below overlaps the context's patches
+
+
+def test_each_command_says_what_it_can_do(method: str, run: Run):
+    done = run(f"contrastive.{method}", "--help")
+    assert done.returncode == 0
+    module: ModuleType = METHODS[method]
+    for preset in (module.demo, module.small, module.paper):
+        assert preset().preset == preset.__name__
