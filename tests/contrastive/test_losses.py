@@ -124,6 +124,8 @@ def test_split_norm_is_batch_norm_of_each_part():
     torch.testing.assert_close(norm(x), expected)
     means = [x[i : i + 3].mean((0, 2, 3)) for i in range(0, 12, 3)]
     torch.testing.assert_close(norm.running_mean, 0.1 * torch.stack(means).mean(0))
+    pair = random(2, 5, 1, 1)
+    torch.testing.assert_close(SplitBatchNorm(5)(pair), nn.BatchNorm2d(5)(pair))  # too few to be split
     plain.load_state_dict(norm.state_dict(), strict=False)
     torch.testing.assert_close(norm.eval()(x), plain.eval()(x))
 
