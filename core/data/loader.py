@@ -7,12 +7,20 @@ import queue
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from core.data.images import Images
 from core.rng import generator
+
+
+class Indexed(Protocol):
+    """Samples in a fixed order, read in batches: ``Images``, or what holds more than images."""
+
+    def __len__(self) -> int: ...
+
+    def batch(self, indices: Tensor) -> dict[str, Tensor]: ...
 
 
 class Loader:
@@ -25,7 +33,7 @@ class Loader:
 
     def __init__(
         self,
-        images: Images,
+        images: Indexed,
         batch: int,
         seed: int,
         rank: int = 0,

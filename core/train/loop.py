@@ -12,13 +12,13 @@ from collections.abc import Callable, Iterator
 from datetime import datetime
 from pathlib import Path
 from types import FrameType
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from core.data.images import Split, open_images
-from core.data.loader import Loader
+from core.data.loader import Indexed, Loader
 from core.rng import mixed
 from core.train import checkpoint
 from core.train.config import TrainConfig, to_plain
@@ -32,8 +32,25 @@ SHOWN = 8  # held-out images in each picture
 _STOP_POLL = 10  # steps between the ranks' agreement to stop: asking is a message
 
 
-def train(name: str, config: C, build: Callable[[C, World], Method]) -> Path:
+class Data(Protocol):
+    """What a run learns from and what it is measured on: a ``Split`` of images, or something richer."""
+
+    @property
+    def train(self) -> Indexed: ...
+
+    @property
+    def heldout(self) -> Indexed: ...
+
+
+def train(
+    name: str,
+    config: C,
+    build: Callable[[C, World], Method],
+    opening: Callable[[C, bool], Data] | None = None,
+) -> Path:
     """Trains the method ``name`` to ``config.steps`` and returns the run's folder (on every rank).
+
+    ``opening(config, quiet)`` opens the data of a method that wants more than images; default ``open_data``.
 
     Bit for bit on a CPU, a resumed run ends with the weights of one that was never stopped: data order, crops, masks
     and dropout are functions of (seed, step), and everything else that training changes is in the checkpoint.
@@ -44,7 +61,7 @@ def train(name: str, config: C, build: Callable[[C, World], Method]) -> Path:
     with open_world(config.device, config.precision, config.batch) as world:
         folder = _open_folder(name, config, world)  # first, because it is the cheapest to refuse
         with world.main_first():
-            data = open_data(config, quiet=not world.is_main)
+            data = (opening or open_data)(config, not world.is_main)
         torch.manual_seed(mixed(config.seed))
         method = build(config, world)
         world.place(method.networks.values(), channels_last=config.channels_last, compile=config.compile)
@@ -69,7 +86,7 @@ def open_data(config: TrainConfig, quiet: bool = False) -> Split:
 
 class _Loop:
     def __init__(
-        self, config: TrainConfig, method: Method, world: World, data: Split, folder: Path, log: Log
+        self, config: TrainConfig, method: Method, world: World, data: Data, folder: Path, log: Log
     ) -> None:
         self.config, self.method, self.world = config, method, world
         self.data, self.folder, self.log = data, folder, log
