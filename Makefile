@@ -8,7 +8,7 @@ data = $(if $(DATA),--data "$(DATA)")
 ckpt = $(if $(CKPT),--ckpt "$(CKPT)")
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train-inpainting train-simclr train-moco train-byol train-cpc eval-inpainting eval-segmentation mend scenes tensorboard test check format clean
+.PHONY: help setup train-inpainting train-colorization train-simclr train-moco train-byol train-cpc eval-inpainting eval-segmentation mend colorize scenes tensorboard test check format clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1\t\2/' | awk -F'\t' '{printf "make %-20s %s\n", $$1, $$2}'
@@ -25,6 +25,9 @@ $(READY): pyproject.toml constraints.txt
 
 train-inpainting: $(READY)  ## train the context encoder: DATA= folder or set (default: built-in scenes), ARGS="--preset small", GPUS=n
 	@$(RUN) recon.inpainting $(data) $(ARGS)
+
+train-colorization: $(READY)  ## train the colorizer (ARGS="--loss l2", "--hints", "--classes 100"): DATA= ARGS= GPUS= as above
+	@$(RUN) recon.colorization $(data) $(ARGS)
 
 train-simclr: $(READY)  ## train SimCLR: DATA= ARGS= GPUS= as above
 	@$(RUN) contrastive.simclr $(data) $(ARGS)
@@ -46,6 +49,9 @@ eval-segmentation: $(READY)  ## move a checkpoint's features to segmentation, ag
 
 mend: $(READY)  ## mend a photo or a folder: IN= MASK= (white = hole) OUT= CKPT=
 	@.venv/bin/python -m recon.mend $(if $(IN),--in "$(IN)") $(if $(MASK),--mask "$(MASK)") $(if $(OUT),--out "$(OUT)") $(ckpt) $(ARGS)
+
+colorize: $(READY)  ## colorize a grey photo or a folder: IN= OUT= CKPT=
+	@.venv/bin/python -m recon.colorize $(if $(IN),--in "$(IN)") $(if $(OUT),--out "$(OUT)") $(ckpt) $(ARGS)
 
 scenes: $(READY)  ## a contact sheet of the built-in scenes: OUT=scenes.png
 	@.venv/bin/python -m core.data.scenes $(if $(OUT),--out "$(OUT)") $(ARGS)

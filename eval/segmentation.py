@@ -28,8 +28,8 @@ from torchvision.utils import make_grid
 from tqdm import tqdm
 
 from core.data.pairs import VOID, Pairs, open_pairs
-from core.nets.backbones import build_spec
 from core.nets.encoder import Encoder
+from core.nets.specs import build_spec
 from core.rng import generator, mixed
 from core.train import checkpoint
 from core.train.config import parse_command, to_plain, user_errors

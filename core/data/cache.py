@@ -26,7 +26,7 @@ FORMAT = 2  # part of every key: raise it when what is stored changes
 _ABANDONED = 3600.0  # seconds without a write after which a build is taken for dead
 
 Pixels = np.ndarray | str
-"""(3,H,W) uint8 RGB, or the reason why there is none."""
+"""(planes,H,W) uint8, mostly RGB, or the reason why there is none."""
 Reader = Callable[[Sequence[int]], list[Pixels]]
 """Row numbers -> an image for each."""
 
@@ -42,6 +42,7 @@ class Source:
     classes: Sequence[str] = ()
     chunk: int = 256
     """How many are best read at once."""
+    planes: int = 3
 
 
 @dataclass(frozen=True)
@@ -59,22 +60,22 @@ def load(folder: Path) -> Decoded | None:
         index = json.loads((folder / "index.json").read_text())
         with open(folder / "pixels.bin", "rb") as file:
             pixels = np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
-        names, classes = index["names"], index["classes"]
+        names, classes, planes = index["names"], index["classes"], index.get("planes", 3)
         labels = None if index["labels"] is None else torch.tensor(index["labels"], dtype=torch.int64)
         skipped = [(name, reason) for name, reason in index["skipped"]]
         extents = np.array(index["extents"], np.int64).reshape(len(names), 2)
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    sizes = 3 * extents.prod(1)
+    sizes = planes * extents.prod(1)
     starts = sizes.cumsum() - sizes
     if len(pixels) != sizes.sum():
         return None
 
     def read(rows: Sequence[int]) -> list[Pixels]:  # views into the file: nothing is copied yet
         places = zip(starts[rows].tolist(), sizes[rows].tolist(), extents[rows].tolist(), strict=True)
-        return [pixels[start : start + size].reshape(3, *extent) for start, size, extent in places]
+        return [pixels[start : start + size].reshape(planes, *extent) for start, size, extent in places]
 
-    return Decoded(Source(names, read, labels, classes), extents, skipped)
+    return Decoded(Source(names, read, labels, classes, planes=planes), extents, skipped)
 
 
 def estimate(source: Source) -> float:
@@ -143,6 +144,7 @@ def _write(folder: Path, source: Source, limit: float, title: str, quiet: bool) 
         "labels": None if source.labels is None else source.labels[kept].tolist(),
         "classes": list(source.classes),
         "extents": extents,
+        "planes": source.planes,
         "skipped": skipped,
     }
     (folder / "index.json").write_text(json.dumps(index))

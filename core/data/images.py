@@ -84,7 +84,7 @@ class Images:
             images.append(image)
         extent = torch.tensor([image.shape[1:] for image in images])  # (n,2)
         height, width = extent.amax(0).tolist()
-        padded = np.zeros((len(images), 3, height, width), np.uint8)
+        padded = np.zeros((len(images), len(images[0]), height, width), np.uint8)
         for place, image in zip(padded, images, strict=True):
             place[:, : image.shape[1], : image.shape[2]] = image
         batch = {"image": torch.from_numpy(padded), "extent": extent, "index": indices}
@@ -136,14 +136,9 @@ def open_images(
 
     Raises ValueError of one line where nothing is left to learn from, OSError where the cache cannot be written.
     """
-    short_side = short_side or round(1.5 * size)
-    if short_side < size:
-        raise ValueError(f"--short-side {short_side} is less than --size {size}: images must hold the crop")
-    root = cache_dir or Path(os.environ.get("KINTSUGI_CACHE") or "~/.cache/kintsugi")
-    root = root.expanduser()
-    opener = _Opener(spec, size, short_side, root, cache_gb * 1e9, quiet)
+    opener = Opener.of(spec, size, short_side, cache_dir, cache_gb, quiet)
     if spec == "scenes":
-        return _split(opener.scenes(scenes, device))
+        return held_out(opener.scenes(scenes, device))
     if spec in ("cifar10", "stl10"):
         return Split(opener.arrays("train"), _mixed(opener.arrays("test")))
     if spec == "voc2012":
@@ -154,10 +149,10 @@ def open_images(
         if val.labels is not None and train.classes != val.classes:
             raise ValueError(f"--data {spec}: train/ and val/ do not have the same classes")
         return Split(train, _mixed(val))
-    return _split(opener.folder(Path(spec).expanduser()))
+    return held_out(opener.folder(Path(spec).expanduser()))
 
 
-def _split(images: Images) -> Split:
+def held_out(images: Images) -> Split:
     """Held out are the images whose names hash lowest, about ``HELDOUT`` of them."""
     if len(images) < 2:
         raise ValueError(
@@ -181,7 +176,7 @@ def _hashes(names: Sequence[str]) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class _Opener:
+class Opener:
     """Opens sets from the cache, where it puts them first if need be."""
 
     spec: str
@@ -190,6 +185,19 @@ class _Opener:
     root: Path
     limit: float  # bytes
     quiet: bool
+
+    @classmethod
+    def of(
+        cls, spec: str, size: int, short_side: int, cache_dir: Path | None, cache_gb: float, quiet: bool
+    ) -> Opener:
+        """With the defaults of ``open_images``."""
+        short_side = short_side or round(1.5 * size)
+        if short_side < size:
+            raise ValueError(
+                f"--short-side {short_side} is less than --size {size}: images must hold the crop"
+            )
+        root = cache_dir or Path(os.environ.get("KINTSUGI_CACHE") or "~/.cache/kintsugi")
+        return cls(spec, size, short_side, root.expanduser(), cache_gb * 1e9, quiet)
 
     # --- what there is to read --------------------------------------------------------------------------------
 
@@ -203,7 +211,7 @@ class _Opener:
         names = [f"scene-{i}" for i in range(count)]
         code = [hashlib.sha256(file.read_bytes()).hexdigest() for file in scenes.SOURCE_FILES]
         source = Source(names, read, chunk=64)
-        return self._open("scenes", [count, code], lambda: source, "rendering")
+        return self.open("scenes", [count, code], lambda: source, "rendering")
 
     def folder(self, path: Path) -> Images:
         if not path.is_dir():
@@ -257,7 +265,7 @@ class _Opener:
 
             return Source([f"{part}-{i}" for i in range(len(images))], read, labels, sets[0].classes)
 
-        return self._open(f"{self.spec}-{part}", [], make)
+        return self.open(f"{self.spec}-{part}", [], make)
 
     def _files(self, folder: Path, found: list[tuple[str, int, int]]) -> Images:
         """found: names relative to ``folder``, sizes and times of change."""
@@ -273,7 +281,7 @@ class _Opener:
                 return list(pool.map(partial(decode, short_side=self.short_side), files))
 
         source = Source(names, read, labels, classes if len(classes) > 1 else ())
-        return self._open(folder.resolve().name, [str(folder.resolve()), found], lambda: source)
+        return self.open(folder.resolve().name, [str(folder.resolve()), found], lambda: source)
 
     def _download(self, make: Callable[[], T]) -> T:
         try:
@@ -286,7 +294,7 @@ class _Opener:
 
     # --- the cache --------------------------------------------------------------------------------------------
 
-    def _open(self, name: str, key: object, make: Callable[[], Source], doing: str = "decoding") -> Images:
+    def open(self, name: str, key: object, make: Callable[[], Source], doing: str = "decoding") -> Images:
         """The images of ``make()``, which is called only where the cache has no set of this ``key``."""
         digest = hashlib.sha256(json.dumps([cache.FORMAT, name, self.short_side, key]).encode()).hexdigest()
         label = re.sub(r"[^\w.-]+", "_", name)[:40]
@@ -294,7 +302,7 @@ class _Opener:
         decoded = cache.load(folder)
         if decoded is None:
             source = make()
-            needed = float(len(source.names) * 6 * self.short_side**2)  # at most
+            needed = float(len(source.names) * 2 * source.planes * self.short_side**2)  # at most
             if needed > self.limit:
                 needed = cache.estimate(source)
             if needed <= self.limit:

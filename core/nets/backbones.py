@@ -10,11 +10,10 @@ import torch
 from torch import Tensor, nn
 from torchvision.models import alexnet, resnet18, resnet50
 
-from core.nets.discriminators import DiscriminatorSpec
 from core.nets.encoder import Encoder
 from core.nets.layers import Norm, normal_init, normalization
 
-__all__ = ["Backbone", "Encoder", "build_spec"]
+__all__ = ["Backbone", "Encoder"]
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -26,6 +25,8 @@ class Backbone:
 
     name: Literal["resnet18", "resnet50", "alexnet", "dcgan"] = "resnet18"
     norm: Norm = "batch"
+    width: float = 1.0
+    """Part of the channels: 1, or .5 for each half of a split-brain net."""
     stem: Literal["large", "small"] = "large"
     """small, of the ResNets: a 3x3 convolution without stride and pooling, for images of about 32 px; the strides are
     then 1, 2, 4, 8."""
@@ -33,29 +34,35 @@ class Backbone:
     def build(self) -> Encoder:
         if self.stem == "small" and not self.name.startswith("resnet"):
             raise ValueError(f"a small stem is for ResNets only, not for {self.name}")
-        if self.name in ("resnet18", "resnet50"):
-            return ResNet(self)
-        if self.name == "alexnet":
-            return AlexNet(self)
-        if self.name == "dcgan":
-            return DCGAN(self)
+        kinds = {"resnet18": ResNet, "resnet50": ResNet, "alexnet": AlexNet, "dcgan": DCGAN}
+        if self.name in kinds:
+            encoder = kinds[self.name](self)
+            return encoder if self.width == 1 else _thinned(encoder, self.width)
         raise ValueError(f"unknown backbone {self.name!r}: use resnet18, resnet50, alexnet or dcgan")
 
     def plain(self) -> dict[str, Any]:
         return {"kind": "backbone", **asdict(self)}
 
 
-def build_spec(spec: dict[str, Any]) -> Encoder:
-    """The encoder, with fresh weights, that a checkpoint's plain dict describes. ValueError if unknown."""
-    kind, settings = spec.get("kind"), {key: value for key, value in spec.items() if key != "kind"}
-    try:
-        if kind == "backbone":
-            return Backbone(**settings).build()
-        if kind == "discriminator":
-            return DiscriminatorSpec(**settings).build().encoder
-    except TypeError:
-        raise ValueError(f"unknown settings of a {kind} in {spec}: use the version that wrote them") from None
-    raise ValueError(f"unknown kind of encoder {kind!r}: use the version that wrote it")
+def _thinned(encoder: Encoder, width: float) -> Encoder:
+    """The same network with ``width`` times the channels everywhere but in its input; weights drawn anew."""
+    for parent in list(encoder.modules()):
+        for name, layer in list(parent.named_children()):
+            if isinstance(layer, nn.Conv2d):
+                channels_in = layer.in_channels if layer.in_channels == 3 else int(width * layer.in_channels)
+                thin = nn.Conv2d(
+                    channels_in, int(width * layer.out_channels), layer.kernel_size[0], layer.stride[0],
+                    int(layer.padding[0]), bias=layer.bias is not None,
+                )  # fmt: skip
+                if layer.bias is None:
+                    nn.init.kaiming_normal_(thin.weight, mode="fan_out", nonlinearity="relu")
+                setattr(parent, name, thin)
+            elif isinstance(layer, nn.BatchNorm2d):
+                setattr(parent, name, nn.BatchNorm2d(int(width * layer.num_features)))
+            elif isinstance(layer, nn.GroupNorm):
+                setattr(parent, name, normalization("group", int(width * layer.num_channels)))
+    encoder.channels = {stride: int(width * channels) for stride, channels in encoder.channels.items()}
+    return encoder
 
 
 class _ImageNetNormalized(Encoder):

@@ -8,6 +8,7 @@ from math import isqrt
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import interpolate
 
 from core.nets.layers import Norm, normal_init, normalization
 
@@ -31,6 +32,36 @@ class ChannelwiseLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         mixed = torch.einsum("ncp,cqp->ncq", x.flatten(2), self.weight) + self.bias
         return mixed.unflatten(2, (self.side, self.side))
+
+
+class Pyramid(nn.Module):
+    """A feature pyramid (Lin 2017, arXiv:1612.03144): {stride: map} -> (N,out,H/s,W/s), s the finest stride.
+
+    From coarse to fine: what is known so far, doubled, plus a 1x1 convolution of the finer map, through a 3x3
+    convolution, norm and ReLU of ``width`` channels.
+    """
+
+    def __init__(self, channels: dict[int, int], out: int, width: int = 128, norm: Norm = "batch") -> None:
+        super().__init__()
+        self.strides = sorted(channels, reverse=True)  # coarse to fine
+        self.lateral = nn.ModuleList(nn.Conv2d(channels[s], width, 1) for s in self.strides)
+        self.smooth = nn.ModuleList(
+            nn.Sequential(
+                nn.Conv2d(width, width, 3, padding=1, bias=False), normalization(norm, width), nn.ReLU()
+            )
+            for _ in self.strides
+        )
+        self.last = nn.Conv2d(width, out, 1)
+
+    def forward(self, features: dict[int, Tensor], added: dict[int, Tensor] | None = None) -> Tensor:
+        """``added``: maps (N,width,...) by stride, added where the laterals are."""
+        x: Tensor | None = None
+        for stride, lateral, smooth in zip(self.strides, self.lateral, self.smooth, strict=True):
+            y = lateral(features[stride])
+            if x is not None:
+                y = y + interpolate(x, y.shape[-2:], mode="nearest")
+            x = smooth(y + added[stride] if added is not None and stride in added else y)
+        return self.last(x)
 
 
 class Decoder(nn.Module):

@@ -11,7 +11,7 @@ class Spec(Protocol):
     """The settings an encoder is built from."""
 
     def plain(self) -> dict[str, Any]:
-        """As a plain dict for a checkpoint; ``core.nets.backbones.build_spec`` builds the encoder from it."""
+        """As a plain dict for a checkpoint; ``core.nets.specs.build_spec`` builds the encoder from it."""
 
 
 class Encoder(nn.Module):

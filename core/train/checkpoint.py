@@ -15,7 +15,8 @@ from typing import Any
 
 import torch
 
-from core.nets.backbones import Encoder, build_spec
+from core.nets.backbones import Encoder
+from core.nets.specs import build_spec
 
 FORMAT = 1
 _STEP_FILE = re.compile(r"step-(\d+)\.pt")

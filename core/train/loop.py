@@ -17,6 +17,7 @@ from typing import Protocol, TypeVar
 import torch
 from torch import Tensor, nn
 
+from core import table
 from core.data.images import Split, open_images
 from core.data.loader import Indexed, Loader
 from core.rng import mixed
@@ -128,6 +129,7 @@ class _Loop:
                     self.log.say(f"stopped at step {done} and saved: go on with --resume --out {self.folder}")
                     raise SystemExit(128 + (signals.caught or signal.SIGTERM))
         self.log.settings(to_plain(config), self.figures)
+        self._conclude()
 
     def _log(self, done: int, clock: _Clock) -> None:
         self._read_pending()
@@ -152,9 +154,7 @@ class _Loop:
         self._read_pending()
         if not self.world.is_main:
             return
-        count = min(self.config.eval_images, len(self.data.heldout))
-        chunks = range(0, count, 64)
-        self.figures = self.method.evaluate(self._heldout(first, min(first + 64, count)) for first in chunks)
+        self.figures = self.method.evaluate(self._measured())
         self.log.scalars({f"heldout/{name}": value for name, value in self.figures.items()}, done)
         self.log.say(
             f"step {done}: " + ", ".join(f"{name} {value:.4g}" for name, value in self.figures.items())
@@ -162,6 +162,22 @@ class _Loop:
         if self.figures[self.method.score] > self.best:
             self.best = self.figures[self.method.score]
             self._write(done, "best.pt")
+
+    def _measured(self) -> Iterator[Batch]:
+        """The held-out images that are measured, in batches."""
+        count = min(self.config.eval_images, len(self.data.heldout))
+        for first in range(0, count, 64):
+            yield self._heldout(first, min(first + 64, count))
+
+    def _conclude(self) -> None:
+        """Prints the method's figures beside those of what needs no learning, and leaves them in the run's folder."""
+        if not self.world.is_main:
+            return
+        rows = self.method.floors(self._measured())
+        if rows:
+            rows = {**rows, self.method.name: self.figures}
+            table.write(rows, self.folder, "quality", "held-out images")
+            print(table.markdown(rows, "held-out images"))
 
     def _heldout(self, first: int, last: int) -> Batch:
         batch = self.data.heldout.batch(torch.arange(first, last))

@@ -43,6 +43,10 @@ class Method(ABC):
     def evaluate(self, batches: Iterable[Batch]) -> dict[str, float]:
         """Held-out figures, with the same crops and masks at every call."""
 
+    def floors(self, batches: Iterable[Batch]) -> dict[str, dict[str, float]]:
+        """What needs no learning, by name, in the figures of ``evaluate``: rows of the table at the end of a run."""
+        return {}
+
     @abstractmethod
     def encoders(self) -> dict[str, Encoder]:
         """What ``eval`` moves to other tasks, by role: ``generator`` and, for a GAN, ``discriminator``."""

@@ -192,13 +192,13 @@ def made(count: int, first: int = 0) -> Images:
 
 
 def test_about_a_twentieth_is_held_out():
-    split = images._split(made(4000))
+    split = images.held_out(made(4000))
     assert 150 < len(split.heldout) < 250
     assert sorted(split.train.names + split.heldout.names) == sorted(made(4000).names)
 
 
 def test_adding_images_moves_none():
-    few, many = images._split(made(2000)), images._split(made(3000))
+    few, many = images.held_out(made(2000)), images._split(made(3000))
     assert set(few.heldout.names) <= set(many.heldout.names)
     assert set(few.train.names) <= set(many.train.names)
 
@@ -206,17 +206,17 @@ def test_adding_images_moves_none():
 @pytest.mark.parametrize("count", [2, 3, 10])
 def test_neither_part_is_empty(count: int):
     for first in range(50):
-        split = images._split(made(count, first))
+        split = images.held_out(made(count, first))
         assert len(split.train) + len(split.heldout) == count
         assert min(len(split.train), len(split.heldout)) >= 1
 
 
 def test_at_most_so_many_are_held_out():
-    assert len(images._split(made(40_000)).heldout) == 1024
+    assert len(images.held_out(made(40_000)).heldout) == 1024
 
 
 def test_held_out_images_are_mixed():
-    held = images._split(made(4000)).heldout.names
+    held = images.held_out(made(4000)).heldout.names
     first = [int(name.removesuffix(".png")) for name in held[:16]]
     assert min(first) < 1000
     assert max(first) > 3000

@@ -9,8 +9,9 @@ from torchvision.models import alexnet, resnet18, resnet50
 from torchvision.models.feature_extraction import create_feature_extractor
 from torchvision.transforms.v2.functional import normalize
 
-from core.nets.backbones import Backbone, build_spec
+from core.nets.backbones import Backbone
 from core.nets.discriminators import DiscriminatorSpec
+from core.nets.specs import build_spec
 from core.rng import generator
 
 NAMES = ["resnet18", "resnet50", "alexnet", "dcgan"]

@@ -1,0 +1,39 @@
+"""From a checkpoint's plain dict to the encoder it describes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from core.nets.backbones import Backbone
+from core.nets.discriminators import DiscriminatorSpec
+from core.nets.encoder import Encoder
+from core.nets.planes import Joined, Planes
+
+
+def build_spec(spec: dict[str, Any]) -> Encoder:
+    """The encoder, with fresh weights, that a checkpoint's plain dict describes. ValueError if unknown."""
+    kind = spec.get("kind")
+    try:
+        if kind == "backbone":
+            return _backbone(spec).build()
+        if kind == "discriminator":
+            return DiscriminatorSpec(**_settings(spec)).build().encoder
+        if kind == "planes":
+            return _planes(spec).build()
+        if kind == "joined":
+            return Joined(tuple(_planes(part) for part in spec["parts"])).build()
+    except (TypeError, KeyError):
+        raise ValueError(f"unknown settings of a {kind} in {spec}: use the version that wrote them") from None
+    raise ValueError(f"unknown kind of encoder {kind!r}: use the version that wrote it")
+
+
+def _settings(spec: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in spec.items() if name != "kind"}
+
+
+def _backbone(spec: dict[str, Any]) -> Backbone:
+    return Backbone(**_settings(spec))
+
+
+def _planes(spec: dict[str, Any]) -> Planes:
+    return Planes(spec["planes"], _backbone(spec["backbone"]))

@@ -1,0 +1,378 @@
+"""Colorization: learning to see by giving grey images their colours (Zhang, Isola and Efros 2016, arXiv:1603.08511).
+
+An encoder sees lightness, a decoder says the chroma ab of every pixel: by regression (``--loss l2``, eq. 1) or as one
+of 313 bins with rebalanced cross-entropy (``--loss classification``, eq. 2 to 4), decoded by the annealed mean (eq. 5).
+Options of the same net: a user's colour hints (Zhang 2017, arXiv:1705.02999) and an image-wide vector that also learns
+the image's class (Iizuka 2016).
+
+Deviations, each for a reason:
+- The decoder is a feature pyramid over any of our encoders instead of the paper's dilated net, so that the encoder is
+  one that other tasks know; like the paper's it predicts at a quarter of the size.
+- The bins' prior is counted while training goes on, from the data at hand, instead of from ImageNet beforehand.
+- Adam's rate is higher: the paper's 3e-5 goes with 450k steps from a k-means initialisation.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import adaptive_avg_pool2d, cross_entropy, huber_loss, interpolate
+from torchvision.utils import make_grid
+
+from core import color
+from core.color import lab_to_rgb, rgb_to_lab
+from core.data import views
+from core.nets.backbones import Backbone, Encoder
+from core.nets.decoders import Pyramid
+from core.nets.planes import Planes
+from core.rng import generator
+from core.train import checkpoint, optim
+from core.train.config import TrainConfig, from_plain, parse_training, user_errors
+from core.train.dist import World
+from core.train.loop import train
+from core.train.method import Batch, Method
+
+_CROPS, _HINTS = 1, 2  # what random numbers are for, the last part of their key
+TEMPERATURES = (1.0, 0.77, 0.58, 0.38, 0.29, 0.14)  # of the sweep, the paper's figure 12
+
+
+# --- settings -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(TrainConfig):
+    encoder: Literal["resnet18", "resnet50", "alexnet"] = "resnet18"
+    norm: Literal["batch", "group"] = "batch"
+    """Normalisation; group does not depend on the batch, nor on how it is split over ranks."""
+    loss: Literal["classification", "l2"] = "classification"
+    """classification: 313 bins of ab; l2: regression, whose colours are duller."""
+    neighbours: int = 5
+    """Nearest bins in the soft encoding: 5 in the paper, 10 in its code."""
+    rebalance: float = 0.5
+    """Weight of the uniform distribution against the data's when rare colours are weighted up; 1 = no rebalancing."""
+    temperature: float = 0.38
+    """Of the annealed mean by which bins become colours."""
+    hints: bool = False
+    """Learn to use hints: a few patches whose colour is given."""
+    classes: int = 0
+    """How many classes the images' folders have, for joint classification (Iizuka 2016); 0 = none."""
+    class_weight: float = 1 / 300
+    """Weight of the classification loss (Iizuka 2016)."""
+    lr: float = 3e-4
+    weight_decay: float = 1e-3
+    warmup: int = 50
+    """Steps over which the learning rate rises; then it falls along a cosine."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.size % 32:
+            raise ValueError(f"--size {self.size}: use a multiple of 32")
+        if not 0 < self.rebalance <= 1:
+            raise ValueError(f"--rebalance must be in (0, 1], not {self.rebalance}")
+        if not 1 <= self.neighbours <= 313:
+            raise ValueError(f"--neighbours must be from 1 to 313, not {self.neighbours}")
+        if self.temperature <= 0:
+            raise ValueError(f"--temperature must be positive, not {self.temperature}")
+
+
+def demo() -> Config:
+    """Minutes on two CPU cores, built-in scenes."""
+    return Config(
+        preset="demo", scenes=2048, short_side=80, steps=900, batch=32, lr=1e-3, show_every=150, eval_every=300,
+        save_every=300,
+    )  # fmt: skip
+
+
+def small() -> Config:
+    """One GPU, tens of minutes."""
+    return Config(
+        preset="small", size=96, batch=64, steps=20_000, lr=5e-4, scenes=50_000, show_every=1_000, eval_every=2_000,
+        save_every=2_000,
+    )  # fmt: skip
+
+
+def paper() -> Config:
+    """The paper's data, crop and batch."""
+    return Config(
+        preset="paper", data="imagenet:imagenet", encoder="alexnet", size=160, short_side=256, batch=40, neighbours=10,
+        steps=450_000, lr=1e-4, cache_gb=400, show_every=5_000, eval_every=10_000, save_every=10_000,
+    )  # fmt: skip
+
+
+# --- networks -------------------------------------------------------------------------------------------------
+
+
+class Colorizer(nn.Module):
+    """RGB (N,3,S,S) in [0,1], of which it sees the lightness alone -> what the loss wants at a quarter of the side.
+
+    Returns (N,313,S/4,S/4) logits or (N,2,S/4,S/4) ab, and class logits (N,classes) or None. With hints it is also
+    given ab where it is known, (N,2,S,S), and where that is, (N,1,S,S), 1 = known.
+    """
+
+    bins: Tensor
+    counts: Tensor
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder = Planes("L", Backbone(name=config.encoder, norm=config.norm)).build()
+        self.register_buffer("bins", color.ab_bins(), persistent=False)
+        # How often each bin was seen; a little of the uniform distribution until there is something to count.
+        self.register_buffer("counts", torch.ones(len(self.bins)))
+        width, channels = 128, self.encoder.channels
+        self.decoder = Pyramid(
+            channels, len(self.bins) if config.loss == "classification" else 2, width, config.norm
+        )
+        self.hints = nn.ModuleDict(
+            {str(s): nn.Conv2d(3, width, 3, padding=1) for s in channels if config.hints}
+        )
+        if config.classes:
+            coarsest = max(channels)
+            self.globe = nn.Sequential(nn.Linear(channels[coarsest], 256), nn.ReLU(), nn.Linear(256, width))
+            self.classifier = nn.Linear(width, config.classes)
+
+    def forward(self, image: Tensor, known: Tensor | None = None, where: Tensor | None = None):  # type: ignore[no-untyped-def]
+        features = self.encoder(image)
+        added: dict[int, Tensor] = {}
+        if known is not None and where is not None:
+            given = torch.cat([known * where / 110, where], 1)  # (N,3,S,S)
+            for stride, layer in self.hints.items():
+                side = features[int(stride)].shape[-2:]
+                # The mean over a position's pixels, scaled up where few are known, so that one pixel counts.
+                share = adaptive_avg_pool2d(given, side)
+                added[int(stride)] = layer(share / share[:, 2:].clamp(min=1e-4).sqrt())
+        classes = None
+        if self.config.classes:
+            coarsest = max(features)
+            vector = self.globe(features[coarsest].mean((2, 3)))  # (N,width)
+            classes = self.classifier(vector.relu())
+            added[coarsest] = (
+                added.get(coarsest, 0) + vector[:, :, None, None]
+            )  # Iizuka's fusion: at every position
+        out = self.decoder(features, added).float()
+        return (out if self.config.loss == "classification" else 110 * out), classes
+
+    def chroma(self, out: Tensor, temperature: float | None = None) -> Tensor:
+        """ab (N,2,s,s) from what ``forward`` returns."""
+        if self.config.loss == "l2":
+            return out
+        return color.annealed_mean(out, self.bins, temperature or self.config.temperature)
+
+    def prior(self) -> Tensor:
+        return self.counts / self.counts.sum()
+
+
+# --- losses ---------------------------------------------------------------------------------------------------
+
+
+def classification_loss(
+    logits: Tensor, ab: Tensor, bins: Tensor, weights: Tensor, neighbours: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Rebalanced cross-entropy (eq. 2), logits (N,Q,s,s), ab (N,2,s,s), weights of the bins (Q,).
+
+    Each pixel counts with the weight of its nearest bin; an image without any |ab| > 5, which is as good as grey, with
+    0 (as in the authors' code). Returns the weighted loss, to be minimised, the plain one, to be read, and the pixels'
+    nearest bins (N,s,s).
+    """
+    index, soft = color.soft_encode(ab, bins, neighbours)
+    plain = color.soft_cross_entropy(logits, index, soft)  # (N,s,s)
+    coloured = (ab.abs().amax((1, 2, 3)) > 5).to(plain)[:, None, None]
+    nearest = index[:, 0]
+    return (plain * weights[nearest] * coloured).mean(), plain.mean().detach(), nearest
+
+
+def draw_hints(ab: Tensor, count: int, random: torch.Generator, part: slice) -> Tensor:
+    """Where hints are given, (n,1,S,S), 1 = known, for this rank's part of ``count`` images (Zhang 2017, section 3.2).
+
+    Their number is geometric (p = 1/8), their patches 1 to 9 px wide, their places normal around the middle; 1 image
+    in 100 is given all.
+    """
+    side = ab.shape[-1]
+    numbers = (
+        torch.log1p(-torch.rand(count, generator=random)).div(math.log(1 - 1 / 8)).floor().clamp(max=64).int()
+    )
+    where = torch.zeros(count, 1, side, side)
+    for i, number in enumerate(numbers.tolist()):
+        place = (side / 2 + side / 4 * torch.randn(64, 2, generator=random)).clamp(0, side - 1).int().tolist()
+        width = torch.randint(1, 10, (64,), generator=random).tolist()
+        for (y, x), w in zip(place[:number], width[:number], strict=True):
+            where[i, 0, max(0, y - w // 2) : y + (w + 1) // 2, max(0, x - w // 2) : x + (w + 1) // 2] = 1
+    where[torch.rand(count, generator=random) < 0.01] = 1
+    return where[part].to(ab.device)
+
+
+# --- the method -----------------------------------------------------------------------------------------------
+
+
+class Colorization(Method):
+    name = "colorization"
+    score = "auc_rebalanced"
+
+    def __init__(self, config: Config, world: World) -> None:
+        self.config, self.world = config, world
+        self.net = Colorizer(config)
+        self.networks = {"colorizer": self.net}
+        self.optimizers = {
+            "colorizer": torch.optim.AdamW(
+                self.net.parameters(), config.lr, betas=(0.9, 0.99), weight_decay=config.weight_decay
+            )
+        }
+
+    def update(self, batch: Batch, step: int) -> dict[str, Tensor]:
+        config, count = self.config, self.config.batch
+        random, mine = generator(config.seed, step, _CROPS), self.world.part(count)
+        draws, flip = views.crop_draws(count, random), views.random_flips(count, random)
+        boxes = views.random_boxes(batch["extent"], draws[mine])
+        image = views.crop_resize(batch["image"], boxes, config.size, flip=flip[mine])
+        ab = rgb_to_lab(image)[:, 1:]  # (n,2,S,S)
+        where = draw_hints(ab, count, generator(config.seed, step, _HINTS), mine) if config.hints else None
+
+        self.net.train()
+        with self.world.autocast():
+            out, classes = self.net(image, ab if config.hints else None, where)
+        target = interpolate(ab, out.shape[-2:], mode="area")  # (n,2,S/4,S/4)
+        if config.loss == "classification":
+            weights = color.rebalancing(self.net.prior(), config.rebalance)
+            loss, plain, nearest = classification_loss(out, target, self.net.bins, weights, config.neighbours)
+            self.net.counts += self.world.mean(color.count_bins(nearest, len(self.net.bins)))
+        elif config.hints:  # Huber, as in Zhang 2017 (eq. 2)
+            loss = huber_loss(out / 110, target / 110, delta=1 / 110)
+            plain = loss.detach()
+        else:
+            loss = (out / 110 - target / 110).square().mean()
+            plain = loss.detach()
+        scalars = {"loss/colour": plain, "loss/weighted": loss.detach()}
+        if config.classes:
+            label = self._labels(batch)
+            named = cross_entropy(classes.float(), label)
+            loss = loss + config.class_weight * named
+            scalars |= {
+                "loss/class": named.detach(),
+                "class/accuracy": (classes.argmax(1) == label).float().mean(),
+            }
+        loss.backward()
+        optimizer = self.optimizers["colorizer"]
+        optim.set_rate(optimizer, config.lr * optim.warmed_cosine(step, config.steps, config.warmup))
+        return scalars | {"grad_norm/colorizer": optim.step(optimizer, self.world)}
+
+    def _labels(self, batch: Batch) -> Tensor:
+        if "label" not in batch:
+            raise ValueError("--classes needs images in class folders; these have no classes: leave it away")
+        highest = int(batch["label"].amax()) + 1
+        if highest > self.config.classes:
+            raise ValueError(f"--classes {self.config.classes}: the data has more, at least {highest}")
+        return batch["label"]
+
+    def encoders(self) -> dict[str, Encoder]:
+        return {"generator": self.net.encoder}
+
+    # --- looking and measuring --------------------------------------------------------------------------------
+
+    def centered(self, batch: Batch) -> Tensor:
+        """Held-out images are cropped to their largest central square."""
+        return views.crop_resize(batch["image"], views.center_boxes(batch["extent"]), self.config.size)
+
+    @torch.no_grad()
+    def colorize(self, image: Tensor, temperature: float | None = None) -> Tensor:
+        """ab (N,2,S,S) for RGB (N,3,S,S), of which the lightness is seen; without hints."""
+        with self.world.autocast():
+            out, _ = self.net.eval()(image)
+        return interpolate(self.net.chroma(out, temperature), image.shape[-2:], mode="bilinear")
+
+    def show(self, batch: Batch) -> dict[str, Tensor]:
+        """grey | colorized | truth, and the temperatures of the annealed mean from dull to spotty."""
+        truth = self.centered(batch)
+        lab = rgb_to_lab(truth)
+
+        def coloured(ab: Tensor) -> Tensor:
+            return lab_to_rgb(torch.cat([lab[:, :1], ab], 1))
+
+        grey = coloured(torch.zeros_like(lab[:, 1:]))
+        columns = {"grey | colorized | truth": [grey, coloured(self.colorize(truth)), truth]}
+        if self.config.hints:
+            where = draw_hints(lab, len(lab), generator(0), slice(None))
+            with torch.no_grad():
+                out, _ = self.net.eval()(truth, lab[:, 1:], where)
+            hinted = interpolate(self.net.chroma(out), truth.shape[-2:], mode="bilinear")
+            columns["grey with hints | colorized | truth"] = [
+                coloured(lab[:, 1:] * where),
+                coloured(hinted),
+                truth,
+            ]
+        if self.config.loss == "classification":
+            sweep = [coloured(self.colorize(truth, t)) for t in TEMPERATURES]
+            columns["temperature " + " ".join(map(str, TEMPERATURES))] = sweep
+        return {
+            title: make_grid(
+                interpolate(torch.stack(pictures, 1).flatten(0, 1), scale_factor=2, mode="nearest"),
+                nrow=len(pictures), padding=2, pad_value=1.0,
+            )
+            for title, pictures in columns.items()
+        }  # fmt: skip
+
+    def evaluate(self, batches: Iterable[Batch]) -> dict[str, float]:
+        return self._figures(batches, self.colorize)
+
+    def floors(self, batches: Iterable[Batch]) -> dict[str, dict[str, float]]:
+        """Grey, and every pixel in the training images' mean ab."""
+        every = list(batches)
+        mean = (self.net.prior()[:, None] * self.net.bins).sum(0).view(1, 2, 1, 1)
+        if self.config.loss == "l2":  # which does not count bins
+            mean = torch.stack([rgb_to_lab(self.centered(b))[:, 1:].mean((0, 2, 3)) for b in every]).mean(0)
+            mean = mean.view(1, 2, 1, 1)
+        return {
+            "grey": self._figures(every, lambda image: torch.zeros_like(image[:, 1:])),
+            "mean ab": self._figures(every, lambda image: mean.expand(len(image), 2, *image.shape[-2:])),
+        }
+
+    @torch.no_grad()
+    def _figures(self, batches: Iterable[Batch], colorize: Callable[[Tensor], Tensor]) -> dict[str, float]:
+        """Figures of ab (``core.color.ab_auc``), and PSNR of RGB; chroma beside the truth's shows who paints brown."""
+        sums = torch.zeros(len(self.net.bins), device=self.world.device)
+        numbers, rows = torch.zeros_like(sums), []
+        for batch in batches:
+            truth = self.centered(batch)
+            lab = rgb_to_lab(truth)
+            ab = colorize(truth)
+            found = color.ab_auc(ab, lab[:, 1:], self.net.bins)
+            sums, numbers = sums + found[0], numbers + found[1]
+            rgb = lab_to_rgb(torch.cat([lab[:, :1], ab], 1))
+            psnr = -10 * (rgb - truth).square().mean((1, 2, 3)).clamp(min=1e-10).log10()
+            rows.append(torch.stack([psnr, color.chroma(ab), color.chroma(lab[:, 1:])]))  # (3,n)
+        psnr, painted, true = torch.cat(rows, 1).mean(1).tolist()
+        present = numbers > 0
+        return {
+            "auc": (sums.sum() / numbers.sum()).item(),
+            "auc_rebalanced": (sums[present] / numbers[present]).mean().item(),
+            "psnr": psnr,
+            "chroma": painted,
+            "chroma_truth": true,
+        }
+
+
+# --- using it -------------------------------------------------------------------------------------------------
+
+
+def load_colorizer(path: Path, device: torch.device) -> Colorizer:
+    """The net of a checkpoint (a file or a run's folder). ValueError of one line if it is none."""
+    content = checkpoint.load(checkpoint.find(path), Colorization.name)
+    net = Colorizer(from_plain(Config, content["config"]))
+    net.load_state_dict(content["state"]["network.colorizer"])
+    return net.eval().to(device)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    with user_errors():
+        config = parse_training(Colorization.name, {"demo": demo, "small": small, "paper": paper}, argv)
+        folder = train(Colorization.name, config, Colorization)
+        print(f"look: make tensorboard; colorize a photo: make colorize IN= OUT= CKPT={folder}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,146 @@
+"""Colorizes photos of any size with a trained colorizer; their lightness stays as it is.
+
+``python -m recon.colorize --in grey.jpg --out colour.png``: the chroma is predicted at about the size the network was
+trained at, resized to the photo's and joined with its own lightness.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+import torch
+import tyro
+from PIL import Image
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from core.color import lab_to_rgb, rgb_to_lab
+from core.data import photos
+from core.train import checkpoint
+from core.train.config import parse_command, user_errors
+from recon.colorization import Colorizer, load_colorizer
+
+ROWS = 2048  # of a photo are joined at a time, so that memory stays bounded
+
+
+@torch.no_grad()
+def colorize(
+    image: Tensor, net: Colorizer, side: int, temperature: float | None = None, known: Tensor | None = None
+) -> Tensor:
+    """One image (3,H,W) in [0,1], grey or not, -> (3,H,W) in new colours of the same lightness.
+
+    side: the short side at which the net looks, px. known: where the image's own colours are hints, (1,H,W), 1 = known.
+    """
+    height, width = image.shape[-2:]
+    scale = side / min(height, width)
+    # Whole strides, so that no map of the net has to be cut.
+    size = [max(32, 32 * round(scale * length / 32)) for length in (height, width)]
+    small = interpolate(image[None], size, mode="bilinear", antialias=True)  # (1,3,h,w)
+    if known is None:
+        out, _ = net(small)
+    else:
+        where = interpolate(known[None], size, mode="area")
+        hinted = interpolate(
+            rgb_to_lab((image * known)[None])[:, 1:] * known, size, mode="area"
+        ) / where.clamp(min=1e-6)
+        out, _ = net(small, hinted, (where > 0).to(small))
+    ab = net.chroma(out, temperature)  # (1,2,h/4,w/4)
+    result = torch.empty_like(image)
+    for top in range(0, height, ROWS):
+        rows = slice(top, min(top + ROWS, height))
+        lightness = rgb_to_lab(image[None, :, rows])[:, :1]
+        # The rows' own piece of the resized chroma: the same interpolation, a part at a time.
+        y = (torch.arange(rows.start, rows.stop, device=image.device) + 0.5) / height * 2 - 1
+        x = (torch.arange(width, device=image.device) + 0.5) / width * 2 - 1
+        grid = torch.stack(torch.meshgrid(y, x, indexing="ij")[::-1], -1)[None]  # (1,rows,W,2): x, y
+        piece = torch.nn.functional.grid_sample(ab, grid, padding_mode="border", align_corners=False)
+        result[:, rows] = lab_to_rgb(torch.cat([lightness, piece], 1))[0]
+    return result
+
+
+@dataclass(frozen=True)
+class Config:
+    """Colorizes a photo, or a folder of them; writes PNG."""
+
+    source: Annotated[Path, tyro.conf.arg(name="in")]
+    """A photo, or a folder of photos; of coloured ones the lightness is taken."""
+    out: Path
+    """A .png, or a folder."""
+    ckpt: Path | None = None
+    """A run's folder or a checkpoint of the colorizer; default: the newest run, runs/colorization/latest."""
+    side: int = 0
+    """Short side at which the network looks, px; default: that of its training."""
+    temperature: float = 0.0
+    """Of the annealed mean: nearer 1 duller, nearer 0 more vivid and spotty; default: the checkpoint's."""
+    hints: Path | None = None
+    """A picture as large as the photo, transparent but where a colour is given (--hints needs a net trained so)."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+
+
+def run(config: Config) -> int:
+    """Colorizes everything and returns how many files failed; a single file that fails raises."""
+    todo = photos.find_jobs(config.source, config.out)
+    if config.temperature < 0:
+        raise ValueError(f"--temperature must be positive, not {config.temperature}")
+    file = checkpoint.find(config.ckpt or Path("runs/colorization/latest"))
+    if config.ckpt is None:
+        print(f"using {file.resolve()}", file=sys.stderr)
+    device = torch.device("cuda" if config.device != "cpu" and torch.cuda.is_available() else "cpu")
+    net = load_colorizer(file, device)
+    if config.hints is not None and not net.config.hints:
+        raise ValueError(
+            f"{file} has not learnt to use hints: name one trained with --hints, or leave --hints away"
+        )
+
+    def colorize_one(job: photos.Job) -> str:
+        image, said = photos.read_photo(job.photo)
+        pixels = torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1).to(device) / 255
+        known = None
+        if config.hints is not None:
+            layer = np.array(_hints(config.hints, image.size))
+            known = torch.from_numpy(layer[..., 3:] > 127).permute(2, 0, 1).to(pixels)
+            colours = torch.from_numpy(layer[..., :3]).permute(2, 0, 1).to(pixels) / 255
+            # Of a hint the chroma counts, and the photo keeps its lightness.
+            pixels = torch.where(known > 0, _with_lightness(colours, pixels), pixels)
+        side = config.side or net.config.size
+        painted = colorize(pixels, net, side, config.temperature or None, known)
+        result = Image.fromarray((255 * painted).round().byte().permute(1, 2, 0).cpu().numpy())
+        if image.mode == "RGBA":
+            result.putalpha(image.getchannel("A"))
+        photos.write_png(result, job.out)
+        return "" if "greyscale" in said else said
+
+    return photos.run_jobs(todo, colorize_one, stop=not config.source.is_dir())
+
+
+def _hints(path: Path, size: tuple[int, int]) -> Image.Image:
+    layer, _ = photos.open_upright(path)
+    if layer.size != size:
+        raise ValueError(
+            f"{path} is {layer.width}x{layer.height} px but the photo {size[0]}x{size[1]}: make it as large"
+        )
+    layer = layer.convert("RGBA")
+    if (np.asarray(layer.getchannel("A")) > 127).all():
+        raise ValueError(f"{path} is not transparent anywhere: leave transparent what is not to be a hint")
+    return layer
+
+
+def _with_lightness(colours: Tensor, image: Tensor) -> Tensor:
+    """(3,H,W) each: the colours with the image's lightness."""
+    lab = torch.cat([rgb_to_lab(image[None])[:, :1], rgb_to_lab(colours[None])[:, 1:]], 1)
+    return lab_to_rgb(lab)[0]
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    with user_errors():
+        failed = run(parse_command(Config, argv))
+    sys.exit(1 if failed else 0)
+
+
+if __name__ == "__main__":
+    main()

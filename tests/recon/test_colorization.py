@@ -1,0 +1,241 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import Run, refusal
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import Tensor
+
+from core import color
+from core.rng import generator
+from core.train import checkpoint
+from core.train.dist import World
+from recon import colorization, colorize
+from recon.colorization import Colorization, classification_loss, demo, draw_hints
+
+TINY = (
+    "--encoder alexnet --size 64 --batch 4 --steps 4 --log-every 1 --show-every 2 --eval-every 2 --save-every 2 "
+    "--eval-images 2 --device cpu"
+).split()
+CONFIG = replace(demo(), encoder="alexnet", batch=4)
+WORLD = World(torch.device("cpu"))
+BATCH = {
+    "image": torch.randint(0, 256, (4, 3, 72, 80), generator=generator(0), dtype=torch.uint8),
+    "extent": torch.tensor([[72, 80]]).repeat(4, 1),
+    "index": torch.arange(4),
+}
+
+
+def method(**settings: object) -> Colorization:
+    torch.manual_seed(0)
+    return Colorization(replace(CONFIG, **settings), WORLD)  # type: ignore[arg-type]
+
+
+def tensors(value: object) -> list[Tensor]:
+    if isinstance(value, Tensor):
+        return [value]
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else []
+    return [t for v in inner for t in tensors(v)]
+
+
+# --- the loss -------------------------------------------------------------------------------------------------
+
+
+def test_the_classification_loss_equals_nested_loops():
+    bins, weights = color.ab_bins(), torch.rand(313, generator=generator(1))
+    ab = 60 * (2 * torch.rand(2, 2, 2, 3, generator=generator(2)) - 1)
+    ab[1] = 3  # as good as grey: counts nothing
+    logits = torch.randn(2, 313, 2, 3, generator=generator(3))
+    weighted, plain, nearest = classification_loss(logits, ab, bins, weights, 5)
+    total = raw = 0.0
+    for n in range(2):
+        for y in range(2):
+            for x in range(3):
+                distances = (bins - ab[n, :, y, x]).norm(dim=1)
+                near = distances.argsort()[:5]
+                soft = torch.exp(-(distances[near] ** 2) / 50)
+                soft = soft / soft.sum()
+                entropy = -(soft * logits[n, :, y, x].log_softmax(0)[near]).sum().item()
+                raw += entropy / 12
+                total += (n == 0) * weights[near[0]].item() * entropy / 12
+                assert nearest[n, y, x] == near[0]
+    assert weighted.item() == pytest.approx(total, rel=1e-4)
+    assert plain.item() == pytest.approx(raw, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    "settings", [{"loss": "l2"}, {"loss": "classification"}, {"loss": "l2", "hints": True}]
+)
+def test_every_weight_moves(settings: dict[str, object]):
+    trained = method(**settings)
+    before = [p.clone() for p in trained.net.parameters()]
+    trained.update(BATCH, 0)
+    assert not any(torch.equal(a, b) for a, b in zip(before, trained.net.parameters(), strict=True))
+
+
+def test_the_class_loss_moves_the_encoder_and_needs_labels():
+    weights = []
+    for weight in (0.0, 1.0):
+        trained = method(classes=3, class_weight=weight)
+        scalars = trained.update({**BATCH, "label": torch.tensor([0, 1, 2, 0])}, 0)
+        weights.append(torch.cat([p.flatten() for p in trained.net.encoder.parameters()]))
+        assert scalars["loss/class"] > 0
+    assert not torch.equal(*weights)
+    with pytest.raises(ValueError, match="these have no classes"):
+        method(classes=3).update(BATCH, 0)
+    with pytest.raises(ValueError, match="--classes 3: the data has more, at least 6"):
+        method(classes=3).update({**BATCH, "label": torch.tensor([0, 1, 5, 0])}, 0)
+
+
+def test_the_prior_counts_the_data():
+    trained = method()
+    trained.update(BATCH, 0)
+    assert trained.net.counts.sum().item() == 313 + 4 * 15 * 15  # alexnet's first map
+
+
+def test_the_net_sees_lightness_alone():
+    net = method().net.eval()
+    image = torch.rand(1, 3, 64, 64, generator=generator(4))
+    lab = color.rgb_to_lab(image)
+    lab[:, 1:] = 0
+    grey = color.lab_to_rgb(lab)
+    torch.testing.assert_close(net(image)[0], net(grey)[0], atol=1e-3, rtol=1e-3)
+
+
+def test_hints_are_patches_around_the_middle_and_change_the_picture():
+    where = draw_hints(torch.zeros(2000, 2, 64, 64), 2000, generator(5), slice(None))
+    share = where.mean((1, 2, 3))
+    assert 0.08 < (share == 0).float().mean() < 0.17  # geometric: none with probability 1/8
+    assert 0.003 < (share == 1).float().mean() < 0.02
+    assert where.mean((0, 1))[24:40, 24:40].mean() > 2 * where.mean((0, 1))[:8, :8].mean()
+    part = draw_hints(torch.zeros(500, 2, 64, 64), 2000, generator(5), slice(500, 1000))
+    assert torch.equal(part, where[500:1000])
+
+    net = method(loss="l2", hints=True).net.eval()
+    image = torch.rand(1, 3, 64, 64, generator=generator(6))
+    ab, place = color.rgb_to_lab(image)[:, 1:], torch.zeros(1, 1, 64, 64)
+    place[..., 20:26, 30:36] = 1
+    assert not torch.allclose(net(image, ab, place)[0], net(image, ab, 0 * place)[0])
+    other = torch.where(place > 0, ab, -ab)  # what is not given is not seen
+    torch.testing.assert_close(net(image, ab, place)[0], net(image, other, place)[0])
+
+
+def test_it_learns_what_lightness_tells():
+    """Dark is blue, light is yellow: a few steps find it, and the figures say so."""
+    trained = method(loss="l2", lr=3e-3, warmup=5, steps=60)
+    dark = (
+        torch.rand(4, 1, 8, 8, generator=generator(7)).repeat_interleave(9, 2).repeat_interleave(10, 3) > 0.5
+    )
+    blue, yellow = torch.tensor([20, 30, 90]).view(1, 3, 1, 1), torch.tensor([220, 200, 90]).view(1, 3, 1, 1)
+    batch = {**BATCH, "image": torch.where(dark, blue, yellow).byte()}
+    for step in range(30):
+        trained.update(batch, step)
+    figures, floors = trained.evaluate([batch]), trained.floors([batch])
+    assert figures["auc"] > floors["mean ab"]["auc"] + 3
+    assert figures["psnr"] > floors["grey"]["psnr"] + 1
+    assert figures["chroma"] > 0.5 * figures["chroma_truth"]
+    assert floors["grey"]["chroma"] == 0
+
+
+# --- the commands ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory: pytest.TempPathFactory, photos: Path) -> Path:
+    folder = tmp_path_factory.mktemp("colorization") / "run"
+    colorization.main([*TINY, "--hints", "--data", str(photos), "--out", str(folder)])
+    return folder
+
+
+def test_what_a_run_leaves(run_folder: Path):
+    events = EventAccumulator(str(run_folder), size_guidance={"images": 0}).Reload().Tags()
+    assert {"grey | colorized | truth", "grey with hints | colorized | truth"} < set(events["images"])
+    assert any(title.startswith("temperature") for title in events["images"])
+    assert {"heldout/auc", "heldout/auc_rebalanced", "heldout/psnr", "heldout/chroma"} < set(
+        events["scalars"]
+    )
+    table = (run_folder / "quality.md").read_text()
+    assert all(f"| {row} " in table for row in ("grey", "mean ab", "colorization"))
+    encoder = checkpoint.load_encoder(run_folder)
+    assert [m.shape[2] for m in encoder(torch.rand(1, 3, 64, 64)).values()] == [15, 8, 4, 2]
+
+
+def test_a_resumed_run_ends_with_the_same_weights(run_folder: Path, photos: Path, tmp_path: Path):
+    part = tmp_path / "part"
+    colorization.main([*TINY, "--hints", "--data", str(photos), "--out", str(part)])
+    (part / "step-00000004.pt").unlink()
+    colorization.main(["--resume", "--out", str(part)])
+    states = [tensors(checkpoint.load(checkpoint.find(f))["state"]) for f in (run_folder, part)]
+    assert len(states[0]) > 20
+    assert all(torch.equal(a, b) for a, b in zip(*states, strict=True))
+
+
+def test_colorizing_keeps_lightness_size_and_alpha(run_folder: Path, tmp_path: Path):
+    pixels = (40 + 170 * np.random.default_rng(0).random((90, 131, 4))).astype(np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "p.png")
+    paths = ["--in", str(tmp_path / "p.png"), "--out", str(tmp_path / "o.png"), "--ckpt", str(run_folder)]
+    with pytest.raises(SystemExit) as stop:
+        colorize.main([*paths, "--device", "cpu"])
+    assert stop.value.code == 0
+    after = np.asarray(Image.open(tmp_path / "o.png"))
+    assert np.array_equal(after[..., 3], pixels[..., 3])
+    before = color.rgb_to_lab(torch.from_numpy(pixels[..., :3]).permute(2, 0, 1)[None] / 255)
+    lab = color.rgb_to_lab(torch.from_numpy(after[..., :3].copy()).permute(2, 0, 1)[None] / 255)
+    assert (lab[:, 0] - before[:, 0]).abs().median() < 0.5
+    assert (lab[:, 1:] - before[:, 1:]).abs().mean() > 3
+
+
+def test_rows_at_a_time_equal_the_whole(run_folder: Path, monkeypatch: pytest.MonkeyPatch):
+    net = colorization.load_colorizer(run_folder, torch.device("cpu"))
+    image = torch.rand(3, 80, 100, generator=generator(8))
+    whole = colorize.colorize(image, net, 64)
+    monkeypatch.setattr(colorize, "ROWS", 7)
+    torch.testing.assert_close(colorize.colorize(image, net, 64), whole, atol=1e-4, rtol=0)
+
+
+def test_a_hint_colours_its_neighbourhood(run_folder: Path, tmp_path: Path):
+    Image.fromarray(np.full((64, 64, 3), 120, np.uint8)).save(tmp_path / "p.png")
+    layer = np.zeros((64, 64, 4), np.uint8)
+    layer[20:40, 20:40] = (200, 30, 30, 255)
+    Image.fromarray(layer).save(tmp_path / "h.png")
+    results = []
+    for number, hints in enumerate(([], ["--hints", str(tmp_path / "h.png")])):
+        out = tmp_path / f"o{number}.png"
+        with pytest.raises(SystemExit) as stop:
+            colorize.main(
+                ["--in", str(tmp_path / "p.png"), "--out", str(out), "--ckpt", str(run_folder), *hints]
+            )
+        assert stop.value.code == 0
+        results.append(np.asarray(Image.open(out)).astype(int))
+    assert np.abs(results[0] - results[1]).max() > 0
+
+
+def test_bad_input_is_one_line(run: Run, run_folder: Path, trained: Path, tmp_path: Path):
+    Image.fromarray(np.full((40, 50, 3), 120, np.uint8)).save(tmp_path / "p.png")
+    paths = ("--in", "p.png", "--out", "o.png")
+    said = refusal(run("recon.colorize", *paths, "--ckpt", trained))
+    assert "inpainting" in said
+    assert "colorization" in said
+    assert "no such file" in refusal(run("recon.colorize", "--in", "q.png", "--out", "o.png"))
+    Image.new("RGBA", (9, 9)).save(tmp_path / "h.png")
+    said = refusal(run("recon.colorize", *paths, "--ckpt", run_folder, "--hints", "h.png"))
+    assert "make it as large" in said
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (["--size", "70"], "use a multiple of 32"),
+        (["--rebalance", "0"], "--rebalance must be in"),
+        (["--neighbours", "400"], "--neighbours must be from 1 to 313"),
+        (["--temperature", "0"], "--temperature must be positive"),
+    ],
+)
+def test_bad_settings(args: list[str], said: str):
+    with pytest.raises(ValueError, match=said):
+        colorization.parse_training("colorization", {"demo": demo}, args)
