@@ -104,9 +104,9 @@ def contours(instance: Tensor) -> Tensor:
 
 
 class Beside:
-    """A synthetic and a real set of images, read together: item i is item i of each, which wrap around.
+    """A synthetic and a real set of images, read together: item i is item i of each, and the smaller one wraps around.
 
-    Nothing pairs them: it is only that both are read in an order of their own for each epoch of the larger one.
+    So an epoch is one of the larger set, and in it the images of the smaller come equally often, give or take one.
     """
 
     def __init__(self, synthetic: Images, real: Images) -> None:
@@ -118,7 +118,7 @@ class Beside:
     def batch(self, indices: Tensor) -> dict[str, Tensor]:
         """Of both sets what ``Images.batch`` gives, as ``synthetic/image`` (uint8, (n,10,H,W)), ``real/image`` (uint8,
         (n,3,H,W)), ``real/extent`` and so on; and ``real/first``, bool (n,), false where it has wrapped around."""
-        batch = {}
+        batch: dict[str, Tensor] = {}
         for name, images in self.sets.items():
             found = images.batch(indices % len(images))
             batch |= {f"{name}/{key}": value for key, value in found.items()}
@@ -193,9 +193,9 @@ def open_synthetic(
     """Images of ten planes (``unpack``): ``scenes``, that many of the built-in ones, or a folder.
 
     A folder holds, by the same names, rgb/ (any format), depth/ (16-bit PNGs in millimetres, 0 = missing), normal/
-    (8-bit RGB PNGs, 255 * (n + 1) / 2 in camera axes: x right, y down, z forward; grey = missing) and instance/ (PNGs of
-    one channel of 8 or 16 bits). Stored size, cache and split as in ``open_images``; labels are not mixed where images
-    are made smaller, each pixel takes one. Samples that cannot be read or do not match are skipped, counted and named.
+    (8-bit RGB PNGs, 255 * (n + 1) / 2 in camera axes: x right, y down, z forward; grey = missing) and instance/ (PNGs
+    of one channel of 8 or 16 bits). Stored size, cache and split as in ``open_images``; where images are made smaller,
+    each pixel takes one label, unmixed. Samples that cannot be read or do not match are skipped, counted and named.
 
     ValueError of one line where nothing is left.
     """
@@ -223,8 +223,8 @@ def _folder(opener: Opener) -> Images:
     for name in FOLDERS:
         if not (root / name).is_dir():
             raise ValueError(
-                f"--data {opener.spec}: no {name}/ in it; a synthetic folder has {'/, '.join(FOLDERS)}/ with files of the "
-                "same names"
+                f"--data {opener.spec}: no {name}/ in it; a synthetic folder has {'/, '.join(FOLDERS)}/ with files "
+                "of the same names"
             )
     files = [dict(_images(root / name)) for name in FOLDERS]
     stems = sorted(set(files[0]).intersection(*files[1:]))
@@ -276,7 +276,9 @@ def _sample(paths: Sequence[Path], short_side: int) -> Pixels:
 def _values(path: Path) -> np.ndarray:
     with Image.open(path) as file:
         values = np.array(file)
-    return values.astype(np.uint16) if values.dtype == np.int32 else values  # Pillow's mode I
+    if values.dtype == np.int32:  # Pillow's mode I
+        values = np.where(values < 2**16, values, 0).astype(np.uint16)
+    return values
 
 
 def _nearest(values: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:

@@ -198,7 +198,7 @@ def test_about_a_twentieth_is_held_out():
 
 
 def test_adding_images_moves_none():
-    few, many = images.held_out(made(2000)), images._split(made(3000))
+    few, many = images.held_out(made(2000)), images.held_out(made(3000))
     assert set(few.heldout.names) <= set(many.heldout.names)
     assert set(few.train.names) <= set(many.train.names)
 
