@@ -1,0 +1,62 @@
+"""How far apart the features of two kinds of images are. Pure functions of features (N,C), a row for each position."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+SIGNIFICANT = 1e-10  # variance below which a channel says nothing, as part of the mean variance
+
+
+def probe_accuracy(one: list[Tensor], other: list[Tensor], ridge: float = 1e-3) -> float:
+    """How often a linear classifier tells the two apart, in [0.5, 1] but for chance: 0.5 = it cannot.
+
+    The idea of the proxy A-distance, 2 (2 accuracy - 1) (Ben-David 2007; Ganin 2016, arXiv:1505.07818, section
+    5.1.5), with ridge regression for the linear SVM. ``one`` and ``other``: for each image its features (P,C), at
+    least two images of each. Fitted on every second image and tried on the rest, and the other way round, so that no
+    image is in both; mean over the two kinds, so that their numbers do not matter.
+    """
+    folds = [[torch.cat(kind[i::2]).double() for kind in (one, other)] for i in (0, 1)]
+    right = []
+    for fitted, tried in (folds, folds[::-1]):
+        classify = _ridge_classifier(*fitted, ridge)
+        right += [(classify(tried[0]) > 0).double().mean(), (classify(tried[1]) < 0).double().mean()]
+    return torch.stack(right).mean().item()
+
+
+def _ridge_classifier(one: Tensor, other: Tensor, ridge: float) -> Callable[[Tensor], Tensor]:
+    """Linear least squares for +1 and -1, each kind with half of the weight; a function (N,C) -> (N,)."""
+    mean, scale = _scaling(one, other)
+    a, b = (one - mean) / scale, (other - mean) / scale
+    gram = (a.mT @ a / len(a) + b.mT @ b / len(b)) / 2  # (C,C)
+    gram += ridge * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
+    weight = torch.linalg.solve(gram, (a.mean(0) - b.mean(0)) / 2)  # (C,)
+    return lambda features: (features - mean) / scale @ weight
+
+
+def frechet_distance(one: Tensor, other: Tensor) -> float:
+    """The squared Frechet distance of two sets of features (N,C), (M,C) taken as Gaussian, for each channel.
+
+    |m1 - m2|^2 + tr(S1 + S2 - 2 (S1 S2)^(1/2)) (Heusel 2017, arXiv:1706.08500, eq. 6), divided by C, of features
+    scaled to unit variance over the two sets: so that it does not shrink where a network merely scales its features
+    down. 0 = alike.
+    """
+    one, other = one.double(), other.double()
+    mean, scale = _scaling(one, other)
+    a, b = (one - mean) / scale, (other - mean) / scale
+    covariances = [torch.cov(x.mT, correction=0) for x in (a, b)]
+    values, vectors = torch.linalg.eigh(covariances[0])
+    root = vectors * values.clamp(min=0).sqrt() @ vectors.mT
+    # The roots of the eigenvalues of S1 S2 are those of the symmetric S1^(1/2) S2 S1^(1/2).
+    cross = torch.linalg.eigvalsh(root @ covariances[1] @ root).clamp(min=0).sqrt().sum()
+    total = (a.mean(0) - b.mean(0)).square().sum() + sum(c.trace() for c in covariances) - 2 * cross
+    return total.clamp(min=0).item() / one.shape[1]
+
+
+def _scaling(one: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and deviation of each channel (C,), the two sets counting alike."""
+    mean = (one.mean(0) + other.mean(0)) / 2
+    variance = ((one - mean).square().mean(0) + (other - mean).square().mean(0)) / 2
+    return mean, variance.clamp(min=max(SIGNIFICANT * variance.mean().item(), 1e-30)).sqrt()
