@@ -21,7 +21,7 @@ def probe_accuracy(one: list[Tensor], other: list[Tensor], ridge: float = 1e-3) 
     folds = [[torch.cat(kind[i::2]).double() for kind in (one, other)] for i in (0, 1)]
     right = []
     for fitted, tried in (folds, folds[::-1]):
-        classify = _ridge_classifier(*fitted, ridge)
+        classify = _ridge_classifier(fitted[0], fitted[1], ridge)
         right += [(classify(tried[0]) > 0).double().mean(), (classify(tried[1]) < 0).double().mean()]
     return torch.stack(right).mean().item()
 

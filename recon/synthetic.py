@@ -1,0 +1,594 @@
+"""Synthetic to real: learning to see from rendered rooms, without learning to see rendering (Ren and Lee 2018,
+arXiv:1711.09082).
+
+An encoder sees synthetic images and says their depth, their surface normals and the contours of their instances, all
+known exactly. It also sees real photos, of which nothing is known but that they are real: a discriminator judges, from
+the encoder's features at each place, whether an image is real, and the encoder learns to make its features of synthetic
+images look real. Settings are those of the paper and of the authors' released code.
+
+Deviations, each for a reason:
+- The discriminator sees the maps that the encoder offers to other tasks, so after the ReLU, not before it; of a ResNet
+  the two coarsest, joined, so that nothing the heads see is hidden from it.
+- The heads read those maps and speak at half of the size; the paper's fc6 and fc7 between them, wide dilated
+  convolutions, are not moved to other tasks and would take most of the time.
+- Real and synthetic images pass the encoder in one batch: batch norm by domains would hide what differs.
+- Of the two orders of learning, the paper's (``--adversary alternate``) is the default; ``reversal`` is Ganin's.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import binary_cross_entropy_with_logits, interpolate, normalize
+from torchmetrics.functional.classification import binary_average_precision
+from torchvision.utils import make_grid
+
+from core import adversarial
+from core.data import synthetic
+from core.data.synthetic import Domains, Labels
+from core.domains import frechet_distance, probe_accuracy
+from core.nets.backbones import Backbone, Encoder
+from core.nets.layers import Norm, normalization
+from core.rng import generator
+from core.train import checkpoint, optim
+from core.train.config import TrainConfig, from_plain, parse_training, user_errors
+from core.train.dist import World
+from core.train.loop import train
+from core.train.method import Batch, Method
+
+_CROPS, _POOLS = 1, 2  # what random numbers are for, the last part of their key
+JUDGED = {
+    "alexnet": (16,),
+    "resnet18": (16, 32),
+    "resnet50": (16, 32),
+}  # strides; alexnet's 16 is conv5, the paper's
+NEAR, FAR = 0.5, 10.0  # metres, white and black in the pictures of depth
+
+
+# --- settings -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(TrainConfig):
+    data: str = "scenes"
+    """The synthetic side: scenes, or a folder with rgb/, depth/, normal/ and instance/."""
+    real: str = ""
+    """The real side: a folder of photos, or a set as --data of the other methods. The demo does with a few samples."""
+
+    encoder: Literal["alexnet", "resnet18", "resnet50"] = "alexnet"
+    """alexnet is the paper's."""
+    norm: Literal["batch", "group"] = "batch"
+    """Normalisation; group does not depend on the batch, nor on how it is split over ranks."""
+    channels: Literal["one", "all"] = "one"
+    """one: in training each image is seen as a random one of its colour channels, three times, as in the authors' code;
+    colours are what synthetic images most easily get wrong."""
+
+    adversary: Literal["alternate", "reversal"] = "alternate"
+    """alternate: discriminator and encoder learn in turns; reversal: at once, the gradient changing its sign between
+    them (Ganin 2015)."""
+    adversarial: float = 0.05
+    """Weight of the adversarial loss; at 0 the encoder does not hear the discriminator, which still learns to judge."""
+    discriminator_norm: Literal["batch", "group"] = "batch"
+    """batch is the paper's; group lets it see how an image differs from others of its kind."""
+    pool: int = 128
+    """Features of so many earlier images are kept of each domain; half of each batch that the discriminator learns from
+    is taken from them (Shrivastava 2017). 0 = none."""
+
+    depth_weight: float = 5.0
+    normal_weight: float = 10.0
+    contour_weight: float = 1.0
+
+    lr: float = 1e-3
+    """Adam's rate for encoder and heads."""
+    lr_discriminator: float = 1e-3
+    """SGD's rate for the discriminator, momentum .9."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.size % 32 or self.size < 64:
+            raise ValueError(f"--size {self.size}: use a multiple of 32 from 64 on")
+        if self.adversarial < 0:
+            raise ValueError(f"--adversarial must not be negative, not {self.adversarial}")
+        if self.pool < 0:
+            raise ValueError(f"--pool must not be negative, not {self.pool}")
+
+
+def demo() -> Config:
+    """Minutes on two CPU cores: built-in scenes, and scikit-image's few photos where no others are named."""
+    return Config(
+        preset="demo", size=96, short_side=112, scenes=1536, steps=800, batch=32, show_every=100, eval_every=200,
+        save_every=200,
+    )  # fmt: skip
+
+
+def small() -> Config:
+    """One GPU, tens of minutes; needs --real."""
+    return Config(
+        preset="small", size=128, short_side=160, scenes=30_000, steps=20_000, batch=64, cache_gb=16,
+        show_every=1_000, eval_every=2_000, save_every=2_000,
+    )  # fmt: skip
+
+
+def paper() -> Config:
+    """The paper's crop, batch and length (30 epochs of a million); needs --real, in the paper Places365."""
+    return Config(
+        preset="paper", size=224, short_side=256, scenes=200_000, steps=130_000, batch=224,
+        cache_gb=400, show_every=2_000, eval_every=5_000, save_every=5_000,
+    )  # fmt: skip
+
+
+def open_domains(config: Config, quiet: bool) -> Domains:
+    """The synthetic and the real side, each split into training and held-out images."""
+    cuda = config.device != "cpu" and torch.cuda.is_available()
+    if config.real:
+        real = synthetic.open_real(
+            config.real, config.size, short_side=config.short_side, cache_dir=config.cache,
+            cache_gb=config.cache_gb, quiet=quiet,
+        )  # fmt: skip
+    else:
+        real = synthetic.sample_photos(config.size)
+        if not quiet:
+            print(
+                "no --real given: the demo does with scikit-image's sample photos; name a folder of photos to see more"
+            )
+    labelled = synthetic.open_synthetic(
+        config.data, config.size, short_side=config.short_side, scenes=config.scenes, cache_dir=config.cache,
+        cache_gb=config.cache_gb, device="cuda" if cuda else "cpu", quiet=quiet,
+    )  # fmt: skip
+    return Domains.of(labelled, real)
+
+
+# --- networks -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Guess:
+    """What the heads say: log_depth (n,1,S,S), of metres; normal (n,3,S,S) unit; contour (n,1,S,S) logits."""
+
+    log_depth: Tensor
+    normal: Tensor
+    contour: Tensor
+
+
+class Net(nn.Module):
+    """Encoder and heads."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.encoder = Backbone(name=config.encoder, norm=config.norm).build()
+        self.judged = JUDGED[config.encoder]
+        self.channels = sum(self.encoder.channels[stride] for stride in self.judged)
+        self.depth, self.normal, self.contour = (_head(self.channels, n, config.norm) for n in (1, 3, 1))
+
+    def forward(self, image: Tensor, labelled: int | None = None) -> tuple[Tensor, Guess]:
+        """RGB (N,3,S,S) in [0,1] -> features (N,C,S/16,S/16), and a guess for the first ``labelled`` images."""
+        maps = self.encoder(image)
+        finest = maps[self.judged[0]]
+        features = torch.cat(
+            [finest] + [interpolate(maps[s], finest.shape[-2:], mode="nearest") for s in self.judged[1:]], 1
+        )
+        x = features[:labelled]
+        guess = Guess(
+            self.depth(x).float(), normalize(self.normal(x).float(), dim=1), self.contour(x).float()
+        )
+        return features.float(), guess
+
+
+def _head(channels: int, out: int, norm: Norm) -> nn.Sequential:
+    """Up-convolutions to half of the size, then bilinear: (N,C,s,s) -> (N,out,16s,16s)."""
+    layers: list[nn.Module] = []
+    for wide, narrow in pairwise((channels, 64, 64, 32)):
+        layers += [
+            nn.ConvTranspose2d(wide, narrow, 4, stride=2, padding=1, bias=False),
+            normalization(norm, narrow),
+            nn.ReLU(inplace=True),
+        ]
+    return nn.Sequential(
+        *layers, nn.Conv2d(32, out, 3, padding=1), nn.Upsample(scale_factor=2, mode="bilinear")
+    )
+
+
+class PatchDiscriminator(nn.Module):
+    """Features (N,C,s,s) -> a logit for each patch (N,1,s/2,s/2), above 0 = real: 6x6 or so at the paper's size."""
+
+    def __init__(self, channels: int, norm: Norm, width: int = 512) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Conv2d(channels, width, 3, stride=2, padding=1, bias=False),
+            normalization(norm, width),
+            nn.LeakyReLU(0.2, inplace=True),
+            nn.Conv2d(width, width, 1, bias=False),
+            normalization(norm, width),
+            nn.LeakyReLU(0.2, inplace=True),
+            nn.Conv2d(width, 1, 1),
+        )
+
+    def forward(self, features: Tensor) -> Tensor:
+        return self.layers(features)
+
+
+class _Reversal(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: float) -> Tensor:
+        ctx.weight = weight
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return -ctx.weight * gradient, None
+
+
+def reverse_gradient(x: Tensor, weight: float) -> Tensor:
+    """x itself, whose gradient is -``weight`` times what comes back (Ganin 2015, arXiv:1409.7495, eq. 6)."""
+    return _Reversal.apply(x, weight)
+
+
+class Pool:
+    """Features of earlier images, so that a discriminator does not forget how they looked (Shrivastava 2017,
+    arXiv:1612.07828, section 2.3). It begins with copies of the first batch. The same on every rank."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self.kept: Tensor | None = None  # (size,C,s,s)
+
+    def exchange(self, features: Tensor, random: torch.Generator) -> Tensor:
+        """A batch (N,C,s,s) in which half of the images have changed places with kept ones."""
+        if self.size == 0:
+            return features
+        if self.kept is None:
+            self.kept = features[torch.arange(self.size) % len(features)].clone()
+        count = min(len(features) // 2, self.size)
+        out = torch.randperm(len(features), generator=random)[:count].to(features.device)
+        into = torch.randperm(self.size, generator=random)[:count].to(features.device)
+        mixed = features.clone()
+        mixed[out] = self.kept[into]
+        self.kept[into] = features[out]
+        return mixed
+
+
+# --- losses ---------------------------------------------------------------------------------------------------
+
+
+def depth_loss(log_depth: Tensor, depth: Tensor) -> Tensor:
+    """Mean square of the difference in log depth where depth is known, (n,1,S,S); depth in metres, 0 = missing.
+
+    The authors' code takes the logarithm of what is missing too, and adds the square of the mean difference.
+    """
+    known = depth > 0
+    difference = torch.where(known, log_depth - depth.clamp(min=1e-3).log(), 0)
+    return difference.square().sum() / known.sum().clamp(min=1)
+
+
+def normal_loss(normal: Tensor, truth: Tensor) -> Tensor:
+    """Mean of 1 - cos of the angle between normals (n,3,S,S), both unit, where the truth is not 0."""
+    known = truth.square().sum(1) > 0.25  # (n,S,S)
+    cosine = (normal * truth).sum(1)
+    return torch.where(known, 1 - cosine, 0).sum() / known.sum().clamp(min=1)
+
+
+def contour_loss(logits: Tensor, contour: Tensor) -> Tensor:
+    """Cross-entropy of contours (n,1,S,S), 1 = contour, each image weighted by its other pixels for each of these.
+
+    As in the authors' code; few contours then count as much as many. The weight is at most S.
+    """
+    pixels, count = contour[0].numel(), contour.sum((1, 2, 3), keepdim=True)
+    weight = (pixels - count) / count.clamp(min=contour.shape[-1])
+    return binary_cross_entropy_with_logits(logits, contour, weight=weight.expand_as(contour))
+
+
+# --- the method -----------------------------------------------------------------------------------------------
+
+
+class Synthetic(Method):
+    name = "synthetic"
+    score = "normal_within_30"
+
+    def __init__(self, config: Config, world: World) -> None:
+        self.config, self.world = config, world
+        self.net = Net(config)
+        self.discriminator = PatchDiscriminator(self.net.channels, config.discriminator_norm)
+        self.networks = {"net": self.net, "discriminator": self.discriminator}
+        self.optimizers = {
+            "net": torch.optim.Adam(self.net.parameters(), config.lr, betas=(0.5, 0.999)),
+            "discriminator": torch.optim.SGD(
+                self.discriminator.parameters(), config.lr_discriminator, momentum=0.9, weight_decay=5e-4
+            ),
+        }
+        self.pools = {"synthetic": Pool(config.pool), "real": Pool(config.pool)}
+
+    def update(self, batch: Batch, step: int) -> dict[str, Tensor]:
+        config = self.config
+        random = generator(config.seed, step, _CROPS)
+        image, labels = self._labelled(batch, random)
+        photo = self._photos(batch, random)
+        self.net.train()
+        self.discriminator.train()
+        with self.world.autocast():
+            features, guess = self.net(torch.cat([image, photo]), labelled=len(image))
+        fake, real = features.split(len(image))
+
+        depth, normal = depth_loss(guess.log_depth, labels.depth), normal_loss(guess.normal, labels.normal)
+        contour = contour_loss(guess.contour, synthetic.contours(labels.instance))
+        task = config.depth_weight * depth + config.normal_weight * normal + config.contour_weight * contour
+        scalars = {"loss/depth": depth, "loss/normal": normal, "loss/contour": contour, "loss/task": task}
+        learn = self._alternate if config.adversary == "alternate" else self._reverse
+        scalars |= learn(task, fake, real, step)
+        scalars["grad_norm/net"] = optim.step(self.optimizers["net"], self.world)
+        return scalars
+
+    def _alternate(self, task: Tensor, fake: Tensor, real: Tensor, step: int) -> dict[str, Tensor]:
+        """The discriminator's step, on pools; then the gradients of the encoder, which it judges anew."""
+        random = generator(self.config.seed, step, _POOLS)
+        pooled = {
+            name: self.world.slice(self.pools[name].exchange(self.world.gather(mine.detach()), random))
+            for name, mine in (("synthetic", fake), ("real", real))
+        }
+        scalars = adversarial.update_discriminator(
+            self.discriminator,
+            self.optimizers["discriminator"],
+            pooled["real"],
+            pooled["synthetic"],
+            self.world,
+        )
+        with adversarial.frozen(self.discriminator), self.world.autocast():
+            verdict, on_real = self.discriminator(fake).float(), self.discriminator(real.detach()).float()
+        fooling = adversarial.generator_loss(verdict)
+        (task + self.config.adversarial * fooling).backward()
+        return scalars | {
+            "loss/adversarial": fooling,
+            "loss/adversarial_weighted": self.config.adversarial * fooling,
+            "domain/accuracy": accuracy(on_real, verdict),
+        }
+
+    def _reverse(self, task: Tensor, fake: Tensor, real: Tensor, step: int) -> dict[str, Tensor]:
+        """One backward for all: the discriminator's gradients, and reversed those of the encoder, on both domains.
+
+        The reversed gradients grow from 0 to full weight as training goes on (Ganin 2015, eq. 14).
+        """
+        ramp = 2 / (1 + math.exp(-10 * step / self.config.steps)) - 1
+        weight = ramp * self.config.adversarial
+        with self.world.autocast():
+            on_real = self.discriminator(reverse_gradient(real, weight)).float()
+        with adversarial.untracked(self.discriminator), self.world.autocast():
+            on_fake = self.discriminator(reverse_gradient(fake, weight)).float()
+        judging = adversarial.real_loss(on_real) + adversarial.fake_loss(on_fake)
+        (task + judging).backward()
+        return {
+            "discriminator/real": on_real.sigmoid().mean(),
+            "discriminator/fake": on_fake.sigmoid().mean(),
+            "loss/discriminator": judging,
+            "domain/accuracy": accuracy(on_real, on_fake),
+            "grad_norm/discriminator": optim.step(self.optimizers["discriminator"], self.world),
+        }
+
+    # --- what it sees -----------------------------------------------------------------------------------------
+
+    def _labelled(self, batch: Batch, random: torch.Generator) -> tuple[Tensor, Labels]:
+        """This rank's random crops of synthetic images, (n,3,S,S) in [0,1] and their labels."""
+        planes, flip, channel = self._crops(batch, "synthetic", random)
+        image, labels = synthetic.unpack(planes)
+        return self._seen(image, channel), synthetic.mirrored(labels, flip)
+
+    def _photos(self, batch: Batch, random: torch.Generator) -> Tensor:
+        planes, _, channel = self._crops(batch, "real", random)
+        return self._seen(planes.float() / 255, channel)
+
+    def _crops(self, batch: Batch, domain: str, random: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+        """This rank's crops of a domain, uint8 (n,C,S,S), whether each is mirrored, and a colour channel for each."""
+        count = self.config.batch
+        place, flip = torch.rand(count, 2, generator=random), torch.rand(count, generator=random) < 0.5
+        channel = torch.randint(3, (count,), generator=random)
+        mine = self.world.part(count)
+        room = batch[f"{domain}/extent"].cpu() - self.config.size + 1  # (n,2)
+        corner = (place[mine] * room).long()
+        return (
+            synthetic.crop(batch[f"{domain}/image"], corner, self.config.size, flip[mine]),
+            flip[mine],
+            channel[mine],
+        )
+
+    def _seen(self, image: Tensor, channel: Tensor) -> Tensor:
+        """Images (n,3,S,S) as one ``channel`` (n,) of each three times, or unchanged."""
+        if self.config.channels == "all":
+            return image
+        one = image[torch.arange(len(image), device=image.device), channel.to(image.device)]
+        return one[:, None].expand(-1, 3, -1, -1)
+
+    def centered(self, batch: Batch, domain: str) -> Tensor:
+        """The central squares of held-out images of a domain, uint8 (n,C,S,S), at the scale of the training crops."""
+        corner = (batch[f"{domain}/extent"] - self.config.size) // 2
+        return synthetic.crop(batch[f"{domain}/image"], corner, self.config.size)
+
+    @torch.no_grad()
+    def look(self, image: Tensor) -> tuple[Tensor, Guess]:
+        """Features and guesses for held-out images (n,3,S,S), seen by their green channel."""
+        green = torch.ones(len(image), dtype=torch.long)
+        with self.world.autocast():
+            return self.net.eval()(self._seen(image, green))
+
+    # --- state ------------------------------------------------------------------------------------------------
+
+    def warnings(self, scalars: Mapping[str, float]) -> list[str]:
+        return adversarial.collapse_warning(scalars) if self.config.adversarial else []
+
+    def encoders(self) -> dict[str, Encoder]:
+        return {"generator": self.net.encoder}
+
+    def state_dict(self) -> dict[str, Any]:
+        pools = {f"pool.{name}": pool.kept for name, pool in self.pools.items() if pool.kept is not None}
+        return super().state_dict() | pools
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        super().load_state_dict(state)
+        for name, pool in self.pools.items():
+            if f"pool.{name}" in state:
+                pool.kept = state[f"pool.{name}"].to(self.world.device)
+
+    # --- looking and measuring --------------------------------------------------------------------------------
+
+    def show(self, batch: Batch) -> dict[str, Tensor]:
+        """What is guessed of synthetic images beside the truth, and of real ones."""
+        image, labels = synthetic.unpack(self.centered(batch, "synthetic"))
+        photo = self.centered(batch, "real").float() / 255
+        guess, real = self.look(image)[1], self.look(photo)[1]
+        columns = [
+            image, depth_picture(guess.log_depth), depth_picture(labels.depth.clamp(min=1e-3).log()),
+            guess.normal / 2 + 0.5, labels.normal / 2 + 0.5, guess.contour.sigmoid().expand_as(image),
+            synthetic.contours(labels.instance).expand_as(image),
+        ]  # fmt: skip
+        on_real = [photo, *pictures(real)]
+        return {
+            "synthetic: image | depth, truth | normals, truth | contours, truth": _sheet(columns),
+            "real: image | depth | normals | contours": _sheet(on_real),
+        }
+
+    def evaluate(self, batches: Iterable[Batch]) -> dict[str, float]:
+        """Errors of the tasks on held-out synthetic images, and how far apart the domains' features are.
+
+        domain_accuracy is the discriminator's, of .5 where it cannot tell; domain_probe that of a linear classifier
+        fitted to the features afterwards, domain_frechet their distance (``core.domains``): these two do not depend on
+        how well the discriminator has learnt. They need two held-out images of each domain.
+        """
+        figures = TaskErrors()
+        places: dict[str, list[Tensor]] = {"synthetic": [], "real": []}
+        verdicts: dict[str, list[Tensor]] = {"synthetic": [], "real": []}
+        self.discriminator.eval()
+        for batch in batches:
+            for domain in places:
+                planes = self.centered(batch, domain)[batch[f"{domain}/first"]]
+                if not len(planes):
+                    continue
+                image = planes[:, :3].float() / 255
+                features, guess = self.look(image)
+                with torch.no_grad(), self.world.autocast():
+                    verdicts[domain].append(self.discriminator(features).float().flatten(1))
+                places[domain] += features.flatten(2).mT.cpu().unbind()  # (P,C) of each image
+                if domain == "synthetic":
+                    figures.add(guess, synthetic.unpack(planes)[1])
+        found = figures.means()
+        found["domain_accuracy"] = accuracy(
+            torch.cat(verdicts["real"]), torch.cat(verdicts["synthetic"])
+        ).item()
+        if min(map(len, places.values())) > 1:
+            found["domain_probe"] = probe_accuracy(places["real"], places["synthetic"])
+            found["domain_frechet"] = frechet_distance(
+                torch.cat(places["real"]), torch.cat(places["synthetic"])
+            )
+        return found
+
+    def floors(self, batches: Iterable[Batch]) -> dict[str, dict[str, float]]:
+        """The mean of the truth at each pixel over the measured images: what a room looks like on the whole."""
+        labels = [
+            synthetic.unpack(self.centered(batch, "synthetic")[batch["synthetic/first"]])[1]
+            for batch in batches
+        ]
+        depth, normal = torch.cat([x.depth for x in labels]), torch.cat([x.normal for x in labels])
+        contour = torch.cat([synthetic.contours(x.instance) for x in labels])
+        known = depth > 0
+        log_depth = torch.where(known, depth.clamp(min=1e-3).log(), 0).sum(0) / known.sum(0).clamp(min=1)
+        mean = Guess(
+            log_depth[None], normalize(normal.mean(0, keepdim=True), dim=1),
+            contour.mean(0, keepdim=True).clamp(1e-4, 1 - 1e-4).logit(),
+        )  # fmt: skip
+        figures = TaskErrors()
+        for x in labels:
+            n = len(x.depth)
+            figures.add(
+                Guess(
+                    *(value.expand(n, -1, -1, -1) for value in (mean.log_depth, mean.normal, mean.contour))
+                ),
+                x,
+            )
+        return {"the scenes' mean": figures.means()}
+
+
+class TaskErrors:
+    """Figures of guesses, over all pixels whose truth is known."""
+
+    def __init__(self) -> None:
+        self.depth: list[Tensor] = []
+        self.angles: list[Tensor] = []
+        self.contours: list[tuple[Tensor, Tensor]] = []
+
+    def add(self, guess: Guess, labels: Labels) -> None:
+        known = labels.depth > 0
+        self.depth.append((guess.log_depth[known] - labels.depth[known].log()).cpu())
+        known = labels.normal.square().sum(1) > 0.25  # (n,S,S)
+        cosine = (guess.normal * labels.normal).sum(1)[known]
+        self.angles.append(torch.rad2deg(cosine.clamp(-1, 1).acos()).cpu())
+        truth = synthetic.contours(labels.instance)
+        self.contours.append((guess.contour.sigmoid().flatten().cpu(), truth.flatten().long().cpu()))
+
+    def means(self) -> dict[str, float]:
+        """depth_rms of the logarithm; depth_within_25, part of the pixels within a factor of 1.25 (Eigen 2014);
+        normal_degrees, mean angle, normal_within_30, part within 30 degrees (Fouhey 2013); contour_ap, average
+        precision."""
+        depth, angles = torch.cat(self.depth), torch.cat(self.angles)
+        guessed, true = (torch.cat(values) for values in zip(*self.contours, strict=True))
+        return {
+            "depth_rms": depth.square().mean().sqrt().item(),
+            "depth_within_25": (depth.abs() < math.log(1.25)).float().mean().item(),
+            "normal_degrees": angles.mean().item(),
+            "normal_within_30": (angles < 30).float().mean().item(),
+            "contour_ap": binary_average_precision(guessed, true, thresholds=200).item(),
+        }
+
+
+def accuracy(on_real: Tensor, on_fake: Tensor) -> Tensor:
+    """How often a discriminator's logits are on the right side of 0, both kinds counting alike; 0-d."""
+    return ((on_real > 0).float().mean() + (on_fake <= 0).float().mean()) / 2
+
+
+def depth_picture(log_depth: Tensor) -> Tensor:
+    """Log depth (n,1,S,S) as grey (n,3,S,S): white at ``NEAR`` metres, black at ``FAR`` and where it is missing."""
+    near, far = math.log(NEAR), math.log(FAR)
+    grey = ((far - log_depth) / (far - near)).clamp(0, 1)
+    missing = log_depth < math.log(2e-3)
+    return torch.where(missing, 0, grey).expand(-1, 3, -1, -1)
+
+
+def pictures(guess: Guess) -> list[Tensor]:
+    """Depth, normals (x, y, z as red, green, blue) and contours, each (n,3,S,S) in [0,1]."""
+    return [
+        depth_picture(guess.log_depth),
+        guess.normal / 2 + 0.5,
+        guess.contour.sigmoid().expand(-1, 3, -1, -1),
+    ]
+
+
+def _sheet(columns: Sequence[Tensor]) -> Tensor:
+    rows = torch.stack([column.float() for column in columns], 1).flatten(0, 1)
+    return make_grid(rows, nrow=len(columns), padding=2, pad_value=1.0)
+
+
+# --- using it -------------------------------------------------------------------------------------------------
+
+
+def load_net(path: Path, device: torch.device) -> tuple[Net, Config]:
+    """Encoder and heads of a checkpoint (a file or a run's folder). ValueError of one line if it is none."""
+    content = checkpoint.load(checkpoint.find(path), Synthetic.name)
+    config = from_plain(Config, content["config"])
+    net = Net(config)
+    net.load_state_dict(content["state"]["network.net"])
+    return net.eval().to(device), config
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    with user_errors():
+        config = parse_training(Synthetic.name, {"demo": demo, "small": small, "paper": paper}, argv)
+        if not config.real and config.preset != "demo":
+            raise ValueError("--real is missing: name a folder of photos (say, --real ~/Pictures), voc2012, stl10 or "
+                             "imagenet:PATH")  # fmt: skip
+        folder = train(Synthetic.name, config, Synthetic, open_domains)
+        print(f"look: make tensorboard; what it sees in a photo: make surfaces IN= OUT= CKPT={folder}")
+
+
+if __name__ == "__main__":
+    main()
