@@ -6,8 +6,8 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-Rows = Mapping[str, Mapping[str, float]]
-"""Row -> column -> value. A value that a row lacks is left empty."""
+Rows = Mapping[str, Mapping[str, float | str]]
+"""Row -> column -> value, or what to print. A value that a row lacks is left empty."""
 
 
 def markdown(rows: Rows, corner: str = "") -> str:
@@ -31,10 +31,10 @@ def write(rows: Rows, folder: Path, name: str, corner: str = "") -> None:
     (folder / f"{name}.json").write_text(json.dumps(rows, indent=1) + "\n")
 
 
-def _figure(value: float | None) -> str:
+def _figure(value: float | str | None) -> str:
     """Four digits that count, for a value from thousandths to thousands."""
-    if value is None:
-        return ""
+    if value is None or isinstance(value, str):
+        return value or ""
     return (
         f"{value:.2f}"
         if abs(value) >= 10 or value == 0
