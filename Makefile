@@ -8,7 +8,7 @@ data = $(if $(DATA),--data "$(DATA)")
 ckpt = $(if $(CKPT),--ckpt "$(CKPT)")
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train-inpainting train-colorization train-simclr train-moco train-byol train-cpc eval-inpainting eval-segmentation mend colorize scenes tensorboard test check format clean
+.PHONY: help setup train-inpainting train-colorization train-superresolution train-simclr train-moco train-byol train-cpc eval-inpainting eval-superresolution eval-segmentation mend colorize upscale scenes tensorboard test check format clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1\t\2/' | awk -F'\t' '{printf "make %-20s %s\n", $$1, $$2}'
@@ -29,6 +29,9 @@ train-inpainting: $(READY)  ## train the context encoder: DATA= folder or set (d
 train-colorization: $(READY)  ## train the colorizer (ARGS="--loss l2", "--hints", "--classes 100"): DATA= ARGS= GPUS= as above
 	@$(RUN) recon.colorization $(data) $(ARGS)
 
+train-superresolution: $(READY)  ## train SRResNet, then SRGAN (ARGS="--content-weights download"): DATA= ARGS= GPUS= as above
+	@$(RUN) recon.superresolution $(data) $(ARGS)
+
 train-simclr: $(READY)  ## train SimCLR: DATA= ARGS= GPUS= as above
 	@$(RUN) contrastive.simclr $(data) $(ARGS)
 
@@ -44,6 +47,9 @@ train-cpc: $(READY)  ## train CPC: DATA= ARGS= GPUS=
 eval-inpainting: $(READY)  ## quality of mended holes beside classical methods: CKPT= DATA=
 	@.venv/bin/python -m recon.quality $(ckpt) $(data) $(ARGS)
 
+eval-superresolution: $(READY)  ## PSNR and SSIM of a folder's images beside bicubic, as on Set5: CKPT= DATA=
+	@.venv/bin/python -m recon.upscale_quality $(ckpt) $(data) $(ARGS)
+
 eval-segmentation: $(READY)  ## move a checkpoint's features to segmentation, against random init: CKPT= DATA=
 	@.venv/bin/python -m eval.segmentation $(ckpt) $(data) $(ARGS)
 
@@ -52,6 +58,9 @@ mend: $(READY)  ## mend a photo or a folder: IN= MASK= (white = hole) OUT= CKPT=
 
 colorize: $(READY)  ## colorize a grey photo or a folder: IN= OUT= CKPT=
 	@.venv/bin/python -m recon.colorize $(if $(IN),--in "$(IN)") $(if $(OUT),--out "$(OUT)") $(ckpt) $(ARGS)
+
+upscale: $(READY)  ## enlarge a photo or a folder four times: IN= OUT= CKPT=
+	@.venv/bin/python -m recon.upscale $(if $(IN),--in "$(IN)") $(if $(OUT),--out "$(OUT)") $(ckpt) $(ARGS)
 
 scenes: $(READY)  ## a contact sheet of the built-in scenes: OUT=scenes.png
 	@.venv/bin/python -m core.data.scenes $(if $(OUT),--out "$(OUT)") $(ARGS)

@@ -1,14 +1,17 @@
-"""Perceptual distances: LPIPS, with weights that are at hand."""
+"""Perceptual distances, LPIPS and VGG's features, with weights that are at hand."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import lpips
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from torchvision.models import AlexNet_Weights
+from torchvision.models import AlexNet_Weights, VGG19_Weights, vgg19
+
+from core.nets.backbones import IMAGENET_MEAN, IMAGENET_STD
 
 
 class Lpips(nn.Module):
@@ -37,19 +40,88 @@ def open_lpips(trunk: str) -> tuple[Lpips | None, str]:
     """
     if trunk == "off":
         return None, "LPIPS is off"
-    url = AlexNet_Weights.IMAGENET1K_V1.url
-    cached = Path(torch.hub.get_dir()) / "checkpoints" / Path(url).name
-    if trunk == "auto" and not cached.is_file():
+    file = _weights_file(trunk, AlexNet_Weights.IMAGENET1K_V1.url)
+    if file is None:
         return None, "no LPIPS: its AlexNet is not on this machine; add --lpips download, or --lpips FILE"
-    if trunk == "download":
-        torch.hub.load_state_dict_from_url(url, weights_only=True, check_hash=True)
-    file = cached if trunk in ("auto", "download") else Path(trunk)
     if not file.is_file():
         raise ValueError(f"--lpips {trunk}: no such file; give AlexNet's weights, or auto, download or off")
     try:
-        suffix = file.suffix == ".safetensors"
-        state = load_file(file) if suffix else torch.load(file, map_location="cpu", weights_only=True)
-        return Lpips(state), f"LPIPS with AlexNet from {file}"
+        return Lpips(_load(file)), f"LPIPS with AlexNet from {file}"
     except Exception as error:  # torch and safetensors raise many kinds for a damaged or foreign file
         raise ValueError(f"{file} does not hold torchvision's AlexNet ({type(error).__name__}): give its weights "
                          "with --lpips FILE, or --lpips off") from None  # fmt: skip
+
+
+ContentLayer = Literal["relu2_2", "relu3_4", "relu5_4"]
+_CONTENT_LAYERS: dict[str, int] = {
+    "relu2_2": 9,
+    "relu3_4": 18,
+    "relu5_4": 36,
+}  # layers of torchvision's VGG19 up to it
+
+
+class ContentFeatures(nn.Module):
+    """VGG19's map after a ReLU, before the next pooling: RGB (N,3,H,W) in [0,1] -> (N,C,h,w).
+
+    SRGAN's content (Ledig 2017, arXiv:1609.04802, eq. 5): phi_2,2 is relu2_2, phi_5,4 is relu5_4. The image is brought
+    to ImageNet's mean and deviation first. Gradients pass through it, its weights stay.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, layer: ContentLayer, weights: dict[str, Tensor]) -> None:
+        super().__init__()
+        with torch.device(
+            "meta"
+        ):  # no time for weights that are replaced, nor for the classifier's
+            self.layers = vgg19().features[: _CONTENT_LAYERS[layer]]
+        for module in self.layers:
+            if isinstance(module, nn.ReLU):
+                module.inplace = False
+        state = {name: weights[f"features.{name}"] for name in self.layers.state_dict()}
+        self.layers.load_state_dict(state, assign=True)
+        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1))
+        self.register_buffer("std", torch.tensor(IMAGENET_STD).view(1, 3, 1, 1))
+        self.requires_grad_(False).eval()
+
+    def forward(self, image: Tensor) -> Tensor:
+        return self.layers((image - self.mean) / self.std)
+
+
+def open_content(layer: ContentLayer, weights: str) -> tuple[ContentFeatures | None, str]:
+    """VGG19's features, or None with the reason why not, in one line; ``weights`` as ``trunk`` of ``open_lpips``."""
+    if weights == "off":
+        return None, "VGG19 is off"
+    file = _weights_file(weights, VGG19_Weights.IMAGENET1K_V1.url)
+    if file is None:
+        return None, "VGG19 is not on this machine; add --content-weights download, or FILE"
+    if not file.is_file():
+        raise ValueError(
+            f"--content-weights {weights}: no such file; give VGG19's weights, or auto, download or off"
+        )
+    try:
+        return ContentFeatures(layer, _load(file)), f"VGG19's {layer} from {file}"
+    except KeyError:
+        raise ValueError(f"{file} does not reach VGG19's {layer}: choose a lower --content-layer, or give all of "
+                         "torchvision's VGG19") from None  # fmt: skip
+    except Exception as error:  # torch and safetensors raise many kinds for a damaged or foreign file
+        raise ValueError(f"{file} does not hold torchvision's VGG19 ({type(error).__name__}): give its weights "
+                         "with --content-weights FILE, or --content-weights off") from None  # fmt: skip
+
+
+def _weights_file(asked: str, url: str) -> Path | None:
+    """The file of weights that ``auto``, ``download`` or a path means; None where auto finds nothing."""
+    cached = Path(torch.hub.get_dir()) / "checkpoints" / Path(url).name
+    if asked == "auto":
+        return cached if cached.is_file() else None
+    if asked == "download":
+        torch.hub.load_state_dict_from_url(url, weights_only=True, check_hash=True)
+        return cached
+    return Path(asked)
+
+
+def _load(file: Path) -> dict[str, Tensor]:
+    if file.suffix == ".safetensors":
+        return load_file(file)
+    return torch.load(file, map_location="cpu", weights_only=True)

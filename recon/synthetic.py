@@ -386,8 +386,8 @@ class Synthetic(Method):
         place, flip = torch.rand(count, 2, generator=random), torch.rand(count, generator=random) < 0.5
         channel = torch.randint(3, (count,), generator=random)
         mine = self.world.part(count)
-        room = batch[f"{domain}/extent"].cpu() - self.config.size + 1  # (n,2)
-        corner = (place[mine] * room).long()
+        room = batch[f"{domain}/extent"] - self.config.size + 1  # (n,2)
+        corner = (place[mine].to(room.device) * room).long()
         return (
             synthetic.crop(batch[f"{domain}/image"], corner, self.config.size, flip[mine]),
             flip[mine],

@@ -47,6 +47,16 @@ def random_boxes(
     )
 
 
+def square_boxes(extent: Tensor, draws: Tensor, side: int) -> Tensor:
+    """Boxes (n,4) of ``side`` px at random whole places, so that pixels are cut out as they are.
+
+    extent (n,2), from ``side`` on; draws: of ``crop_draws``, (n,4), of which the last two are used.
+    """
+    room = (extent - side).float()
+    corner = (draws[:, 2:].to(extent.device) * (room + 1)).floor().minimum(room)
+    return torch.cat([corner, torch.full_like(corner, side)], dim=1)
+
+
 def center_boxes(extent: Tensor) -> Tensor:
     """The largest central square of each image; extent (n,2) -> (n,4), on whole pixels."""
     side = extent.amin(1, keepdim=True)

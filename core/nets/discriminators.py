@@ -1,4 +1,4 @@
-"""DCGAN's discriminator (Radford 2016, arXiv:1511.06434), whose features can be moved to other tasks too."""
+"""DCGAN's discriminator (Radford 2016, arXiv:1511.06434), and SRGAN's; their features can be moved too."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
 from core.nets.encoder import Encoder
-from core.nets.layers import normal_init, normalization
+from core.nets.layers import Norm, normal_init, normalization
 
 DiscriminatorNorm = Literal["batch", "group", "spectral"]
 
@@ -57,6 +57,68 @@ class DiscriminatorEncoder(Encoder):
         for stride, layer in zip(self.channels, self.layers, strict=True):
             x = features[stride] = layer(x)
         return features
+
+
+@dataclass(frozen=True)
+class SRGANDiscriminatorSpec:
+    """Settings of SRGAN's discriminator (Ledig 2017, arXiv:1609.04802, figure 4)."""
+
+    size: int
+    """Side of the square images it judges, px; a multiple of 16."""
+    width: int = 64
+    norm: Literal["batch", "group"] = "batch"
+
+    def build(self) -> SRGANDiscriminator:
+        if self.size % 16:
+            raise ValueError(f"SRGAN's discriminator needs sides of a multiple of 16 px, not {self.size}")
+        return SRGANDiscriminator(self)
+
+    def plain(self) -> dict[str, Any]:
+        return {"kind": "srgan-discriminator", **asdict(self)}
+
+
+class SRGANDiscriminatorEncoder(Encoder):
+    """Its eight 3x3 convolutions: width, twice that, four, eight times, each once plain and once with stride 2."""
+
+    def __init__(self, spec: SRGANDiscriminatorSpec) -> None:
+        super().__init__()
+        self.spec: SRGANDiscriminatorSpec = spec
+        self.channels = {2 << i: spec.width << i for i in range(4)}
+        layers, channels_in = [], 3
+        for stride, channels in self.channels.items():
+            layers.append(
+                nn.Sequential(
+                    *_convolution(channels_in, channels, 1, None if stride == 2 else spec.norm),
+                    *_convolution(channels, channels, 2, spec.norm),
+                )
+            )
+            channels_in = channels
+        self.layers = nn.ModuleList(layers)
+
+    def forward(self, image: Tensor) -> dict[int, Tensor]:
+        x = 2 * image - 1  # [0,1] -> [-1,1]
+        features = {}
+        for stride, layer in zip(self.channels, self.layers, strict=True):
+            x = features[stride] = layer(x)
+        return features
+
+
+class SRGANDiscriminator(nn.Module):
+    """RGB (N,3,S,S) in [0,1], S = ``spec.size`` -> logits (N,), above 0 = real. ``encoder``: any size."""
+
+    def __init__(self, spec: SRGANDiscriminatorSpec) -> None:
+        super().__init__()
+        self.encoder = SRGANDiscriminatorEncoder(spec)
+        flat = self.encoder.channels[16] * (spec.size // 16) ** 2
+        self.head = nn.Sequential(nn.Linear(flat, 1024), nn.LeakyReLU(0.2, inplace=True), nn.Linear(1024, 1))
+
+    def forward(self, image: Tensor) -> Tensor:
+        return self.head(self.encoder(image)[16].flatten(1))[:, 0]
+
+
+def _convolution(channels_in: int, channels: int, stride: int, norm: Norm | None) -> list[nn.Module]:
+    conv = nn.Conv2d(channels_in, channels, 3, stride, 1, bias=norm is None)
+    return [conv, *([] if norm is None else [normalization(norm, channels)]), nn.LeakyReLU(0.2, inplace=True)]
 
 
 class Discriminator(nn.Module):

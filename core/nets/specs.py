@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from core.nets.backbones import Backbone
-from core.nets.discriminators import DiscriminatorSpec
+from core.nets.discriminators import DiscriminatorSpec, SRGANDiscriminatorSpec
 from core.nets.encoder import Encoder
 from core.nets.planes import Joined, Planes
+from core.nets.srresnet import SRResNetSpec
 
 
 def build_spec(spec: dict[str, Any]) -> Encoder:
@@ -18,6 +19,10 @@ def build_spec(spec: dict[str, Any]) -> Encoder:
             return _backbone(spec).build()
         if kind == "discriminator":
             return DiscriminatorSpec(**_settings(spec)).build().encoder
+        if kind == "srgan-discriminator":
+            return SRGANDiscriminatorSpec(**_settings(spec)).build().encoder
+        if kind == "srresnet":
+            return SRResNetSpec(**_settings(spec)).build().encoder
         if kind == "planes":
             return _planes(spec).build()
         if kind == "joined":

@@ -1,0 +1,275 @@
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import Run, refusal
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import Tensor
+from torchvision.models import vgg19
+
+from core.nets.discriminators import SRGANDiscriminatorSpec
+from core.nets.srresnet import SRResNetSpec
+from core.perceptual import ContentFeatures, open_content
+from core.resample import enlarge
+from core.rng import generator
+from core.train import checkpoint
+from core.train.dist import World
+from recon import superresolution, upscale, upscale_quality
+from recon.superresolution import SuperResolution, demo
+
+TINY = (
+    "--blocks 1 --width 8 --size 64 --batch 4 --steps 6 --adversarial-start 3 --log-every 1 --show-every 3 "
+    "--eval-every 3 --save-every 2 --eval-images 2 --content-weights off --device cpu"
+).split()
+WORLD = World(torch.device("cpu"))
+CONFIG = replace(demo(), blocks=1, width=8, batch=4, steps=8, adversarial_start=0, content_weights="off")
+BATCH = {
+    "image": torch.randint(0, 256, (4, 3, 72, 80), generator=generator(0), dtype=torch.uint8),
+    "extent": torch.tensor([[72, 80]]).repeat(4, 1),
+    "index": torch.arange(4),
+}
+
+
+def method(**settings: Any) -> SuperResolution:
+    torch.manual_seed(0)
+    return SuperResolution(replace(CONFIG, **settings), WORLD)
+
+
+def weights(net: torch.nn.Module) -> list[Tensor]:
+    return [p.clone() for p in net.parameters()]
+
+
+def tensors(value: object) -> list[Tensor]:
+    if isinstance(value, Tensor):
+        return [value]
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else []
+    return [t for v in inner for t in tensors(v)]
+
+
+# --- networks -------------------------------------------------------------------------------------------------
+
+
+def test_the_papers_nets_have_the_papers_layers():
+    net = SRResNetSpec().build()
+    convolutions = [m for m in net.modules() if isinstance(m, torch.nn.Conv2d)]
+    assert [m.kernel_size[0] for m in convolutions] == [9] + [3] * 33 + [3] * 2 + [9]
+    assert {m.out_channels for m in convolutions[:34]} == {64}
+    assert [m.out_channels for m in convolutions[34:]] == [256, 256, 3]
+    judge = SRGANDiscriminatorSpec(96).build()
+    layers = [(m.out_channels, m.stride[0]) for m in judge.modules() if isinstance(m, torch.nn.Conv2d)]
+    assert layers == [(c, s) for c in (64, 128, 256, 512) for s in (1, 2)]
+    assert judge(torch.rand(2, 3, 96, 96)).shape == (2,)
+
+
+def test_an_untrained_net_is_bicubic():
+    small = torch.rand(2, 3, 10, 12, generator=generator(1))
+    torch.testing.assert_close(SRResNetSpec(2, 8).build()(small), enlarge(small, 4))
+
+
+def test_features_of_whole_images_by_stride():
+    encoder = SRResNetSpec(2, 8).build().encoder.eval()
+    features = encoder(torch.rand(1, 3, 70, 100))
+    assert {stride: tuple(maps.shape[2:]) for stride, maps in features.items()} == {
+        4: (16, 24), 8: (8, 12), 16: (4, 6)
+    }  # fmt: skip
+
+
+# --- learning -------------------------------------------------------------------------------------------------
+
+
+def vgg_layers() -> torch.nn.Module:
+    """torchvision's VGG19 up to relu2_2, with weights of which all signal passes."""
+    with torch.device("meta"):
+        layers = vgg19().features[:9]
+    layers.to_empty(device="cpu")
+    for weight in layers.parameters():
+        torch.nn.init.normal_(weight, 0, (2 / weight[0].numel()) ** 0.5 / 2, generator=generator(0))
+    return layers
+
+
+def vgg() -> dict[str, Tensor]:
+    return {f"features.{name}": weight for name, weight in vgg_layers().state_dict().items()}
+
+
+def test_every_term_of_the_loss_moves_the_generator(monkeypatch: pytest.MonkeyPatch):
+    """Content alone, then the verdict alone: neither is wrapped in something that carries no gradient."""
+    for silent in ("mse_loss", "generator_loss"):
+        trained = method(adversarial=1.0)
+        trained.content = ContentFeatures("relu2_2", vgg())
+        with torch.no_grad():
+            trained.generator.last.weight.normal_(0, 0.01)
+        owner = superresolution if silent == "mse_loss" else superresolution.adversarial
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, silent, lambda a, *_: 0 * a.sum())
+            before = weights(trained.generator)
+            trained.update(BATCH, 0)
+        assert not any(torch.equal(a, b) for a, b in zip(before, trained.generator.parameters(), strict=True))
+
+
+def test_content_is_vggs_map_of_normalised_images():
+    net, image = vgg_layers(), torch.rand(1, 3, 32, 32, generator=generator(2))
+    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+    expected = net((image - mean.view(1, 3, 1, 1)) / std.view(1, 3, 1, 1))
+    torch.testing.assert_close(ContentFeatures("relu2_2", vgg())(image), expected)
+
+
+def test_vgg_from_a_file_and_its_refusals(tmp_path: Path):
+    torch.save(vgg(), tmp_path / "v.pth")
+    content, said = open_content("relu2_2", str(tmp_path / "v.pth"))
+    assert content is not None
+    assert "relu2_2" in said
+    with pytest.raises(ValueError, match="does not reach VGG19's relu5_4: choose a lower --content-layer"):
+        open_content("relu5_4", str(tmp_path / "v.pth"))
+    (tmp_path / "bad.pth").write_text("no weights")
+    with pytest.raises(ValueError, match="does not hold torchvision's VGG19"):
+        open_content("relu2_2", str(tmp_path / "bad.pth"))
+    with pytest.raises(ValueError, match="no such file"):
+        open_content("relu2_2", str(tmp_path / "none.pth"))
+
+
+def test_before_its_start_the_adversary_changes_nothing():
+    never, later = method(adversarial_start=8), method(adversarial_start=4)
+    later.generator.load_state_dict(never.generator.state_dict())
+    later.config = replace(later.config, adversarial_start=8)  # the rate's schedule is phase 1's
+    for trained in (never, later):
+        trained.update(BATCH, 0)
+        trained.update(BATCH, 1)
+    pairs = zip(weights(never.generator), weights(later.generator), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)
+
+
+def test_rates_of_the_two_phases():
+    trained = method(steps=400, adversarial_start=200, lr=1e-3, lr_adversarial=1e-4)
+    assert trained.rate(100) == pytest.approx(1e-3)
+    assert trained.rate(199) < 2e-5
+    assert trained.rate(200) == trained.rate(299) == pytest.approx(1e-4)
+    assert trained.rate(300) == trained.rate(399) == pytest.approx(1e-5)
+
+
+def test_crops_are_the_images_own_pixels():
+    crops = method(size=48).crops(BATCH, 0)
+    windows = (BATCH["image"] / 255).unfold(2, 48, 1).unfold(3, 48, 1)
+    for image, crop in zip(windows, crops, strict=True):
+        both = (
+            (image - crop[:, None, None]).abs().amax((0, 3, 4)),
+            (image - crop.flip(-1)[:, None, None]).abs(),
+        )
+        assert min(both[0].min(), both[1].amax((0, 3, 4)).min()) < 1e-5
+
+
+def test_it_learns_more_than_bicubic():
+    """Stripes that bicubic blurs."""
+    x = torch.arange(80) // 5 % 2
+    stripes = (40 + 170 * x).expand(4, 3, 72, 80).byte()
+    trained = method(steps=60, adversarial_start=60, lr=5e-3, width=16)
+    batch = {**BATCH, "image": stripes}
+    for step in range(50):
+        trained.update(batch, step)
+    assert trained.evaluate([batch])["psnr"] > trained.floors([batch])["bicubic"]["psnr"] + 1
+
+
+# --- the commands ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory: pytest.TempPathFactory, photos: Path) -> Path:
+    folder = tmp_path_factory.mktemp("superresolution") / "run"
+    superresolution.main([*TINY, "--data", str(photos), "--out", str(folder)])
+    return folder
+
+
+def test_what_a_run_leaves(run_folder: Path):
+    tags = EventAccumulator(str(run_folder), size_guidance={"images": 0}).Reload().Tags()
+    assert tags["images"] == ["small | bicubic | super-resolved | truth"]
+    assert {"loss/pixels", "loss/content", "loss/adversarial", "discriminator/real"} < set(tags["scalars"])
+    assert list(json.loads((run_folder / "quality.json").read_text())) == ["bicubic", "superresolution"]
+    assert (run_folder / "before-adversary.pt").is_file()
+    for role in ("generator", "discriminator"):
+        assert checkpoint.load_encoder(run_folder, role)(torch.rand(1, 3, 64, 64))[16].shape[2:] == (4, 4)
+
+
+def test_a_resumed_run_ends_with_the_same_weights(run_folder: Path, photos: Path, tmp_path: Path):
+    part = tmp_path / "part"
+    superresolution.main([*TINY, "--data", str(photos), "--out", str(part)])
+    for file in ("step-00000006.pt", "step-00000004.pt"):
+        (part / file).unlink()
+    superresolution.main(["--resume", "--out", str(part)])
+    states = [tensors(checkpoint.load(checkpoint.find(f))["state"]) for f in (run_folder, part)]
+    assert len(states[0]) > 20
+    assert all(torch.equal(a, b) for a, b in zip(*states, strict=True))
+
+
+def test_phase_2_from_anothers_weights(run_folder: Path, photos: Path, tmp_path: Path):
+    args = [
+        *TINY,
+        "--data",
+        str(photos),
+        "--steps",
+        "1",
+        "--adversarial-start",
+        "0",
+        "--init",
+        str(run_folder),
+    ]
+    superresolution.main([*args, "--lr-adversarial", "1e-12", "--out", str(tmp_path / "two")])
+    one, two = (upscale.load_upscaler(f, torch.device("cpu")) for f in (run_folder, tmp_path / "two"))
+    for a, b in zip(one.parameters(), two.parameters(), strict=True):
+        torch.testing.assert_close(a, b, atol=1e-6, rtol=0)
+    with pytest.raises(SystemExit):
+        superresolution.main([*args, "--blocks", "2", "--out", str(tmp_path / "three")])
+
+
+@pytest.mark.parametrize("tile", [5, 16, 40])
+def test_tiles_equal_the_whole(tile: int):
+    torch.manual_seed(0)
+    net = SRResNetSpec(3, 8).build().eval()
+    with torch.no_grad():
+        net.last.weight.normal_(0, 0.05)
+    image = torch.rand(3, 47, 61, generator=generator(3))
+    whole = upscale.upscale(image, net, 1000)
+    assert (upscale.upscale(image, net, tile) - whole).abs().max() < 1e-5
+    assert (whole - enlarge(image[None], 4)[0].clamp(0, 1)).abs().max() > 0.05
+
+
+def test_upscaling_files(run_folder: Path, tmp_path: Path):
+    pixels = (255 * np.random.default_rng(0).random((9, 13, 4))).astype(np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "p.png")
+    with pytest.raises(SystemExit) as stop:
+        upscale.main(
+            ["--in", str(tmp_path / "p.png"), "--out", str(tmp_path / "o.png"), "--ckpt", str(run_folder)]
+        )
+    assert stop.value.code == 0
+    with Image.open(tmp_path / "o.png") as image:
+        assert (image.size, image.mode) == ((52, 36), "RGBA")
+
+
+def test_the_benchmark_prints_bicubic_beside_the_net(run_folder: Path, photos: Path, capsys, tmp_path: Path):
+    upscale_quality.main(["--data", str(photos), "--ckpt", str(run_folder), "--content-weights", "off",
+                          "--out", str(tmp_path)])  # fmt: skip
+    said = capsys.readouterr().out
+    assert "| bicubic " in said
+    rows = json.loads((tmp_path / "upscale.json").read_text())
+    assert rows["bicubic"]["psnr"] > 30  # the photos are smooth
+    assert 20 < rows[str(run_folder)]["psnr"] != rows["bicubic"]["psnr"]
+
+
+def test_bad_input_is_one_line(run: Run, run_folder: Path, trained: Path, tmp_path: Path, capsys):
+    Image.fromarray(np.full((40, 50, 3), 120, np.uint8)).save(tmp_path / "p.png")
+    paths = ("--in", "p.png", "--out", "o.png")
+    assert "superresolution" in refusal(run("recon.upscale", *paths, "--ckpt", trained))
+    for main, args, said in (
+        (upscale.main, ["--in", str(tmp_path / "q.png"), "--out", str(tmp_path / "o.png")], "no such file"),
+        (superresolution.main, [*TINY, "--adversarial-start", "9"], "--adversarial-start 9 must be"),
+        (upscale_quality.main, ["--data", str(tmp_path / "none")], "no such folder"),
+    ):
+        with pytest.raises(SystemExit) as stop:
+            main(args)
+        assert stop.value.code == 2
+        assert said in capsys.readouterr().err
