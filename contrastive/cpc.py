@@ -16,13 +16,13 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate, pad
-from torchvision.utils import make_grid
 
 from contrastive.infonce import info_nce, retrieval, spread
 from contrastive.views import leave_one_out, pooled
 from core.data import views
 from core.nets.backbones import Backbone, Encoder
 from core.rng import generator
+from core.sheet import sheet
 from core.train import optim
 from core.train.config import TrainConfig, parse_training, user_errors
 from core.train.dist import World
@@ -143,10 +143,7 @@ class CPC(Method):
     def update(self, batch: Batch, step: int) -> dict[str, Tensor]:
         config, count = self.config, len(batch["image"]) * self.world.size
         random = generator(config.seed, step)
-        draws, flip = views.crop_draws(count, random), views.random_flips(count, random)
-        mine = self.world.part(count)
-        boxes = views.random_boxes(batch["extent"], draws[mine])
-        image = views.crop_resize(batch["image"], boxes, config.size, flip=flip[mine])
+        image = views.random_crops(batch, config.size, count, self.world.part(count), random)
         losses, scalars = [], {}
         codes, contrasts = self.contrasts(image)
         for ahead, (logits, positive) in contrasts.items():
@@ -197,7 +194,7 @@ class CPC(Method):
     # --- looking and measuring ----------------------------------------------------------------------------
 
     def centered(self, batch: Batch) -> Tensor:
-        return views.crop_resize(batch["image"], views.center_boxes(batch["extent"]), self.config.size)
+        return views.center_crops(batch, self.config.size)
 
     @torch.no_grad()
     def show(self, batch: Batch) -> dict[str, Tensor]:
@@ -221,11 +218,8 @@ class CPC(Method):
             above = (config.size - line.shape[2]) // 2
             return pad(line, (0, 0, above, config.size - line.shape[2] - above), value=0.5)
 
-        columns = torch.stack([image, strip(truth), strip(chosen)], 1).flatten(0, 1)
-        picture = make_grid(
-            interpolate(columns, scale_factor=2, mode="nearest"), nrow=3, padding=2, pad_value=1.0
-        )
-        return {"image | patches two rows below | patches chosen": picture}
+        columns = [image, strip(truth), strip(chosen)]
+        return {"image | patches two rows below | patches chosen": sheet(columns, zoom=2)}
 
     @torch.no_grad()
     def evaluate(self, batches: Iterable[Batch]) -> dict[str, float]:

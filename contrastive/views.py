@@ -9,14 +9,14 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import interpolate, normalize
-from torchvision.utils import make_grid
+from torch.nn.functional import normalize
 
 from contrastive.infonce import spread
 from core.data import colours, views
 from core.data.colours import Recipe
 from core.nets.backbones import Backbone, Encoder
 from core.rng import generator
+from core.sheet import sheet
 from core.train.config import TrainConfig
 from core.train.dist import World
 from core.train.method import Batch, Method
@@ -70,11 +70,9 @@ class ViewsMethod(Method):
         """This rank's views (n,3,S,S) in [0,1] of a batch, drawn for ``key`` and for the global batch."""
         config, count = self.views_config, len(batch["image"]) * self.world.size
         random = generator(config.seed, *key, which, _CROPS)
-        draws, flip = views.crop_draws(count, random), views.random_flips(count, random)
         changes = colours.draw(self.recipes()[which], count, generator(config.seed, *key, which, _COLOURS))
         mine = self.world.part(count)
-        boxes = views.random_boxes(batch["extent"], draws[mine], scale=(config.smallest_crop, 1.0))
-        image = views.crop_resize(batch["image"], boxes, config.size, flip=flip[mine])
+        image = views.random_crops(batch, config.size, count, mine, random, config.smallest_crop)
         return colours.recolour(image.clamp(0, 1), changes[mine])
 
     def encoders(self) -> dict[str, Encoder]:
@@ -85,10 +83,9 @@ class ViewsMethod(Method):
     @torch.no_grad()
     def show(self, batch: Batch) -> dict[str, Tensor]:
         """Columns: image | first view | second view. The same at every call."""
-        image = views.crop_resize(batch["image"], views.center_boxes(batch["extent"]), self.views_config.size)
+        image = views.center_crops(batch, self.views_config.size)
         columns = [image, self.view(batch, 0, 0), self.view(batch, 1, 0)]
-        rows = interpolate(torch.stack(columns, 1).flatten(0, 1), scale_factor=2, mode="nearest")
-        return {"image | view 1 | view 2": make_grid(rows, nrow=3, padding=2, pad_value=1.0)}
+        return {"image | view 1 | view 2": sheet(columns, zoom=2)}
 
     @torch.no_grad()
     def represent(self, image: Tensor) -> Tensor:
@@ -108,7 +105,7 @@ class ViewsMethod(Method):
         config = self.views_config
         features, labels, pairs = [], [], []
         for number, batch in enumerate(batches):
-            image = views.crop_resize(batch["image"], views.center_boxes(batch["extent"]), config.size)
+            image = views.center_crops(batch, config.size)
             features.append(self.represent(image))
             pairs.append([self.represent(self.view(batch, which, number)) for which in (0, 1)])
             labels += [batch["label"]] if "label" in batch else []

@@ -102,6 +102,28 @@ def ab_auc(predicted: Tensor, truth: Tensor, bins: Tensor) -> tuple[Tensor, Tens
     return 100 * sums, count_bins(nearest, len(bins))
 
 
+class AbErrors:
+    """Both areas of ``ab_auc`` over many batches."""
+
+    def __init__(self) -> None:
+        self.sums = torch.zeros(len(ab_bins()))
+        self.numbers = torch.zeros_like(self.sums)
+
+    def add(self, predicted: Tensor, truth: Tensor) -> None:
+        """ab (N,2,H,W)."""
+        sums, numbers = ab_auc(predicted, truth, ab_bins().to(truth.device))
+        self.sums += sums.cpu()
+        self.numbers += numbers.cpu()
+
+    def means(self) -> dict[str, float]:
+        """auc, of all pixels, and auc_rebalanced, the mean over the bins that occur, per cent."""
+        present = self.numbers > 0
+        return {
+            "auc": (self.sums.sum() / self.numbers.sum()).item(),
+            "auc_rebalanced": (self.sums[present] / self.numbers[present]).mean().item(),
+        }
+
+
 def chroma(ab: Tensor) -> Tensor:
     """Mean length of ab (N,2,H,W) of each image, (N,): 0 is grey, photos have about 10 to 25."""
     return ab.norm(dim=1).mean((1, 2))

@@ -9,6 +9,7 @@ import lpips
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.nn.functional import mse_loss
 from torchvision.models import AlexNet_Weights, VGG19_Weights, vgg19
 
 from core.nets.backbones import IMAGENET_MEAN, IMAGENET_STD
@@ -72,9 +73,7 @@ class ContentFeatures(nn.Module):
 
     def __init__(self, layer: ContentLayer, weights: dict[str, Tensor]) -> None:
         super().__init__()
-        with torch.device(
-            "meta"
-        ):  # no time for weights that are replaced, nor for the classifier's
+        with torch.device("meta"):  # no time for weights that are replaced, nor for the classifier's
             self.layers = vgg19().features[: _CONTENT_LAYERS[layer]]
         for module in self.layers:
             if isinstance(module, nn.ReLU):
@@ -87,6 +86,15 @@ class ContentFeatures(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         return self.layers((image - self.mean) / self.std)
+
+    def distance(self, image: Tensor, truth: Tensor) -> Tensor:
+        """Mean squared distance of the two images' maps, as part of the truth's mean square; 0-d.
+
+        So it is the same for weights in Caffe's scale, whose maps are hundreds of times larger than torchvision's.
+        """
+        with torch.no_grad():
+            there = self(truth).float()
+        return mse_loss(self(image).float(), there) / there.square().mean().clamp(min=1e-12)
 
 
 def open_content(layer: ContentLayer, weights: str) -> tuple[ContentFeatures | None, str]:

@@ -24,13 +24,13 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, interpolate
 from torch.utils.tensorboard import SummaryWriter
 from torchmetrics.functional.classification import multiclass_confusion_matrix
-from torchvision.utils import make_grid
 from tqdm import tqdm
 
 from core.data.pairs import VOID, Pairs, open_pairs
 from core.nets.encoder import Encoder
 from core.nets.specs import build_spec
 from core.rng import generator, mixed
+from core.sheet import sheet
 from core.train import checkpoint
 from core.train.config import parse_command, to_plain, user_errors
 
@@ -325,9 +325,10 @@ def run(config: Config) -> Results:
     started = time.time()
     file = checkpoint.find(config.ckpt)
     encoders = checkpoint.load(file)["encoders"]
-    roles = config.roles or tuple(encoders)
-    if unknown := sorted(set(roles) - set(encoders)):
-        raise ValueError(f"{file} has no {unknown[0]}: it has {', '.join(encoders)}")
+    of_rgb = [role for role, saved in encoders.items() if build_spec(saved["spec"]).planes == 3]
+    roles = config.roles or tuple(of_rgb)
+    if unknown := sorted(set(roles) - set(of_rgb)):
+        raise ValueError(f"{file} has no {unknown[0]} that sees RGB alone: it has {', '.join(of_rgb)}")
     folder = config.out or file.parent / f"segmentation-{Path(config.data).resolve().name}"
     folder.mkdir(parents=True, exist_ok=True)  # before anything slow
     train, val = (
@@ -417,7 +418,7 @@ def _picture(val: Pairs, predictions: Sequence[Tensor], count: int = 6) -> Tenso
     palette[VOID] = 0
     painted = [palette[ids[rows].long()].permute(0, 3, 1, 2) for ids in (val.targets, *predictions)]
     columns = [val.images[rows].float() / 255, *painted]
-    return make_grid(torch.stack(columns, 1).flatten(0, 1), nrow=len(columns), padding=2, pad_value=1.0)
+    return sheet(columns)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

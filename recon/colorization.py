@@ -23,7 +23,6 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d, cross_entropy, huber_loss, interpolate
-from torchvision.utils import make_grid
 
 from core import color
 from core.color import lab_to_rgb, rgb_to_lab
@@ -32,6 +31,7 @@ from core.nets.backbones import Backbone, Encoder
 from core.nets.decoders import Pyramid
 from core.nets.planes import Planes
 from core.rng import generator
+from core.sheet import sheet
 from core.train import checkpoint, optim
 from core.train.config import TrainConfig, from_plain, parse_training, user_errors
 from core.train.dist import World
@@ -227,9 +227,7 @@ class Colorization(Method):
     def update(self, batch: Batch, step: int) -> dict[str, Tensor]:
         config, count = self.config, self.config.batch
         random, mine = generator(config.seed, step, _CROPS), self.world.part(count)
-        draws, flip = views.crop_draws(count, random), views.random_flips(count, random)
-        boxes = views.random_boxes(batch["extent"], draws[mine])
-        image = views.crop_resize(batch["image"], boxes, config.size, flip=flip[mine])
+        image = views.random_crops(batch, config.size, count, mine, random)
         ab = rgb_to_lab(image)[:, 1:]  # (n,2,S,S)
         where = draw_hints(ab, count, generator(config.seed, step, _HINTS), mine) if config.hints else None
 
@@ -276,7 +274,7 @@ class Colorization(Method):
 
     def centered(self, batch: Batch) -> Tensor:
         """Held-out images are cropped to their largest central square."""
-        return views.crop_resize(batch["image"], views.center_boxes(batch["extent"]), self.config.size)
+        return views.center_crops(batch, self.config.size)
 
     @torch.no_grad()
     def colorize(self, image: Tensor, temperature: float | None = None) -> Tensor:
@@ -308,13 +306,7 @@ class Colorization(Method):
         if self.config.loss == "classification":
             sweep = [coloured(self.colorize(truth, t)) for t in TEMPERATURES]
             columns["temperature " + " ".join(map(str, TEMPERATURES))] = sweep
-        return {
-            title: make_grid(
-                interpolate(torch.stack(pictures, 1).flatten(0, 1), scale_factor=2, mode="nearest"),
-                nrow=len(pictures), padding=2, pad_value=1.0,
-            )
-            for title, pictures in columns.items()
-        }  # fmt: skip
+        return {title: sheet(pictures, zoom=2) for title, pictures in columns.items()}
 
     def evaluate(self, batches: Iterable[Batch]) -> dict[str, float]:
         return self._figures(batches, self.colorize)
@@ -333,27 +325,18 @@ class Colorization(Method):
 
     @torch.no_grad()
     def _figures(self, batches: Iterable[Batch], colorize: Callable[[Tensor], Tensor]) -> dict[str, float]:
-        """Figures of ab (``core.color.ab_auc``), and PSNR of RGB; chroma beside the truth's shows who paints brown."""
-        sums = torch.zeros(len(self.net.bins), device=self.world.device)
-        numbers, rows = torch.zeros_like(sums), []
+        """``core.color.AbErrors`` of ab, PSNR of RGB; chroma beside the truth's shows who paints brown."""
+        errors, rows = color.AbErrors(), []
         for batch in batches:
             truth = self.centered(batch)
             lab = rgb_to_lab(truth)
             ab = colorize(truth)
-            found = color.ab_auc(ab, lab[:, 1:], self.net.bins)
-            sums, numbers = sums + found[0], numbers + found[1]
+            errors.add(ab, lab[:, 1:])
             rgb = lab_to_rgb(torch.cat([lab[:, :1], ab], 1))
             psnr = -10 * (rgb - truth).square().mean((1, 2, 3)).clamp(min=1e-10).log10()
             rows.append(torch.stack([psnr, color.chroma(ab), color.chroma(lab[:, 1:])]))  # (3,n)
         psnr, painted, true = torch.cat(rows, 1).mean(1).tolist()
-        present = numbers > 0
-        return {
-            "auc": (sums.sum() / numbers.sum()).item(),
-            "auc_rebalanced": (sums[present] / numbers[present]).mean().item(),
-            "psnr": psnr,
-            "chroma": painted,
-            "chroma_truth": true,
-        }
+        return errors.means() | {"psnr": psnr, "chroma": painted, "chroma_truth": true}
 
 
 # --- using it -------------------------------------------------------------------------------------------------

@@ -23,7 +23,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, interpolate, pad
 from torch.optim.swa_utils import AveragedModel
-from torchvision.utils import make_grid
 
 from core import adversarial
 from core.data import masks, views
@@ -34,6 +33,7 @@ from core.nets.layers import Norm, normalization
 from core.perceptual import open_lpips
 from core.quality import HoleQuality
 from core.rng import generator
+from core.sheet import sheet
 from core.train import checkpoint, optim
 from core.train.config import TrainConfig, from_plain, parse_training, user_errors
 from core.train.dist import World
@@ -292,9 +292,7 @@ class Inpainting(Method):
     def crops(self, batch: Batch, step: int) -> Tensor:
         """This rank's random crops of a step, (n,3,S,S) in [0,1]."""
         config, random = self.config, generator(self.config.seed, step, _CROPS)
-        draws, flip = views.crop_draws(config.batch, random), views.random_flips(config.batch, random)
-        boxes = views.random_boxes(batch["extent"], self.world.slice(draws))
-        return views.crop_resize(batch["image"], boxes, config.size, flip=self.world.slice(flip))
+        return views.random_crops(batch, config.size, config.batch, self.world.part(config.batch), random)
 
     def holes(self, count: int, *key: int) -> Tensor:
         """Holes drawn for ``key``, (count,1,S,S); all 0 for the autoencoder."""
@@ -347,9 +345,7 @@ class Inpainting(Method):
             grey = torch.full_like(truth, 0.5)
             columns = [mend(self.generator.mean_colour.expand_as(truth), truth, mask), mend(painted, grey, mask),
                        mend(painted, truth, mask), truth]  # fmt: skip
-        rows = torch.stack(columns, 1).flatten(0, 1)  # (N*columns,3,S,S), an image's pictures side by side
-        rows = interpolate(rows, scale_factor=2, mode="nearest")  # small crops, large screens
-        return {"input | hole | mended | truth": make_grid(rows, nrow=len(columns), padding=2, pad_value=1.0)}
+        return {"input | hole | mended | truth": sheet(columns, zoom=2)}
 
     def evaluate(self, batches: Iterable[Batch]) -> dict[str, float]:
         """Means over held-out images of what stands in the holes (``recon.quality``); holes as in ``show``."""
@@ -362,7 +358,7 @@ class Inpainting(Method):
 
     def centered(self, batch: Batch) -> Tensor:
         """Held-out images are cropped to their largest central square."""
-        return views.crop_resize(batch["image"], views.center_boxes(batch["extent"]), self.config.size)
+        return views.center_crops(batch, self.config.size)
 
 
 # --- using it -------------------------------------------------------------------------------------------------

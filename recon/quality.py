@@ -135,7 +135,10 @@ def run(config: Config) -> Table:
                         cache_dir=config.cache)  # fmt: skip
     images = [split.heldout] if config.split == "heldout" else [split.heldout, split.train]
     truth = torch.cat(
-        [centered(part.batch(torch.arange(min(config.count, len(part)))), mender.size) for part in images]
+        [
+            views.center_crops(part.batch(torch.arange(min(config.count, len(part)))), mender.size)
+            for part in images
+        ]
     )
     lpips, said = open_lpips(config.lpips)
     fills: dict[str, Fill] = {"context encoder": mender.plain, "... seamless": mender}
@@ -146,11 +149,6 @@ def run(config: Config) -> Table:
     print(markdown(result))
     write(result, config.out or file.parent)
     return result
-
-
-def centered(batch: Mapping[str, Tensor], size: int) -> Tensor:
-    """The largest central squares of a batch of stored images, (N,3,size,size) in [0,1]."""
-    return views.crop_resize(batch["image"], views.center_boxes(batch["extent"]), size)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -7,6 +7,7 @@ discriminator's verdict (eq. 3, 6). The small images are bicubic, as MATLAB make
 Deviations, each for a reason:
 - The net adds to the bicubic enlargement (``core.nets.srresnet``).
 - The generator's weights are averaged over steps (EMA .999); the average is what is shown, measured and moved.
+- The content loss is relative to the features' mean square, so that it does not depend on the scale of the weights.
 - In phase 1 the learning rate falls along a cosine: short trainings profit.
 """
 
@@ -21,7 +22,6 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate, mse_loss
 from torch.optim.swa_utils import AveragedModel
-from torchvision.utils import make_grid
 
 from core import adversarial
 from core.data import views
@@ -32,6 +32,7 @@ from core.perceptual import ContentLayer, open_content
 from core.quality import luma_figures
 from core.resample import enlarge, shrink
 from core.rng import generator
+from core.sheet import sheet
 from core.train import checkpoint, optim
 from core.train.config import TrainConfig, from_plain, parse_training, user_errors
 from core.train.dist import World
@@ -62,8 +63,9 @@ class Config(TrainConfig):
     """VGG19's layer for the content loss: relu2_2 and relu5_4 are the paper's."""
     content_weights: str = "auto"
     """VGG19: auto (where it is at hand), download, off, or a FILE of torchvision's weights. Without: MSE on pixels."""
-    content_scale: float = 0.006
-    """On VGG's squared distance, 1/12.75^2, which brings it to the size of the pixels' MSE."""
+    content_scale: float = 0.1
+    """On VGG's squared distance, which is relative to the maps' mean square; brings it to the size of the pixels' MSE
+    in [-1,1], as the paper's 1/12.75^2 does for the maps of Caffe's weights."""
 
     lr: float = 1e-4
     """Adam's rate in phase 1, at its beginning."""
@@ -184,8 +186,7 @@ class SuperResolution(Method):
         content = pixels
         if self.content is not None:
             with self.world.autocast():
-                there, here = self.content(large), self.content(painted)
-            content = config.content_scale * mse_loss(here.float(), there.float())
+                content = config.content_scale * self.content.distance(painted, large)
         # The generator is judged by the discriminator that has just learnt.
         with adversarial.frozen(self.discriminator), self.world.autocast():
             verdict = self.discriminator(painted)
@@ -208,9 +209,9 @@ class SuperResolution(Method):
     def crops(self, batch: Batch, step: int) -> Tensor:
         """This rank's random crops of a step, (n,3,S,S) in [0,1], at the images' own resolution."""
         config, random = self.config, generator(self.config.seed, step)
-        draws, flip = views.crop_draws(config.batch, random), views.random_flips(config.batch, random)
-        boxes = views.square_boxes(batch["extent"], self.world.slice(draws), config.size)
-        return views.crop_resize(batch["image"], boxes, config.size, flip=self.world.slice(flip))
+        place, flip = torch.rand(config.batch, 2, generator=random), views.random_flips(config.batch, random)
+        mine = self.world.part(config.batch)
+        return views.cut(batch["image"], batch["extent"], config.size, place[mine], flip[mine]) / 255
 
     def milestones(self) -> dict[int, str]:
         start = self.config.adversarial_start
@@ -235,9 +236,7 @@ class SuperResolution(Method):
 
     def centered(self, batch: Batch) -> Tensor:
         """Held-out images: the central square at their own resolution."""
-        middle = torch.full((len(batch["image"]), 4), 0.5)
-        boxes = views.square_boxes(batch["extent"], middle, self.config.size)
-        return views.crop_resize(batch["image"], boxes.round(), self.config.size)
+        return views.cut(batch["image"], batch["extent"], self.config.size) / 255
 
     @torch.no_grad()
     def upscale(self, small: Tensor) -> Tensor:
@@ -256,8 +255,7 @@ class SuperResolution(Method):
             self.upscale(small),
             truth,
         ]
-        rows = interpolate(torch.stack(columns, 1).flatten(0, 1), scale_factor=2, mode="nearest")
-        return {"small | bicubic | super-resolved | truth": make_grid(rows, nrow=4, padding=2, pad_value=1.0)}
+        return {"small | bicubic | super-resolved | truth": sheet(columns, zoom=2)}
 
     def evaluate(self, batches: Iterable[Batch]) -> dict[str, float]:
         return self._figures(batches, self.upscale)

@@ -18,9 +18,9 @@ import tyro
 from PIL import Image
 from torch import Tensor
 from torch.nn.functional import interpolate
-from torchvision.utils import make_grid
 
 from core.data import photos
+from core.sheet import sheet
 from core.train import checkpoint
 from core.train.config import parse_command, user_errors
 from recon.synthetic import Net, load_net, pictures
@@ -77,9 +77,9 @@ def run(config: Config) -> int:
         photo = photo.resize((max(1, round(scale * photo.width)), max(1, round(scale * photo.height))))
         image = torch.from_numpy(np.array(photo)).permute(2, 0, 1).to(device) / 255
         seen = [image, *surfaces(image, net, side, trained.channels)]
-        sheet = make_grid(seen, nrow=len(seen), padding=2, pad_value=1.0)
+        picture = sheet([one[None] for one in seen])
         photos.write_png(
-            Image.fromarray((255 * sheet).round().byte().permute(1, 2, 0).cpu().numpy()), job.out
+            Image.fromarray((255 * picture).round().byte().permute(1, 2, 0).cpu().numpy()), job.out
         )
         return ""
 

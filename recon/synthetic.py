@@ -28,15 +28,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, interpolate, normalize
 from torchmetrics.functional.classification import binary_average_precision
-from torchvision.utils import make_grid
 
 from core import adversarial
-from core.data import synthetic
+from core.data import synthetic, views
 from core.data.synthetic import Domains, Labels
 from core.domains import frechet_distance, probe_accuracy
 from core.nets.backbones import Backbone, Encoder
 from core.nets.layers import Norm, normalization
 from core.rng import generator
+from core.sheet import sheet
 from core.train import checkpoint, optim
 from core.train.config import TrainConfig, from_plain, parse_training, user_errors
 from core.train.dist import World
@@ -386,13 +386,8 @@ class Synthetic(Method):
         place, flip = torch.rand(count, 2, generator=random), torch.rand(count, generator=random) < 0.5
         channel = torch.randint(3, (count,), generator=random)
         mine = self.world.part(count)
-        room = batch[f"{domain}/extent"] - self.config.size + 1  # (n,2)
-        corner = (place[mine].to(room.device) * room).long()
-        return (
-            synthetic.crop(batch[f"{domain}/image"], corner, self.config.size, flip[mine]),
-            flip[mine],
-            channel[mine],
-        )
+        image, extent = batch[f"{domain}/image"], batch[f"{domain}/extent"]
+        return views.cut(image, extent, self.config.size, place[mine], flip[mine]), flip[mine], channel[mine]
 
     def _seen(self, image: Tensor, channel: Tensor) -> Tensor:
         """Images (n,3,S,S) as one ``channel`` (n,) of each three times, or unchanged."""
@@ -403,8 +398,7 @@ class Synthetic(Method):
 
     def centered(self, batch: Batch, domain: str) -> Tensor:
         """The central squares of held-out images of a domain, uint8 (n,C,S,S), at the scale of the training crops."""
-        corner = (batch[f"{domain}/extent"] - self.config.size) // 2
-        return synthetic.crop(batch[f"{domain}/image"], corner, self.config.size)
+        return views.cut(batch[f"{domain}/image"], batch[f"{domain}/extent"], self.config.size)
 
     @torch.no_grad()
     def look(self, image: Tensor) -> tuple[Tensor, Guess]:
@@ -445,8 +439,8 @@ class Synthetic(Method):
         ]  # fmt: skip
         on_real = [photo, *pictures(real)]
         return {
-            "synthetic: image | depth, truth | normals, truth | contours, truth": _sheet(columns),
-            "real: image | depth | normals | contours": _sheet(on_real),
+            "synthetic: image | depth, truth | normals, truth | contours, truth": sheet(columns),
+            "real: image | depth | normals | contours": sheet(on_real),
         }
 
     def evaluate(self, batches: Iterable[Batch]) -> dict[str, float]:
@@ -561,11 +555,6 @@ def pictures(guess: Guess) -> list[Tensor]:
         guess.normal / 2 + 0.5,
         guess.contour.sigmoid().expand(-1, 3, -1, -1),
     ]
-
-
-def _sheet(columns: Sequence[Tensor]) -> Tensor:
-    rows = torch.stack([column.float() for column in columns], 1).flatten(0, 1)
-    return make_grid(rows, nrow=len(columns), padding=2, pad_value=1.0)
 
 
 # --- using it -------------------------------------------------------------------------------------------------

@@ -15,7 +15,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import mse_loss
 
 from core import table
 from core.data import photos
@@ -82,9 +81,7 @@ def run(config: Config) -> table.Rows:
             image = (255 * way(small)).round() / 255
             row = {key: value.item() for key, value in luma_figures(image[None], truth[None], SCALE).items()}
             if content is not None:
-                row[f"VGG19 {config.content_layer}"] = mse_loss(
-                    content(image[None]), content(truth[None])
-                ).item()
+                row[f"VGG19 {config.content_layer}"] = content.distance(image[None], truth[None]).item()
             found[name].append(row)
     if not found["bicubic"]:
         raise ValueError(f"--data {config.data}: no image is large enough")

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import Tensor
 
 ROOT = Path(__file__).parents[1]
 
@@ -81,3 +82,11 @@ def refusal(done: subprocess.CompletedProcess[str]) -> str:
     assert len(errors) == 1, done.stderr
     assert done.stderr.rstrip().splitlines()[-1] == errors[0]
     return errors[0]
+
+
+def tensors(value: object) -> list[Tensor]:
+    """All that are anywhere in nested dicts and lists."""
+    if isinstance(value, Tensor):
+        return [value]
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else []
+    return [t for v in inner for t in tensors(v)]

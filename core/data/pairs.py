@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor
+from torch.nn.functional import normalize
 from torchvision.datasets import VOCSegmentation
 
 from core.data.decode import SUFFIXES, reason, rgb
@@ -89,27 +90,26 @@ def open_rgbd(folder: Path) -> Rgbd:
     Pairs that cannot be read are skipped, counted and named. ValueError of one line for what is missing or does not
     match.
     """
-    numbers = {"intrinsics.txt": 9, "gravity.txt": 3}
-    found: dict[str, Tensor] = {}
-    for name, count in numbers.items():
-        path = folder / name
-        if name == "gravity.txt" and not path.exists():
-            continue
-        try:
-            values = np.array(path.read_text().split(), np.float32)
-        except (OSError, ValueError) as error:
-            raise ValueError(f"cannot read {path} ({reason(error)}): write {count} numbers into it") from None
-        if len(values) != count or not np.isfinite(values).all():
-            raise ValueError(f"{path} holds {len(values)} values, not {count} numbers: write those into it")
-        found[name] = torch.from_numpy(values)
+    intrinsics = read_numbers(folder / "intrinsics.txt", 9).view(3, 3)
+    gravity = None
+    if (folder / "gravity.txt").exists():
+        gravity = normalize(read_numbers(folder / "gravity.txt", 3), dim=0)
     pairs = list(_folder(folder, "rgb", "depth", _millimetres))
     if not pairs:
         raise ValueError(f"{folder}: not one pair of image and depth can be read; replace the files")
     images, depth = _padded(pairs, fill=0)
-    gravity = found.get("gravity.txt")
-    if gravity is not None:
-        gravity = gravity / gravity.norm()
-    return Rgbd(images, depth[:, None].float() / 1000, found["intrinsics.txt"].view(3, 3), gravity)
+    return Rgbd(images, depth[:, None].float() / 1000, intrinsics, gravity)
+
+
+def read_numbers(path: Path, count: int) -> Tensor:
+    """A text file of ``count`` numbers, float (count,). ValueError of one line where it is none."""
+    try:
+        values = np.array(path.read_text().split(), np.float32)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"cannot read {path} ({reason(error)}): write {count} numbers into it") from None
+    if len(values) != count or not np.isfinite(values).all():
+        raise ValueError(f"{path} holds {len(values)} values, not {count} numbers: write those into it")
+    return torch.from_numpy(values)
 
 
 Pair = tuple[np.ndarray, np.ndarray]

@@ -7,8 +7,7 @@ image 3 (sRGB), depth 2 (millimetres, high byte first), normal 3 (-1..1 as 0..25
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,8 +20,9 @@ from torch import Tensor
 
 from core.data import scenes
 from core.data.cache import Pixels, Source
-from core.data.decode import SUFFIXES, reason, rgb, stored
+from core.data.decode import reason, rgb, stored
 from core.data.images import Images, Opener, Split, held_out, open_images
+from core.data.matched import nearest, open_matched, read_values
 
 PLANES = 10
 FOLDERS = ("rgb", "depth", "normal", "instance")
@@ -63,21 +63,6 @@ def unpack(planes: Tensor) -> tuple[Tensor, Labels]:
         normal=torch.where(length > 0.5, direction / length.clamp(min=0.5), 0),  # grey: no direction is known
         instance=256 * instance[:, 0].long() + instance[:, 1].long(),
     )
-
-
-def crop(planes: Tensor, corner: Tensor, size: int, flip: Tensor | None = None) -> Tensor:
-    """Squares of ``size`` px from (n,C,H,W), unresampled, at ``corner`` (n,2), top and left in whole pixels.
-
-    flip: bool (n,), mirrored left to right where true; normals still have to be turned (``mirrored``).
-    """
-    line = torch.arange(size, device=planes.device)
-    corner = corner.to(planes.device)
-    rows, columns = corner[:, :1] + line, corner[:, 1:] + line  # (n,size)
-    if flip is not None:
-        columns = torch.where(flip.to(planes.device)[:, None], columns.flip(1), columns)
-    n = torch.arange(len(planes), device=planes.device)
-    # Indices in the first, third and fourth dimension; what they give is (n,size,size,C).
-    return planes[n[:, None, None], :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
 
 
 def mirrored(labels: Labels, flip: Tensor) -> Labels:
@@ -200,7 +185,11 @@ def open_synthetic(
     ValueError of one line where nothing is left.
     """
     opener = Opener.of(spec, size, short_side, cache_dir, cache_gb, quiet)
-    return held_out(_scenes(opener, scenes, device) if spec == "scenes" else _folder(opener))
+    return held_out(
+        _scenes(opener, scenes, device)
+        if spec == "scenes"
+        else open_matched(opener, FOLDERS, partial(_sample, short_side=opener.short_side), PLANES, "labelled")
+    )
 
 
 def _scenes(opener: Opener, count: int, device: str) -> Images:
@@ -214,51 +203,12 @@ def _scenes(opener: Opener, count: int, device: str) -> Images:
     return opener.open("labelled-scenes", [PLANES, count, code], lambda: source, "rendering")
 
 
-def _folder(opener: Opener) -> Images:
-    root = Path(opener.spec).expanduser()
-    if not root.is_dir():
-        raise ValueError(
-            f"--data {opener.spec}: no such folder; name one with {'/, '.join(FOLDERS)}/, or use scenes"
-        )
-    for name in FOLDERS:
-        if not (root / name).is_dir():
-            raise ValueError(
-                f"--data {opener.spec}: no {name}/ in it; a synthetic folder has {'/, '.join(FOLDERS)}/ with files "
-                "of the same names"
-            )
-    files = [dict(_images(root / name)) for name in FOLDERS]
-    stems = sorted(set(files[0]).intersection(*files[1:]))
-    if not stems:
-        raise ValueError(f"--data {opener.spec}: no name is in all of {'/, '.join(FOLDERS)}/")
-    if (lonely := max(map(len, files)) - len(stems)) and not opener.quiet:
-        print(f"{opener.spec}: {lonely} files left out that are not in all of {'/, '.join(FOLDERS)}/")
-    paths = [tuple(found[stem] for found in files) for stem in stems]
-
-    def read(rows: Sequence[int]) -> list[Pixels]:
-        with ThreadPoolExecutor(8) as pool:
-            return list(
-                pool.map(partial(_sample, short_side=opener.short_side), (paths[row] for row in rows))
-            )
-
-    source = Source(stems, read, planes=PLANES)
-    stamps = [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for four in paths for path in four]
-    return opener.open(
-        f"labelled-{root.resolve().name}", [PLANES, str(root.resolve()), stamps], lambda: source
-    )
-
-
-def _images(folder: Path) -> Iterator[tuple[str, Path]]:
-    for path in sorted(folder.iterdir()):
-        if path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file():
-            yield path.stem, path
-
-
 def _sample(paths: Sequence[Path], short_side: int) -> Pixels:
     """The planes of four files, or the reason why there are none."""
     try:
         with Image.open(paths[0]) as file:
             picture = rgb(ImageOps.exif_transpose(file))
-        depth, normal, instance = (_values(path) for path in paths[1:])
+        depth, normal, instance = (read_values(path) for path in paths[1:])
     except Exception as error:  # Pillow's decoders raise whatever a damaged file leads them to
         return reason(error)
     shape = (picture.height, picture.width)
@@ -268,23 +218,6 @@ def _sample(paths: Sequence[Path], short_side: int) -> Pixels:
     if depth.dtype == np.uint8 or normal.dtype != np.uint8:
         return "depth must have 16 bits, normals 8"
     image = stored(picture, short_side)
-    maps = [_nearest(values, image.shape[1:]) for values in (depth, normal, instance)]
+    maps = [nearest(values, image.shape[1:]) for values in (depth, normal, instance)]
     high_low = [np.stack([values >> 8, values & 255]) for values in (maps[0], maps[2])]
     return np.concatenate([image, high_low[0], maps[1].transpose(2, 0, 1), high_low[1]]).astype(np.uint8)
-
-
-def _values(path: Path) -> np.ndarray:
-    with Image.open(path) as file:
-        values = np.array(file)
-    if values.dtype == np.int32:  # Pillow's mode I
-        values = np.where(values < 2**16, values, 0).astype(np.uint16)
-    return values
-
-
-def _nearest(values: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """Values (h,w,...) at ``shape``, cut and reduced as ``decode.stored`` does to the image; each takes one value."""
-    height, width = min(values.shape[0], 2 * values.shape[1]), min(values.shape[1], 2 * values.shape[0])
-    top, left = (values.shape[0] - height) // 2, (values.shape[1] - width) // 2
-    rows = top + ((np.arange(shape[0]) + 0.5) * height / shape[0]).astype(int)
-    columns = left + ((np.arange(shape[1]) + 0.5) * width / shape[1]).astype(int)
-    return values[rows[:, None], columns]

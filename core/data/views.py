@@ -6,6 +6,7 @@ A box is (top, left, height, width), in pixels, fractions allowed; pixel (i,j) c
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -47,16 +48,6 @@ def random_boxes(
     )
 
 
-def square_boxes(extent: Tensor, draws: Tensor, side: int) -> Tensor:
-    """Boxes (n,4) of ``side`` px at random whole places, so that pixels are cut out as they are.
-
-    extent (n,2), from ``side`` on; draws: of ``crop_draws``, (n,4), of which the last two are used.
-    """
-    room = (extent - side).float()
-    corner = (draws[:, 2:].to(extent.device) * (room + 1)).floor().minimum(room)
-    return torch.cat([corner, torch.full_like(corner, side)], dim=1)
-
-
 def center_boxes(extent: Tensor) -> Tensor:
     """The largest central square of each image; extent (n,2) -> (n,4), on whole pixels."""
     side = extent.amin(1, keepdim=True)
@@ -84,6 +75,48 @@ def crop_resize(image: Tensor, boxes: Tensor, size: int, flip: Tensor | None = N
         rows = rows / 255
     narrow = image.float().flatten(1, 2) @ columns.mT  # (n,3*H,W) @ (n,W,size) -> (n,3*H,size)
     return rows[:, None] @ narrow.unflatten(1, (3, height))  # (n,1,size,H) @ (n,3,H,size) -> (n,3,size,size)
+
+
+def random_crops(
+    batch: Mapping[str, Tensor],
+    size: int,
+    count: int,
+    part: slice,
+    random: torch.Generator,
+    smallest: float = 0.35,
+) -> Tensor:
+    """Random boxes of a batch's images at ``size``, half of them mirrored: (n,3,size,size) in [0,1].
+
+    Drawn for ``count`` images, those of all ranks, of which this rank has ``part``; ``smallest``: part of the area.
+    """
+    draws, flip = crop_draws(count, random), random_flips(count, random)
+    boxes = random_boxes(batch["extent"], draws[part], scale=(smallest, 1.0))
+    return crop_resize(batch["image"], boxes, size, flip=flip[part])
+
+
+def center_crops(batch: Mapping[str, Tensor], size: int) -> Tensor:
+    """The largest central squares of a batch's images at ``size``: (n,3,size,size) in [0,1]."""
+    return crop_resize(batch["image"], center_boxes(batch["extent"]), size)
+
+
+def cut(
+    image: Tensor, extent: Tensor, size: int, draws: Tensor | None = None, flip: Tensor | None = None
+) -> Tensor:
+    """Squares of ``size`` px as they are, unresampled: (n,C,H,W) of any type -> (n,C,size,size).
+
+    extent (n,2), from ``size`` on. draws (n,2) in [0,1): where, evenly over all whole pixels; None = in the middle.
+    flip: bool (n,), mirrored left to right where true.
+    """
+    device = image.device
+    room = extent.to(device) - size
+    corner = room // 2 if draws is None else (draws.to(device) * (room + 1)).long().minimum(room)
+    line = torch.arange(size, device=device)
+    rows, columns = corner[:, :1] + line, corner[:, 1:] + line  # (n,size)
+    if flip is not None:
+        columns = torch.where(flip.to(device)[:, None], columns.flip(1), columns)
+    n = torch.arange(len(image), device=device)[:, None, None]
+    # Indices in the first, third and fourth dimension; what they give is (n,size,size,C).
+    return image[n, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
 
 
 def _filters(start: Tensor, length: Tensor, pixels: int, size: int) -> Tensor:

@@ -23,6 +23,8 @@ class Encoder(nn.Module):
 
     spec: Spec
     channels: dict[int, int]
+    planes: int = 3
+    """Of the input: 3, or 6 for RGB and HHA (``core.hha``), which few tasks have."""
 
     def forward(self, image: Tensor) -> dict[int, Tensor]:
         raise NotImplementedError

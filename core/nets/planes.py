@@ -1,4 +1,4 @@
-"""Encoders that look at some of an image's planes, its lightness, say; from RGB like all others.
+"""Encoders that look at some of an image's planes, its lightness, say; from RGB like all others, or from RGB and HHA.
 
 A method that trains on planes so offers features that ``eval`` moves like any other's.
 """
@@ -43,6 +43,20 @@ class Joined:
         return {"kind": "joined", "parts": [part.plain() for part in self.parts]}
 
 
+@dataclass(frozen=True)
+class Rgbd:
+    """A backbone for RGB and one for HHA (``core.hha``), side by side."""
+
+    rgb: Backbone
+    hha: Backbone
+
+    def build(self) -> RgbdEncoder:
+        return RgbdEncoder(self)
+
+    def plain(self) -> dict[str, Any]:
+        return {"kind": "rgbd", "rgb": self.rgb.plain(), "hha": self.hha.plain()}
+
+
 class PlaneEncoder(Encoder):
     def __init__(self, spec: Planes) -> None:
         super().__init__()
@@ -73,3 +87,19 @@ class JoinedEncoder(Encoder):
     def forward(self, image: Tensor) -> dict[int, Tensor]:
         maps = [part(image) for part in self.parts]
         return {stride: torch.cat([found[stride] for found in maps], 1) for stride in self.channels}
+
+
+class RgbdEncoder(Encoder):
+    """RGB and HHA (N,6,H,W) in [0,1] -> both encoders' maps, concatenated."""
+
+    planes = 6
+
+    def __init__(self, spec: Rgbd) -> None:
+        super().__init__()
+        self.spec: Rgbd = spec
+        self.rgb, self.hha = spec.rgb.build(), spec.hha.build()
+        self.channels = {s: self.rgb.channels[s] + self.hha.channels[s] for s in self.rgb.channels}
+
+    def forward(self, image: Tensor) -> dict[int, Tensor]:
+        rgb, hha = self.rgb(image[:, :3]), self.hha(image[:, 3:])
+        return {stride: torch.cat([rgb[stride], hha[stride]], 1) for stride in self.channels}

@@ -194,7 +194,7 @@ def test_the_command_writes_table_json_and_pictures(
 
 
 def test_bad_input_is_one_line(run: Run, camvid: Path, ckpt: Path, tmp_path: Path):
-    assert "has no critic: it has generator" in refusal(
+    assert "has no critic that sees RGB alone: it has generator" in refusal(
         run("eval.segmentation", "--ckpt", ckpt, "--data", camvid, "--roles", "critic")
     )
     with pytest.raises(ValueError, match=r"no folder .*train"):

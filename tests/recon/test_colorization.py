@@ -6,10 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import Run, refusal
+from conftest import Run, refusal, tensors
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from torch import Tensor
 
 from core import color
 from core.rng import generator
@@ -34,13 +33,6 @@ BATCH = {
 def method(**settings: object) -> Colorization:
     torch.manual_seed(0)
     return Colorization(replace(CONFIG, **settings), WORLD)  # type: ignore[arg-type]
-
-
-def tensors(value: object) -> list[Tensor]:
-    if isinstance(value, Tensor):
-        return [value]
-    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else []
-    return [t for v in inner for t in tensors(v)]
 
 
 # --- the loss -------------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import Run, refusal
+from conftest import Run, refusal, tensors
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
@@ -44,13 +44,6 @@ def method(**settings: Any) -> SuperResolution:
 
 def weights(net: torch.nn.Module) -> list[Tensor]:
     return [p.clone() for p in net.parameters()]
-
-
-def tensors(value: object) -> list[Tensor]:
-    if isinstance(value, Tensor):
-        return [value]
-    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else []
-    return [t for v in inner for t in tensors(v)]
 
 
 # --- networks -------------------------------------------------------------------------------------------------

@@ -15,7 +15,6 @@ from core.data.synthetic import (
     Beside,
     Labels,
     contours,
-    crop,
     mirrored,
     open_real,
     open_synthetic,
@@ -76,17 +75,6 @@ def test_what_is_missing_stays_missing():
     torch.testing.assert_close(labels.depth.flatten(), torch.tensor([0.0, 1.234, 0.0]))
     assert torch.equal(labels.normal.norm(dim=1).flatten() > 0.5, torch.tensor([False, True, False]))
     assert torch.equal(labels.instance, instance)
-
-
-def test_crops_are_those_of_a_loop():
-    planes = torch.randint(
-        0, 256, (3, 10, 9, 11), generator=torch.Generator().manual_seed(0), dtype=torch.uint8
-    )
-    corner, flip = torch.tensor([[0, 0], [4, 6], [2, 3]]), torch.tensor([False, True, False])
-    found = crop(planes, corner, 5, flip)
-    for n, (top, left) in enumerate(corner.tolist()):
-        expected = planes[n, :, top : top + 5, left : left + 5]
-        assert torch.equal(found[n], expected.flip(2) if flip[n] else expected)
 
 
 def test_a_mirrored_room_has_mirrored_normals():

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn.functional import interpolate
 
-from core.data.views import center_boxes, crop_draws, crop_resize, random_boxes, random_flips
+from core.data.views import center_boxes, crop_draws, crop_resize, cut, random_boxes, random_flips
 from core.rng import generator
 
 
@@ -115,3 +115,21 @@ def test_draws_are_a_function_of_the_generator() -> None:
 def test_center_boxes() -> None:
     extent = torch.tensor([[40, 61], [61, 40], [8, 8]])
     assert center_boxes(extent).tolist() == [[0, 10, 40, 40], [10, 0, 40, 40], [0, 0, 8, 8]]
+
+
+def test_cuts_are_those_of_a_loop():
+    image = torch.randint(0, 256, (3, 10, 9, 11), generator=generator(5), dtype=torch.uint8)
+    extent = torch.tensor([[9, 11], [9, 11], [7, 8]])
+    draws = torch.tensor([[0.0, 0.0], [0.999, 0.999], [0.7, 0.3]])
+    found = cut(image, extent, 5, draws, flip=torch.tensor([False, True, False]))
+    for n, (top, left) in enumerate([(0, 0), (4, 6), (2, 1)]):
+        expected = image[n, :, top : top + 5, left : left + 5]
+        assert torch.equal(found[n], expected.flip(2) if n == 1 else expected)
+    assert torch.equal(cut(image, extent, 5)[2], image[2, :, 1:6, 1:6])
+
+
+def test_cuts_fall_evenly_on_all_places():
+    image = torch.arange(12).view(1, 1, 1, 12).expand(4000, 1, 12, 12)
+    draws = torch.rand(4000, 2, generator=generator(6))
+    left = cut(image, torch.tensor([[12, 12]]).expand(4000, 2), 8, draws)[:, 0, 0, 0]
+    assert torch.bincount(left).tolist() == pytest.approx([800] * 5, rel=0.15)

@@ -1,0 +1,266 @@
+"""Split-brain autoencoder: two networks, each of which learns to say what the other sees (Zhang, Isola and Efros 2017,
+arXiv:1611.09842).
+
+One sees lightness and says chroma, one sees chroma and says lightness: neither can learn by copying. Both have half of
+the usual width; side by side they see the whole image, and their features, joined, are moved to other tasks. A plane is
+said by classification (``--loss classification``, eq. 4: 313 bins of ab, 50 of L, 1-hot, no rebalancing) or by
+regression (``--loss l2``, eq. 2).
+
+Deviations, each for a reason:
+- A feature pyramid over our encoders predicts at a quarter of the size; the paper's AlexNet predicts at a sixteenth.
+  Pictures so show more, and encoders stay those that other tasks know.
+- Adam, with a cosine: the paper's long training with momentum does not fit minutes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, interpolate, mse_loss
+
+from core import color
+from core.color import lab_to_rgb, rgb_to_lab
+from core.data import views
+from core.nets.backbones import Backbone
+from core.nets.decoders import Pyramid
+from core.nets.encoder import Encoder
+from core.nets.layers import Norm
+from core.nets.planes import JoinedEncoder, Planes
+from core.rng import generator
+from core.sheet import sheet
+from core.train import optim
+from core.train.config import TrainConfig, parse_training, user_errors
+from core.train.dist import World
+from core.train.loop import train
+from core.train.method import Batch, Method
+
+AB_BINS, L_BINS = 313, 50
+TEMPERATURE = 0.38
+"""Of the annealed mean by which bins become a colour or a lightness (``core.color``)."""
+
+
+# --- settings -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetsConfig(TrainConfig):
+    """Settings of both kinds of split brain."""
+
+    encoder: Literal["resnet18", "resnet50", "alexnet"] = "alexnet"
+    """Of each network; alexnet is the paper's."""
+    norm: Literal["batch", "group"] = "batch"
+    """Normalisation; group does not depend on the batch, nor on how it is split over ranks."""
+    lr: float = 1e-3
+    """Adam's, at its highest."""
+    weight_decay: float = 1e-4
+    warmup: int = 50
+    """Steps over which the learning rate rises; then it falls along a cosine."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.size % 32:
+            raise ValueError(f"--size {self.size}: use a multiple of 32")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(NetsConfig):
+    loss: Literal["classification", "l2"] = "classification"
+    """What is said of each pixel: a bin, better for features in the paper; or the values themselves."""
+
+
+def demo() -> Config:
+    """Minutes on two CPU cores, built-in scenes."""
+    return Config(
+        preset="demo", scenes=2048, short_side=80, steps=1200, batch=32, show_every=200, eval_every=400, save_every=400,
+    )  # fmt: skip
+
+
+def small() -> Config:
+    """One GPU, tens of minutes."""
+    return Config(
+        preset="small", encoder="resnet18", size=96, batch=64, steps=20_000, scenes=50_000, show_every=1_000,
+        eval_every=2_000, save_every=2_000,
+    )  # fmt: skip
+
+
+def paper() -> Config:
+    """The paper's net, data and crop (of 180 px, here a multiple of 32)."""
+    return Config(
+        preset="paper", data="imagenet:imagenet", size=192, short_side=256, batch=256, steps=400_000, cache_gb=400,
+        show_every=5_000, eval_every=10_000, save_every=10_000,
+    )  # fmt: skip
+
+
+# --- networks -------------------------------------------------------------------------------------------------
+
+
+class CrossChannel(nn.Module):
+    """An encoder and what it says of other planes: image (N,3,S,S) -> (N,out,s,s) float, s about S/4."""
+
+    def __init__(self, encoder: Encoder, out: int, norm: Norm) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.decoder = Pyramid(encoder.channels, out, 128, norm)
+
+    def forward(self, image: Tensor) -> Tensor:
+        return self.decoder(self.encoder(image)).float()
+
+
+# --- losses ---------------------------------------------------------------------------------------------------
+
+
+def ab_loss(logits: Tensor, ab: Tensor) -> Tensor:
+    """Cross-entropy (eq. 4) of bins (N,313,s,s) and the bins nearest to ab (N,2,s,s)."""
+    nearest = color.soft_encode(ab, color.ab_bins().to(ab.device), neighbours=1)[0]  # (N,1,s,s)
+    return cross_entropy(logits, nearest[:, 0])
+
+
+def lightness_loss(logits: Tensor, lightness: Tensor) -> Tensor:
+    """Cross-entropy of bins (N,50,s,s) and lightness (N,1,s,s) in 0..100."""
+    return cross_entropy(logits, color.lightness_bins(lightness)[:, 0])
+
+
+def said_ab(logits: Tensor) -> Tensor:
+    """Logits (N,313,s,s) -> ab (N,2,s,s), their annealed mean."""
+    return color.annealed_mean(logits, color.ab_bins().to(logits.device), TEMPERATURE)
+
+
+def said_lightness(logits: Tensor) -> Tensor:
+    """Logits (N,50,s,s) -> lightness (N,1,s,s), their annealed mean."""
+    centres = torch.arange(1.0, 100, 2, device=logits.device)[:, None]  # (50,1)
+    return color.annealed_mean(logits, centres, TEMPERATURE)
+
+
+def enlarged(plane: Tensor, like: Tensor) -> Tensor:
+    return interpolate(plane, like.shape[-2:], mode="bilinear")
+
+
+# --- the method -----------------------------------------------------------------------------------------------
+
+
+class TwoNets(Method):
+    """What both kinds of split brain share: two networks that learn side by side."""
+
+    def __init__(self, config: NetsConfig, world: World, nets: dict[str, CrossChannel]) -> None:
+        self.world = world
+        self.networks = dict(nets)
+        self.optimizers = {
+            name: torch.optim.AdamW(net.parameters(), config.lr, weight_decay=config.weight_decay)
+            for name, net in nets.items()
+        }
+        self._rates = config.lr, config.steps, config.warmup
+
+    def learn(self, losses: dict[str, Tensor], step: int) -> dict[str, Tensor]:
+        """A step of each network on its loss; they share nothing. Returns what to log."""
+        scalars = {}
+        highest, steps, warmup = self._rates
+        for name, loss in losses.items():
+            loss.backward()
+            optim.set_rate(self.optimizers[name], highest * optim.warmed_cosine(step, steps, warmup))
+            scalars[f"grad_norm/{name}"] = optim.step(self.optimizers[name], self.world)
+            scalars[f"loss/{name}"] = loss.detach()
+        return scalars
+
+
+class SplitBrain(TwoNets):
+    name = "splitbrain"
+    score = "psnr"
+
+    def __init__(self, config: Config, world: World) -> None:
+        self.config = config
+        half = Backbone(name=config.encoder, norm=config.norm, width=0.5)
+        classify = config.loss == "classification"
+        encoders = [Planes("L", half).build(), Planes("ab", half).build()]
+        self.to_ab = CrossChannel(encoders[0], AB_BINS if classify else 2, config.norm)
+        self.to_lightness = CrossChannel(encoders[1], L_BINS if classify else 1, config.norm)
+        self.joined = JoinedEncoder(encoders)
+        super().__init__(config, world, {"ab": self.to_ab, "lightness": self.to_lightness})
+
+    def update(self, batch: Batch, step: int) -> dict[str, Tensor]:
+        config, count = self.config, self.config.batch
+        image = views.random_crops(
+            batch, config.size, count, self.world.part(count), generator(config.seed, step)
+        )
+        for net in self.networks.values():
+            net.train()
+        with self.world.autocast():
+            ab, lightness = self.to_ab(image), self.to_lightness(image)
+        target = interpolate(rgb_to_lab(image), ab.shape[-2:], mode="area")  # (n,3,s,s)
+        if config.loss == "classification":
+            losses = {
+                "ab": ab_loss(ab, target[:, 1:]),
+                "lightness": lightness_loss(lightness, target[:, :1]),
+            }
+        else:
+            losses = {
+                "ab": mse_loss(ab, target[:, 1:] / 110),
+                "lightness": mse_loss(lightness, target[:, :1] / 100),
+            }
+        return self.learn(losses, step)
+
+    def encoders(self) -> dict[str, Encoder]:
+        return {"generator": self.joined}
+
+    # --- looking and measuring --------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def predict(self, image: Tensor) -> Tensor:
+        """RGB (N,3,S,S) in [0,1] -> Lab (N,3,S,S), each plane said by the half that does not see it."""
+        with self.world.autocast():
+            ab, lightness = self.to_ab.eval()(image), self.to_lightness.eval()(image)
+        if self.config.loss == "classification":
+            ab, lightness = said_ab(ab), said_lightness(lightness)
+        else:
+            ab, lightness = 110 * ab, 100 * lightness
+        return enlarged(torch.cat([lightness, ab], 1), image)
+
+    def show(self, batch: Batch) -> dict[str, Tensor]:
+        """What each half sees and what the other makes of it; joined is what both say, nothing of it seen."""
+        truth = views.center_crops(batch, self.config.size)
+        lab, said = rgb_to_lab(truth), self.predict(truth)
+        light, ab = lab[:, :1], lab[:, 1:]
+        columns = [
+            lab_to_rgb(torch.cat(planes, 1))
+            for planes in (
+                (light, torch.zeros_like(ab)), (light, said[:, 1:]), (torch.full_like(light, 60), ab),
+                (said[:, :1], ab), (said[:, :1], said[:, 1:]),
+            )
+        ]  # fmt: skip
+        return {"L | L with ab said | ab | ab with L said | joined | truth": sheet([*columns, truth], zoom=2)}
+
+    def evaluate(self, batches: Iterable[Batch]) -> dict[str, float]:
+        return self._figures(batches, self.predict)
+
+    def floors(self, batches: Iterable[Batch]) -> dict[str, dict[str, float]]:
+        """The measured images' mean colour everywhere."""
+        every = list(batches)
+        labs = [rgb_to_lab(views.center_crops(b, self.config.size)).mean((0, 2, 3)) for b in every]
+        mean = torch.stack(labs).mean(0).view(1, 3, 1, 1)
+        return {"mean colour": self._figures(every, lambda image: mean.expand_as(image))}
+
+    def _figures(self, batches: Iterable[Batch], predict: Callable[[Tensor], Tensor]) -> dict[str, float]:
+        """PSNR of the joined reconstruction, ``core.color.AbErrors`` of ab, root mean square error of L in 0..100."""
+        errors, rows = color.AbErrors(), []
+        for batch in batches:
+            truth = views.center_crops(batch, self.config.size)
+            lab, said = rgb_to_lab(truth), predict(truth)
+            errors.add(said[:, 1:], lab[:, 1:])
+            psnr = -10 * (lab_to_rgb(said) - truth).square().mean((1, 2, 3)).clamp(min=1e-10).log10()
+            rows.append(torch.stack([psnr, (said - lab)[:, :1].square().mean((1, 2, 3))]))  # (2,n)
+        psnr, squared = torch.cat(rows, 1).mean(1).tolist()
+        return {"psnr": psnr, **errors.means(), "lightness_rms": squared**0.5}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    with user_errors():
+        config = parse_training(SplitBrain.name, {"demo": demo, "small": small, "paper": paper}, argv)
+        folder = train(SplitBrain.name, config, SplitBrain)
+        print(f"look: make tensorboard; move its features: make eval-segmentation CKPT={folder}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,198 @@
+"""Split-brain autoencoder of images with depth: RGB says HHA, HHA says colour (Zhang, Isola and Efros 2017,
+arXiv:1611.09842, section 4.2).
+
+Two networks of full width: one sees the image and says its depth as HHA (``core.hha``) by squared error; one sees HHA
+and says the image's Lab, L by squared error and ab as one of 313 bins, 200 times as heavy. Where depth is missing, HHA
+is black and counts for nothing. The first offers features of RGB, both together those of RGB-D.
+
+Deviations are those of ``recon.splitbrain``; crops are cut out at the images' own resolution, as a zoom would change
+what disparity and height mean.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import interpolate, mse_loss
+
+from core import color
+from core.color import lab_to_rgb, rgb_to_lab
+from core.data import rgbd, views
+from core.data.images import Split
+from core.nets.backbones import Backbone
+from core.nets.encoder import Encoder
+from core.nets.planes import Rgbd
+from core.rng import generator
+from core.sheet import sheet
+from core.train.config import parse_training, user_errors
+from core.train.dist import World
+from core.train.loop import train
+from core.train.method import Batch
+from recon.splitbrain import AB_BINS, CrossChannel, NetsConfig, TwoNets, ab_loss, enlarged, said_ab
+
+AB_WEIGHT = 200.0  # against the squared error of L in 0..100
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(NetsConfig):
+    data: str = "scenes"
+    """scenes, or a folder with rgb/, depth/ (16-bit PNGs in millimetres, 0 = missing) and intrinsics.txt (3x3)."""
+
+
+def demo() -> Config:
+    """Minutes on two CPU cores, built-in scenes."""
+    return Config(
+        preset="demo", scenes=2048, short_side=80, steps=800, batch=32, show_every=100, eval_every=200, save_every=200,
+    )  # fmt: skip
+
+
+def small() -> Config:
+    """One GPU, tens of minutes."""
+    return Config(
+        preset="small", encoder="resnet18", size=96, short_side=120, batch=64, steps=10_000, scenes=30_000,
+        show_every=1_000, eval_every=2_000, save_every=2_000,
+    )  # fmt: skip
+
+
+def paper() -> Config:
+    """The paper's net and crop (of 180 px, here a multiple of 32), for NYUD's frames."""
+    return Config(
+        preset="paper", size=192, short_side=240, batch=128, steps=50_000, scenes=100_000, cache_gb=100,
+        show_every=5_000, eval_every=5_000, save_every=5_000,
+    )  # fmt: skip
+
+
+def open_depth(config: Config, quiet: bool) -> Split:
+    cuda = config.device != "cpu" and torch.cuda.is_available()
+    return rgbd.open_hha(
+        config.data, config.size, short_side=config.short_side, scenes=config.scenes, cache_dir=config.cache,
+        cache_gb=config.cache_gb, device="cuda" if cuda else "cpu", quiet=quiet,
+    )  # fmt: skip
+
+
+# --- the method -----------------------------------------------------------------------------------------------
+
+
+class SplitBrainHha(TwoNets):
+    name = "splitbrain-hha"
+    score = "hha_psnr"
+
+    def __init__(self, config: Config, world: World) -> None:
+        self.config = config
+        backbone = Backbone(name=config.encoder, norm=config.norm)
+        self.both = Rgbd(backbone, backbone).build()
+        self.to_hha = CrossChannel(self.both.rgb, 3, config.norm)
+        self.to_lab = CrossChannel(self.both.hha, 1 + AB_BINS, config.norm)
+        super().__init__(config, world, {"hha": self.to_hha, "lab": self.to_lab})
+
+    def update(self, batch: Batch, step: int) -> dict[str, Tensor]:
+        config, random = self.config, generator(self.config.seed, step)
+        place, flip = torch.rand(config.batch, 2, generator=random), views.random_flips(config.batch, random)
+        mine = self.world.part(config.batch)
+        planes = views.cut(batch["image"], batch["extent"], config.size, place[mine], flip[mine])
+        image, hha, known = rgbd.unpack(planes)
+        for net in self.networks.values():
+            net.train()
+        with self.world.autocast():
+            said_hha, said_lab = self.to_hha(image), self.to_lab(hha)
+        lab = interpolate(rgb_to_lab(image), said_lab.shape[-2:], mode="area")  # (n,3,s,s)
+        lightness = mse_loss(100 * said_lab[:, :1], lab[:, :1])
+        chroma = ab_loss(said_lab[:, 1:], lab[:, 1:])
+        losses = {"hha": masked_l2(said_hha, hha, known), "lab": lightness + AB_WEIGHT * chroma}
+        return self.learn(losses, step) | {
+            "loss/lightness": lightness.detach(),
+            "loss/ab": chroma.detach(),
+            "known": known.float().mean(),
+        }
+
+    def encoders(self) -> dict[str, Encoder]:
+        return {"generator": self.both.rgb, "rgbd": self.both}
+
+    # --- looking and measuring --------------------------------------------------------------------------------
+
+    def centered(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        """Held-out images in the middle: image and HHA (n,3,S,S) in [0,1], known (n,1,S,S)."""
+        return rgbd.unpack(views.cut(batch["image"], batch["extent"], self.config.size))
+
+    @torch.no_grad()
+    def predict(self, image: Tensor, hha: Tensor) -> tuple[Tensor, Tensor]:
+        """Image and HHA (N,3,S,S) in [0,1] -> what is said of them: HHA in [0,1] and Lab, (N,3,S,S)."""
+        with self.world.autocast():
+            said_hha, said = self.to_hha.eval()(image), self.to_lab.eval()(hha)
+        lab = torch.cat([(100 * said[:, :1]).clamp(0, 100), said_ab(said[:, 1:])], 1)
+        return enlarged(said_hha.clamp(0, 1), image), enlarged(lab, image)
+
+    def show(self, batch: Batch) -> dict[str, Tensor]:
+        """The image and what HHA says of it, HHA (disparity, height, angle as red, green, blue) and what the image
+        says of it; black: depth is missing."""
+        image, hha, _ = self.centered(batch)
+        said_hha, said_lab = self.predict(image, hha)
+        columns = [image, said_hha, hha, lab_to_rgb(said_lab)]
+        return {"image | HHA said of it | HHA | image said of that": sheet(columns, zoom=2)}
+
+    def evaluate(self, batches: Iterable[Batch]) -> dict[str, float]:
+        return self._figures(batches, self.predict)
+
+    def floors(self, batches: Iterable[Batch]) -> dict[str, dict[str, float]]:
+        """The measured images' mean of each plane everywhere."""
+        every = list(batches)
+        sums, count, labs = torch.zeros(3), torch.zeros(()), []
+        for image, hha, known in map(self.centered, every):
+            sums += (hha * known).sum((0, 2, 3)).cpu()
+            count += known.sum().cpu()
+            labs.append(rgb_to_lab(image).mean((0, 2, 3)))
+        hha_mean = (sums / count.clamp(min=1)).to(self.world.device).view(1, 3, 1, 1)
+        lab_mean = torch.stack(labs).mean(0).view(1, 3, 1, 1)
+        return {
+            "mean of each plane": self._figures(
+                every, lambda image, hha: (hha_mean.expand_as(image), lab_mean.expand_as(image))
+            )
+        }
+
+    def _figures(
+        self,
+        batches: Iterable[Batch],
+        predict: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
+    ) -> dict[str, float]:
+        """PSNR of HHA where depth is known and the mean errors of its planes, in their 8-bit levels, cm or degrees;
+        of what HHA says: ``core.color.AbErrors``, and the root mean square error of L in 0..100."""
+        errors, squared, absolute, count, light = color.AbErrors(), torch.zeros(3), torch.zeros(3), 0.0, []
+        for batch in batches:
+            image, hha, known = self.centered(batch)
+            said_hha, said_lab = predict(image, hha)
+            lab, miss = rgb_to_lab(image), (said_hha - hha) * known
+            squared += miss.square().sum((0, 2, 3)).cpu()
+            absolute += 255 * miss.abs().sum((0, 2, 3)).cpu()
+            count += known.sum().item()
+            errors.add(said_lab[:, 1:], lab[:, 1:])
+            light.append((said_lab - lab)[:, :1].square().mean((1, 2, 3)))
+        count = max(count, 1.0)
+        planes = dict(zip(("disparity", "height", "angle"), (absolute / count).tolist(), strict=True))
+        hha_psnr = -10 * (squared.sum() / (3 * count)).clamp(min=1e-10).log10().item()
+        light_rms = torch.cat(light).mean().sqrt().item()
+        return {"hha_psnr": hha_psnr, **planes, **errors.means(), "lightness_rms": light_rms}
+
+
+def masked_l2(said: Tensor, hha: Tensor, known: Tensor) -> Tensor:
+    """Mean squared error of what is said at a quarter of the size, (N,3,s,s), where depth is known; 0-d.
+
+    hha (N,3,S,S), known (N,1,S,S) bool. The mean over a position's known pixels is its truth, and it counts by how many
+    they are.
+    """
+    weight = interpolate(known.float(), said.shape[-2:], mode="area")  # (N,1,s,s)
+    truth = interpolate(hha * known, said.shape[-2:], mode="area") / weight.clamp(min=1e-6)
+    return (weight * (said - truth).square()).sum() / (3 * weight.sum()).clamp(min=1)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    with user_errors():
+        config = parse_training(SplitBrainHha.name, {"demo": demo, "small": small, "paper": paper}, argv)
+        folder = train(SplitBrainHha.name, config, SplitBrainHha, open_depth)
+        print(f"look: make tensorboard; move its features: make eval-segmentation CKPT={folder}")
+
+
+if __name__ == "__main__":
+    main()

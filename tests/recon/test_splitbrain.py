@@ -1,0 +1,228 @@
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import Run, refusal, tensors
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch.nn.functional import cross_entropy
+
+from core import color
+from core.data import rgbd
+from core.rng import generator
+from core.train import checkpoint
+from core.train.dist import World
+from recon import splitbrain, splitbrain_hha
+from recon.splitbrain import SplitBrain, ab_loss, lightness_loss, said_ab, said_lightness
+from recon.splitbrain_hha import SplitBrainHha, masked_l2
+
+TINY = (
+    "--size 64 --batch 4 --steps 6 --log-every 1 --show-every 3 --eval-every 3 --save-every 2 --eval-images 2 "
+    "--device cpu"
+).split()
+WORLD = World(torch.device("cpu"))
+BATCH = {
+    "image": torch.randint(0, 256, (4, 3, 72, 80), generator=generator(0), dtype=torch.uint8),
+    "extent": torch.tensor([[72, 80]]).repeat(4, 1),
+    "index": torch.arange(4),
+}
+
+
+def method(**settings: Any) -> SplitBrain:
+    torch.manual_seed(0)
+    return SplitBrain(replace(splitbrain.demo(), batch=4, steps=8, **settings), WORLD)
+
+
+def with_depth() -> tuple[SplitBrainHha, dict[str, torch.Tensor]]:
+    torch.manual_seed(0)
+    trained = SplitBrainHha(replace(splitbrain_hha.demo(), batch=4, steps=8), WORLD)
+    planes = torch.randint(0, 256, (4, 7, 72, 80), generator=generator(1), dtype=torch.uint8)
+    return trained, {**BATCH, "image": planes}
+
+
+# --- losses ---------------------------------------------------------------------------------------------------
+
+
+def test_losses_are_those_of_a_loop_over_pixels():
+    ab = 60 * torch.randn(2, 2, 3, 4, generator=generator(2)).clamp(-1.5, 1.5)
+    light = 100 * torch.rand(2, 1, 3, 4, generator=generator(3))
+    of_ab, of_light = (torch.randn(2, n, 3, 4, generator=generator(n)) for n in (313, 50))
+    bins, sums = color.ab_bins(), torch.zeros(2)
+    for n in range(2):
+        for y in range(3):
+            for x in range(4):
+                nearest = (bins - ab[n, :, y, x]).norm(dim=1).argmin()
+                step = torch.tensor(int(light[n, 0, y, x] // 2))
+                sums[0] += cross_entropy(of_ab[n, :, y, x], nearest) / 24
+                sums[1] += cross_entropy(of_light[n, :, y, x], step) / 24
+    torch.testing.assert_close(torch.stack([ab_loss(of_ab, ab), lightness_loss(of_light, light)]), sums)
+
+
+def test_sure_logits_say_their_bins():
+    ab = torch.tensor([20.0, -30]).view(1, 2, 1, 1)
+    index = color.soft_encode(ab, color.ab_bins(), 1)[0]
+    logits = torch.zeros(1, 313, 1, 1).scatter_(1, index, 50.0)
+    torch.testing.assert_close(said_ab(logits), ab)
+    logits = torch.zeros(1, 50, 1, 1).index_fill_(1, torch.tensor([17]), 50.0)
+    torch.testing.assert_close(said_lightness(logits), torch.full((1, 1, 1, 1), 35.0))
+
+
+def test_missing_depth_counts_for_nothing():
+    hha = torch.rand(2, 3, 16, 16, generator=generator(4))
+    known = torch.rand(2, 1, 16, 16, generator=generator(5)) < 0.6
+    known[:, :, :4, :4] = False
+    said = torch.rand(2, 3, 4, 4, generator=generator(6), requires_grad=True)
+    loss = masked_l2(said, hha, known)
+    expected, weight = 0.0, 0.0
+    for n in range(2):
+        for y in range(4):
+            for x in range(4):
+                here = known[n, 0, 4 * y : 4 * y + 4, 4 * x : 4 * x + 4]
+                if here.any():
+                    truth = hha[n, :, 4 * y : 4 * y + 4, 4 * x : 4 * x + 4][:, here].mean(1)
+                    share = here.float().mean().item()
+                    expected += share * (said[n, :, y, x] - truth).square().mean().item()
+                    weight += share
+    assert loss.item() == pytest.approx(expected / weight, rel=1e-4)
+    loss.backward()
+    assert said.grad is not None
+    assert not said.grad[:, :, 0, 0].any()
+    noise = torch.where(known, hha, torch.rand(hha.shape, generator=generator(7)))
+    assert masked_l2(said, noise, known).item() == pytest.approx(loss.item(), rel=1e-6)
+    assert masked_l2(said, hha, torch.zeros_like(known)).item() == 0
+
+
+# --- what each half sees --------------------------------------------------------------------------------------
+
+
+def test_no_half_sees_what_it_says():
+    """Other chroma, the same lightness: what is said of chroma stays; and the other way round."""
+    trained = method()
+    lab = color.rgb_to_lab(torch.rand(1, 3, 64, 64, generator=generator(8)) * 0.2 + 0.4)
+    tinted = torch.cat([lab[:, :1], lab[:, 1:].flip(1)], 1)
+    lighter = torch.cat([lab[:, :1] + 5, lab[:, 1:]], 1)
+    said, of_tinted, of_lighter = (trained.predict(color.lab_to_rgb(x)) for x in (lab, tinted, lighter))
+    torch.testing.assert_close(of_tinted[:, 1:], said[:, 1:], atol=0.05, rtol=0)
+    torch.testing.assert_close(of_lighter[:, :1], said[:, :1], atol=0.05, rtol=0)
+    assert (of_tinted[:, :1] - said[:, :1]).abs().max() > 0.1
+    assert (of_lighter[:, 1:] - said[:, 1:]).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("loss", ["classification", "l2"])
+def test_it_learns(loss: str):
+    trained = method(loss=loss)
+    first = trained.update(BATCH, 0)
+    for step in range(1, 7):
+        last = trained.update(BATCH, step)
+    for name in ("ab", "lightness"):
+        assert last[f"loss/{name}"] < first[f"loss/{name}"]
+
+
+def test_depth_learns_and_says_both():
+    trained, batch = with_depth()
+    first = trained.update(batch, 0)
+    for step in range(1, 7):
+        last = trained.update(batch, step)
+    for name in ("hha", "lab", "lightness", "ab"):
+        assert last[f"loss/{name}"] < first[f"loss/{name}"]
+    said_hha, said_lab = trained.predict(*trained.centered(batch)[:2])
+    assert said_hha.shape == said_lab.shape == (4, 3, 64, 64)
+
+
+def test_features_of_both_halves_and_of_depth():
+    encoder = method().encoders()["generator"]
+    half = {stride: maps.shape[1] // 2 for stride, maps in encoder(torch.rand(1, 3, 64, 64)).items()}
+    assert half == {4: 32, 8: 96, 16: 128, 32: 128}
+    roles = with_depth()[0].encoders()
+    assert roles["rgbd"].planes == 6
+    both = roles["rgbd"].eval()(torch.rand(1, 6, 64, 64, generator=generator(9)))
+    alone = roles["generator"].eval()(torch.rand(1, 6, 64, 64, generator=generator(9))[:, :3])
+    assert all(torch.equal(both[s][:, : alone[s].shape[1]], alone[s]) for s in alone)
+
+
+# --- the commands ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def frames(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """24 frames with depth: a wall with a darker box before it, and a hole in what is known."""
+    folder = tmp_path_factory.mktemp("frames")
+    for name in ("rgb", "depth"):
+        (folder / name).mkdir()
+    (folder / "intrinsics.txt").write_text("80 0 48\n0 80 36\n0 0 1\n")
+    for i in range(24):
+        rgb, depth = np.full((72, 96, 3), 200, np.uint8), np.full((72, 96), 3000, np.uint16)
+        rgb[20:50, i : i + 40], depth[20:50, i : i + 40] = (90, 40 + 5 * i, 60), 1500
+        depth[60:, 80:] = 0
+        Image.fromarray(rgb).save(folder / "rgb" / f"{i:03d}.png")
+        Image.fromarray(depth).save(folder / "depth" / f"{i:03d}.png")
+    return folder
+
+
+@pytest.fixture(scope="module", params=["lab", "hha"])
+def run_folder(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, photos: Path, frames: Path
+) -> Path:
+    module, data = (splitbrain, photos) if request.param == "lab" else (splitbrain_hha, frames)
+    folder = tmp_path_factory.mktemp(request.param) / "run"
+    module.main([*TINY, "--data", str(data), "--out", str(folder)])
+    return folder
+
+
+def test_what_a_run_leaves(run_folder: Path):
+    tags = EventAccumulator(str(run_folder), size_guidance={"images": 0}).Reload().Tags()
+    rows = json.loads((run_folder / "quality.json").read_text())
+    if "hha" in str(run_folder):
+        assert tags["images"] == ["image | HHA said of it | HHA | image said of that"]
+        assert list(rows) == ["mean of each plane", "splitbrain-hha"]
+    else:
+        assert tags["images"] == ["L | L with ab said | ab | ab with L said | joined | truth"]
+        assert list(rows) == ["mean colour", "splitbrain"]
+    encoder = checkpoint.load_encoder(run_folder)
+    assert encoder(torch.rand(1, 3, 64, 64))[16].shape[2:] == (4, 4)
+
+
+def test_a_resumed_run_ends_with_the_same_weights(
+    run_folder: Path, photos: Path, frames: Path, tmp_path: Path
+):
+    module, data = (splitbrain_hha, frames) if "hha" in str(run_folder) else (splitbrain, photos)
+    part = tmp_path / "part"
+    module.main([*TINY, "--data", str(data), "--out", str(part)])
+    for file in ("step-00000006.pt", "step-00000004.pt"):
+        (part / file).unlink()
+    module.main(["--resume", "--out", str(part)])
+    states = [tensors(checkpoint.load(checkpoint.find(f))["state"]) for f in (run_folder, part)]
+    assert len(states[0]) > 20
+    assert all(torch.equal(a, b) for a, b in zip(*states, strict=True))
+
+
+def test_frames_are_read_as_they_are(frames: Path, tmp_path: Path):
+    split = rgbd.open_hha(str(frames), 64, short_side=72, cache_dir=tmp_path)
+    assert len(split.train) + len(split.heldout) == 24
+    image, hha, known = rgbd.unpack(split.train.batch(torch.tensor([0]))["image"])
+    assert not known[0, 0, 60:, 80:].any()
+    assert known[0, 0, :60].all()
+    assert not hha[0, :, 60:, 80:].any()
+    assert hha[0, 0, 5, 90] == pytest.approx(103 / 255)  # 31000 / 300 cm
+    assert image[0, 0, 0, 0] == pytest.approx(200 / 255)
+
+
+def test_bad_input_is_one_line(run: Run, frames: Path, tmp_path: Path, capsys):
+    said = refusal(run("recon.splitbrain_hha", *TINY, "--data", "none"))
+    assert "no such folder; name one with rgb/, depth/" in said
+    lonely, blind = tmp_path / "lonely", tmp_path / "blind"
+    (lonely / "rgb").mkdir(parents=True)
+    for name in ("rgb", "depth"):
+        (blind / name).mkdir(parents=True)
+    for folder, words in ((lonely, "no depth/ in it"), (blind, "intrinsics.txt"), (frames, None)):
+        size = [] if words else ["--size", "100"]
+        with pytest.raises(SystemExit) as stop:
+            splitbrain_hha.main([*TINY, "--data", str(folder), *size])
+        assert stop.value.code == 2
+        assert (words or "use a multiple of 32") in capsys.readouterr().err
