@@ -5,13 +5,14 @@ PYTHON ?= python3
 READY := .venv/.installed
 RUN = $(if $(GPUS),.venv/bin/torchrun --standalone --nproc-per-node=$(GPUS) -m,.venv/bin/python -m)
 data = $(if $(DATA),--data "$(DATA)")
+real = $(if $(REAL),--real "$(REAL)")
 ckpt = $(if $(CKPT),--ckpt "$(CKPT)")
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train-inpainting train-colorization train-superresolution train-simclr train-moco train-byol train-cpc eval-inpainting eval-superresolution eval-segmentation mend colorize upscale scenes tensorboard test check format clean
+.PHONY: help setup train-inpainting train-colorization train-superresolution train-splitbrain train-splitbrain-hha train-synthetic train-simclr train-moco train-byol train-cpc eval-inpainting eval-superresolution eval-domains eval-segmentation mend colorize upscale surfaces scenes tensorboard test check format clean
 
 help:  ## this list
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1\t\2/' | awk -F'\t' '{printf "make %-20s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1\t\2/' | awk -F'\t' '{printf "make %-21s %s\n", $$1, $$2}'
 
 setup: $(READY)  ## create .venv and install; every other job does it by itself when needed
 
@@ -32,6 +33,15 @@ train-colorization: $(READY)  ## train the colorizer (ARGS="--loss l2", "--hints
 train-superresolution: $(READY)  ## train SRResNet, then SRGAN (ARGS="--content-weights download"): DATA= ARGS= GPUS= as above
 	@$(RUN) recon.superresolution $(data) $(ARGS)
 
+train-splitbrain: $(READY)  ## train the split-brain autoencoder of Lab (ARGS="--loss l2"): DATA= ARGS= GPUS= as above
+	@$(RUN) recon.splitbrain $(data) $(ARGS)
+
+train-splitbrain-hha: $(READY)  ## the same of images with depth: DATA= folder with rgb/, depth/ and intrinsics.txt
+	@$(RUN) recon.splitbrain_hha $(data) $(ARGS)
+
+train-synthetic: $(READY)  ## learn depth, normals and contours of scenes, adapted to photos: REAL= folder, DATA= ARGS= GPUS=
+	@$(RUN) recon.synthetic $(data) $(real) $(ARGS)
+
 train-simclr: $(READY)  ## train SimCLR: DATA= ARGS= GPUS= as above
 	@$(RUN) contrastive.simclr $(data) $(ARGS)
 
@@ -50,17 +60,23 @@ eval-inpainting: $(READY)  ## quality of mended holes beside classical methods: 
 eval-superresolution: $(READY)  ## PSNR and SSIM of a folder's images beside bicubic, as on Set5: CKPT= DATA=
 	@.venv/bin/python -m recon.upscale_quality $(ckpt) $(data) $(ARGS)
 
+eval-domains: $(READY)  ## synthetic to real with and without its discriminator, three seeds each: REAL= DATA= ARGS=
+	@$(RUN) recon.domains $(data) $(real) $(ARGS)
+
 eval-segmentation: $(READY)  ## move a checkpoint's features to segmentation, against random init: CKPT= DATA=
 	@.venv/bin/python -m eval.segmentation $(ckpt) $(data) $(ARGS)
 
 mend: $(READY)  ## mend a photo or a folder: IN= MASK= (white = hole) OUT= CKPT=
 	@.venv/bin/python -m recon.mend $(if $(IN),--in "$(IN)") $(if $(MASK),--mask "$(MASK)") $(if $(OUT),--out "$(OUT)") $(ckpt) $(ARGS)
 
-colorize: $(READY)  ## colorize a grey photo or a folder: IN= OUT= CKPT=
-	@.venv/bin/python -m recon.colorize $(if $(IN),--in "$(IN)") $(if $(OUT),--out "$(OUT)") $(ckpt) $(ARGS)
+colorize: $(READY)  ## colorize a grey photo or a folder: IN= OUT= CKPT= HINTS=
+	@.venv/bin/python -m recon.colorize $(if $(IN),--in "$(IN)") $(if $(OUT),--out "$(OUT)") $(if $(HINTS),--hints "$(HINTS)") $(ckpt) $(ARGS)
 
 upscale: $(READY)  ## enlarge a photo or a folder four times: IN= OUT= CKPT=
 	@.venv/bin/python -m recon.upscale $(if $(IN),--in "$(IN)") $(if $(OUT),--out "$(OUT)") $(ckpt) $(ARGS)
+
+surfaces: $(READY)  ## depth, normals and contours of a photo or a folder, by train-synthetic: IN= OUT= CKPT=
+	@.venv/bin/python -m recon.surfaces $(if $(IN),--in "$(IN)") $(if $(OUT),--out "$(OUT)") $(ckpt) $(ARGS)
 
 scenes: $(READY)  ## a contact sheet of the built-in scenes: OUT=scenes.png
 	@.venv/bin/python -m core.data.scenes $(if $(OUT),--out "$(OUT)") $(ARGS)

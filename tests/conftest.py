@@ -84,6 +84,25 @@ def refusal(done: subprocess.CompletedProcess[str]) -> str:
     return errors[0]
 
 
+Refused = Callable[[Callable[[list[str]], None], list[str | Path]], str]
+
+
+@pytest.fixture
+def refused(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Refused:
+    """As ``refusal`` of ``run``, in this process, which is faster: ``refused(main, args)`` -> the one line."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(main: Callable[[list[str]], None], args: list[str | Path]) -> str:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stop:
+            main([str(arg) for arg in args])
+        (line,) = (line for line in capsys.readouterr().err.splitlines() if line.startswith("error: "))
+        assert stop.value.code == 2
+        return line
+
+    return call
+
+
 def tensors(value: object) -> list[Tensor]:
     """All that are anywhere in nested dicts and lists."""
     if isinstance(value, Tensor):

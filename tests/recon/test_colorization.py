@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import Run, refusal, tensors
+from conftest import Refused, tensors
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -207,15 +207,15 @@ def test_a_hint_colours_its_neighbourhood(run_folder: Path, tmp_path: Path):
     assert np.abs(results[0] - results[1]).max() > 0
 
 
-def test_bad_input_is_one_line(run: Run, run_folder: Path, trained: Path, tmp_path: Path):
+def test_bad_input_is_one_line(refused: Refused, run_folder: Path, trained: Path, tmp_path: Path):
     Image.fromarray(np.full((40, 50, 3), 120, np.uint8)).save(tmp_path / "p.png")
     paths = ("--in", "p.png", "--out", "o.png")
-    said = refusal(run("recon.colorize", *paths, "--ckpt", trained))
+    said = refused(colorize.main, [*paths, "--ckpt", trained])
     assert "inpainting" in said
     assert "colorization" in said
-    assert "no such file" in refusal(run("recon.colorize", "--in", "q.png", "--out", "o.png"))
+    assert "no such file" in refused(colorize.main, ["--in", "q.png", "--out", "o.png"])
     Image.new("RGBA", (9, 9)).save(tmp_path / "h.png")
-    said = refusal(run("recon.colorize", *paths, "--ckpt", run_folder, "--hints", "h.png"))
+    said = refused(colorize.main, [*paths, "--ckpt", run_folder, "--hints", "h.png"])
     assert "make it as large" in said
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import Run, refusal, tensors
+from conftest import Refused, tensors
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.nn.functional import cross_entropy
@@ -213,16 +213,11 @@ def test_frames_are_read_as_they_are(frames: Path, tmp_path: Path):
     assert image[0, 0, 0, 0] == pytest.approx(200 / 255)
 
 
-def test_bad_input_is_one_line(run: Run, frames: Path, tmp_path: Path, capsys):
-    said = refusal(run("recon.splitbrain_hha", *TINY, "--data", "none"))
-    assert "no such folder; name one with rgb/, depth/" in said
-    lonely, blind = tmp_path / "lonely", tmp_path / "blind"
-    (lonely / "rgb").mkdir(parents=True)
-    for name in ("rgb", "depth"):
-        (blind / name).mkdir(parents=True)
-    for folder, words in ((lonely, "no depth/ in it"), (blind, "intrinsics.txt"), (frames, None)):
-        size = [] if words else ["--size", "100"]
-        with pytest.raises(SystemExit) as stop:
-            splitbrain_hha.main([*TINY, "--data", str(folder), *size])
-        assert stop.value.code == 2
-        assert (words or "use a multiple of 32") in capsys.readouterr().err
+def test_bad_input_is_one_line(refused: Refused, frames: Path, tmp_path: Path):
+    for name in ("lonely/rgb", "blind/rgb", "blind/depth"):
+        (tmp_path / name).mkdir(parents=True)
+    main = splitbrain_hha.main
+    assert "no such folder; name one with rgb/, depth/" in refused(main, [*TINY, "--data", "none"])
+    assert "no depth/ in it" in refused(main, [*TINY, "--data", "lonely"])
+    assert "intrinsics.txt" in refused(main, [*TINY, "--data", "blind"])
+    assert "use a multiple of 32" in refused(main, [*TINY, "--data", frames, "--size", "100"])
