@@ -238,7 +238,8 @@ class Colorization(Method):
         if config.loss == "classification":
             weights = color.rebalancing(self.net.prior(), config.rebalance)
             loss, plain, nearest = classification_loss(out, target, self.net.bins, weights, config.neighbours)
-            self.net.counts += self.world.mean(color.count_bins(nearest, len(self.net.bins)))
+            seen = color.count_bins(nearest, len(self.net.bins))
+            self.net.counts += self.world.size * self.world.mean(seen)
         elif config.hints:  # Huber, as in Zhang 2017 (eq. 2)
             loss = huber_loss(out / 110, target / 110, delta=1 / 110)
             plain = loss.detach()

@@ -14,10 +14,10 @@ from conftest import ROOT, TINY, Run
 from core.train import checkpoint
 
 
-def torchrun(folder: Path, ranks: int, *args: str) -> subprocess.CompletedProcess[str]:
+def torchrun(folder: Path, ranks: int, module: str, *args: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}",
-         "-m", "recon.inpainting", *args],
+         "-m", module, *args],
         cwd=folder, capture_output=True, text=True, timeout=180, check=False,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
     )  # fmt: skip
@@ -25,28 +25,40 @@ def torchrun(folder: Path, ranks: int, *args: str) -> subprocess.CompletedProces
 
 # Group norm, because torch has batch statistics over several processes for GPUs only. Two steps, because from step to
 # step training multiplies what rounding leaves.
-SAME = [*TINY, "--norm", "group", "--discriminator-norm", "group", "--mask", "blocks"]
-SAME += ["--steps", "2", "--adversarial-start", "0"]
+FEW = "--size 64 --batch 4 --steps 2 --log-every 1 --eval-images 2 --norm group --device cpu".split()
+METHODS = {
+    "recon.inpainting": [
+        *TINY, *"--norm group --discriminator-norm group --mask blocks --steps 2 --adversarial-start 0".split()
+    ],
+    "recon.colorization": [*FEW, "--encoder", "alexnet", "--hints"],
+    "recon.superresolution": [
+        *FEW, *"--blocks 1 --width 8 --adversarial-start 0 --content-weights off --lr-adversarial 1e-6".split()
+    ],
+    "recon.splitbrain": FEW,
+}  # fmt: skip
 
 
-def test_two_ranks_equal_one(run: Run, photos: Path, tmp_path: Path):
-    one = run("recon.inpainting", *SAME, "--data", photos, "--out", "one")
+@pytest.mark.parametrize("module", METHODS)
+def test_two_ranks_equal_one(module: str, run: Run, photos: Path, tmp_path: Path):
+    args = [*METHODS[module], "--data", str(photos)]
+    one = run(module, *args, "--out", "one")
     assert one.returncode == 0, one.stderr
-    two = torchrun(tmp_path, 2, *SAME, "--data", str(photos), "--out", "two")
+    two = torchrun(tmp_path, 2, module, *args, "--out", "two")
     assert two.returncode == 0, two.stderr
     states = [checkpoint.load(checkpoint.find(tmp_path / name))["state"] for name in ("one", "two")]
-    for net in ("generator", "discriminator"):
+    nets = [name.partition(".")[2] for name in states[0] if name.startswith("optimizer.")]
+    for net in nets:
         # Adam's running means are the gradients of both steps, before anything divides by their size.
         a, b = (
             torch.cat([moments["exp_avg"].flatten() for moments in s[f"optimizer.{net}"]["state"].values()])
             for s in states
         )
         assert a.norm() > 0
-        assert (a - b).norm() < 1e-4 * a.norm(), net
+        assert (a - b).norm() < 2e-3 * a.norm(), net
 
 
 def test_a_batch_that_does_not_split_is_one_line(photos: Path, tmp_path: Path):
-    done = torchrun(tmp_path, 2, *TINY, "--batch", "3", "--data", str(photos))
+    done = torchrun(tmp_path, 2, "recon.inpainting", *TINY, "--batch", "3", "--data", str(photos))
     assert done.returncode != 0
     assert "error: --batch 3 does not split over 2 ranks" in done.stderr
 

@@ -37,7 +37,7 @@ def test_each_way_is_trained_with_each_seed_and_differs_in_the_adversary_alone(c
     for name, config in configs.items():
         different = {key for key in base if config[key] != base[key]}
         assert different <= {"out", "seed", "adversary", "adversarial"}
-        assert config["adversarial"] == (0 if name.startswith("without") else 0.05)
+        assert config["adversarial"] == (0 if name.startswith("without") else 0.2)
         assert config["seed"] == int(name[-1])
 
 
