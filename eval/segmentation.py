@@ -33,6 +33,7 @@ from core.rng import generator, mixed
 from core.sheet import sheet
 from core.train import checkpoint
 from core.train.config import parse_command, to_plain, user_errors
+from core.train.dist import pick_device
 
 Protocol = Literal["frozen", "finetune"]
 WEIGHTS = ("pretrained", "random")
@@ -156,11 +157,9 @@ class Machine:
 
     @staticmethod
     def of(config: Config) -> Machine:
-        cuda = config.device != "cpu" and torch.cuda.is_available()
-        if config.device == "cuda" and not cuda:
-            raise ValueError("--device cuda, but torch finds no GPU here: use --device cpu")
-        bf16 = config.precision == "bf16" or (config.precision == "auto" and cuda)
-        return Machine(torch.device("cuda" if cuda else "cpu"), bf16)
+        device = pick_device(config.device)
+        bf16 = config.precision == "bf16" or (config.precision == "auto" and device.type == "cuda")
+        return Machine(device, bf16)
 
     def autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)

@@ -6,15 +6,12 @@ trained at, resized to the photo's and joined with its own lightness.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
 
 import numpy as np
 import torch
-import tyro
 from PIL import Image
 from torch import Tensor
 from torch.nn.functional import interpolate
@@ -22,8 +19,9 @@ from torch.nn.functional import interpolate
 from core.color import lab_to_rgb, rgb_to_lab
 from core.data import photos
 from core.train import checkpoint
-from core.train.config import parse_command, user_errors
-from recon.colorization import Colorizer, load_colorizer
+from core.train.config import run_command
+from core.train.dist import pick_device
+from recon.colorization import Colorization, Colorizer, load_colorizer
 
 ROWS = 2048  # of a photo are joined at a time, so that memory stays bounded
 
@@ -37,9 +35,7 @@ def colorize(
     side: the short side at which the net looks, px. known: where the image's own colours are hints, (1,H,W), 1 = known.
     """
     height, width = image.shape[-2:]
-    scale = side / min(height, width)
-    # Whole strides, so that no map of the net has to be cut.
-    size = [max(32, 32 * round(scale * length / 32)) for length in (height, width)]
+    size = photos.whole_strides((height, width), side)
     small = interpolate(image[None], size, mode="bilinear", antialias=True)  # (1,3,h,w)
     if known is None:
         out, _ = net(small)
@@ -63,23 +59,16 @@ def colorize(
     return result
 
 
-@dataclass(frozen=True)
-class Config:
-    """Colorizes a photo, or a folder of them; writes PNG."""
+@dataclass(frozen=True, kw_only=True)
+class Config(photos.PhotosConfig):
+    """Colorizes a photo, or a folder of them; writes PNG. Of coloured photos the lightness is taken."""
 
-    source: Annotated[Path, tyro.conf.arg(name="in")]
-    """A photo, or a folder of photos; of coloured ones the lightness is taken."""
-    out: Path
-    """A .png, or a folder."""
-    ckpt: Path | None = None
-    """A run's folder or a checkpoint of the colorizer; default: the newest run, runs/colorization/latest."""
     side: int = 0
     """Short side at which the network looks, px; default: that of its training."""
     temperature: float = 0.0
     """Of the annealed mean: nearer 1 duller, nearer 0 more vivid and spotty; default: the checkpoint's."""
     hints: Path | None = None
     """A picture as large as the photo, transparent but where a colour is given (--hints needs a net trained so)."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
 
 
 def run(config: Config) -> int:
@@ -87,10 +76,7 @@ def run(config: Config) -> int:
     todo = photos.find_jobs(config.source, config.out)
     if config.temperature < 0:
         raise ValueError(f"--temperature must be positive, not {config.temperature}")
-    file = checkpoint.find(config.ckpt or Path("runs/colorization/latest"))
-    if config.ckpt is None:
-        print(f"using {file.resolve()}", file=sys.stderr)
-    device = torch.device("cuda" if config.device != "cpu" and torch.cuda.is_available() else "cpu")
+    file, device = checkpoint.chosen(config.ckpt, Colorization.name), pick_device(config.device)
     net = load_colorizer(file, device)
     if config.hints is not None and not net.config.hints:
         raise ValueError(
@@ -99,7 +85,7 @@ def run(config: Config) -> int:
 
     def colorize_one(job: photos.Job) -> str:
         image, said = photos.read_photo(job.photo)
-        pixels = torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1).to(device) / 255
+        pixels = photos.to_tensor(image).to(device)
         known = None
         if config.hints is not None:
             layer = np.array(_hints(config.hints, image.size))
@@ -109,7 +95,7 @@ def run(config: Config) -> int:
             pixels = torch.where(known > 0, _with_lightness(colours, pixels), pixels)
         side = config.side or net.config.size
         painted = colorize(pixels, net, side, config.temperature or None, known)
-        result = Image.fromarray((255 * painted).round().byte().permute(1, 2, 0).cpu().numpy())
+        result = photos.to_image(painted)
         if image.mode == "RGBA":
             result.putalpha(image.getchannel("A"))
         photos.write_png(result, job.out)
@@ -137,9 +123,7 @@ def _with_lightness(colours: Tensor, image: Tensor) -> Tensor:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    with user_errors():
-        failed = run(parse_command(Config, argv))
-    sys.exit(1 if failed else 0)
+    run_command(Config, run, argv)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ Deviations, each for a reason:
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -26,7 +26,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from core import adversarial
 from core.data import masks, views
-from core.nets.backbones import Backbone, Encoder
+from core.nets.backbones import Backbone
 from core.nets.decoders import ChannelwiseLinear, Decoder
 from core.nets.discriminators import DiscriminatorSpec
 from core.nets.layers import Norm, normalization
@@ -37,8 +37,9 @@ from core.sheet import sheet
 from core.train import checkpoint, optim
 from core.train.config import TrainConfig, from_plain, parse_training, user_errors
 from core.train.dist import World
+from core.train.gan import Gan
 from core.train.loop import train
-from core.train.method import Batch, Method
+from core.train.method import Batch
 
 _CROPS, _HOLES = 1, 2  # what random numbers are for, the last part of their key
 MEAN_COLOUR = (123 / 255, 117 / 255, 104 / 255)  # the authors' fill, RGB
@@ -234,11 +235,12 @@ def membrane(values: Tensor, mask: Tensor, rounds: int = 24) -> Tensor:
 # --- the method -----------------------------------------------------------------------------------------------
 
 
-class Inpainting(Method):
+class Inpainting(Gan):
     name = "inpainting"
     score = "psnr"
 
     def __init__(self, config: Config, world: World) -> None:
+        super().__init__(config)
         self.config, self.world = config, world
         self.generator = Generator(config)
         self.average = AveragedModel(
@@ -305,19 +307,6 @@ class Inpainting(Method):
         """What the discriminator sees of an image: the central square, or all of it."""
         quarter = self.config.size // 4
         return image[..., quarter:-quarter, quarter:-quarter] if self.config.mask == "center" else image
-
-    def milestones(self) -> dict[int, str]:
-        start = self.config.adversarial_start
-        return {start: "before-adversary"} if self.config.has_adversary and start else {}
-
-    def warnings(self, scalars: Mapping[str, float]) -> list[str]:
-        return adversarial.collapse_warning(scalars)
-
-    def encoders(self) -> dict[str, Encoder]:
-        roles: dict[str, Encoder] = {"generator": self.averaged.encoder}
-        if self.config.has_adversary:
-            roles["discriminator"] = self.discriminator.encoder
-        return roles
 
     # --- looking and measuring --------------------------------------------------------------------------------
 

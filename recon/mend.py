@@ -10,15 +10,12 @@ twice as large, shrunk to S, where too little else can be seen; at last the whol
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
 
 import numpy as np
 import torch
-import tyro
 from PIL import Image
 from torch import Tensor
 from torch.nn.functional import interpolate
@@ -27,7 +24,8 @@ from core.data import photos
 from core.data.decode import rgb
 from core.data.photos import open_upright, read_photo, write_png
 from core.train import checkpoint
-from core.train.config import parse_command, user_errors
+from core.train.config import run_command
+from core.train.dist import pick_device
 
 MOST_HOLE = 1 / 3  # of a window; beyond it a larger one is taken
 
@@ -164,21 +162,14 @@ def _read_hole(path: Path, invert: bool) -> np.ndarray:
 # --- the command ----------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Config:
+@dataclass(frozen=True, kw_only=True)
+class Config(photos.PhotosConfig):
     """Mends a photo, or a folder of them; writes PNG. Pixels outside the hole stay as they are."""
 
-    source: Annotated[Path, tyro.conf.arg(name="in")]
-    """A photo, or a folder of photos."""
     mask: Path
     """White (> 127) is the hole. One mask for all photos, or a folder of masks named like the photos."""
-    out: Path
-    """A .png, or a folder."""
-    ckpt: Path | None = None
-    """A run's folder or a checkpoint of the inpainter; default: the newest run, runs/inpainting/latest."""
     invert: bool = False
     """Black is the hole, instead of white."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
 
 
 @dataclass(frozen=True)
@@ -204,11 +195,8 @@ def run(config: Config) -> int:
     from recon.inpainting import load_mender  # here, because it imports all of training
 
     todo = find_jobs(config)
-    file = checkpoint.find(config.ckpt or Path("runs/inpainting/latest"))
-    if config.ckpt is None:
-        print(f"using {file.resolve()}", file=sys.stderr)
-    device = torch.device("cuda" if config.device != "cpu" and torch.cuda.is_available() else "cpu")
-    mender = load_mender(file, device)
+    device = pick_device(config.device)
+    mender = load_mender(checkpoint.chosen(config.ckpt, "inpainting"), device)
 
     def paint(image: Tensor, mask: Tensor) -> Tensor:
         return mender(image.to(device), mask.to(device)).cpu()
@@ -220,9 +208,7 @@ def run(config: Config) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    with user_errors():
-        failed = run(parse_command(Config, argv))
-    sys.exit(1 if failed else 0)
+    run_command(Config, run, argv)
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from core.quality import HoleQuality
 from core.rng import generator
 from core.train import checkpoint
 from core.train.config import parse_command, user_errors
+from core.train.dist import pick_device
 
 Fill = Callable[[Tensor, Tensor], Tensor]
 """Images (N,3,H,W) in [0,1] and holes (N,1,H,W) -> images with the holes filled."""
@@ -125,7 +126,7 @@ def run(config: Config) -> Table:
     from recon.inpainting import load_mender  # here, because training ends with this table
 
     file = checkpoint.find(config.ckpt)
-    device = torch.device("cuda" if config.device != "cpu" and torch.cuda.is_available() else "cpu")
+    device = pick_device(config.device)
     mender = load_mender(file, device)
     trained = checkpoint.load(file)["config"]
     kinds = config.kinds or (("center",) if trained["mask"] == "center" else ("center", "blocks", "regions"))

@@ -29,7 +29,7 @@ from core.rng import generator
 from core.sheet import sheet
 from core.train.config import parse_training, user_errors
 from core.train.dist import World
-from core.train.loop import train
+from core.train.loop import storage, train
 from core.train.method import Batch
 from recon.splitbrain import AB_BINS, CrossChannel, NetsConfig, TwoNets, ab_loss, enlarged, said_ab
 
@@ -66,11 +66,7 @@ def paper() -> Config:
 
 
 def open_depth(config: Config, quiet: bool) -> Split:
-    cuda = config.device != "cpu" and torch.cuda.is_available()
-    return rgbd.open_hha(
-        config.data, config.size, short_side=config.short_side, scenes=config.scenes, cache_dir=config.cache,
-        cache_gb=config.cache_gb, device="cuda" if cuda else "cpu", quiet=quiet,
-    )  # fmt: skip
+    return rgbd.open_hha(config.data, config.size, **storage(config, quiet))
 
 
 # --- the method -----------------------------------------------------------------------------------------------

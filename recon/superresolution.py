@@ -13,7 +13,7 @@ Deviations, each for a reason:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -26,7 +26,6 @@ from torch.optim.swa_utils import AveragedModel
 from core import adversarial
 from core.data import views
 from core.nets.discriminators import SRGANDiscriminatorSpec
-from core.nets.encoder import Encoder
 from core.nets.srresnet import SCALE, SRResNet, SRResNetSpec
 from core.perceptual import ContentLayer, open_content
 from core.quality import luma_figures
@@ -36,8 +35,9 @@ from core.sheet import sheet
 from core.train import checkpoint, optim
 from core.train.config import TrainConfig, from_plain, parse_training, user_errors
 from core.train.dist import World
+from core.train.gan import Gan
 from core.train.loop import train
-from core.train.method import Batch, Method
+from core.train.method import Batch
 
 # --- settings -------------------------------------------------------------------------------------------------
 
@@ -122,11 +122,12 @@ def paper() -> Config:
 # --- the method -----------------------------------------------------------------------------------------------
 
 
-class SuperResolution(Method):
+class SuperResolution(Gan):
     name = "superresolution"
     score = "psnr"
 
     def __init__(self, config: Config, world: World) -> None:
+        super().__init__(config)
         self.config, self.world = config, world
         self.generator = config.net.build()
         if config.init:
@@ -212,19 +213,6 @@ class SuperResolution(Method):
         place, flip = torch.rand(config.batch, 2, generator=random), views.random_flips(config.batch, random)
         mine = self.world.part(config.batch)
         return views.cut(batch["image"], batch["extent"], config.size, place[mine], flip[mine]) / 255
-
-    def milestones(self) -> dict[int, str]:
-        start = self.config.adversarial_start
-        return {start: "before-adversary"} if self.config.has_adversary and start else {}
-
-    def warnings(self, scalars: Mapping[str, float]) -> list[str]:
-        return adversarial.collapse_warning(scalars)
-
-    def encoders(self) -> dict[str, Encoder]:
-        roles: dict[str, Encoder] = {"generator": self.averaged.encoder}
-        if self.config.has_adversary:
-            roles["discriminator"] = self.discriminator.encoder
-        return roles
 
     # --- looking and measuring --------------------------------------------------------------------------------
 

@@ -42,7 +42,7 @@ from core.sheet import sheet
 from core.train import checkpoint, optim
 from core.train.config import TrainConfig, from_plain, parse_training, user_errors
 from core.train.dist import World
-from core.train.loop import train
+from core.train.loop import storage, train
 from core.train.method import Batch, Method
 
 _CROPS, _POOLS = 1, 2  # what random numbers are for, the last part of their key
@@ -51,7 +51,7 @@ JUDGED = {
     "resnet18": (16, 32),
     "resnet50": (16, 32),
 }  # strides; alexnet's 16 is conv5, the paper's
-NEAR, FAR = 0.5, 10.0  # metres, white and black in the pictures of depth
+NEAR, FAR = 1.0, 8.0  # metres, white and black in the pictures of depth
 
 
 # --- settings -------------------------------------------------------------------------------------------------
@@ -129,22 +129,16 @@ def paper() -> Config:
 
 def open_domains(config: Config, quiet: bool) -> Domains:
     """The synthetic and the real side, each split into training and held-out images."""
-    cuda = config.device != "cpu" and torch.cuda.is_available()
+    stored = storage(config, quiet)
+    labelled = synthetic.open_synthetic(config.data, config.size, **stored)
     if config.real:
-        real = synthetic.open_real(
-            config.real, config.size, short_side=config.short_side, cache_dir=config.cache,
-            cache_gb=config.cache_gb, quiet=quiet,
-        )  # fmt: skip
+        real = synthetic.open_real(config.real, config.size, **stored)
     else:
         real = synthetic.sample_photos(config.size)
         if not quiet:
             print(
                 "no --real given: the demo does with scikit-image's sample photos; name a folder of photos to see more"
             )
-    labelled = synthetic.open_synthetic(
-        config.data, config.size, short_side=config.short_side, scenes=config.scenes, cache_dir=config.cache,
-        cache_gb=config.cache_gb, device="cuda" if cuda else "cpu", quiet=quiet,
-    )  # fmt: skip
     return Domains.of(labelled, real)
 
 

@@ -6,24 +6,20 @@ convolutions reach, so that the tiles' pixels are those of the whole image and m
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Annotated, Literal
 
 import numpy as np
 import torch
-import tyro
-from PIL import Image
 from torch import Tensor
 
 from core.data import photos
 from core.nets.srresnet import SCALE, SRResNet
 from core.resample import enlarge
 from core.train import checkpoint
-from core.train.config import parse_command, user_errors
-from recon.superresolution import load_upscaler
+from core.train.config import run_command
+from core.train.dist import pick_device
+from recon.superresolution import SuperResolution, load_upscaler
 
 
 @torch.no_grad()
@@ -46,19 +42,12 @@ def upscale(image: Tensor, net: SRResNet, tile: int = 128) -> Tensor:
     return large
 
 
-@dataclass(frozen=True)
-class Config:
+@dataclass(frozen=True, kw_only=True)
+class Config(photos.PhotosConfig):
     """Enlarges a photo, or a folder of them, four times; writes PNG."""
 
-    source: Annotated[Path, tyro.conf.arg(name="in")]
-    """A photo, or a folder of photos."""
-    out: Path
-    """A .png, or a folder."""
-    ckpt: Path | None = None
-    """A run's folder or a checkpoint of super-resolution; default: the newest run, runs/superresolution/latest."""
     tile: int = 128
     """Side of the pieces that are enlarged at a time, px of the photo; less needs less memory."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
 
 
 def run(config: Config) -> int:
@@ -66,34 +55,22 @@ def run(config: Config) -> int:
     todo = photos.find_jobs(config.source, config.out)
     if config.tile < 1:
         raise ValueError(f"--tile must be at least 1, not {config.tile}")
-    file = checkpoint.find(config.ckpt or Path("runs/superresolution/latest"))
-    if config.ckpt is None:
-        print(f"using {file.resolve()}", file=sys.stderr)
-    device = torch.device("cuda" if config.device != "cpu" and torch.cuda.is_available() else "cpu")
-    net = load_upscaler(file, device)
+    net = load_upscaler(checkpoint.chosen(config.ckpt, SuperResolution.name), pick_device(config.device))
 
     def upscale_one(job: photos.Job) -> str:
         image, said = photos.read_photo(job.photo)
-        pixels = torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1) / 255
-        result = Image.fromarray(_bytes(upscale(pixels, net, config.tile)))
+        result = photos.to_image(upscale(photos.to_tensor(image), net, config.tile))
         if image.mode == "RGBA":
             alpha = torch.from_numpy(np.array(image.getchannel("A")))[None, None] / 255
-            result.putalpha(Image.fromarray(_bytes(enlarge(alpha, SCALE)[0])[..., 0]))
+            result.putalpha(photos.to_image(enlarge(alpha, SCALE)[0].expand(3, -1, -1)).convert("L"))
         photos.write_png(result, job.out, image.info["icc_profile"])
         return said
 
     return photos.run_jobs(todo, upscale_one, stop=not config.source.is_dir())
 
 
-def _bytes(image: Tensor) -> np.ndarray:
-    """(C,H,W) in [0,1] -> (H,W,C) uint8."""
-    return (255 * image.clamp(0, 1)).round().byte().permute(1, 2, 0).numpy()
-
-
 def main(argv: Sequence[str] | None = None) -> None:
-    with user_errors():
-        failed = run(parse_command(Config, argv))
-    sys.exit(1 if failed else 0)
+    run_command(Config, run, argv)
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from core.quality import luma_figures
 from core.resample import enlarge, shrink
 from core.train import checkpoint
 from core.train.config import parse_command, user_errors
+from core.train.dist import pick_device
 from recon.superresolution import load_upscaler
 from recon.upscale import upscale
 
@@ -53,7 +54,7 @@ def run(config: Config) -> table.Rows:
     files = photos.images_in(config.data)
     if not files:
         raise ValueError(f"--data {config.data}: the folder holds no images")
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = pick_device("auto")
     ckpts = [checkpoint.find(path) for path in config.ckpt]
     ways: dict[str, Callable[[Tensor], Tensor]] = {
         "bicubic": lambda small: enlarge(small[None], SCALE)[0].clamp(0, 1)
@@ -97,8 +98,7 @@ def run(config: Config) -> table.Rows:
 
 
 def _pixels(file: Path) -> Tensor:
-    image, _ = photos.read_photo(file)
-    return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1) / 255
+    return photos.to_tensor(photos.read_photo(file)[0])
 
 
 def main(argv: Sequence[str] | None = None) -> None:

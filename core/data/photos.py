@@ -6,9 +6,13 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Annotated, Literal, TypeVar
 
+import numpy as np
+import torch
+import tyro
 from PIL import Image, ImageOps
+from torch import Tensor
 
 from core.data.decode import SUFFIXES, rgb
 
@@ -59,7 +63,38 @@ def write_png(image: Image.Image, out: Path, icc_profile: bytes | None = None) -
         part.unlink(missing_ok=True)
 
 
+def to_tensor(image: Image.Image) -> Tensor:
+    """An 8-bit picture's colours as (3,H,W) in [0,1]; those under an alpha are left as they are."""
+    return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1) / 255
+
+
+def to_image(image: Tensor) -> Image.Image:
+    """(3,H,W), clipped to [0,1], as an 8-bit picture."""
+    return Image.fromarray((255 * image.clamp(0, 1)).round().byte().permute(1, 2, 0).cpu().numpy())
+
+
+def whole_strides(extent: tuple[int, int], side: int, stride: int = 32) -> tuple[int, int]:
+    """Height and width about in proportion to ``extent``'s with a short side of ``side`` px, in whole strides, so that
+    no map of a network has to be cut."""
+    scale = side / min(extent)
+    height, width = (max(stride, stride * round(scale * length / stride)) for length in extent)
+    return height, width
+
+
 # --- a file, or a folder of them ------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class PhotosConfig:
+    """What every command on photos is told."""
+
+    source: Annotated[Path, tyro.conf.arg(name="in")]
+    """A photo, or a folder of photos."""
+    out: Path
+    """A .png, or a folder."""
+    ckpt: Path | None = None
+    """A run's folder or a checkpoint; default: the method's newest run."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -123,16 +124,12 @@ class Domains:
         return cls(Beside(synthetic.train, real.train), Beside(synthetic.heldout, real.heldout))
 
 
-def open_real(
-    spec: str, size: int, *, short_side: int, cache_dir: Path | None, cache_gb: float, quiet: bool
-) -> Split:
-    """Real images: a folder, or a set as in ``open_images``. ValueError in the words of ``--real``."""
+def open_real(spec: str, size: int, **stored: Any) -> Split:
+    """Real images: a folder, or a set, as ``open_images`` opens it. ValueError in the words of ``--real``."""
     if spec == "scenes":
         raise ValueError("--real scenes: scenes are the synthetic side; name a folder of photos")
     try:
-        return open_images(
-            spec, size, short_side=short_side, cache_dir=cache_dir, cache_gb=cache_gb, quiet=quiet
-        )
+        return open_images(spec, size, **stored)
     except ValueError as error:
         raise ValueError(str(error).replace("--data", "--real")) from None
 

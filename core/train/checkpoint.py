@@ -85,6 +85,14 @@ def find(path: Path) -> Path:
     raise ValueError(f"no whole checkpoint in {path}: train one (make help lists how), or name another")
 
 
+def chosen(ckpt: Path | None, method: str) -> Path:
+    """The file that ``--ckpt`` names; without it the method's newest run's, which is said on stderr."""
+    file = find(ckpt or Path("runs") / method / "latest")
+    if ckpt is None:
+        print(f"using {file.resolve()}", file=sys.stderr)
+    return file
+
+
 def load_encoder(path: Path, role: str = "generator") -> Encoder:
     """The encoder ``role`` of a checkpoint (a file or a run's folder), in eval mode."""
     file = find(path)

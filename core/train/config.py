@@ -153,6 +153,13 @@ def user_errors() -> Iterator[None]:
         _fail(str(error), 1)
 
 
+def run_command(config: type[T], run: Callable[[T], int], argv: Sequence[str] | None = None) -> None:
+    """A command on a person's files: ends with code 1 where ``run`` returns that some have failed."""
+    with user_errors():
+        failed = run(parse_command(config, argv))
+    sys.exit(1 if failed else 0)
+
+
 def to_plain(config: Any) -> dict[str, Any]:
     """A dataclass as numbers, strings and lists, fit for a checkpoint that loads with weights_only."""
 

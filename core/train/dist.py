@@ -122,14 +122,22 @@ def _main_first(world: World) -> Iterator[None]:
             dist.barrier()
 
 
-@contextlib.contextmanager
-def open_world(
-    device: Literal["auto", "cpu", "cuda"], precision: Literal["auto", "fp32", "bf16"], batch: int
-) -> Iterator[World]:
-    """Joins torchrun's process group if there is one. ValueError where device or batch do not fit."""
-    if device == "cuda" and not torch.cuda.is_available():
+Device = Literal["auto", "cpu", "cuda"]
+"""auto: the GPU if there is one."""
+
+
+def pick_device(device: Device) -> torch.device:
+    """ValueError where a GPU is asked for and none is there."""
+    there = torch.cuda.is_available()
+    if device == "cuda" and not there:
         raise ValueError("--device cuda: no GPU is visible here; use --device cpu")
-    kind = "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
+    return torch.device("cuda" if device != "cpu" and there else "cpu")
+
+
+@contextlib.contextmanager
+def open_world(device: Device, precision: Literal["auto", "fp32", "bf16"], batch: int) -> Iterator[World]:
+    """Joins torchrun's process group if there is one. ValueError where device or batch do not fit."""
+    kind = pick_device(device).type
     bf16 = precision == "bf16" or (precision == "auto" and kind == "cuda")
     rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     if batch % size:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from datetime import datetime
 from pathlib import Path
 from types import FrameType
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +23,7 @@ from core.data.loader import Indexed, Loader
 from core.rng import mixed
 from core.train import checkpoint
 from core.train.config import TrainConfig, to_plain
-from core.train.dist import World, open_world
+from core.train.dist import World, open_world, pick_device
 from core.train.log import Log
 from core.train.method import Batch, Method
 
@@ -78,11 +78,15 @@ def train(
 
 def open_data(config: TrainConfig, quiet: bool = False) -> Split:
     """The images that a configuration names, split into training and held-out ones."""
-    return open_images(
-        config.data, config.size, short_side=config.short_side, scenes=config.scenes, cache_dir=config.cache,
-        cache_gb=config.cache_gb, device="cuda" if config.device != "cpu" and torch.cuda.is_available() else "cpu",
-        quiet=quiet,
-    )  # fmt: skip
+    return open_images(config.data, config.size, **storage(config, quiet))
+
+
+def storage(config: TrainConfig, quiet: bool) -> dict[str, Any]:
+    """What the openers of data are told beside what to open."""
+    return {
+        "short_side": config.short_side, "scenes": config.scenes, "cache_dir": config.cache,
+        "cache_gb": config.cache_gb, "device": pick_device(config.device).type, "quiet": quiet,
+    }  # fmt: skip
 
 
 class _Loop:

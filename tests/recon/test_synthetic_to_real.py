@@ -264,7 +264,7 @@ def test_accuracy_counts_both_kinds_alike():
 
 
 def test_near_is_white_far_is_black_and_so_is_missing():
-    grey = depth_picture(torch.tensor([0.5, 10.0, 1e-3]).log().view(3, 1, 1, 1))[:, 0].flatten()
+    grey = depth_picture(torch.tensor([1.0, 8.0, 1e-3]).log().view(3, 1, 1, 1))[:, 0].flatten()
     torch.testing.assert_close(grey, torch.tensor([1.0, 0.0, 0.0]))
 
 
