@@ -222,6 +222,11 @@ class CPC(Method):
         return {"image | patches two rows below | patches chosen": sheet(columns, zoom=2)}
 
     @torch.no_grad()
+    def embed(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        image = self.centered(batch)
+        return pooled({self.stride: self.encoder(image)[self.stride]}).float(), image
+
+    @torch.no_grad()
     def evaluate(self, batches: Iterable[Batch]) -> dict[str, float]:
         """Held-out InfoNCE and accuracy (per cent, among the patches of 16 images), spread and kNN of the features."""
         losses, hits, features, labels = [], [], [], []
@@ -231,7 +236,7 @@ class CPC(Method):
                 for logits, positive in self.contrasts(part)[1].values():
                     losses.append(info_nce(logits, positive).item())
                     hits.append(100 * (logits.argmax(1) == positive).float().mean().item())
-            features.append(pooled({self.stride: self.encoder(image)[self.stride]}).float())
+            features.append(self.embed(batch)[0])
             labels += [batch["label"]] if "label" in batch else []
         every = torch.cat(features)
         figures = {"loss": sum(losses) / len(losses), "accuracy": sum(hits) / len(hits)}

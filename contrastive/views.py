@@ -96,6 +96,10 @@ class ViewsMethod(Method):
         self.encoder.train(training)
         return features
 
+    def embed(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        image = views.center_crops(batch, self.views_config.size)
+        return self.represent(image), image
+
     def evaluate(self, batches: Iterable[Batch]) -> dict[str, float]:
         """On held-out images: spread of the features, and how often an image's neighbours have its label.
 

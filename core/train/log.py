@@ -8,6 +8,7 @@ from pathlib import Path
 from types import TracebackType
 
 from torch import Tensor
+from torch.nn.functional import interpolate
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
@@ -53,6 +54,12 @@ class Log:
             for name, picture in pictures.items():
                 self.writer.add_image(name, picture.float().clamp(0, 1).cpu(), step)
             self.writer.flush()
+
+    def embedding(self, features: Tensor, images: Tensor, labels: list[int] | None, step: int) -> None:
+        """Features (n,D) for the projector, each with its image (n,3,S,S) as a thumbnail and its label."""
+        if self.writer is not None:
+            small = interpolate(images.float(), (32, 32), mode="bilinear", antialias=True).clamp(0, 1)
+            self.writer.add_embedding(features.float().cpu(), labels, small.cpu(), step, "features")
 
     def settings(self, config: Mapping[str, object], figures: Mapping[str, float]) -> None:
         """The run's settings beside its final figures, in TensorBoard's HParams tab."""

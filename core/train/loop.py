@@ -174,7 +174,8 @@ class _Loop:
             yield self._heldout(first, min(first + 64, count))
 
     def _conclude(self) -> None:
-        """Prints the method's figures beside those of what needs no learning, and leaves them in the run's folder."""
+        """Prints the method's figures beside those of what needs no learning, leaves them in the run's folder, and
+        shows the features."""
         if not self.world.is_main:
             return
         rows = self.method.floors(self._measured())
@@ -182,6 +183,18 @@ class _Loop:
             rows = {**rows, self.method.name: self.figures}
             table.write(rows, self.folder, "quality", "held-out images")
             print(table.markdown(rows, "held-out images"))
+        self._embed()
+
+    def _embed(self) -> None:
+        features, images, labels = [], [], []
+        for batch in self._measured():
+            found = self.method.embed(batch)
+            if found is None:
+                return
+            features.append(found[0])
+            images.append(found[1])
+            labels += batch["label"].tolist() if "label" in batch else []
+        self.log.embedding(torch.cat(features), torch.cat(images), labels or None, self.config.steps)
 
     def _heldout(self, first: int, last: int) -> Batch:
         batch = self.data.heldout.batch(torch.arange(first, last))

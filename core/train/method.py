@@ -47,6 +47,11 @@ class Method(ABC):
         """What needs no learning, by name, in the figures of ``evaluate``: rows of the table at the end of a run."""
         return {}
 
+    def embed(self, batch: Batch) -> tuple[Tensor, Tensor] | None:
+        """For TensorBoard's projector at the end of a run: features (n,D) of held-out images, and the images (n,3,S,S)
+        in [0,1]. None = this method's features are not looked at so."""
+        return None
+
     @abstractmethod
     def encoders(self) -> dict[str, Encoder]:
         """What ``eval`` moves to other tasks, by role: ``generator`` and, for a GAN, ``discriminator``."""
