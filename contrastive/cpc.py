@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate, pad
 
 from contrastive.infonce import info_nce, retrieval, spread
-from contrastive.views import leave_one_out, pooled
+from contrastive.views import pixels, pooled, random_features, spread_and_knn
 from core.data import views
 from core.nets.backbones import Backbone, Encoder
 from core.rng import generator
@@ -238,10 +238,17 @@ class CPC(Method):
                     hits.append(100 * (logits.argmax(1) == positive).float().mean().item())
             features.append(self.embed(batch)[0])
             labels += [batch["label"]] if "label" in batch else []
-        every = torch.cat(features)
         figures = {"loss": sum(losses) / len(losses), "accuracy": sum(hits) / len(hits)}
-        figures |= {name.partition("/")[2]: value.item() for name, value in spread(every).items()}
-        return figures | ({"knn": 100 * leave_one_out(every, torch.cat(labels))} if labels else {})
+        return figures | spread_and_knn(torch.cat(features), labels)
+
+    def floors(self, batches: Iterable[Batch]) -> dict[str, dict[str, float]]:
+        every = list(batches)
+        labels = [batch["label"] for batch in every if "label" in batch]
+        random = random_features(self.encoder, self.config.seed, self.stride)
+        return {
+            name: spread_and_knn(torch.cat([way(self.centered(batch)) for batch in every]), labels)
+            for name, way in (("pixels", pixels), ("random init", random))
+        }
 
 
 def main(argv: Sequence[str] | None = None) -> None:

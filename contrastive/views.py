@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import normalize
+from torch.nn.functional import interpolate, normalize
 
 from contrastive.infonce import spread
 from core.data import colours, views
 from core.data.colours import Recipe
 from core.nets.backbones import Backbone, Encoder
+from core.nets.specs import build_spec
 from core.rng import generator
 from core.sheet import sheet
 from core.train.config import TrainConfig
@@ -101,25 +102,53 @@ class ViewsMethod(Method):
         return self.represent(image), image
 
     def evaluate(self, batches: Iterable[Batch]) -> dict[str, float]:
+        return self._figures(batches, self.represent)
+
+    def floors(self, batches: Iterable[Batch]) -> dict[str, dict[str, float]]:
+        every = list(batches)
+        random = random_features(self.encoder, self.views_config.seed)
+        return {
+            name: self._figures(every, way) for name, way in (("pixels", pixels), ("random init", random))
+        }
+
+    def _figures(self, batches: Iterable[Batch], represent: Callable[[Tensor], Tensor]) -> dict[str, float]:
         """On held-out images: spread of the features, and how often an image's neighbours have its label.
 
         knn is leave-one-out among the held-out images, per cent; where the data has no labels it is the part of images
         whose second view is nearest to their own first one.
         """
-        config = self.views_config
         features, labels, pairs = [], [], []
         for number, batch in enumerate(batches):
-            image = views.center_crops(batch, config.size)
-            features.append(self.represent(image))
-            pairs.append([self.represent(self.view(batch, which, number)) for which in (0, 1)])
+            features.append(represent(views.center_crops(batch, self.views_config.size)))
+            pairs.append([represent(self.view(batch, which, number)) for which in (0, 1)])
             labels += [batch["label"]] if "label" in batch else []
-        every = torch.cat(features)
-        figures = {name.partition("/")[2]: value.item() for name, value in spread(every).items()}
+        figures = spread_and_knn(torch.cat(features), labels)
         first, second = (normalize(torch.cat(views), dim=1) for views in zip(*pairs, strict=True))
         own = ((first @ second.T).argmax(1) == torch.arange(len(first), device=first.device)).float().mean()
         figures["same_image"] = 100 * own.item()
-        figures["knn"] = 100 * leave_one_out(every, torch.cat(labels)) if labels else figures["same_image"]
+        figures.setdefault("knn", figures["same_image"])
         return figures
+
+
+def spread_and_knn(features: Tensor, labels: list[Tensor]) -> dict[str, float]:
+    """Figures of held-out features (N,D): ``infonce.spread``; with labels, of batches, knn, leave-one-out, per cent."""
+    figures = {name.partition("/")[2]: value.item() for name, value in spread(features).items()}
+    return figures | ({"knn": 100 * leave_one_out(features, torch.cat(labels))} if labels else {})
+
+
+def pixels(image: Tensor) -> Tensor:
+    """Features that need no network: images (N,3,S,S) at 32 px, (N,3072)."""
+    return interpolate(image, (32, 32), mode="bilinear", antialias=True).flatten(1)
+
+
+def random_features(encoder: Encoder, seed: int, stride: int = 0) -> Callable[[Tensor], Tensor]:
+    """The averaged map of ``stride``, 0 = the coarsest, of a network like ``encoder`` with fresh weights."""
+    stride = stride or max(encoder.channels)
+    device = next(encoder.parameters()).device
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        fresh = build_spec(encoder.spec.plain()).to(device).eval()
+    return torch.no_grad()(lambda image: pooled({stride: fresh(image)[stride]}).float())
 
 
 def pooled(features: dict[int, Tensor]) -> Tensor:

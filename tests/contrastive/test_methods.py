@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -82,9 +83,13 @@ def test_tensorboard_and_the_encoder_that_is_moved(method: str, photos: Path, tm
     tags = EventAccumulator(str(tmp_path / "run"), size_guidance={"images": 0}).Reload().Tags()
     assert len(tags["images"]) == 1
     assert {"spread/deviation", "spread/rank", "heldout/deviation"} <= set(tags["scalars"])
-    (features,) = (tmp_path / "run").glob("*/features/tensors.tsv")  # the projector's, with a thumbnail for each row
+    (features,) = (tmp_path / "run").glob(
+        "*/features/tensors.tsv"
+    )  # the projector's, with a thumbnail for each row
     assert features.read_text().strip()
     assert features.with_name("sprite.png").is_file()
+    rows = json.loads((tmp_path / "run" / "quality.json").read_text())
+    assert list(rows) == ["pixels", "random init", method]
     encoder = checkpoint.load_encoder(tmp_path / "run", "encoder")
     features = encoder(torch.rand(2, 3, 64, 96))
     assert all(maps.shape[2:] == (64 // s, 96 // s) for s, maps in features.items())

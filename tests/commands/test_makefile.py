@@ -1,0 +1,55 @@
+"""The Makefile's jobs call commands that exist, with options that they know; make help and the README list them."""
+
+from __future__ import annotations
+
+import importlib
+import re
+
+import pytest
+from conftest import ROOT
+
+from core.train.config import _flags
+
+MAKEFILE = (ROOT / "Makefile").read_text()
+JOBS = dict(
+    re.findall(
+        r"^([a-z-]+): \$\(READY\).*\n\t@.*?(?:-m|RUN\)) ((?:core|recon|contrastive|eval)[\w.]+.*)$",
+        MAKEFILE,
+        re.M,
+    )
+)
+VARIABLES = {"$(data)": "--data", "$(real)": "--real", "$(ckpt)": "--ckpt"}
+
+
+def test_there_is_a_job_for_each_command():
+    assert len(JOBS) > 15
+    assert {job for job in JOBS if job.startswith("train-")} >= {
+        "train-inpainting",
+        "train-splitbrain-hha",
+        "train-byol",
+    }
+
+
+@pytest.mark.parametrize("job", JOBS)
+def test_a_job_calls_what_there_is(job: str):
+    name, _, rest = JOBS[job].partition(" ")
+    module = importlib.import_module(name)
+    config = module.Config if hasattr(module, "Config") else module.demo().__class__
+    options = re.findall(r"--[a-z-]+", rest) + [option for v, option in VARIABLES.items() if v in rest]
+    assert set(options) <= set(_flags(config))
+    assert callable(module.main)
+
+
+def test_help_and_phony_know_every_job():
+    phony = set(re.search(r"^\.PHONY: (.*)$", MAKEFILE, re.M)[1].split())
+    jobs = set(re.findall(r"^([a-z-]+):(?! ?=)", MAKEFILE, re.M))
+    assert jobs == phony
+    undescribed = [
+        line for line in MAKEFILE.splitlines() if re.match(r"[a-z-]+:(?! ?=)", line) and " ## " not in line
+    ]
+    assert not undescribed
+
+
+def test_the_readme_names_every_training_job():
+    readme = (ROOT / "README.md").read_text()
+    assert not [job for job in JOBS if job.startswith("train-") and job not in readme]
