@@ -9,7 +9,7 @@ real = $(if $(REAL),--real "$(REAL)")
 ckpt = $(if $(CKPT),--ckpt "$(CKPT)")
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train-inpainting train-colorization train-superresolution train-splitbrain train-splitbrain-hha train-synthetic train-simclr train-moco train-byol train-cpc eval-inpainting eval-superresolution eval-domains eval-segmentation mend colorize upscale surfaces scenes tensorboard test check format clean
+.PHONY: help setup train-inpainting train-colorization train-superresolution train-splitbrain train-splitbrain-hha train-synthetic train-simclr train-moco train-byol train-cpc eval-inpainting eval-superresolution eval-domains eval-classification eval-segmentation mend colorize upscale surfaces scenes tensorboard test check format clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1\t\2/' | awk -F'\t' '{printf "make %-21s %s\n", $$1, $$2}'
@@ -62,6 +62,9 @@ eval-superresolution: $(READY)  ## PSNR and SSIM of a folder's images beside bic
 
 eval-domains: $(READY)  ## synthetic to real with and without its discriminator, three seeds each: REAL= DATA= ARGS=
 	@$(RUN) recon.domains $(data) $(real) $(ARGS)
+
+eval-classification: $(READY)  ## move a checkpoint's features to classification: DATA= folder with train/ and test/, or cifar10; CKPT=
+	@.venv/bin/python -m eval.classification $(ckpt) $(data) $(ARGS)
 
 eval-segmentation: $(READY)  ## move a checkpoint's features to segmentation, against random init: CKPT= DATA=
 	@.venv/bin/python -m eval.segmentation $(ckpt) $(data) $(ARGS)

@@ -26,7 +26,8 @@ def markdown(rows: Rows, corner: str = "") -> str:
 
 
 def write(rows: Rows, folder: Path, name: str, corner: str = "") -> None:
-    """``NAME.md`` and ``NAME.json`` into a folder."""
+    """``NAME.md`` and ``NAME.json`` into a folder, which is made if need be."""
+    folder.mkdir(parents=True, exist_ok=True)
     (folder / f"{name}.md").write_text(markdown(rows, corner) + "\n")
     (folder / f"{name}.json").write_text(json.dumps(rows, indent=1) + "\n")
 

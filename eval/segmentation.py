@@ -11,13 +11,12 @@ head, the order, the crops and the random weights. Validation images are used on
 from __future__ import annotations
 
 import json
-import math
 import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -28,15 +27,23 @@ from tqdm import tqdm
 
 from core.data.pairs import VOID, Pairs, open_pairs
 from core.nets.encoder import Encoder
-from core.nets.specs import build_spec
 from core.rng import generator, mixed
 from core.sheet import sheet
-from core.train import checkpoint
 from core.train.config import parse_command, to_plain, user_errors
-from core.train.dist import pick_device
+from eval.cells import (
+    WEIGHTS,
+    Machine,
+    Results,
+    at,
+    build,
+    markdown,
+    saved_encoders,
+    settle_statistics,
+    spaced,
+    warmed,
+)
 
 Protocol = Literal["frozen", "finetune"]
-WEIGHTS = ("pretrained", "random")
 STRIDES = (8, 16, 32)
 FEATURE_BYTES = 4e9  # what the frozen protocol keeps of features, at the most
 
@@ -148,23 +155,6 @@ def mean_iou(prediction: Tensor, target: Tensor, classes: int) -> tuple[float, l
 # --- training one cell ----------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Machine:
-    """Where and how cells are computed."""
-
-    device: torch.device
-    bf16: bool
-
-    @staticmethod
-    def of(config: Config) -> Machine:
-        device = pick_device(config.device)
-        bf16 = config.precision == "bf16" or (config.precision == "auto" and device.type == "cuda")
-        return Machine(device, bf16)
-
-    def autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
-
-
 def segment(
     encoder: Encoder,
     protocol: Protocol,
@@ -181,7 +171,9 @@ def segment(
     """
     torch.manual_seed(mixed(seed))  # the head
     net = FCN(encoder, len(train.classes)).to(machine.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    _settle_statistics(encoder, train, machine)
+    settle_statistics(
+        encoder, (train.images[rows].float() / 255 for rows in spaced(len(train), 256).split(16)), machine
+    )
     maps, targets = _features(net, train, seed, machine)
     net.train()
 
@@ -215,7 +207,7 @@ def _descend(
 ) -> None:
     """Trains ``part`` on the logits and targets that ``forward`` gives for each step."""
     optimizer = torch.optim.AdamW(part.parameters(), lr, weight_decay=1e-2)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, steps))
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: warmed(step, steps))
     for step in tqdm(range(steps), desc=title, leave=False, disable=None):
         with machine.autocast():
             logits, target = forward(step)
@@ -223,31 +215,6 @@ def _descend(
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         schedule.step()
-
-
-def _spaced(count: int, most: int) -> Tensor:
-    """Up to ``most`` indices below ``count``, evenly spaced: neighbours are often frames of one film."""
-    return torch.arange(min(count, most)) * count // min(count, most)
-
-
-@torch.no_grad()
-def _settle_statistics(encoder: Encoder, train: Pairs, machine: Machine) -> None:
-    """Batch norms take the training images' statistics: random weights have none of their own, and a frozen encoder
-    of pre-training has another data set's. Done for both alike."""
-    norms = [m for m in encoder.modules() if isinstance(m, nn.BatchNorm2d)]
-    if not norms:
-        return
-    momentum = norms[0].momentum
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # the plain mean over batches
-    encoder.train()
-    for rows in _spaced(len(train), 256).split(16):
-        with machine.autocast():
-            encoder(train.images[rows].to(machine.device).float() / 255)
-    for norm in norms:
-        norm.momentum = momentum
-    encoder.eval()
 
 
 @torch.no_grad()
@@ -273,12 +240,6 @@ def _features(net: FCN, train: Pairs, seed: int, machine: Machine) -> tuple[list
         if used > FEATURE_BYTES:
             break
     return [torch.cat(kept) for kept in maps], torch.cat(targets)
-
-
-def _rate(step: int, steps: int) -> float:
-    """Part of the highest learning rate: a tenth of the steps upwards, then down a cosine to 0."""
-    warm = max(1, steps // 10)
-    return min(1.0, (step + 1) / warm) * 0.5 * (1 + math.cos(math.pi * step / steps))
 
 
 def _crops(train: Pairs, seed: int, step: int, config: Config, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -313,8 +274,6 @@ def _predict(net: FCN, val: Pairs, machine: Machine) -> Tensor:
 
 # --- all cells ------------------------------------------------------------------------------------------------
 
-Results = dict[str, dict[str, dict[str, list[float]]]]
-"""Role -> protocol -> weights (pretrained, random) -> mean IoU of each seed."""
 PerClass = dict[str, dict[str, dict[str, list[list[float | None]]]]]
 """The same, with the IoU of each class, None where it is absent from the truth."""
 
@@ -322,12 +281,7 @@ PerClass = dict[str, dict[str, dict[str, list[list[float | None]]]]]
 def run(config: Config) -> Results:
     """All cells; prints the table, writes ``segmentation.md``, ``segmentation.json`` and TensorBoard's pictures."""
     started = time.time()
-    file = checkpoint.find(config.ckpt)
-    encoders = checkpoint.load(file)["encoders"]
-    of_rgb = [role for role, saved in encoders.items() if build_spec(saved["spec"]).planes == 3]
-    roles = config.roles or tuple(of_rgb)
-    if unknown := sorted(set(roles) - set(of_rgb)):
-        raise ValueError(f"{file} has no {unknown[0]} that sees RGB alone: it has {', '.join(of_rgb)}")
+    file, encoders = saved_encoders(config.ckpt, config.roles)
     folder = config.out or file.parent / f"segmentation-{Path(config.data).resolve().name}"
     folder.mkdir(parents=True, exist_ok=True)  # before anything slow
     train, val = (
@@ -336,25 +290,22 @@ def run(config: Config) -> Results:
     if len(val.classes) > len(train.classes):
         raise ValueError(f"--data {config.data}: val has class ids up to {len(val.classes) - 1}, train only up to "
                          f"{len(train.classes) - 1}; is --void {config.void} the id of void?")  # fmt: skip
-    machine = Machine.of(config)
+    machine = Machine.of(config.device, config.precision)
     sizes = f"{len(train)} training and {len(val)} validation images, {len(train.classes)} classes"
     print(f"{file} -> {config.data}: {sizes}, on {machine.device}{' in bf16' if machine.bf16 else ''}")
     results: Results = {}
     per_class: PerClass = {}
     # Seeds are the outermost loop, so that an interrupted evaluation has whole comparisons.
     cells = [
-        (s, r, p, w) for s in range(config.seeds) for r in roles for p in config.protocols for w in WEIGHTS
+        (s, r, p, w) for s in range(config.seeds) for r in encoders for p in config.protocols for w in WEIGHTS
     ]
     shown: list[Tensor] = []
     with SummaryWriter(str(folder)) as writer:
         for seed, role, protocol, weights in cells:
-            torch.manual_seed(mixed(seed, 1))  # the random weights
-            encoder = build_spec(encoders[role]["spec"])
-            if weights == "pretrained":
-                encoder.load_state_dict(encoders[role]["state"])
+            encoder = build(encoders[role], weights, seed)
             iou, each, prediction = segment(encoder, protocol, train, val, seed, config, machine)
-            _at(results, role, protocol, weights).append(iou)
-            _at(per_class, role, protocol, weights).append(each)
+            at(results, role, protocol, weights).append(iou)
+            at(per_class, role, protocol, weights).append(each)
             print(f"seed {seed} {role:13} {protocol:8} {weights:10} mIoU {100 * iou:.1f}", flush=True)
             writer.add_scalar(f"mIoU/{role} {protocol} {weights}", iou, seed)
             if seed == 0:
@@ -378,41 +329,9 @@ def run(config: Config) -> Results:
     return results
 
 
-T = TypeVar("T")
-
-
-def _at(nested: dict[str, dict[str, dict[str, list[T]]]], role: str, protocol: str, weights: str) -> list[T]:
-    return nested.setdefault(role, {}).setdefault(protocol, {}).setdefault(weights, [])
-
-
-def markdown(results: Results) -> str:
-    """Mean IoU in per cent: mean and deviation over the seeds; gain and wins over the seeds that both have."""
-    lines = [
-        "| encoder       | protocol | pre-trained | random init |  gain | seeds won |",
-        "|---------------|----------|------------:|------------:|------:|----------:|",
-    ]
-    for role, protocols in results.items():
-        for protocol, cell in protocols.items():
-            pairs = list(zip(cell.get("pretrained", []), cell.get("random", []), strict=False))
-            if not pairs:
-                continue
-            ours, base = ([pair[i] for pair in pairs] for i in (0, 1))
-            gain = 100 * (statistics.fmean(ours) - statistics.fmean(base))
-            won = f"{sum(a > b for a, b in pairs)}/{len(pairs)}"
-            lines.append(
-                f"| {role:13} | {protocol:8} | {_spread(ours):>11} | {_spread(base):>11} | {gain:+5.1f} | {won:>9} |"
-            )
-    return "\n".join(lines)
-
-
-def _spread(values: Sequence[float]) -> str:
-    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
-    return f"{100 * statistics.fmean(values):.1f} ± {100 * deviation:.1f}"
-
-
 def _picture(val: Pairs, predictions: Sequence[Tensor], count: int = 6) -> Tensor:
     """input | truth | predictions, one image a row, (3,H,W); void is black."""
-    rows = _spaced(len(val), count)
+    rows = spaced(len(val), count)
     palette = torch.rand(256, 3, generator=generator(11))
     palette[VOID] = 0
     painted = [palette[ids[rows].long()].permute(0, 3, 1, 2) for ids in (val.targets, *predictions)]

@@ -63,9 +63,9 @@ class Config(TrainConfig):
     """VGG19's layer for the content loss: relu2_2 and relu5_4 are the paper's."""
     content_weights: str = "auto"
     """VGG19: auto (where it is at hand), download, off, or a FILE of torchvision's weights. Without: MSE on pixels."""
-    content_scale: float = 0.1
-    """On VGG's squared distance, which is relative to the maps' mean square; brings it to the size of the pixels' MSE
-    in [-1,1], as the paper's 1/12.75^2 does for the maps of Caffe's weights."""
+    content_scale: float = 0.5
+    """On VGG's squared distance, which is relative to the maps' mean square. At .1 it has the size of the pixels' MSE,
+    but the adversary then spoils what it gains."""
 
     lr: float = 1e-4
     """Adam's rate in phase 1, at its beginning."""
@@ -97,7 +97,7 @@ class Config(TrainConfig):
 def demo() -> Config:
     """Minutes on two CPU cores, built-in scenes: a smaller net, most of it phase 1."""
     return Config(
-        preset="demo", scenes=2048, short_side=80, steps=1000, adversarial_start=800, batch=16, blocks=6, width=32,
+        preset="demo", scenes=2048, short_side=80, steps=1000, adversarial_start=800, adversarial=2e-4, batch=16, blocks=6, width=32,
         lr=2e-3, show_every=100, eval_every=200, save_every=200,
     )  # fmt: skip
 
@@ -184,7 +184,7 @@ class SuperResolution(Gan):
             self.world,
             kind=config.gan,
         )
-        content = pixels
+        content = 4 * pixels  # MSE in [-1,1], the range of the paper's weights
         if self.content is not None:
             with self.world.autocast():
                 content = config.content_scale * self.content.distance(painted, large)

@@ -152,6 +152,46 @@ def open_images(
     return held_out(opener.folder(Path(spec).expanduser()))
 
 
+def open_labelled(
+    spec: str,
+    size: int,
+    *,
+    short_side: int = 0,
+    cache_dir: Path | None = None,
+    cache_gb: float = 8.0,
+    quiet: bool = False,
+) -> Split:
+    """Images with a class each, to learn from (``train``) and to be tried on (``heldout``).
+
+    spec: a folder with train/ and test/ (or val/) of class folders, ``cifar10``, ``stl10`` or ``imagenet:PATH``. The
+    rest as in ``open_images``; ValueError of one line where there are no classes, or not the same ones.
+    """
+    opener = Opener.of(spec, size, short_side, cache_dir, cache_gb, quiet)
+    if spec in ("cifar10", "stl10"):
+        parts = [opener.arrays("train"), opener.arrays("test")]
+    elif spec.startswith("imagenet:"):
+        path = Path(spec.removeprefix("imagenet:")).expanduser()
+        parts = [opener.imagenet(path, "train"), opener.imagenet(path, "val")]
+    else:
+        root = Path(spec).expanduser()
+        tried = "test" if (root / "test").is_dir() else "val"
+        if not all((root / name).is_dir() for name in ("train", tried)):
+            raise ValueError(
+                f"--data {spec}: no train/ and test/ in it; make both, with a folder for each class, or use cifar10, "
+                "stl10 or imagenet:PATH"
+            )
+        parts = [opener.folder(root / name) for name in ("train", tried)]
+    for part in parts:
+        if part.labels is None:
+            raise ValueError(f"--data {spec}: its images are not in class folders")
+    if parts[0].classes != parts[1].classes:
+        raise ValueError(f"--data {spec}: the two parts do not have the same classes")
+    known = [
+        (part.labels >= 0).nonzero()[:, 0] for part in parts if part.labels is not None
+    ]  # not stl10's unlabelled
+    return Split(*(part.subset(rows) for part, rows in zip(parts, known, strict=True)))
+
+
 def held_out(images: Images) -> Split:
     """Held out are the images whose names hash lowest, about ``HELDOUT`` of them."""
     if len(images) < 2:

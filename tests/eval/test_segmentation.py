@@ -18,7 +18,8 @@ from core.nets.discriminators import DiscriminatorSpec
 from core.nets.encoder import Encoder
 from core.train import checkpoint
 from eval import segmentation
-from eval.segmentation import FCN, WEIGHTS, Config, Machine, enlarged, main, markdown, mean_iou, segment
+from eval.cells import WEIGHTS, Machine, markdown
+from eval.segmentation import FCN, Config, enlarged, main, mean_iou, segment
 from eval.segmentation import run as transfer
 
 CPU = Machine(torch.device("cpu"), bf16=False)
@@ -126,7 +127,7 @@ def test_logits_have_the_images_size(name: str):
 def test_the_table_says_who_won():
     cell = {"pretrained": [0.30, 0.32, 0.28], "random": [0.25, 0.33, 0.20]}
     line = markdown({"generator": {"frozen": cell}}).splitlines()[-1]
-    assert line == "| generator     | frozen   |  30.0 ± 2.0 |  26.0 ± 6.6 |  +4.0 |       2/3 |"
+    assert line == "| generator     | frozen           |  30.0 ± 2.0 |  26.0 ± 6.6 |  +4.0 |       2/3 |"
 
 
 @pytest.fixture

@@ -245,10 +245,10 @@ def test_upscaling_files(run_folder: Path, tmp_path: Path):
 
 def test_the_benchmark_prints_bicubic_beside_the_net(run_folder: Path, photos: Path, capsys, tmp_path: Path):
     upscale_quality.main(["--data", str(photos), "--ckpt", str(run_folder), "--content-weights", "off",
-                          "--out", str(tmp_path)])  # fmt: skip
+                          "--out", str(tmp_path / "new")])  # fmt: skip
     said = capsys.readouterr().out
     assert "| bicubic " in said
-    rows = json.loads((tmp_path / "upscale.json").read_text())
+    rows = json.loads((tmp_path / "new/upscale.json").read_text())
     assert rows["bicubic"]["psnr"] > 30  # the photos are smooth
     assert 20 < rows[str(run_folder)]["psnr"] != rows["bicubic"]["psnr"]
 
