@@ -67,14 +67,16 @@ def test_make_help_lists_every_job_with_one_line():
 
 
 def recipe(job: str) -> str:
+    """What the job would run, with single spaces: an option that is not given leaves a gap."""
     given = ["DATA=some folder", "CKPT=x", "IN=a.jpg", "MASK=m.png", "OUT=o.png", "ARGS=--size 96"]
-    return subprocess.run(
+    said = subprocess.run(
         ["make", "-n", "-o", ".venv/.installed", job, *given],
         cwd=ROOT,
         capture_output=True,
         text=True,
         check=True,
     ).stdout
+    return " ".join(said.split())
 
 
 def jobs(*prefixes: str) -> list[str]:
