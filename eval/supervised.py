@@ -1,0 +1,261 @@
+"""The row to measure others against: an encoder and a linear classifier trained from scratch on labels.
+
+``python -m eval.supervised --data caltech101 --preset small``
+
+Random resized crops and flips, cross entropy, SGD with momentum (He et al. 2016, arXiv:1512.03385; its rate in
+proportion to the batch, with warm-up: Goyal et al. 2017, arXiv:1706.02677) or AdamW. The classifier is thrown away:
+the checkpoint moves to every task as those of the methods without labels do.
+
+A set's test images are never seen, neither in training nor in choosing: what is held out is a part of its training
+images.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, interpolate
+from torchvision.utils import make_grid
+
+from core.data import colours, views
+from core.data.colours import Recipe
+from core.data.images import Images, Split, held_out, open_images, open_labelled
+from core.nets.backbones import Backbone, Encoder
+from core.rng import generator
+from core.train import optim
+from core.train.config import TrainConfig, parse_training, user_errors
+from core.train.dist import World
+from core.train.loop import storage, train
+from core.train.method import Batch, Method
+
+_CROPS, _COLOURS = 1, 2  # what random numbers are for, the last part of their key
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(TrainConfig):
+    data: str = ""
+    """A folder with train/ and test/ (or val/) of class folders, one of class folders, cifar10, stl10 or
+    imagenet:PATH."""
+    encoder: Literal["resnet18", "resnet50"] = "resnet18"
+    norm: Literal["batch", "group", "split"] = "batch"
+    """split: batch normalisation of each part of the batch by itself; group: nothing of the batch at all."""
+    stem: Literal["large", "small"] = "large"
+    """small: for crops of about 32 px, a 3x3 convolution without stride and pooling."""
+    smallest_crop: float = 0.08
+    """A crop shows at least this part of its image's area."""
+    strength: float = 0.0
+    """How strongly colours vary; 1: as SimCLR's."""
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    lr: float = 0.1
+    """Learning rate: for sgd per 256 images (the paper's), for adamw as it is."""
+    weight_decay: float = 1e-4
+    warmup: int = 0
+    """Steps over which the rate rises; then it falls along a cosine."""
+    smoothing: float = 0.0
+    """Part of a label's weight that is spread evenly over all classes."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.smallest_crop <= 1:
+            raise ValueError(f"--smallest-crop must be in (0, 1], not {self.smallest_crop}")
+        if self.strength < 0:
+            raise ValueError(f"--strength must not be negative, not {self.strength}")
+        if not 0 <= self.smoothing < 1:
+            raise ValueError(f"--smoothing must be in [0, 1), not {self.smoothing}")
+
+
+def demo() -> Config:
+    """Minutes on two CPU cores."""
+    return Config(
+        preset="demo", short_side=80, steps=600, batch=64, optimizer="adamw", lr=1e-3, weight_decay=0.05, warmup=30,
+        smallest_crop=0.2, show_every=150, eval_every=100, save_every=100,
+    )  # fmt: skip
+
+
+def small() -> Config:
+    """One GPU, tens of minutes."""
+    return Config(
+        preset="small", size=64, batch=256, steps=20_000, optimizer="adamw", lr=1e-3, weight_decay=0.05, warmup=500,
+        smallest_crop=0.2, strength=0.5, show_every=1_000, eval_every=1_000, save_every=2_000,
+    )  # fmt: skip
+
+
+def paper() -> Config:
+    """ResNet-50 on ImageNet: 90 epochs of SGD in batches of 1024, the first five to warm up."""
+    return Config(
+        preset="paper", data="imagenet:imagenet", encoder="resnet50", size=224, short_side=256, batch=1024,
+        steps=112_500, warmup=6_250, cache_gb=400, show_every=1_000, eval_every=2_000, save_every=2_000,
+        eval_images=1024,
+    )  # fmt: skip
+
+
+def open_training(config: Config, quiet: bool = False) -> Split:
+    """Images with labels to learn from, and those held out of them. ValueError of one line where there are none."""
+    spec = config.data
+    if spec in ("", "scenes", "voc2012"):
+        reason = f" {spec}: its images have no class each;" if spec else ":"
+        raise ValueError(
+            f"--data{reason} name a folder with train/ and test/ of class folders, one of class folders, cifar10, "
+            "stl10 or imagenet:PATH"
+        )
+    kept = storage(config, quiet)
+    root = Path(spec).expanduser()
+    if root.is_dir() and not (root / "train").is_dir():
+        split = open_images(spec, config.size, **kept)
+    else:
+        named = ("short_side", "cache_dir", "cache_gb", "quiet")
+        split = held_out(open_labelled(spec, config.size, **{name: kept[name] for name in named}).train)
+    if split.train.labels is None:
+        raise ValueError(
+            f"--data {spec}: its images are not in class folders; make a folder for each class, or train/ and test/ "
+            "of such folders"
+        )
+    return split
+
+
+class Supervised(Method):
+    """Learns the classes of ``images``, those of training."""
+
+    name = "supervised"
+    score = "accuracy"
+
+    def __init__(self, config: Config, world: World, images: Images) -> None:
+        assert images.labels is not None
+        self.config, self.world, self.classes = config, world, images.classes
+        self.counts = images.labels.bincount(minlength=len(images.classes))
+        self.encoder = Backbone(name=config.encoder, norm=config.norm, stem=config.stem).build()
+        self.classifier = nn.Linear(self.encoder.channels[max(self.encoder.channels)], len(self.classes))
+        self.networks = {"encoder": self.encoder, "classifier": self.classifier}
+        both = [*self.encoder.parameters(), *self.classifier.parameters()]
+        self.rate = config.lr * (config.batch / 256 if config.optimizer == "sgd" else 1)
+        self.optimizers = {
+            "both": torch.optim.SGD(both, self.rate, momentum=0.9, weight_decay=config.weight_decay)
+            if config.optimizer == "sgd"
+            else torch.optim.AdamW(both, self.rate, weight_decay=config.weight_decay)
+        }
+
+    def update(self, batch: Batch, step: int) -> dict[str, Tensor]:
+        config, label = self.config, batch["label"]
+        image = self.view(batch, step)
+        self.encoder.train()
+        with self.world.autocast():
+            logits = self.classifier(self.features(image)).float()  # (n,K)
+        loss = cross_entropy(logits, label, label_smoothing=config.smoothing)
+        loss.backward()
+        optimizer = self.optimizers["both"]
+        optim.set_rate(optimizer, self.rate * optim.warmed_cosine(step, config.steps, config.warmup))
+        return {
+            "loss/cross_entropy": loss.detach(),
+            "accuracy/training": 100 * (logits.argmax(1) == label).float().mean(),
+            "grad_norm/both": optim.step(optimizer, self.world),
+        }
+
+    def view(self, batch: Batch, step: int) -> Tensor:
+        """This rank's random crops (n,3,S,S) in [0,1], drawn for the global batch."""
+        config, count = self.config, len(batch["image"]) * self.world.size
+        mine, random = self.world.part(count), generator(config.seed, step, _CROPS)
+        image = views.random_crops(batch, config.size, count, mine, random, config.smallest_crop)
+        if config.strength:
+            recipe = Recipe(grey=0, blur=0).jittered(config.strength)
+            changes = colours.draw(recipe, count, generator(config.seed, step, _COLOURS))
+            image = colours.recolour(image.clamp(0, 1), changes[mine])
+        return image
+
+    def features(self, image: Tensor) -> Tensor:
+        """The encoder's coarsest map, averaged: (n,3,S,S) -> (n,C)."""
+        maps = self.encoder(image)
+        return maps[max(maps)].mean((2, 3))
+
+    def encoders(self) -> dict[str, Encoder]:
+        return {"encoder": self.encoder}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), "classes": self.classes}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        if state["classes"] != self.classes:
+            raise ValueError(
+                f"--data {self.config.data} has other classes than when this run began: start a new run"
+            )
+        super().load_state_dict(state)
+
+    # --- looking and measuring --------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def embed(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        image = views.center_crops(batch, self.config.size)
+        self.encoder.eval()
+        with self.world.autocast():
+            return self.features(image), image
+
+    @torch.no_grad()
+    def logits(self, batch: Batch) -> Tensor:
+        """Of the central squares of a batch's images, float (n,K)."""
+        features, _ = self.embed(batch)
+        with self.world.autocast():
+            return self.classifier(features).float()
+
+    def show(self, batch: Batch) -> dict[str, Tensor]:
+        """The images that are told right, the surest first, then the others; below each a bar as long as it is sure."""
+        confidence, said = self.logits(batch).softmax(1).max(1)
+        right = said == batch["label"]
+        order = (right + confidence).argsort(descending=True)
+        image = views.center_crops(batch, self.config.size)[order]
+        return {"right (green), wrong (red), how sure": marked(image, right[order], confidence[order])}
+
+    def evaluate(self, batches: Iterable[Batch]) -> dict[str, float]:
+        return figures(batches, self.logits)
+
+    def floors(self, batches: Iterable[Batch]) -> dict[str, dict[str, float]]:
+        frequency = (self.counts + 1) / (self.counts + 1).sum()  # none is 0: the loss is finite
+
+        def constant(batch: Batch) -> Tensor:
+            return frequency.log().to(batch["label"].device).expand(len(batch["label"]), -1)
+
+        return {"the commonest class": figures(batches, constant)}
+
+
+def figures(batches: Iterable[Batch], logits: Callable[[Batch], Tensor]) -> dict[str, float]:
+    """Accuracy, per cent, and mean cross entropy, nats, of what ``logits`` (n,K) says of batches with labels."""
+    said, label = zip(*((logits(batch), batch["label"]) for batch in batches), strict=True)
+    scores, truth = torch.cat(said), torch.cat(label)
+    return {
+        "accuracy": 100 * (scores.argmax(1) == truth).float().mean().item(),
+        "loss": cross_entropy(scores, truth).item(),
+    }
+
+
+def marked(image: Tensor, right: Tensor, confidence: Tensor) -> Tensor:
+    """A sheet (3,h,w) of images (n,3,S,S) in [0,1], each above a bar of ``confidence`` (n,) in [0,1] of its width,
+    green where ``right`` (n,), else red."""
+    n, _, height, width = image.shape
+    green, red = torch.tensor([[0.1, 0.7, 0.2], [0.85, 0.1, 0.1]], device=image.device)
+    colour = torch.where(right[:, None], green, red)  # (n,3)
+    filled = torch.arange(width, device=image.device) + 0.5 < confidence[:, None] * width  # (n,W)
+    bar = (colour[:, :, None] * filled[:, None])[:, :, None].expand(n, 3, max(2, height // 16), width)
+    tiles = interpolate(torch.cat([image, bar], 2), scale_factor=2, mode="nearest")
+    return make_grid(tiles, nrow=4, padding=2, pad_value=1.0)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    with user_errors():
+        config = parse_training(Supervised.name, {"demo": demo, "small": small, "paper": paper}, argv)
+        opened: list[Split] = []  # the method must know its classes, the loop opens the data
+
+        def opening(config: Config, quiet: bool) -> Split:
+            opened.append(open_training(config, quiet))
+            return opened[0]
+
+        folder = train(
+            Supervised.name, config, lambda config, world: Supervised(config, world, opened[0].train), opening
+        )
+        print(f"look: make tensorboard; move the features: make eval-classification CKPT={folder}")
+
+
+if __name__ == "__main__":
+    main()
