@@ -5,6 +5,10 @@ up the rows above; from each of its positions the patch ``k`` rows below is pred
 other patches, of the same image and of others (eq. 4).
 
 No batch norm: it would tell the answer. Rows so near that their patches overlap the context's are not predicted.
+
+Deviations: torchvision's ResNet with group norm instead of a ResNet v2 without norms; the last stack's map instead of
+the third's as the patch's code, so that all of the encoder that is moved is trained; whole patches in colour, where
+the authors' are grey and cut at random by a sixteenth.
 """
 
 from __future__ import annotations
@@ -17,8 +21,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate, pad
 
-from contrastive.infonce import info_nce, retrieval, spread
-from contrastive.views import pixels, pooled, random_features, spread_and_knn
+from contrastive.infonce import info_nce, retrieval
+from contrastive.views import logged_spread, pixels, pooled, random_features, spread_and_knn
 from core.data import views
 from core.nets.backbones import Backbone, Encoder
 from core.rng import generator
@@ -123,10 +127,8 @@ class CPC(Method):
     def __init__(self, config: Config, world: World) -> None:
         self.config, self.world = config, world
         self.encoder = Backbone(name=config.encoder, norm="group", stem=config.stem).build()
-        # The third stack's map is the patch's code (the paper's); the fourth is not trained and not moved.
-        self.stride = sorted(self.encoder.channels)[2]
-        width = self.encoder.channels[self.stride]
-        self.project = nn.Conv2d(width, config.dim, 1)
+        width = max(self.encoder.channels.items())[1]
+        self.project = nn.Linear(width, config.dim)
         self.context = CausalContext(config.dim)
         self.first = 2  # row i + 1 overlaps row i, which the context has seen
         self.predict = nn.ModuleList(nn.Conv2d(config.dim, config.dim, 1) for _ in self.steps_ahead)
@@ -144,18 +146,19 @@ class CPC(Method):
         config, count = self.config, len(batch["image"]) * self.world.size
         random = generator(config.seed, step)
         image = views.random_crops(batch, config.size, count, self.world.part(count), random)
-        losses, scalars = [], {}
-        codes, contrasts = self.contrasts(image)
+        losses: list[Tensor] = []
+        scalars: dict[str, Tensor] = {}
+        codes, contrasts = self.contrasts(image, everywhere=True)
         for ahead, (logits, positive) in contrasts.items():
             losses.append(info_nce(logits, positive))
             found = retrieval(logits, positive, 1.0)
-            scalars[f"contrast/accuracy_{ahead}_below"] = found["contrast/accuracy"]
+            scalars |= {f"{name}_{ahead}_below": value for name, value in found.items()}
         loss = torch.stack(losses).mean()
         loss.backward()
         return scalars | {
             "loss/info_nce": loss.detach(),
             "grad_norm/all": optim.step(self.optimizers["all"], self.world),
-            **spread(codes.mean((2, 3))),
+            **logged_spread(codes.mean((2, 3)), config, step),
         }
 
     def codes(self, image: Tensor) -> Tensor:
@@ -164,21 +167,25 @@ class CPC(Method):
         count, grid = len(image), config.grid
         cut = patches(image, config.patch).flatten(0, 2)  # (N*G*G,3,p,p)
         with self.world.autocast():
-            maps = self.encoder(cut)[self.stride]  # (N*G*G,C,p/s,p/s)
-            code = self.project(maps.mean((2, 3), keepdim=True))
+            code = self.project(pooled(self.encoder(cut)))  # (N*G*G,D)
         return code.float().view(count, grid, grid, -1).permute(0, 3, 1, 2)
 
-    def contrasts(self, image: Tensor) -> tuple[Tensor, dict[int, tuple[Tensor, Tensor]]]:
+    def contrasts(
+        self, image: Tensor, *, everywhere: bool = False
+    ) -> tuple[Tensor, dict[int, tuple[Tensor, Tensor]]]:
         """The codes, and for each number of rows ahead the logits of all candidates (eq. 4) and the positives.
 
-        Candidates of a prediction are the codes of all positions of all this rank's images.
+        Candidates of a prediction are the codes of all positions of all these images, ``everywhere``: of all ranks'.
         """
         grid = self.config.grid
         codes = self.codes(image)  # (N,D,G,G)
         with self.world.autocast():
             context = self.context(codes).float()
-        candidates = codes.permute(0, 2, 3, 1).flatten(0, 2)  # (N*G*G,D)
-        places = torch.arange(len(candidates), device=codes.device).view(len(image), grid, grid)
+        mine = codes.permute(0, 2, 3, 1).flatten(0, 2)  # (n*G*G,D)
+        candidates = self.world.gather(mine) if everywhere else mine  # (N*G*G,D)
+        places = torch.arange(len(mine), device=codes.device).view(len(image), grid, grid)
+        if everywhere:
+            places = places + self.world.rank * len(mine)
         result = {}
         for ahead, predict in zip(self.steps_ahead, self.predict, strict=True):
             with self.world.autocast():
@@ -224,7 +231,7 @@ class CPC(Method):
     @torch.no_grad()
     def embed(self, batch: Batch) -> tuple[Tensor, Tensor]:
         image = self.centered(batch)
-        return pooled({self.stride: self.encoder(image)[self.stride]}).float(), image
+        return pooled(self.encoder(image)).float(), image
 
     @torch.no_grad()
     def evaluate(self, batches: Iterable[Batch]) -> dict[str, float]:
@@ -244,7 +251,7 @@ class CPC(Method):
     def floors(self, batches: Iterable[Batch]) -> dict[str, dict[str, float]]:
         every = list(batches)
         labels = [batch["label"] for batch in every if "label" in batch]
-        random = random_features(self.encoder, self.config.seed, self.stride)
+        random = random_features(self.encoder, self.config.seed)
         return {
             name: spread_and_knn(torch.cat([way(self.centered(batch)) for batch in every]), labels)
             for name, way in (("pixels", pixels), ("random init", random))

@@ -1,7 +1,8 @@
 """MoCo: a view finds its partner among a long queue of earlier keys (He et al. 2020, arXiv:1911.05722).
 
 Algorithm 1: keys come from a slowly following copy of the query's network; they are compared with the queue as it is,
-and enqueued after. ``--version 2`` (Chen 2020, arXiv:2003.04297): a deeper head, blur, a cosine, temperature .2.
+and enqueued after. ``--version 2`` (Chen 2020, arXiv:2003.04297): a deeper head, blur, a cosine, temperature .2;
+``--version 1``: a linear head, no blur, two falls of the rate, temperature .07.
 
 A batch norm would betray the partner: both pass in batches of the same make-up. The keys' images are shuffled over the
 ranks, and on one device each part of the batch is normalised by itself (``--norm split``).
@@ -17,9 +18,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from contrastive.infonce import info_nce, retrieval, spread
+from contrastive.infonce import info_nce, retrieval
 from contrastive.momentum import Queue, follow, follower
-from contrastive.views import ViewsConfig, ViewsMethod, mlp, pooled
+from contrastive.views import ViewsConfig, ViewsMethod, logged_spread, mlp, pooled
 from core.data.colours import Recipe
 from core.rng import generator
 from core.train import optim
@@ -35,8 +36,9 @@ _SHUFFLE = 3
 class Config(ViewsConfig):
     norm: Literal["batch", "group", "split"] = "split"
     version: Literal[1, 2] = 2
-    """1: a linear head; 2: two layers."""
-    temperature: float = 0.2
+    """1 or 2, each with its paper's head, colours, schedule and temperature."""
+    temperature: float = 0.0
+    """0: the version's own, .07 or .2."""
     dim: int = 128
     """Width of the embedding."""
     queue: int = 65_536
@@ -44,7 +46,7 @@ class Config(ViewsConfig):
     momentum: float = 0.999
     """Of the keys' network."""
     symmetric: bool = False
-    """Each view is both query and key, at twice the cost."""
+    """Each view is both query and key, at twice the cost; the two losses are added (the authors' demo on CIFAR-10)."""
     lr: float = 0.03
     """SGD's rate per 256 images."""
     weight_decay: float = 1e-4
@@ -81,6 +83,13 @@ def paper() -> Config:
     )  # fmt: skip
 
 
+def schedule(version: Literal[1, 2], step: int, steps: int) -> float:
+    """The factor on the learning rate: version 1 falls tenfold at .6 and .8 of the run (He 2020), 2 by a cosine."""
+    if version == 1:
+        return 0.1 ** ((step >= 0.6 * steps) + (step >= 0.8 * steps))
+    return optim.warmed_cosine(step, steps, 0)
+
+
 class MoCo(ViewsMethod):
     name = "moco"
 
@@ -97,6 +106,7 @@ class MoCo(ViewsMethod):
             "encoder": self.encoder, "projector": self.projector, "keys": self.keys, "queue": self.queue,
         }  # fmt: skip
         self.both = nn.ModuleList([self.encoder, self.projector])
+        self.temperature = config.temperature or (0.07 if config.version == 1 else 0.2)
         self.rate = config.lr * config.batch / 256
         self.optimizers = {
             "both": torch.optim.SGD(
@@ -125,17 +135,18 @@ class MoCo(ViewsMethod):
             query = normalize(query.float(), dim=1)  # (n,D)
             key = self.key(key_view, 2 * step + number)  # (n,D)
             positive = (query * key).sum(1, keepdim=True)  # (n,1)
-            logits = torch.cat([positive, query @ self.queue.keys.T], dim=1) / config.temperature
+            logits = torch.cat([positive, query @ self.queue.keys.T], dim=1) / self.temperature
             zero = torch.zeros(len(logits), dtype=torch.int64, device=logits.device)
             losses.append(info_nce(logits, zero))
             pushed.append(self.world.gather(key))
-            scalars = retrieval(logits, zero, config.temperature) | spread(query)
-        loss = torch.stack(losses).mean()
+            scalars = retrieval(logits, zero, self.temperature) | logged_spread(query, config, step)
+        loss = torch.stack(losses).sum()
         loss.backward()
         self.queue.push(torch.cat(pushed))  # after the logits, in which a key would meet itself
         optimizer = self.optimizers["both"]
-        optim.set_rate(optimizer, self.rate * optim.warmed_cosine(step, config.steps, 0))
-        return scalars | {"loss/info_nce": loss.detach(), "grad_norm/both": optim.step(optimizer, self.world)}
+        optim.set_rate(optimizer, self.rate * schedule(config.version, step, config.steps))
+        scalars["loss/info_nce"] = loss.detach() / len(losses)
+        return scalars | {"grad_norm/both": optim.step(optimizer, self.world)}
 
     @torch.no_grad()
     def key(self, image: Tensor, draw: int) -> Tensor:

@@ -37,7 +37,8 @@ class ViewsConfig(TrainConfig):
     smallest_crop: float = 0.08
     """A view shows at least this part of its image's area."""
     strength: float = 1.0
-    """How strongly colours vary; the papers use half for views of 32 px."""
+    """How strongly colours vary, as a factor on the method's own. At 32 px SimCLR's is .5; MoCo's and BYOL's own, which
+    are about half of SimCLR's, stay."""
     blur: float = 0.5
     """Probability that a view is blurred; the papers do not blur views of 32 px."""
 
@@ -130,6 +131,11 @@ class ViewsMethod(Method):
         return figures
 
 
+def logged_spread(embeddings: Tensor, config: TrainConfig, step: int) -> dict[str, Tensor]:
+    """``infonce.spread`` at the steps that are logged, else nothing: its singular values make a GPU wait."""
+    return spread(embeddings) if (step + 1) % config.log_every == 0 else {}
+
+
 def spread_and_knn(features: Tensor, labels: list[Tensor]) -> dict[str, float]:
     """Figures of held-out features (N,D): ``infonce.spread``; with labels, of batches, knn, leave-one-out, per cent."""
     figures = {name.partition("/")[2]: value.item() for name, value in spread(features).items()}
@@ -141,14 +147,13 @@ def pixels(image: Tensor) -> Tensor:
     return interpolate(image, (32, 32), mode="bilinear", antialias=True).flatten(1)
 
 
-def random_features(encoder: Encoder, seed: int, stride: int = 0) -> Callable[[Tensor], Tensor]:
-    """The averaged map of ``stride``, 0 = the coarsest, of a network like ``encoder`` with fresh weights."""
-    stride = stride or max(encoder.channels)
+def random_features(encoder: Encoder, seed: int) -> Callable[[Tensor], Tensor]:
+    """``pooled`` of a network like ``encoder`` with fresh weights."""
     device = next(encoder.parameters()).device
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         fresh = build_spec(encoder.spec.plain()).to(device).eval()
-    return torch.no_grad()(lambda image: pooled({stride: fresh(image)[stride]}).float())
+    return torch.no_grad()(lambda image: pooled(fresh(image)).float())
 
 
 def pooled(features: dict[int, Tensor]) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -42,6 +42,18 @@ def decayed(network: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
         {"params": weights, "weight_decay": weight_decay, "adapt": True},
         {"params": rest, "weight_decay": 0.0, "adapt": False},
     ]
+
+
+Rule = Literal["lars", "sgd", "adam"]
+
+
+def choose(rule: Rule, network: nn.Module, rate: float, weight_decay: float) -> torch.optim.Optimizer:
+    """LARS; SGD with momentum .9, all weights decayed; or Adam, its decay decoupled (AdamW)."""
+    if rule == "lars":
+        return Lars(decayed(network, weight_decay), rate)
+    if rule == "sgd":
+        return torch.optim.SGD(network.parameters(), rate, momentum=0.9, weight_decay=weight_decay)
+    return torch.optim.AdamW(network.parameters(), rate, weight_decay=weight_decay)
 
 
 class Lars(torch.optim.Optimizer):
