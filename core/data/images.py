@@ -272,16 +272,22 @@ class Opener:
         return self.folder(path / part)
 
     def voc(self, part: str) -> Images:
+        return self.files(self.voc_dataset(part).images)
+
+    def files(self, paths: Sequence[str]) -> Images:
+        """Image files of one folder."""
+        return self._files(Path(paths[0]).parent, [(os.path.basename(file), *_stamp(file)) for file in paths])
+
+    def voc_dataset(self, part: str, year: str = "2012") -> datasets.VOCDetection:
+        """torchvision's, downloaded where it is not there yet."""
         place = self.root / "torchvision"
         try:  # torchvision unpacks its archive whenever it is told to download, so it is told only if need be
-            files = datasets.VOCDetection(place, image_set=part, download=False).images
-            whole = all(os.path.exists(file) for file in files)
+            found = datasets.VOCDetection(place, year=year, image_set=part, download=False)
+            if all(os.path.exists(file) for file in found.images):
+                return found
         except (OSError, RuntimeError):
-            whole = False
-        if not whole:
-            files = self._download(lambda: datasets.VOCDetection(place, image_set=part, download=True).images)
-        folder = Path(files[0]).parent
-        return self._files(folder, [(os.path.basename(file), *_stamp(file)) for file in files])
+            pass
+        return self._download(lambda: datasets.VOCDetection(place, year=year, image_set=part, download=True))
 
     def arrays(self, part: str) -> Images:
         """cifar10 and stl10, which torchvision holds in memory: it is asked only where the cache lacks them."""

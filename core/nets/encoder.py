@@ -28,3 +28,7 @@ class Encoder(nn.Module):
 
     def forward(self, image: Tensor) -> dict[int, Tensor]:
         raise NotImplementedError
+
+    def vector(self, maps: dict[int, Tensor]) -> Tensor:
+        """One vector an image of what ``forward`` gave, (N,D): the coarsest map averaged over its positions."""
+        return maps[max(maps)].mean((2, 3))

@@ -7,6 +7,7 @@ from typing import Any
 from core.nets.backbones import Backbone
 from core.nets.discriminators import DiscriminatorSpec, SRGANDiscriminatorSpec
 from core.nets.encoder import Encoder
+from core.nets.pixels import Pixels
 from core.nets.planes import Joined, Planes, Rgbd
 from core.nets.srresnet import SRResNetSpec
 
@@ -27,6 +28,8 @@ def build_spec(spec: dict[str, Any]) -> Encoder:
             return _planes(spec).build()
         if kind == "joined":
             return Joined(tuple(_planes(part) for part in spec["parts"])).build()
+        if kind == "pixels":
+            return Pixels(**_settings(spec)).build()
         if kind == "rgbd":
             return Rgbd(_backbone(spec["rgb"]), _backbone(spec["hha"])).build()
     except (TypeError, KeyError):

@@ -12,14 +12,15 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize
 
 from core.data.images import open_labelled
+from core.nets.backbones import Backbone
 from core.nets.encoder import Encoder
 from core.rng import generator
-from eval import classification
+from eval import classification, features, linear
 from eval.cells import Machine, warmed
-from eval.classification import Config, Features, knn, linear
+from eval.finetune import finetune
+from eval.knn import vote
 
 CPU = Machine(torch.device("cpu"), bf16=False)
-CONFIG = Config(data="", steps=60, batch=16)
 
 
 def clouds(count: int, classes: int, seed: int, spread: float = 0.3) -> tuple[Tensor, Tensor]:
@@ -29,27 +30,25 @@ def clouds(count: int, classes: int, seed: int, spread: float = 0.3) -> tuple[Te
     return centres[label] + spread * torch.randn(count, 6, generator=generator(seed)), label
 
 
-def of(x: Tensor, label: Tensor) -> Features:
-    return Features({8: x, 16: x.flip(1)}, x, label)
-
-
 def test_knn_is_that_of_a_loop():
     train, test = clouds(90, 3, 0, 1.5), clouds(40, 3, 1, 1.5)
-    right = 0
-    for x, truth in zip(*test, strict=True):
+    expected = []
+    for x in test[0]:
         similarity = normalize(train[0], dim=1) @ normalize(x, dim=0)
         votes = torch.zeros(3)
         for i in similarity.argsort(descending=True)[:20].tolist():
             votes[train[1][i]] += torch.exp(similarity[i] / 0.1)
-        right += int(votes.argmax() == truth)
-    assert 0.4 < knn(of(*train), of(*test)) == pytest.approx(right / 40)
+        expected.append(int(votes.argmax()))
+    said = vote(*train, test[0], 3, 20)
+    assert said.tolist() == expected
+    assert 0.4 < (said == test[1]).float().mean() < 1
 
 
 def test_a_head_for_each_rate_is_trained_as_if_alone():
     """Against torch's own SGD, one rate after the other."""
     (x, label), (tried, truth) = clouds(64, 4, 2, 0.8), clouds(400, 4, 3, 0.8)
     rates = [1e-3, 3e-2, 3e-1]
-    found = classification._fit(x, label, tried, truth, rates, 5, CONFIG)
+    found = linear.fit(x, label, tried, truth, rates, 5, 60, 16)
     spread, mean = torch.std_mean(x, 0, correction=0)
     for rate, accuracy in zip(rates, found.tolist(), strict=True):
         head = nn.Linear(6, 4)
@@ -69,18 +68,61 @@ def test_a_head_for_each_rate_is_trained_as_if_alone():
 
 def test_separable_classes_are_found_and_noise_gives_chance():
     (x, label), (tried, truth) = clouds(400, 4, 4), clouds(200, 4, 5)
-    assert linear(x, label, tried, truth, 0, CONFIG)[0] > 0.95
+    assert linear.probe(x, label, tried, truth, 0, 60, 16)[0] > 0.95
     noise, other = torch.randn(2, 400, 6, generator=generator(6))
-    assert abs(linear(noise, label, other, label, 0, CONFIG)[0] - 0.25) < 0.1
+    assert abs(linear.probe(noise, label, other, label, 0, 60, 16)[0] - 0.25) < 0.1
+
+
+def test_average_precision_is_that_of_a_loop_over_classes_that_are_there_and_known():
+    random = generator(3)
+    logits = torch.randn(50, 2, 4, generator=random)
+    labels = torch.randint(0, 2, (50, 4), generator=random)
+    labels[:, 2] = 0  # nowhere
+    labels[:9, 1] = -1
+    expected = []
+    for rate in range(2):
+        each = []
+        for k in (0, 1, 3):
+            known = labels[:, k] >= 0
+            ranked = labels[known, k][logits[known, rate, k].argsort(descending=True)].tolist()
+            places = [place for place, truth in enumerate(ranked, 1) if truth]
+            each.append(
+                np.mean([hit / place for hit, place in enumerate(places, 1)])
+            )  # precision at each hit
+        expected.append(np.mean(each))
+    assert linear.score(logits, labels).tolist() == pytest.approx(expected, abs=1e-5)
+
+
+def test_the_loss_of_several_classes_is_that_of_a_loop_over_known_ones():
+    random = generator(4)
+    logits = torch.randn(5, 2, 3, generator=random, dtype=torch.float64)
+    labels = torch.randint(-1, 2, (5, 3), generator=random)
+    total, known = 0.0, 0
+    for n in range(5):
+        for k in range(3):
+            if labels[n, k] >= 0:
+                for rate in range(2):
+                    p = 1 / (1 + np.exp(-logits[n, rate, k].item()))
+                    total -= np.log(p if labels[n, k] == 1 else 1 - p)
+                known += 1
+    assert linear.loss(logits, labels).item() == pytest.approx(total / known)
+
+
+def test_several_classes_together_are_found():
+    random = generator(7)
+    x, tried = torch.randn(2, 300, 6, generator=random)
+    labels, truth = (x[:, :3] > 0).long(), (tried[:, :3] > 0).long()
+    assert linear.probe(x, labels, tried, truth, 0, 100, 32)[0] > 0.95
 
 
 def test_few_labels_are_some_of_each_class():
     label = torch.tensor([0] * 50 + [1] * 30 + [2])
-    few = classification._some_of_each(label, 0.1, 0, least=2)
+    few = linear.some_of_each(label, 0.1, 0, least=2)
     assert [int((few & (label == k)).sum()) for k in range(3)] == [5, 3, 1]
-    assert not torch.equal(few, classification._some_of_each(label, 0.1, 1, least=2))
-    held = classification._some_of_each(label, 0.1, 0, least=1, keep=1)
+    assert not torch.equal(few, linear.some_of_each(label, 0.1, 1, least=2))
+    held = linear.some_of_each(label, 0.1, 0, least=1, keep=1)
     assert [int((held & (label == k)).sum()) for k in range(3)] == [5, 3, 0]
+    assert linear.some_of_each(torch.ones(40, 3, dtype=torch.int64), 0.1, 0, least=2).sum() == 4
 
 
 def test_layers_are_pooled_to_about_as_many_numbers(photos_in_classes: Path):
@@ -96,9 +138,9 @@ def test_layers_are_pooled_to_about_as_many_numbers(photos_in_classes: Path):
             }
 
     data = open_labelled(str(photos_in_classes), 64)
-    found = classification.features(Two(), data.train, 64, CPU)
+    found = features.extract(Two(), data.train, 64, 9000, CPU)
     assert {stride: x.shape[1] for stride, x in found.layers.items()} == {4: 64 * 11**2, 32: 512 * 2**2}
-    assert found.mean.shape == (len(data.train), 512)
+    assert found.vector.shape == (len(data.train), 512)
     assert torch.equal(found.labels, data.train.labels)
 
 
@@ -121,22 +163,35 @@ def photos_in_classes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+def test_fine_tuning_learns_and_wants_its_labels(photos_in_classes: Path):
+    data = open_labelled(str(photos_in_classes), 64)
+
+    def tuned(steps: int) -> float:
+        torch.manual_seed(0)
+        encoder = Backbone("alexnet").build()
+        return finetune(encoder, data.train, data.heldout, 2, 64, 0, steps, 8, 1e-3, CPU)
+
+    assert tuned(15) == 1 == tuned(15)
+
+
 def test_the_command(
     trained: Path, photos_in_classes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
-    few = "--seeds 2 --steps 20 --labels 0.2 --device cpu".split()
+    few = "--seeds 2 --steps-linear 20 --steps-tuned 2 --batch-tuned 4 --labels 0.2 --device cpu".split()
     where = ["--ckpt", str(trained), "--data", str(photos_in_classes), "--out", str(tmp_path)]
     classification.main([*where, *few])
     said = capsys.readouterr().out
-    record = json.loads((tmp_path / "classification.json").read_text())
-    (protocols,) = record["accuracy"].values()
-    assert list(protocols) == [
-        "knn", "linear, stride 4", "linear, stride 8", "linear, stride 16", "linear, stride 32", "linear, best",
-        "20 % of labels",
-    ]  # fmt: skip
-    assert all(len(values) == 2 for cell in protocols.values() for values in cell.values())
-    assert protocols["linear, best"]["pretrained"] == [1, 1]
-    assert "| generator     | knn " in said
+    record = json.loads((tmp_path / "report.json").read_text())
+    cells = [cell for cell in record["cells"] if cell["row"] == "inpainting"]
+    assert [cell["protocol"] for cell in cells] == 2 * ["knn", "linear", "20 % of labels", "finetune"]
+    assert list(cells[1]["details"]["by layer"]) == ["stride 4", "stride 8", "stride 16", "stride 32"]
+    assert [cell["figures"]["linear"] for cell in cells if cell["protocol"] == "linear"] == [1, 1]
+    assert (tmp_path / "report.md").read_text() in said
+    # A second time nothing is computed: not even a line is printed for a cell.
+    classification.main([*where, *few])
+    again = capsys.readouterr().out
+    assert "| seed" not in again
+    assert (tmp_path / "report.md").read_text() in again
 
 
 def test_bad_input_is_one_line(refused: Refused, trained: Path, photos_in_classes: Path, photos: Path):
@@ -144,3 +199,6 @@ def test_bad_input_is_one_line(refused: Refused, trained: Path, photos_in_classe
     assert "no train/ and test/ in it" in refused(classification.main, [*args, photos])
     assert "has no critic" in refused(classification.main, [*args, photos_in_classes, "--roles", "critic"])
     assert "--labels must be" in refused(classification.main, [*args, photos_in_classes, "--labels", "2"])
+    assert "--seeds must be at least 1" in refused(
+        classification.main, [*args, photos_in_classes, "--seeds", "0"]
+    )
