@@ -7,6 +7,7 @@ in one batch norm is another method.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from contrastive.momentum import follow, follower, rising
-from contrastive.views import ViewsConfig, ViewsMethod, logged_spread, mlp, pooled
+from contrastive.views import ViewsConfig, ViewsMethod, logged_spread, mlp, pooled, within
 from core.data.colours import Recipe
 from core.train import optim
 from core.train.config import parse_training, user_errors
@@ -39,6 +40,11 @@ class Config(ViewsConfig):
     weight_decay: float = 1.5e-6
     warmup: int = 0
     """Steps over which the rate rises; then it falls along a cosine."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        least = {"hidden": 1, "dim": 1, "lr": 0, "weight_decay": 0, "warmup": 0}
+        within(self, {name: (bound, math.inf) for name, bound in least.items()} | {"momentum": (0, 1)})
 
 
 def demo() -> Config:
@@ -76,7 +82,7 @@ class BYOL(ViewsMethod):
     def __init__(self, config: Config, world: World) -> None:
         super().__init__(config, world)
         self.config = config
-        width, norm = max(self.encoder.channels.items())[1], config.norm == "batch"
+        width, norm = max(self.encoder.channels.items())[1], config.norm != "group"
         self.projector = mlp((width, config.hidden, config.dim), norm=norm)
         self.predictor = mlp((config.dim, config.hidden, config.dim), norm=norm)
         self.followed = nn.ModuleList([self.encoder, self.projector])

@@ -13,7 +13,8 @@ the authors' are grey and cut at random by a sixteenth.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -22,7 +23,15 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate, pad
 
 from contrastive.infonce import info_nce, retrieval
-from contrastive.views import logged_spread, pixels, pooled, random_features, spread_and_knn
+from contrastive.views import (
+    collapse_warning,
+    logged_spread,
+    pixels,
+    pooled,
+    random_features,
+    spread_and_knn,
+    within,
+)
 from core.data import views
 from core.nets.backbones import Backbone, Encoder
 from core.rng import generator
@@ -49,6 +58,10 @@ class Config(TrainConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        within(
+            self,
+            {name: (least, math.inf) for name, least in {"patch": 2, "dim": 2, "rows": 1, "lr": 0}.items()},
+        )
         if self.patch % 2 or self.size % (self.patch // 2):
             raise ValueError(
                 f"--size {self.size} must be a multiple of half of --patch {self.patch}, an even number"
@@ -197,6 +210,9 @@ class CPC(Method):
 
     def encoders(self) -> dict[str, Encoder]:
         return {"encoder": self.encoder}
+
+    def warnings(self, scalars: Mapping[str, float]) -> list[str]:
+        return collapse_warning(scalars)
 
     # --- looking and measuring ----------------------------------------------------------------------------
 

@@ -23,8 +23,7 @@ def nt_xent_logits(first: Tensor, second: Tensor, temperature: float) -> tuple[T
     """
     count = len(first)
     views = normalize(torch.cat([first, second]).float(), dim=1)  # (2N,D)
-    logits = views @ views.T / temperature
-    logits = logits.masked_fill(torch.eye(2 * count, dtype=torch.bool, device=logits.device), -torch.inf)
+    logits = (views @ views.T / temperature).fill_diagonal_(-torch.inf)
     return logits, torch.arange(2 * count, device=logits.device).roll(count)
 
 
@@ -39,6 +38,10 @@ def retrieval(logits: Tensor, positive: Tensor, temperature: float) -> dict[str,
         "similarity/positive": temperature * chosen.mean(),
         "similarity/negative": temperature * others.masked_fill(~candidates, 0).sum() / candidates.sum(),
     }
+
+
+COLLAPSED = 0.01
+"""A ``spread/deviation`` below it is a collapse; fresh networks have .05 and more."""
 
 
 def spread(embeddings: Tensor) -> dict[str, Tensor]:

@@ -10,6 +10,7 @@ ranks, and on one device each part of the batch is normalised by itself (``--nor
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -20,7 +21,7 @@ from torch.nn.functional import normalize
 
 from contrastive.infonce import info_nce, retrieval
 from contrastive.momentum import Queue, follow, follower
-from contrastive.views import ViewsConfig, ViewsMethod, logged_spread, mlp, pooled
+from contrastive.views import ViewsConfig, ViewsMethod, logged_spread, mlp, pooled, within
 from core.data.colours import Recipe
 from core.rng import generator
 from core.train import optim
@@ -53,6 +54,8 @@ class Config(ViewsConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        least = {"temperature": 0, "dim": 1, "lr": 0, "weight_decay": 0}
+        within(self, {name: (bound, math.inf) for name, bound in least.items()} | {"momentum": (0, 1)})
         keys = self.batch * (2 if self.symmetric else 1)
         if self.queue < keys:
             raise ValueError(f"--queue {self.queue} is shorter than what one step adds, {keys}")

@@ -6,6 +6,7 @@ thrown away. Settings are the paper's. Over ranks the embeddings are gathered: t
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from contrastive.infonce import info_nce, nt_xent_logits, retrieval
-from contrastive.views import ViewsConfig, ViewsMethod, logged_spread, mlp, pooled
+from contrastive.views import ViewsConfig, ViewsMethod, logged_spread, mlp, pooled, within
 from core.train import optim
 from core.train.config import parse_training, user_errors
 from core.train.dist import World
@@ -34,6 +35,11 @@ class Config(ViewsConfig):
     weight_decay: float = 1e-6
     warmup: int = 0
     """Steps over which the rate rises; then it falls along a cosine."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        least = {"temperature": 1e-3, "dim": 1, "lr": 0, "weight_decay": 0, "warmup": 0}
+        within(self, {name: (bound, math.inf) for name, bound in least.items()})
 
 
 def demo() -> Config:
@@ -68,7 +74,7 @@ class SimCLR(ViewsMethod):
         super().__init__(config, world)
         self.config = config
         width = max(self.encoder.channels.items())[1]
-        norm = config.norm == "batch"
+        norm = config.norm != "group"
         # As the authors' code has it: a norm after the last layer too, and no bias before a norm.
         self.projector = mlp((width, width, config.dim), norm=norm, last_norm=norm, bias=not norm)
         self.networks = {"encoder": self.encoder, "projector": self.projector}

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable
+import math
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate, normalize
 
-from contrastive.infonce import spread
+from contrastive.infonce import COLLAPSED, spread
 from core.data import colours, views
 from core.data.colours import Recipe
 from core.nets.backbones import Backbone, Encoder
@@ -40,12 +41,13 @@ class ViewsConfig(TrainConfig):
     """How strongly colours vary, as a factor on the method's own. At 32 px SimCLR's is .5; MoCo's and BYOL's own, which
     are about half of SimCLR's, stay."""
     blur: float = 0.5
-    """Probability that a view is blurred; the papers do not blur views of 32 px."""
+    """Probability that a view is blurred, with BYOL the mean of its two views'; 0 for views of 32 px."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 0 < self.smallest_crop <= 1:
             raise ValueError(f"--smallest-crop must be in (0, 1], not {self.smallest_crop}")
+        within(self, {"size": (2, math.inf), "strength": (0, math.inf), "blur": (0, 1)})
         if self.batch < 2:
             raise ValueError("--batch must be at least 2: one image has nothing to differ from")
 
@@ -79,6 +81,9 @@ class ViewsMethod(Method):
 
     def encoders(self) -> dict[str, Encoder]:
         return {"encoder": self.encoder}
+
+    def warnings(self, scalars: Mapping[str, float]) -> list[str]:
+        return collapse_warning(scalars)
 
     # --- looking and measuring ----------------------------------------------------------------------------
 
@@ -129,6 +134,24 @@ class ViewsMethod(Method):
         figures["same_image"] = 100 * own.item()
         figures.setdefault("knn", figures["same_image"])
         return figures
+
+
+def within(config: TrainConfig, ranges: Mapping[str, tuple[float, float]]) -> None:
+    """ValueError of one line for the first setting outside its range, whose ends are allowed."""
+    for name, (least, most) in ranges.items():
+        value = getattr(config, name)
+        if not least <= value <= most:
+            limits = f"at least {least:g}" if most == math.inf else f"in [{least:g}, {most:g}]"
+            raise ValueError(f"--{name.replace('_', '-')} must be {limits}, not {value:g}")
+
+
+def collapse_warning(scalars: Mapping[str, float]) -> list[str]:
+    """What to say where the embeddings of all images have become one point."""
+    deviation = scalars.get("spread/deviation", 1.0)
+    if deviation >= COLLAPSED:
+        return []
+    return [f"the embeddings of all images are nearly one point (spread/deviation {deviation:.1g}): "
+            "try a lower --lr or a larger --batch"]  # fmt: skip
 
 
 def logged_spread(embeddings: Tensor, config: TrainConfig, step: int) -> dict[str, Tensor]:

@@ -78,13 +78,15 @@ class Lars(torch.optim.Optimizer):
                 continue
             change = torch._foreach_add([p.grad for p in weights], weights, alpha=group["weight_decay"])
             if group["adapt"]:
-                norms, lengths = torch._foreach_norm(weights), torch._foreach_norm(change)
-                scales = [
-                    torch.where((w > 0) & (c > 0), group["eta"] * w / c.clamp(min=1e-12), torch.ones_like(w))
-                    for w, c in zip(norms, lengths, strict=True)
-                ]
-                torch._foreach_mul_(change, scales)
-            speeds = [self.state[p].setdefault("momentum_buffer", torch.zeros_like(p)) for p in weights]
+                norms = torch.stack(torch._foreach_norm(weights))
+                lengths = torch.stack(torch._foreach_norm(change))
+                known = (norms > 0) & (lengths > 0)
+                scales = torch.where(known, group["eta"] * norms / lengths.clamp(min=1e-12), 1.0)
+                torch._foreach_mul_(change, list(scales.unbind()))
+            for p in weights:
+                if not self.state[p]:
+                    self.state[p]["momentum_buffer"] = torch.zeros_like(p)
+            speeds = [self.state[p]["momentum_buffer"] for p in weights]
             torch._foreach_mul_(speeds, group["momentum"])
             torch._foreach_add_(speeds, change)
             torch._foreach_add_(weights, speeds, alpha=-group["lr"])

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from contrastive import simclr
 from contrastive.byol import regression_loss
 from contrastive.infonce import info_nce, nt_xent_logits, retrieval, spread
 from contrastive.momentum import Queue, follow, follower, rising
@@ -13,6 +15,7 @@ from contrastive.views import leave_one_out, mlp
 from core.nets.layers import SplitBatchNorm
 from core.rng import generator
 from core.train import optim
+from core.train.dist import World
 
 
 def random(*size: int, seed: int = 0) -> Tensor:
@@ -163,3 +166,29 @@ def test_the_rate_warms_up_and_falls_to_nothing():
 def test_heads_have_the_papers_layers():
     kinds = [type(layer).__name__ for layer in mlp((8, 8, 4), norm=True)]
     assert kinds == ["Linear", "BatchNorm1d", "ReLU", "Linear"]
+    world = World(torch.device("cpu"))
+    made = simclr.SimCLR(simclr.demo(), world).projector
+    assert [type(layer).__name__ for layer in made] == [
+        "Linear",
+        "BatchNorm1d",
+        "ReLU",
+        "Linear",
+        "BatchNorm1d",
+    ]
+    assert all(layer.bias is None for layer in made if isinstance(layer, nn.Linear))
+    nothing_of_the_batch = simclr.SimCLR(replace(simclr.demo(), norm="group"), world)
+    layers = [layer for net in nothing_of_the_batch.networks.values() for layer in net.modules()]
+    assert not any(isinstance(layer, (nn.BatchNorm1d, nn.BatchNorm2d)) for layer in layers)
+
+
+def test_rules_decay_what_they_say():
+    net = nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4))
+    before = [p.clone() for p in net.parameters()]
+    for rule, changed in (("lars", [True, False, False, False]), ("sgd", [True] * 3 + [False])):
+        for p, old in zip(net.parameters(), before, strict=True):
+            p.data.copy_(old)
+            p.grad = torch.zeros_like(p)
+        optim.choose(rule, net, 0.1, 0.5).step()  # only the decay moves them; a fresh norm's bias is 0
+        moved = [not torch.equal(p, old) for p, old in zip(net.parameters(), before, strict=True)]
+        assert moved == changed, rule
+    assert isinstance(optim.choose("adam", net, 0.1, 0.5), torch.optim.AdamW)

@@ -6,7 +6,8 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -14,7 +15,8 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import ROOT, Run, refusal
+from conftest import ROOT, Refused
+from contrastive_step import one_step
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
 
@@ -29,8 +31,8 @@ TINY = (
 ).split()
 METHODS = {"simclr": simclr, "moco": moco, "byol": byol, "cpc": cpc}
 EXTRA = {
-    "simclr": [],
-    "moco": ["--queue", "10"],
+    "simclr": ["--optimizer", "lars"],
+    "moco": ["--queue", "10", "--symmetric"],
     "byol": ["--hidden", "16", "--dim", "8"],
     "cpc": ["--patch", "8"],
 }
@@ -100,44 +102,57 @@ def test_tensorboard_and_the_encoder_that_is_moved(method: str, photos: Path, tm
     [
         ("simclr", ["--batch", "1"], "--batch must be at least 2"),
         ("simclr", ["--smallest-crop", "0"], "--smallest-crop must be in"),
+        ("simclr", ["--temperature", "0"], "--temperature must be at least 0.001, not 0"),
+        ("simclr", ["--blur", "2"], "--blur must be in [0, 1], not 2"),
+        ("simclr", ["--norm", "layer"], "'layer'"),
         ("moco", ["--queue", "2"], "--queue 2 is shorter"),
-        ("byol", ["--optimizer", "rmsprop"], "rmsprop"),
+        ("moco", ["--momentum", "1.5"], "--momentum must be in [0, 1], not 1.5"),
+        ("moco", ["--version", "3"], "'3'"),
+        ("byol", ["--optimizer", "rmsprop"], "'rmsprop'"),
+        ("byol", ["--hidden", "0"], "--hidden must be at least 1, not 0"),
         ("cpc", ["--patch", "7"], "multiple of half of --patch"),
+        ("cpc", ["--patch", "0"], "--patch must be at least 2, not 0"),
+        ("cpc", ["--patch", "32"], "3 rows of patches"),
+        ("cpc", ["--rows", "0"], "--rows must be at least 1, not 0"),
         ("cpc", ["--temprature", "1"], "unknown option --temprature"),
     ],
 )
-def test_bad_settings_are_one_line(module: str, args: Sequence[str], said: str, run: Run):
-    assert said in refusal(run(f"contrastive.{module}", *args))
+def test_bad_settings_are_one_line(module: str, args: list[str | Path], said: str, refused: Refused):
+    assert said in refused(METHODS[module].main, args)
 
 
-def test_two_ranks_equal_one(photos: Path, tmp_path: Path):
-    """SimCLR's negatives are the whole global batch's: loss and gradients of two processes are those of one."""
-    args = [*TINY, "--steps", "1", "--norm", "group", "--optimizer", "adam", "--data", str(photos)]
-    simclr.main([*args, "--out", str(tmp_path / "one")])
+def test_two_ranks_equal_one(tmp_path: Path):
+    """Negatives are the whole global batch's, in every method: loss and gradients of two processes are those of one."""
     done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m",
-         "contrastive.simclr", *args, "--out", "two"],
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2",
+         str(ROOT / "tests/contrastive_step.py"), "two.pt"],
         cwd=tmp_path, capture_output=True, text=True, timeout=180, check=False,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    grads, losses = [], []
-    for name in ("one", "two"):
-        state = checkpoint.load(checkpoint.find(tmp_path / name))["state"]
-        grads.append(torch.cat([m["exp_avg"].flatten() for m in state["optimizer.both"]["state"].values()]))
-        events = EventAccumulator(str(tmp_path / name)).Reload()
-        losses.append([event.value for event in events.Scalars("loss/nt_xent")])
-    assert grads[0].norm() > 0
-    assert (grads[0] - grads[1]).norm() < 1e-4 * grads[0].norm()
-    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+    one, two = one_step(WORLD), torch.load(tmp_path / "two.pt", weights_only=True)
+    assert one.keys() == two.keys() == METHODS.keys()
+    for name in METHODS:
+        gradients = one[name]["gradients"]
+        assert gradients.norm() > 0
+        assert (gradients - two[name]["gradients"]).norm() < 2e-4 * gradients.norm(), name
+        torch.testing.assert_close(two[name]["loss"], one[name]["loss"], rtol=1e-5, atol=0)
+        torch.testing.assert_close(two[name]["queue"], one[name]["queue"], atol=1e-5, rtol=0)
+
+
+def test_collapse_is_told():
+    (said,) = small_byol().warnings({"spread/deviation": 0.002})
+    assert "one point" in said
+    assert small_byol().warnings({"spread/deviation": 0.3}) == small_cpc().warnings({}) == []
 
 
 # --- MoCo -----------------------------------------------------------------------------------------------------
 
 
-def small_moco(**settings: Any) -> moco.MoCo:
+def small_moco(world: World = WORLD, **settings: Any) -> moco.MoCo:
     torch.manual_seed(0)
-    return moco.MoCo(replace(moco.demo(), batch=8, queue=24, dim=16, norm="group", **settings), WORLD)
+    few = {"batch": 8, "queue": 24, "dim": 16, "norm": "group"}
+    return moco.MoCo(replace(moco.demo(), **{**few, **settings}), world)
 
 
 def test_keys_come_back_in_their_images_order():
@@ -177,12 +192,73 @@ def test_the_keys_network_follows_before_it_is_used():
         torch.testing.assert_close(found, wanted)
 
 
+class Ranks:
+    """A world of two ranks in one process: ``gather`` meets the other's, which is in another thread."""
+
+    def __init__(self) -> None:
+        self.shelf: dict[int, Tensor] = {}
+        self.barrier = threading.Barrier(2)
+
+    def world(self, rank: int) -> World:
+        ranks = self
+
+        class Half(World):
+            def gather(self, mine: Tensor) -> Tensor:
+                ranks.shelf[rank] = mine
+                ranks.barrier.wait(30)
+                whole = torch.cat([ranks.shelf[0], ranks.shelf[1]])
+                ranks.barrier.wait(30)
+                return whole
+
+        return Half(torch.device("cpu"), rank, 2)
+
+
+def test_keys_are_normalised_in_shuffled_parts():
+    """Each rank's batch norm sees images drawn from all ranks, and each gets its own images' keys back."""
+    ranks, whole = Ranks(), torch.rand(8, 3, 32, 32, generator=generator(1))
+    methods = [small_moco(ranks.world(rank), norm="batch") for rank in (0, 1)]
+    with ThreadPoolExecutor(2) as pool:
+        parts = [pool.submit(methods[rank].key, whole[4 * rank : 4 * rank + 4], 3) for rank in (0, 1)]
+        found = torch.cat([part.result() for part in parts])
+    order = torch.randperm(8, generator=generator(methods[0].config.seed, 3, 3)).tolist()
+    assert sorted(order[:4]) != [0, 1, 2, 3]
+    encoder, projector = small_moco(norm="batch").keys
+    expected = torch.empty(8, 16)
+    for rows in (order[:4], order[4:]):
+        features = encoder(whole[rows])
+        expected[rows] = torch.nn.functional.normalize(projector(features[max(features)].mean((2, 3))), dim=1)
+    torch.testing.assert_close(found, expected)
+
+
+def test_the_first_version_is_its_papers():
+    method = small_moco(version=1, temperature=0.0)
+    assert (method.temperature, small_moco().temperature) == (0.07, 0.2)
+    assert len(method.projector) == 1
+    assert [method.recipes()[0].blur, method.recipes()[0].jitter] == [0, 1]
+    rates = [moco.schedule(1, step, 200) for step in (0, 119, 120, 159, 160, 199)]
+    assert rates == pytest.approx([1, 1, 0.1, 0.1, 0.01, 0.01])
+    assert moco.schedule(2, 100, 200) == pytest.approx(0.5)
+
+
+def test_symmetric_adds_the_losses_of_both_directions():
+    """The gradient of a symmetric step is the sum of two steps, the second with the views exchanged."""
+    grads = []
+    for symmetric, exchanged in ((True, False), (False, False), (False, True)):
+        method = small_moco(symmetric=symmetric, lr=0.0, weight_decay=0.0)
+        view = method.view
+        method.view = lambda batch, which, step, e=exchanged, v=view: v(batch, which ^ e, step)  # type: ignore[method-assign]
+        method.update(BATCH, 0)
+        moments = method.optimizers["both"].state.values()
+        grads.append(torch.cat([inner["momentum_buffer"].flatten() for inner in moments]))
+    torch.testing.assert_close(grads[0], grads[1] + grads[2], atol=1e-4, rtol=1e-3)
+
+
 # --- BYOL -----------------------------------------------------------------------------------------------------
 
 
 def small_byol() -> byol.BYOL:
     torch.manual_seed(0)
-    return byol.BYOL(replace(byol.demo(), batch=8, hidden=64, dim=32, steps=40, warmup=5), WORLD)
+    return byol.BYOL(replace(byol.demo(), size=32, batch=8, hidden=64, dim=32, steps=40, warmup=5), WORLD)
 
 
 def test_views_never_share_a_batch():
@@ -263,9 +339,11 @@ def test_logits_equal_a_loop():
     assert min(contrasts) == 2  # the row just below overlaps the context's patches
 
 
-def test_each_command_says_what_it_can_do(method: str, run: Run):
-    done = run(f"contrastive.{method}", "--help")
-    assert done.returncode == 0
+def test_each_command_says_what_it_can_do(method: str, capsys: pytest.CaptureFixture[str]):
     module: ModuleType = METHODS[method]
+    with pytest.raises(SystemExit) as stop:
+        module.main(["--help"])
+    assert stop.value.code in (0, None)
+    assert "--smallest-crop" in capsys.readouterr().out or method == "cpc"
     for preset in (module.demo, module.small, module.paper):
         assert preset().preset == preset.__name__

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch.nn.functional import interpolate
+from torchvision.transforms.v2 import functional as tv
 
 from core.data.views import center_boxes, crop_draws, crop_resize, cut, random_boxes, random_flips
 from core.rng import generator
@@ -24,16 +24,15 @@ BOXES = torch.tensor(
 
 @pytest.mark.parametrize("size", [1, 16, 33])
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
-def test_whole_pixel_boxes_equal_interpolate_on_the_crop(size: int, dtype: torch.dtype) -> None:
+def test_whole_pixel_boxes_equal_torchvisions_crop_and_flip(size: int, dtype: torch.dtype) -> None:
     image = images()
     scaled = image.float() / 255
     flip = torch.tensor([False, True, True, False])
     views = crop_resize(image if dtype == torch.uint8 else scaled, BOXES.float(), size, flip)
     assert views.dtype == torch.float32
     for i, (top, left, height, width) in enumerate(BOXES.tolist()):
-        crop = scaled[i : i + 1, :, top : top + height, left : left + width]
-        expected = interpolate(crop, (size, size), mode="bilinear", antialias=True)[0]
-        expected = expected.flip(-1) if flip[i] else expected
+        expected = tv.resized_crop(scaled[i], top, left, height, width, [size, size], antialias=True)
+        expected = tv.horizontal_flip(expected) if flip[i] else expected
         torch.testing.assert_close(views[i], expected, atol=1e-5, rtol=0)
 
 
