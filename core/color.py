@@ -22,12 +22,19 @@ GRID = 10
 
 def rgb_to_lab(image: Tensor) -> Tensor:
     """sRGB (N,3,H,W) in [0,1] -> L in 0..100 and ab, (N,3,H,W)."""
-    return _rgb_to_lab(image.float())
+    with _exact(image):
+        return _rgb_to_lab(image.float())
 
 
 def lab_to_rgb(lab: Tensor) -> Tensor:
     """The inverse of ``rgb_to_lab``; what sRGB cannot show is clipped to [0,1]."""
-    return _lab_to_rgb(lab.float(), clip=True)
+    with _exact(lab):
+        return _lab_to_rgb(lab.float(), clip=True)
+
+
+def _exact(planes: Tensor) -> torch.autocast:
+    """float32 also within autocast, in whose bf16 the matrices of colour are off by up to 3 in L, a and b."""
+    return torch.autocast(planes.device.type, enabled=False)
 
 
 @functools.cache

@@ -25,6 +25,14 @@ def test_lab_equals_scikit_image():
     torch.testing.assert_close(color.lab_to_rgb(color.rgb_to_lab(IMAGES)), IMAGES, atol=1e-4, rtol=0)
 
 
+def test_lab_keeps_its_precision_within_autocast():
+    lab = color.rgb_to_lab(IMAGES)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(color.rgb_to_lab(IMAGES), lab)
+        assert torch.equal(color.lab_to_rgb(lab), color.lab_to_rgb(lab.clone()))
+        torch.testing.assert_close(color.lab_to_rgb(lab), IMAGES, atol=1e-4, rtol=0)
+
+
 def test_bins_are_313_in_order_on_a_grid_of_ten_and_hold_every_colour():
     assert BINS.shape == (313, 2)
     assert torch.equal(BINS % 10, torch.zeros_like(BINS))
