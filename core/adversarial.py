@@ -130,9 +130,14 @@ def update_discriminator(
     return scalars
 
 
-def collapse_warning(scalars: Mapping[str, float]) -> list[str]:
-    """What to say where a discriminator's logged loss has gone to nothing; for ``Method.warnings``."""
+def collapse_warning(
+    scalars: Mapping[str, float], advice: str = "--discriminator-norm spectral, or a lower --lr-discriminator"
+) -> list[str]:
+    """What to say where a discriminator's logged loss has gone to nothing; for ``Method.warnings``.
+
+    ``advice``: which of the method's options to try.
+    """
     if scalars.get("loss/discriminator", 1.0) < 1e-4:
         return ["the discriminator's loss is 0.0000: it has won, and the generator learns nothing from it; "
-                "try --discriminator-norm spectral, or a lower --lr-discriminator"]  # fmt: skip
+                f"try {advice}"]  # fmt: skip
     return []

@@ -13,10 +13,11 @@ Deviations, each for a reason:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -97,8 +98,8 @@ class Config(TrainConfig):
 def demo() -> Config:
     """Minutes on two CPU cores, built-in scenes: a smaller net, most of it phase 1."""
     return Config(
-        preset="demo", scenes=2048, short_side=80, steps=1000, adversarial_start=800, adversarial=2e-4, batch=16, blocks=6, width=32,
-        lr=2e-3, show_every=100, eval_every=200, save_every=200,
+        preset="demo", scenes=2048, short_side=80, steps=1000, adversarial_start=800, adversarial=2e-4, batch=16,
+        blocks=6, width=32, lr=2e-3, show_every=100, eval_every=200, save_every=200,
     )  # fmt: skip
 
 
@@ -126,12 +127,13 @@ class SuperResolution(Gan):
     name = "superresolution"
     score = "psnr"
 
-    def __init__(self, config: Config, world: World) -> None:
+    def __init__(self, config: Config, world: World, initial: dict[str, Tensor] | None = None) -> None:
+        """``initial``: the generator's weights of another run, of ``--init``."""
         super().__init__(config)
         self.config, self.world = config, world
         self.generator = config.net.build()
-        if config.init:
-            self.generator.load_state_dict(_weights(Path(config.init), config.net))
+        if initial is not None:
+            self.generator.load_state_dict(initial)
         self.average = AveragedModel(
             self.generator, multi_avg_fn=optim.warmed_average(config.ema), use_buffers=True
         )
@@ -214,6 +216,16 @@ class SuperResolution(Gan):
         mine = self.world.part(config.batch)
         return views.cut(batch["image"], batch["extent"], config.size, place[mine], flip[mine]) / 255
 
+    def warnings(self, scalars: Mapping[str, float]) -> list[str]:
+        return adversarial.collapse_warning(scalars, "a lower --lr-adversarial")
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """A run of phase 1 alone may go on with more ``--steps``, as phase 2: its discriminator is then a fresh one."""
+        if self.config.has_adversary and "network.discriminator" not in state:
+            fresh = self.state_dict()
+            state = {**state, **{name: fresh[name] for name in fresh if name.endswith(".discriminator")}}
+        super().load_state_dict(state)
+
     # --- looking and measuring --------------------------------------------------------------------------------
 
     @property
@@ -290,7 +302,9 @@ def load_upscaler(path: Path, device: torch.device) -> SRResNet:
 def main(argv: Sequence[str] | None = None) -> None:
     with user_errors():
         config = parse_training(SuperResolution.name, {"demo": demo, "small": small, "paper": paper}, argv)
-        folder = train(SuperResolution.name, config, SuperResolution)
+        # Before the run's folder is made, as --init may name the latest run; a resumed run has weights of its own.
+        initial = _weights(Path(config.init), config.net) if config.init and not config.resume else None
+        folder = train(SuperResolution.name, config, partial(SuperResolution, initial=initial))
         print(f"look: make tensorboard; enlarge a photo: make upscale IN= OUT= CKPT={folder}")
 
 

@@ -407,7 +407,9 @@ class Synthetic(Method):
     # --- state ------------------------------------------------------------------------------------------------
 
     def warnings(self, scalars: Mapping[str, float]) -> list[str]:
-        return adversarial.collapse_warning(scalars) if self.config.adversarial else []
+        if self.config.adversarial == 0:
+            return []
+        return adversarial.collapse_warning(scalars, "a lower --lr-discriminator")
 
     def encoders(self) -> dict[str, Encoder]:
         return {"generator": self.net.encoder}

@@ -1,21 +1,20 @@
 """Enlarges photos of any size four times with a trained SRResNet or SRGAN.
 
 ``python -m recon.upscale --in small.png --out large.png``: in tiles, each with as much around it as the network's
-convolutions reach, so that the tiles' pixels are those of the whole image and memory does not grow with it.
+convolutions reach, so that the tiles' pixels are those of the whole image; of that only bytes are kept.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from core.data import photos
 from core.nets.srresnet import SCALE, SRResNet
-from core.resample import enlarge
 from core.train import checkpoint
 from core.train.config import run_command
 from core.train.dist import pick_device
@@ -23,12 +22,11 @@ from recon.superresolution import SuperResolution, load_upscaler
 
 
 @torch.no_grad()
-def upscale(image: Tensor, net: SRResNet, tile: int = 128) -> Tensor:
-    """(3,h,w) in [0,1], on the CPU, of any size -> (3,4h,4w) in [0,1]; ``tile`` px of the small image at a time."""
+def pieces(image: Tensor, net: SRResNet, tile: int = 128) -> Iterator[tuple[int, int, Tensor]]:
+    """What ``upscale`` puts together: top and left in the large image, and a piece of it, (3,H,W) in [0,1]."""
     device = next(net.parameters()).device
     _, height, width = image.shape
     around = net.spec.reach
-    large = torch.empty(3, SCALE * height, SCALE * width)
     for top in range(0, height, tile):
         for left in range(0, width, tile):
             bottom, right = min(top + tile, height), min(left + tile, width)
@@ -38,7 +36,15 @@ def upscale(image: Tensor, net: SRResNet, tile: int = 128) -> Tensor:
             inner = painted[
                 :, SCALE * (top - y) : SCALE * (bottom - y), SCALE * (left - x) : SCALE * (right - x)
             ]
-            large[:, SCALE * top : SCALE * bottom, SCALE * left : SCALE * right] = inner
+            yield SCALE * top, SCALE * left, inner
+
+
+def upscale(image: Tensor, net: SRResNet, tile: int = 128) -> Tensor:
+    """(3,h,w) in [0,1], on the CPU, of any size -> (3,4h,4w) in [0,1]; ``tile`` px of the small image at a time."""
+    _, height, width = image.shape
+    large = torch.empty(3, SCALE * height, SCALE * width)
+    for top, left, piece in pieces(image, net, tile):
+        large[:, top : top + piece.shape[1], left : left + piece.shape[2]] = piece
     return large
 
 
@@ -59,10 +65,11 @@ def run(config: Config) -> int:
 
     def upscale_one(job: photos.Job) -> str:
         image, said = photos.read_photo(job.photo)
-        result = photos.to_image(upscale(photos.to_tensor(image), net, config.tile))
+        result = Image.new("RGB", (SCALE * image.width, SCALE * image.height))
+        for top, left, piece in pieces(photos.to_tensor(image), net, config.tile):
+            result.paste(photos.to_image(piece), (left, top))
         if image.mode == "RGBA":
-            alpha = torch.from_numpy(np.array(image.getchannel("A")))[None, None] / 255
-            result.putalpha(photos.to_image(enlarge(alpha, SCALE)[0].expand(3, -1, -1)).convert("L"))
+            result.putalpha(image.getchannel("A").resize(result.size, Image.Resampling.BICUBIC))
         photos.write_png(result, job.out, image.info["icc_profile"])
         return said
 

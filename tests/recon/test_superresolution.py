@@ -219,6 +219,44 @@ def test_phase_2_from_anothers_weights(run_folder: Path, photos: Path, tmp_path:
         superresolution.main([*args, "--blocks", "2", "--out", str(tmp_path / "three")])
 
 
+def test_phase_2_from_the_latest_run_and_its_resume_without_that(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    args = [*TINY, "--data", str(photos), "--steps", "2", "--adversarial-start"]
+    superresolution.main([*args, "2"])
+    latest = tmp_path / "runs/superresolution/latest"
+    first = latest.resolve().rename(latest.with_name("first"))  # runs are named by the second
+    latest.unlink()
+    latest.symlink_to("first")
+    superresolution.main([*args, "0", "--init", "runs/superresolution/first", "--out", "other"])
+    superresolution.main([*args, "0", "--init", "runs/superresolution/latest"])
+    assert latest.resolve() != first
+    states = [tensors(checkpoint.load(checkpoint.find(f))["state"]) for f in (latest, tmp_path / "other")]
+    assert all(torch.equal(a, b) for a, b in zip(*states, strict=True))
+    for file in first.glob("*.pt"):
+        file.unlink()
+    superresolution.main(["--resume", "--out", "other", "--steps", "3", "--adversarial-start", "0"])
+    assert checkpoint.load(checkpoint.find(tmp_path / "other"))["step"] == 3
+
+
+def test_a_run_of_phase_1_goes_on_as_phase_2(photos: Path, tmp_path: Path):
+    """With the weights of a run that was to have both from the start."""
+    both, one = tmp_path / "both", tmp_path / "one"
+    args = [*TINY, "--data", str(photos), "--adversarial-start", "4"]
+    superresolution.main([*args, "--steps", "6", "--out", str(both)])
+    superresolution.main([*args, "--steps", "4", "--out", str(one)])
+    superresolution.main(["--resume", "--out", str(one), "--steps", "6", "--adversarial-start", "4"])
+    states = [tensors(checkpoint.load(checkpoint.find(f))["state"]) for f in (both, one)]
+    assert all(torch.equal(a, b) for a, b in zip(*states, strict=True))
+
+
+def test_a_collapse_is_said_with_options_there_are():
+    (said,) = method().warnings({"loss/discriminator": 0.0})
+    assert "--lr-adversarial" in said
+    assert "--discriminator-norm" not in said
+
+
 @pytest.mark.parametrize("tile", [5, 16, 40])
 def test_tiles_equal_the_whole(tile: int):
     torch.manual_seed(0)
@@ -235,12 +273,18 @@ def test_upscaling_files(run_folder: Path, tmp_path: Path):
     pixels = (255 * np.random.default_rng(0).random((9, 13, 4))).astype(np.uint8)
     Image.fromarray(pixels).save(tmp_path / "p.png")
     with pytest.raises(SystemExit) as stop:
-        upscale.main(
-            ["--in", str(tmp_path / "p.png"), "--out", str(tmp_path / "o.png"), "--ckpt", str(run_folder)]
-        )
+        upscale.main(["--in", str(tmp_path / "p.png"), "--out", str(tmp_path / "o.png"), "--ckpt", str(run_folder),
+                      "--tile", "5", "--device", "cpu"])  # fmt: skip
     assert stop.value.code == 0
     with Image.open(tmp_path / "o.png") as image:
         assert (image.size, image.mode) == ((52, 36), "RGBA")
+        found = torch.from_numpy(np.array(image)).permute(2, 0, 1) / 255
+    small = torch.from_numpy(pixels).permute(2, 0, 1) / 255
+    net = upscale.load_upscaler(run_folder, torch.device("cpu"))
+    assert (found[:3] - upscale.upscale(small[:3], net)).abs().max() < 0.6 / 255
+    alpha = enlarge(small[None, 3:], 4)[0].clamp(0, 1)
+    # Pillow rounds and clips between the two directions.
+    assert (found[3:] - alpha)[..., 8:-8, 8:-8].abs().max() < 5 / 255
 
 
 def test_the_benchmark_prints_bicubic_beside_the_net(run_folder: Path, photos: Path, capsys, tmp_path: Path):
