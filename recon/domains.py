@@ -61,7 +61,6 @@ class Config(synthetic.Config):
 def run(config: Config) -> Results:
     """All runs; after each the table so far goes into ``domains.md`` and ``domains.json``."""
     results: Results = {way: {} for way in config.ways}
-    is_main = int(os.environ.get("RANK", 0)) == 0
     # Seeds are the outermost loop, so that an interrupted comparison has whole rows.
     for number in range(config.seeds):
         for way in config.ways:
@@ -69,9 +68,9 @@ def run(config: Config) -> Results:
             assert one.out is not None
             if not (one.out / "quality.json").is_file():
                 started = bool(checkpoint.newest(one.out))
+                if started:
+                    _same_settings(one, one.out)
                 train(Synthetic.name, dataclasses.replace(one, resume=started), Synthetic, open_domains)
-            if not is_main:
-                continue
             _same_settings(one, one.out)
             rows = json.loads((one.out / "quality.json").read_text())
             for figure, value in rows[Synthetic.name].items():
@@ -79,9 +78,8 @@ def run(config: Config) -> Results:
             record = {"settings": to_plain(config), "figures": results}
             (config.folder / "domains.json").write_text(json.dumps(record, indent=1) + "\n")
             (config.folder / "domains.md").write_text(markdown(results) + "\n")
-    if is_main:
-        print(markdown(results))
-        print(f"written to {config.folder}; domain accuracy over time: tensorboard --logdir {config.folder}")
+    print(markdown(results))
+    print(f"written to {config.folder}; domain accuracy over time: tensorboard --logdir {config.folder}")
     return results
 
 
@@ -89,7 +87,8 @@ def _same_settings(config: synthetic.Config, folder: Path) -> None:
     """ValueError of one line where the run in ``folder`` was trained otherwise."""
     saved, now = checkpoint.load(checkpoint.find(folder))["config"], to_plain(config)
     for name in ("data", "real", "size", "short_side", "scenes", "batch", "steps", "encoder", "norm", "channels",
-                 "adversary", "adversarial", "discriminator_norm", "pool", "lr", "lr_discriminator"):  # fmt: skip
+                 "adversary", "adversarial", "discriminator_norm", "pool", "depth_weight", "normal_weight",
+                 "contour_weight", "lr", "lr_discriminator"):  # fmt: skip
         if saved[name] != now[name]:
             raise ValueError(
                 f"{folder} was trained with --{name.replace('_', '-')} {saved[name]}, not {now[name]}: choose another "
@@ -128,6 +127,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     }  # fmt: skip
     with user_errors():
         config = parse_training("domains", {name: _widened(make) for name, make in presets.items()}, argv)
+        if int(os.environ.get("WORLD_SIZE", 1)) > 1:  # torchrun's processes can join for one training only
+            raise ValueError("runs are compared one after another, in one process: start this without GPUS=")
         if config.resume:
             raise ValueError("--resume is not needed here: the same command goes on where it was stopped")
         if not config.real and config.preset != "demo":

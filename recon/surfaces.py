@@ -50,6 +50,10 @@ class Config(photos.PhotosConfig):
 def run(config: Config) -> int:
     """Writes all pictures and returns how many files failed; a single file that fails raises."""
     todo = photos.find_jobs(config.source, config.out)
+    if config.side < 0:
+        raise ValueError(f"--side must be at least 1, not {config.side}")
+    if config.largest < 1:
+        raise ValueError(f"--largest must be at least 1, not {config.largest}")
     device = pick_device(config.device)
     net, trained = load_net(checkpoint.chosen(config.ckpt, Synthetic.name), device)
     side = config.side or trained.short_side or round(1.5 * trained.size)

@@ -65,6 +65,30 @@ def test_finished_runs_are_not_trained_again_nor_mixed_with_others(
     assert "was trained with --lr 0.001, not 0.5" in capsys.readouterr().err
 
 
+def test_what_is_left_of_other_settings_is_not_gone_on_with(
+    tmp_path: Path, photos: Path, capsys: pytest.CaptureFixture[str]
+):
+    options = [*TINY, "--save-every", "1", "--seeds", "1", "--ways", "alternate", "--real", str(photos),
+               "--out", str(tmp_path / "all")]  # fmt: skip
+    domains.main(options)
+    run = tmp_path / "all" / "alternate-seed0"
+    (run / "step-00000002.pt").unlink()
+    (run / "quality.json").unlink()
+    with pytest.raises(SystemExit):
+        domains.main([*options, "--depth-weight", "1"])
+    assert "was trained with --depth-weight 5.0, not 1.0" in capsys.readouterr().err
+    assert not (run / "step-00000002.pt").exists()
+
+
+def test_several_processes_are_refused(
+    photos: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(SystemExit):
+        domains.main([*TINY, "--real", str(photos)])
+    assert "without GPUS=" in capsys.readouterr().err
+
+
 def test_an_interrupted_comparison_goes_on(tmp_path: Path, photos: Path):
     options = [*TINY, "--save-every", "1", "--seeds", "1", "--ways", "alternate", "--real", str(photos),
                "--out", str(tmp_path / "all")]  # fmt: skip
@@ -137,6 +161,13 @@ def test_surfaces_of_a_folder_go_on_after_a_damaged_photo(
     assert stop.value.code == 1
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["long.png"]
     assert "1 of 2 photos failed" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", ["--side", "--largest"])
+def test_sizes_below_1_are_refused(option: str, photos: Path, capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit):
+        surfaces.main(["--in", str(photos), "--out", "x", option, "-1"])
+    assert f"{option} must be at least 1, not -1" in capsys.readouterr().err
 
 
 def test_a_foreign_checkpoint_is_refused(trained: Path, photos: Path, capsys: pytest.CaptureFixture[str]):
