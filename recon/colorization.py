@@ -9,7 +9,9 @@ Deviations, each for a reason:
 - The decoder is a feature pyramid over any of our encoders instead of the paper's dilated net, so that the encoder is
   one that other tasks know; like the paper's it predicts at a quarter of the size.
 - The bins' prior is counted while training goes on, from the data at hand, instead of from ImageNet beforehand.
-- Adam's rate is higher: the paper's 3e-5 goes with 450k steps from a k-means initialisation.
+- Adam's rate is higher: the paper's 3e-5 goes with 450k steps from a k-means initialisation. Its weight decay is apart
+  from the gradients (AdamW), whose size rebalancing changes.
+- Of a hint's patch each pixel's own colour is given, not their mean: the net averages it over its positions anyway.
 """
 
 from __future__ import annotations
@@ -79,6 +81,8 @@ class Config(TrainConfig):
             raise ValueError(f"--neighbours must be from 1 to 313, not {self.neighbours}")
         if self.temperature <= 0:
             raise ValueError(f"--temperature must be positive, not {self.temperature}")
+        if self.classes < 0:
+            raise ValueError(f"--classes must not be negative, not {self.classes}")
 
 
 def demo() -> Config:
@@ -98,7 +102,7 @@ def small() -> Config:
 
 
 def paper() -> Config:
-    """The paper's data, crop and batch."""
+    """The paper's data, net and batch, and its crop (of 176 px, here a multiple of 32)."""
     return Config(
         preset="paper", data="imagenet:imagenet", encoder="alexnet", size=160, short_side=256, batch=40, neighbours=10,
         steps=450_000, lr=1e-4, cache_gb=400, show_every=5_000, eval_every=10_000, save_every=10_000,
@@ -313,12 +317,12 @@ class Colorization(Method):
         return self._figures(batches, self.colorize)
 
     def floors(self, batches: Iterable[Batch]) -> dict[str, dict[str, float]]:
-        """Grey, and every pixel in the training images' mean ab."""
+        """Grey, and every pixel in the mean ab: of the training images, or of these where no bins are counted."""
         every = list(batches)
         mean = (self.net.prior()[:, None] * self.net.bins).sum(0).view(1, 2, 1, 1)
-        if self.config.loss == "l2":  # which does not count bins
-            mean = torch.stack([rgb_to_lab(self.centered(b))[:, 1:].mean((0, 2, 3)) for b in every]).mean(0)
-            mean = mean.view(1, 2, 1, 1)
+        if self.config.loss == "l2":
+            images = [rgb_to_lab(self.centered(b))[:, 1:].mean((2, 3)) for b in every]  # (n,2) each
+            mean = torch.cat(images).mean(0).view(1, 2, 1, 1)
         return {
             "grey": self._figures(every, lambda image: torch.zeros_like(image[:, 1:])),
             "mean ab": self._figures(every, lambda image: mean.expand(len(image), 2, *image.shape[-2:])),

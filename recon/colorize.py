@@ -74,6 +74,8 @@ class Config(photos.PhotosConfig):
 def run(config: Config) -> int:
     """Colorizes everything and returns how many files failed; a single file that fails raises."""
     todo = photos.find_jobs(config.source, config.out)
+    if config.side < 0:
+        raise ValueError(f"--side must be at least 1, not {config.side}")
     if config.temperature < 0:
         raise ValueError(f"--temperature must be positive, not {config.temperature}")
     file, device = checkpoint.chosen(config.ckpt, Colorization.name), pick_device(config.device)

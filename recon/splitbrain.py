@@ -238,8 +238,8 @@ class SplitBrain(TwoNets):
     def floors(self, batches: Iterable[Batch]) -> dict[str, dict[str, float]]:
         """The measured images' mean colour everywhere."""
         every = list(batches)
-        labs = [rgb_to_lab(views.center_crops(b, self.config.size)).mean((0, 2, 3)) for b in every]
-        mean = torch.stack(labs).mean(0).view(1, 3, 1, 1)
+        labs = [rgb_to_lab(views.center_crops(b, self.config.size)).mean((2, 3)) for b in every]  # (n,3) each
+        mean = torch.cat(labs).mean(0).view(1, 3, 1, 1)
         return {"mean colour": self._figures(every, lambda image: mean.expand_as(image))}
 
     def _figures(self, batches: Iterable[Batch], predict: Callable[[Tensor], Tensor]) -> dict[str, float]:

@@ -139,9 +139,9 @@ class SplitBrainHha(TwoNets):
         for image, hha, known in map(self.centered, every):
             sums += (hha * known).sum((0, 2, 3)).cpu()
             count += known.sum().cpu()
-            labs.append(rgb_to_lab(image).mean((0, 2, 3)))
+            labs.append(rgb_to_lab(image).mean((2, 3)))  # (n,3)
         hha_mean = (sums / count.clamp(min=1)).to(self.world.device).view(1, 3, 1, 1)
-        lab_mean = torch.stack(labs).mean(0).view(1, 3, 1, 1)
+        lab_mean = torch.cat(labs).mean(0).view(1, 3, 1, 1)
         return {
             "mean of each plane": self._figures(
                 every, lambda image, hha: (hha_mean.expand_as(image), lab_mean.expand_as(image))

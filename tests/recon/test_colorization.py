@@ -134,6 +134,13 @@ def test_it_learns_what_lightness_tells():
     assert floors["grey"]["chroma"] == 0
 
 
+def test_the_floors_do_not_depend_on_how_images_are_batched():
+    trained = method(loss="l2")
+    parts = [{name: value[i] for name, value in BATCH.items()} for i in (slice(0, 3), slice(3, 4))]
+    whole, split = trained.floors([BATCH]), trained.floors(parts)
+    assert split["mean ab"] == pytest.approx(whole["mean ab"], rel=1e-5)
+
+
 # --- the commands ---------------------------------------------------------------------------------------------
 
 
@@ -217,6 +224,7 @@ def test_bad_input_is_one_line(refused: Refused, run_folder: Path, trained: Path
     Image.new("RGBA", (9, 9)).save(tmp_path / "h.png")
     said = refused(colorize.main, [*paths, "--ckpt", run_folder, "--hints", "h.png"])
     assert "make it as large" in said
+    assert "--side must be" in refused(colorize.main, [*paths, "--ckpt", run_folder, "--side", "-1"])
 
 
 @pytest.mark.parametrize(
@@ -226,6 +234,7 @@ def test_bad_input_is_one_line(refused: Refused, run_folder: Path, trained: Path
         (["--rebalance", "0"], "--rebalance must be in"),
         (["--neighbours", "400"], "--neighbours must be from 1 to 313"),
         (["--temperature", "0"], "--temperature must be positive"),
+        (["--classes", "-1"], "--classes must not be negative"),
     ],
 )
 def test_bad_settings(args: list[str], said: str):

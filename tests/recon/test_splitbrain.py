@@ -146,6 +146,14 @@ def test_features_of_both_halves_and_of_depth():
     assert all(torch.equal(both[s][:, : alone[s].shape[1]], alone[s]) for s in alone)
 
 
+@pytest.mark.parametrize("kind", ["lab", "hha"])
+def test_the_floor_does_not_depend_on_how_images_are_batched(kind: str):
+    trained, batch = (method(), BATCH) if kind == "lab" else with_depth()
+    parts = [{name: value[i] for name, value in batch.items()} for i in (slice(0, 3), slice(3, 4))]
+    (whole,), (split,) = trained.floors([batch]).values(), trained.floors(parts).values()
+    assert split == pytest.approx(whole, rel=1e-4)
+
+
 # --- the commands ---------------------------------------------------------------------------------------------
 
 
