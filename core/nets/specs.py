@@ -9,6 +9,7 @@ from core.nets.discriminators import DiscriminatorSpec, SRGANDiscriminatorSpec
 from core.nets.encoder import Encoder
 from core.nets.pixels import Pixels
 from core.nets.planes import Joined, Planes, Rgbd
+from core.nets.published import Published
 from core.nets.srresnet import SRResNetSpec
 
 
@@ -32,6 +33,8 @@ def build_spec(spec: dict[str, Any]) -> Encoder:
             return Pixels(**_settings(spec)).build()
         if kind == "rgbd":
             return Rgbd(_backbone(spec["rgb"]), _backbone(spec["hha"])).build()
+        if kind == "published":
+            return Published(**_settings(spec)).build()
     except (TypeError, KeyError):
         raise ValueError(f"unknown settings of a {kind} in {spec}: use the version that wrote them") from None
     raise ValueError(f"unknown kind of encoder {kind!r}: use the version that wrote it")
