@@ -93,15 +93,24 @@ def chosen(ckpt: Path | None, method: str) -> Path:
     return file
 
 
-def load_encoder(path: Path, role: str = "generator") -> Encoder:
-    """The encoder ``role`` of a checkpoint (a file or a run's folder), in eval mode."""
+def load_encoder(path: Path, role: str = "") -> Encoder:
+    """An encoder of a checkpoint (a file or a run's folder), in eval mode. Without ``role`` the first: a GAN's
+    generator, a contrastive method's only one. ValueError of one line where there is none."""
     file = find(path)
-    encoders = load(file)["encoders"]
+    return encoder_of(load(file), role)[1]
+
+
+def encoder_of(content: dict[str, Any], role: str = "") -> tuple[str, Encoder]:
+    """Of what ``load`` gave: the role, and the encoder of ``load_encoder``."""
+    encoders = content["encoders"]
+    role = role or next(iter(encoders), "encoder")
     if role not in encoders:
-        raise ValueError(f"{file} has no {role}: it has {', '.join(sorted(encoders))}")
+        raise ValueError(
+            f"the checkpoint of {content['method']} has no {role}: it has {', '.join(sorted(encoders))}"
+        )
     encoder = build_spec(encoders[role]["spec"])
     encoder.load_state_dict(encoders[role]["state"])
-    return encoder.eval()
+    return role, encoder.eval()
 
 
 def prune(folder: Path, keep: int) -> None:

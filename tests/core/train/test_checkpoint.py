@@ -122,3 +122,15 @@ def test_an_encoder_is_rebuilt_without_its_method(tmp_path: Path):
         assert torch.equal(again[stride], features)
     with pytest.raises(ValueError, match="has no discriminator: it has generator"):
         checkpoint.load_encoder(tmp_path, "discriminator")
+
+
+@pytest.mark.parametrize("roles", [["generator", "discriminator"], ["encoder"]])
+def test_without_a_role_the_first_encoder_is_meant(roles: list[str], tmp_path: Path):
+    specs = [Backbone(name="dcgan", width=0.25), Backbone(name="dcgan", width=0.125)]
+    encoders = {
+        role: {"spec": spec.plain(), "state": spec.build().state_dict()}
+        for role, spec in zip(roles, specs, strict=False)
+    }
+    checkpoint.save(tmp_path / "step-00000001.pt", {**content(), "encoders": encoders})
+    assert checkpoint.load_encoder(tmp_path).spec == specs[0]
+    assert checkpoint.load_encoder(tmp_path, roles[-1]).spec == specs[len(roles) - 1]

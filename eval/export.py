@@ -1,0 +1,181 @@
+"""A checkpoint's encoder in files that other people's tools read: safetensors and ONNX.
+
+``python -m eval.export --ckpt runs/simclr/latest --out encoder``
+
+The safetensors holds the weights; those of a plain ResNet have torchvision's and timm's names and lack only the
+classifier: ``torchvision.models.resnet18().load_state_dict(load_file(FILE), strict=False)``. The ONNX is the whole
+encoder, from RGB in [0,1] on, for any number of images of any size. The metadata of both say what the network sees.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from core.nets.backbones import IMAGENET_MEAN, IMAGENET_STD
+from core.nets.encoder import Encoder
+from core.train import checkpoint
+from core.train.config import parse_command, user_errors
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Writes an encoder of a checkpoint as safetensors and ONNX."""
+
+    ckpt: Path
+    """A run's folder or a checkpoint."""
+    out: Path
+    """NAME.safetensors or NAME.onnx; NAME writes both."""
+    role: str = ""
+    """generator, discriminator or encoder; default: the checkpoint's first, a GAN's generator."""
+
+
+# --- what is said of the network ------------------------------------------------------------------------------
+
+
+def metadata(content: Mapping[str, Any], role: str, encoder: Encoder) -> dict[str, str]:
+    """Strings, as both files want them; ``content`` is a checkpoint's."""
+    spec = encoder.spec.plain()
+    seen = content["step"] * content["config"].get("batch", 0)
+    said = {
+        "library": "Kintsugi",
+        "method": content["method"],
+        "role": role,
+        "backbone": str(spec.get("name", spec["kind"])),
+        "norm": str(spec.get("norm", "")),
+        "input": sees(spec),
+        "channels": json.dumps(encoder.channels),  # stride -> channels
+        "spec": json.dumps(spec),
+        "steps": str(content["step"]),
+        "images_seen": str(seen or ""),
+    }
+    if is_torchvision(spec):
+        said["loads"] = (
+            f"torchvision.models.{spec['name']} and timm's {spec['name']}, strict=False: fc is missing"
+        )
+    return {name: value for name, value in said.items() if value}
+
+
+def sees(spec: Mapping[str, Any]) -> str:
+    """What becomes of RGB in [0,1] before a network's first layer; ``spec`` is an encoder's plain one."""
+    kind = spec["kind"]
+    normalized = f"(x - mean) / std, mean={IMAGENET_MEAN}, std={IMAGENET_STD}"
+    if kind == "backbone":
+        return f"RGB, [0,1], then {normalized}"
+    if kind in ("discriminator", "srgan-discriminator"):
+        return "RGB, [0,1], then 2 x - 1"
+    if kind == "srresnet":
+        return "RGB, [0,1], cropped to multiples of 16 px, then shrunk 4 times (bicubic, as MATLAB's)"
+    if kind == "planes":
+        seen = {"L": "three planes of L / 100", "ab": "planes .5, a / 220 + .5, b / 220 + .5"}
+        return f"RGB, [0,1], as Lab (CIE 1976, D65), then {seen[spec['planes']]}, then {normalized}"
+    if kind == "joined":
+        return "; ".join(f"part {i}: {sees(part)}" for i, part in enumerate(spec["parts"]))
+    if kind == "rgbd":
+        return f"RGB and HHA, six planes, [0,1], each three then {normalized}"
+    raise ValueError(f"the input of a {kind} has no description: export another role")
+
+
+def is_torchvision(spec: Mapping[str, Any]) -> bool:
+    """Whether torchvision's network of that name takes the weights as they are."""
+    return (
+        spec["kind"] == "backbone" and spec["name"].startswith("resnet") and spec["norm"] in ("batch", "split")
+        and spec["stem"] == "large" and spec["width"] == 1
+    )  # fmt: skip
+
+
+# --- files ----------------------------------------------------------------------------------------------------
+
+
+def write_safetensors(encoder: Encoder, said: Mapping[str, str], file: Path) -> None:
+    state = {name: value.contiguous() for name, value in encoder.state_dict().items()}
+    for name in [name for name in state if name.endswith("running_var")]:
+        # Torch's batch norm has it and our split one, which is the same after training, has not.
+        state.setdefault(f"{name.removesuffix('running_var')}num_batches_tracked", torch.tensor(0))
+    content = save(state, {"format": "pt", **said})  # pt: so other libraries mark PyTorch's weights
+    _whole(file, lambda part: part.write_bytes(content))
+
+
+def write_onnx(encoder: Encoder, said: Mapping[str, str], file: Path) -> None:
+    """``image`` (batch,planes,height,width) -> ``stride_4``, ``stride_8``, ... ValueError where onnx is missing."""
+    try:
+        import onnx  # noqa: F401
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise ValueError(
+            f"{file} is not written, for {error.name} is missing: pip install onnx onnxscript"
+        ) from None
+    with warnings.catch_warnings():  # of torch, about its own parts
+        warnings.simplefilter("ignore")
+        program = torch.onnx.export(
+            _Maps(encoder).eval(), (torch.zeros(2, encoder.planes, 64, 96),), dynamo=True, verbose=False,
+            dynamic_shapes=({0: "batch", 2: "height", 3: "width"},),
+            input_names=["image"], output_names=[f"stride_{stride}" for stride in encoder.channels],
+        )  # fmt: skip
+    assert program is not None
+    program.model.metadata_props.update(said)
+    _whole(file, program.save)
+
+
+class _Maps(nn.Module):
+    """An encoder's maps as a tuple, fine to coarse."""
+
+    def __init__(self, encoder: Encoder) -> None:
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+        return tuple(self.encoder(image).values())
+
+
+def _whole(file: Path, write: Callable[[Path], object]) -> None:
+    """Writes under a temporary name, then renames. OSError of one line where that cannot be."""
+    part = file.with_name(f".{file.name}.{os.getpid()}.part")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write(part)
+        part.replace(file)
+    except OSError as error:
+        with contextlib.suppress(OSError):  # where the folder is none
+            part.unlink(missing_ok=True)
+        reason = error.strerror or error
+        raise OSError(
+            f"could not write {file} ({reason}): name a file in another folder with --out"
+        ) from None
+    print(f"wrote {file}")
+
+
+def run(config: Config) -> None:
+    writers = {".safetensors": write_safetensors, ".onnx": write_onnx}
+    suffix = config.out.suffix
+    if suffix and suffix not in writers:
+        raise ValueError(
+            f"--out must end in {' or '.join(writers)}, or in none of them to write both, not in {suffix}"
+        )
+    if config.out.is_dir():
+        raise ValueError(f"--out {config.out} is a folder: name a file in it, {config.out / 'encoder'} say")
+    content = checkpoint.load(checkpoint.find(config.ckpt))
+    role, encoder = checkpoint.encoder_of(content, config.role)
+    said = metadata(content, role, encoder)
+    for ending, write in writers.items():
+        if suffix in ("", ending):
+            write(encoder, said, config.out.with_suffix(ending))
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    with user_errors():
+        run(parse_command(Config, argv))
+
+
+if __name__ == "__main__":
+    main()
