@@ -41,7 +41,8 @@ class ViewsConfig(TrainConfig):
     """How strongly colours vary, as a factor on the method's own. At 32 px SimCLR's is .5; MoCo's and BYOL's own, which
     are about half of SimCLR's, stay."""
     blur: float = 0.5
-    """Probability that a view is blurred, with BYOL the mean of its two views'; 0 for views of 32 px."""
+    """Probability that a view is blurred; the papers do not blur views of 32 px. With BYOL it is twice as high for the
+    first view, and a fifth for the second."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
