@@ -105,21 +105,6 @@ def patches(image: Tensor, side: int) -> Tensor:
     return image.unfold(2, side, side // 2).unfold(3, side, side // 2).permute(0, 2, 3, 1, 4, 5)
 
 
-def silence_unreached(encoder: Encoder, side: int) -> None:
-    """Sets to 0 the weights of convolutions that see only padding in patches of ``side`` px: nothing would train them.
-
-    In a patch of 16 px the last maps may be single pixels, of which a 3x3 kernel meets its centre alone. On whole
-    images the rest of it would add noise to the features.
-    """
-    random = generator(0)
-    encoder(torch.rand(4, 3, side, side, generator=random))[max(encoder.channels)].square().sum().backward()
-    with torch.no_grad():
-        for weight in encoder.parameters():
-            if weight.ndim == 4 and weight.grad is not None:
-                weight[:, :, weight.grad.abs().sum((0, 1)) == 0] = 0
-    encoder.zero_grad(set_to_none=True)
-
-
 class CausalContext(nn.Module):
     """A PixelCNN on a grid (N,C,G,G): position (i,j) knows rows 0..i, and nothing below (appendix A.2)."""
 
@@ -155,7 +140,6 @@ class CPC(Method):
     def __init__(self, config: Config, world: World) -> None:
         self.config, self.world = config, world
         self.encoder = Backbone(name=config.encoder, norm="group", stem=config.stem).build()
-        silence_unreached(self.encoder, config.patch)
         width = max(self.encoder.channels.items())[1]
         self.project = nn.Linear(width, config.dim)
         self.context = CausalContext(config.dim)
