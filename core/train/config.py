@@ -104,13 +104,13 @@ def parse_training(
     Raises ValueError where --resume finds nothing or would silently change what is trained.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
-    asked = parse_command(type(presets["demo"]()), argv, default=presets[_preset(argv)]())
-    if not asked.resume:
-        return asked
-    saved_from = checkpoint.find(asked.out or asked.runs / method / "latest")
-    saved_config = checkpoint.load(saved_from, method)["config"]
-    before = from_plain(type(asked), saved_config)
-    now = parse_command(type(asked), argv, default=dataclasses.replace(before, out=saved_from.parent))
+    kind = type(presets["demo"]())
+    where = _resumed(argv)
+    if where is None:
+        return parse_command(kind, argv, default=presets[_preset(argv)]())
+    saved_from = checkpoint.find(where.out or where.runs / method / "latest")
+    before = from_plain(kind, checkpoint.load(saved_from, method)["config"])
+    now = parse_command(kind, argv, default=dataclasses.replace(before, out=saved_from.parent))
     changed = [
         f"{_flag(f.name)} {getattr(before, f.name)} -> {getattr(now, f.name)}"
         for f in dataclasses.fields(now)
@@ -184,6 +184,28 @@ def from_plain(config: type[T], values: Mapping[str, Any]) -> T:
         return tuple(value) if isinstance(value, list) else value
 
     return config(**{name: typed(name, value) for name, value in values.items()})
+
+
+def _resumed(argv: Sequence[str]) -> _Run | None:
+    """What is said of the run to go on with; None where a new one is asked for.
+
+    Read before everything else: options given with --resume are to fit the run's own settings, not a preset's.
+    """
+    if not any(word.partition("=")[0] in ("--resume", "--no-resume") for word in argv):
+        return None
+    with contextlib.redirect_stderr(io.StringIO()), contextlib.suppress(SystemExit):
+        found, _ = tyro.cli(
+            _Run, args=[word for word in argv if word not in ("-h", "--help")], return_unknown_args=True
+        )
+        return found if found.resume else None
+    return None
+
+
+@dataclass(frozen=True)
+class _Run:
+    runs: Path = Path("runs")
+    out: Path | None = None
+    resume: bool = False
 
 
 def _preset(argv: Sequence[str]) -> Preset:

@@ -215,6 +215,8 @@ class _Loop:
             "method": self.method.name, "config": to_plain(self.config), "step": done, "score": self.best,
             "state": self.method.state_dict(), "encoders": encoders,
         })  # fmt: skip
+        if not self.config.out:  # only now: a run that failed before its first checkpoint must not hide the one before
+            _point_latest(self.folder)
 
     def _read_pending(self) -> None:
         """Reads the scalars of the last steps from the device, all ranks together, and checks them.
@@ -268,8 +270,6 @@ def _open_folder(name: str, config: TrainConfig, world: World) -> Path:
         )
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        if not config.out:
-            _point_latest(folder)
     except OSError as error:
         raise OSError(
             f"cannot write {folder} ({error.strerror}): choose another folder with --runs"

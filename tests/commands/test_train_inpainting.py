@@ -22,6 +22,15 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return runs / "inpainting" / "latest"
 
 
+def test_a_run_that_fails_before_its_first_checkpoint_does_not_hide_the_one_before(trained: Path):
+    from recon import inpainting
+
+    before = trained.resolve()
+    with pytest.raises(SystemExit):
+        inpainting.main([*TINY, "--data", "nowhere", "--runs", str(trained.parents[1])])
+    assert trained.resolve() == before
+
+
 def test_pictures_scalars_and_settings_are_in_tensorboard(trained: Path):
     events = EventAccumulator(str(trained), size_guidance={"images": 0}).Reload()
     tags = events.Tags()

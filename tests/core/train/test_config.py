@@ -96,6 +96,26 @@ def test_resume_takes_the_saved_settings_and_refuses_others(tmp_path: Path):
         parse("--resume", "--out", str(tmp_path), "--width", "6")
 
 
+def test_options_at_resume_are_to_fit_the_runs_settings_not_the_presets(tmp_path: Path):
+    @dataclass(frozen=True, kw_only=True)
+    class Late(TrainConfig):
+        start: int = 8
+
+        def __post_init__(self) -> None:
+            super().__post_init__()
+            if self.start > self.steps:
+                raise ValueError("--start is after the end")
+
+    saved = Late(start=1, steps=4)
+    content = {"method": "toy", "config": to_plain(saved), "step": 4, "state": {}, "encoders": {}}
+    checkpoint.save(tmp_path / "step-00000004.pt", content)
+    argv = ["--resume", "--out", str(tmp_path), "--steps", "6"]
+    presets: dict[Preset, object] = {"demo": Late}
+    assert parse_training("toy", presets, argv).steps == 6  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="after the end"):
+        parse_training("toy", presets, ["--steps", "6"])  # type: ignore[arg-type]
+
+
 def test_resume_without_a_run_says_how_to_get_one(tmp_path: Path):
     with pytest.raises(ValueError, match=r"no checkpoint at .*train one"):
         parse("--resume", "--runs", str(tmp_path / "none"))
