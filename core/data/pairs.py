@@ -1,7 +1,9 @@
-"""Images with a class or a depth for every pixel: folders, the built-in scenes, VOC2012; held in memory."""
+"""Images with a class or a depth for every pixel: folders, clips, the built-in scenes, VOC2012; held in memory."""
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import http.client
 import os
 import sys
@@ -54,9 +56,8 @@ def open_pairs(spec: str, part: str, *, void: int = VOID, scenes: int = 400, siz
     """
     assert part in ("train", "val")
     if spec == "scenes":
-        return _scenes(
-            range(scenes) if part == "train" else range(scenes, scenes + max(1, scenes // 4)), size
-        )
+        rendered = open_scenes(part, scenes, size)
+        return Pairs(rendered["image"], rendered["semantic"], list(CLASSES))
     if spec == "voc2012":
         return _stacked(_voc(part), spec, list(VOC_CLASSES))
     root = Path(spec).expanduser()
@@ -65,6 +66,54 @@ def open_pairs(spec: str, part: str, *, void: int = VOID, scenes: int = 400, siz
             f"--data {spec}: no folder {root / part}; make {{train,val}}/{{images,masks}}, or use scenes or voc2012"
         )
     return _stacked(_folder(root / part, "images", "masks", partial(_ids, void=void)), spec)
+
+
+@functools.lru_cache(4)  # several tasks ask for the same
+def open_scenes(part: str, count: int, size: int) -> dict[str, Tensor]:
+    """The ``count`` built-in scenes for training, or a quarter as many others for ``val``: what
+    ``core.data.scenes.render`` gives, but image uint8; of another seed than pre-training's."""
+    from core.data.scenes import render  # here, because only those who use them pay for the import
+
+    indices = torch.arange(count) if part == "train" else torch.arange(count, count + max(1, count // 4))
+    rendered = render(1, indices, size)
+    return rendered | {"image": (255 * rendered["image"]).round().byte()}
+
+
+@dataclass(frozen=True)
+class Clips(Pairs):
+    """``clips``: the name of the clip of each frame; a clip's frames are in order, one after the other."""
+
+    clips: list[str]
+
+
+def open_clips(spec: str, part: str) -> Clips:
+    """Frames of the ``train`` or ``val`` part of a folder of clips: frames/CLIP/ and masks/CLIP/, of PNGs with the same
+    names, where 0 is background and all else foreground. Classes: background, foreground.
+
+    Whole clips are held out for ``val``: a third, at least one, those whose names have the lowest SHA-256. Frames that
+    cannot be read are skipped, counted and named.
+
+    Raises ValueError of one line for folders that are missing or empty, and for masks that do not match.
+    """
+    assert part in ("train", "val")
+    root = Path(spec).expanduser()
+    frames, masks = (_folders(root / name) for name in ("frames", "masks"))
+    if lonely := sorted(set(frames) ^ set(masks)):
+        raise ValueError(f"--data {spec}: {len(lonely)} clips are in only one of frames and masks (the first: "
+                         f"{lonely[0]}); every clip needs a folder in both")  # fmt: skip
+    if len(frames) < 2:
+        raise ValueError(
+            f"--data {spec}: {len(frames)} clips are not enough, because whole clips are held out; use at least 2"
+        )
+    ordered = sorted(frames, key=lambda name: hashlib.sha256(name.encode()).hexdigest())
+    count = max(1, len(ordered) // 3)
+    pairs: list[Pair] = []
+    clips: list[str] = []
+    for clip in sorted(ordered[:count] if part == "val" else ordered[count:]):
+        pairs += _folder(root, f"frames/{clip}", f"masks/{clip}", _foreground)
+        clips += [clip] * (len(pairs) - len(clips))
+    found = _stacked(iter(pairs), spec, ["background", "foreground"])
+    return Clips(found.images, found.targets, found.classes, clips)
 
 
 @dataclass(frozen=True)
@@ -116,13 +165,6 @@ Pair = tuple[np.ndarray, np.ndarray]
 """An image (h,w,3) uint8 and what is said of its pixels, (h,w)."""
 
 
-def _scenes(indices: range, size: int) -> Pairs:
-    from core.data.scenes import render  # here, because only those who use them pay for the import
-
-    rendered = render(1, torch.tensor(indices), size)  # another seed than pre-training's
-    return Pairs((255 * rendered["image"]).round().byte(), rendered["semantic"], list(CLASSES))
-
-
 def _folder(root: Path, images: str, masks: str, read: Callable[[Path], np.ndarray]) -> Iterator[Pair]:
     """The pairs of two subfolders, by name without suffix; ``read`` makes (h,w) of a mask's file."""
     pictures, partners = _files(root / images, SUFFIXES), _files(root / masks, {".png"})
@@ -148,6 +190,13 @@ def _folder(root: Path, images: str, masks: str, read: Callable[[Path], np.ndarr
         more = ", ..." if len(skipped) > 3 else ""
         print(f"skipped {len(skipped)} of {len(pictures)} pairs in {root}: {', '.join(skipped[:3])}{more}",
               file=sys.stderr)  # fmt: skip
+
+
+def _folders(folder: Path) -> list[str]:
+    """Names of its subfolders. Hidden ones are left out."""
+    if not folder.is_dir():
+        raise ValueError(f"no folder {folder}: make frames/CLIP/ and masks/CLIP/")
+    return sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
 
 
 def _files(folder: Path, suffixes: Iterable[str]) -> dict[str, Path]:
@@ -176,6 +225,14 @@ def _ids(path: Path, void: int) -> np.ndarray:
         raise _Unfit(f"{path} is no mask of class ids: it must have one 8-bit channel, not mode {mode}")
     ids[ids == void] = VOID
     return ids
+
+
+def _foreground(path: Path) -> np.ndarray:
+    with Image.open(path) as mask:
+        values, mode = np.array(mask), mask.mode
+    if values.ndim != 2:
+        raise _Unfit(f"{path} is no mask: it must have one channel, 0 = background, not mode {mode}")
+    return (values != 0).astype(np.uint8)
 
 
 def _millimetres(path: Path) -> np.ndarray:

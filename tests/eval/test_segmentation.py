@@ -1,37 +1,27 @@
 from __future__ import annotations
 
-import itertools
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import Run, refusal
+from conftest import Refused, Run, refusal
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor, nn
 
-from core.data.pairs import VOID, Pairs
+from core.data.pairs import VOID
 from core.nets.backbones import Backbone
 from core.nets.discriminators import DiscriminatorSpec
 from core.nets.encoder import Encoder
 from core.train import checkpoint
-from eval import segmentation
-from eval.cells import WEIGHTS, Machine, markdown
-from eval.segmentation import FCN, Config, enlarged, main, mean_iou, segment
-from eval.segmentation import run as transfer
+from eval.cells import Machine, Row, Subject
+from eval.dense import DenseSettings
+from eval.segmentation import FigureGround, Segmentation, main, mean_iou, pixel_loss, region_similarity
 
 CPU = Machine(torch.device("cpu"), bf16=False)
-
-
-def colours(count: int, shuffled: bool = False) -> Pairs:
-    """Blocks of pure colour; the class is the colour, or nothing to do with it."""
-    random = torch.Generator().manual_seed(count)
-    ids = torch.randint(3, (count, 4, 4), generator=random).repeat_interleave(16, 1).repeat_interleave(16, 2)
-    images = (255 * torch.eye(3)[ids]).permute(0, 3, 1, 2).byte()
-    truth = torch.randint(3, ids.shape, generator=random) if shuffled else ids
-    return Pairs(images, truth.byte(), ["red", "green", "blue"])
+ALEXNET = Row("alexnet", Backbone("alexnet").plain())
 
 
 class Knowing(Encoder):
@@ -44,6 +34,28 @@ class Knowing(Encoder):
 
     def forward(self, image: Tensor) -> dict[int, Tensor]:
         return {8: nn.functional.avg_pool2d(image, 8)}
+
+
+class Known(Subject):
+    def encoder(self) -> Encoder:
+        return Knowing()
+
+
+def save(folder: Path, name: str, image: np.ndarray, mask: np.ndarray, images: str, masks: str) -> None:
+    for part, values in ((images, image), (masks, mask)):
+        (folder / part).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(values.astype(np.uint8)).save(folder / part / f"{name}.png")
+
+
+def colours(folder: Path, shuffled: bool = False) -> str:
+    """Blocks of pure colour; the class is the colour, or nothing to do with it."""
+    rng = np.random.default_rng(0)
+    for part, count in (("train", 8), ("val", 4)):
+        for i in range(count):
+            ids = rng.integers(3, size=(4, 4)).repeat(16, 0).repeat(16, 1)
+            truth = rng.integers(3, size=ids.shape) if shuffled else ids
+            save(folder / part, str(i), 255 * np.eye(3)[ids], truth, "images", "masks")
+    return str(folder)
 
 
 def test_mean_iou_against_nested_loops():
@@ -66,83 +78,87 @@ def test_mean_iou_against_nested_loops():
     assert mean == pytest.approx(sum(e for e in expected if e is not None) / 4)
 
 
-def test_features_that_know_beat_those_that_cannot():
-    config = Config(steps_frozen=60, batch=4, lr_frozen=3e-2)
-    train, val = colours(8), colours(4)
-    knowing, each, _ = segment(Knowing(), "frozen", train, val, 0, config, CPU)
+def test_region_similarity_against_nested_loops():
+    rng = np.random.default_rng(0)
+    truth, said = rng.integers(0, 2, (5, 6, 7)), rng.integers(0, 2, (5, 6, 7))
+    truth[1, :2] = VOID
+    truth[3], said[3] = 0, 0
+    truth[4] = 0
+    clips = ["b", "b", "a", "a", "a"]
+    expected: dict[str, list[float]] = {"b": [], "a": []}
+    for t, p, clip in zip(truth, said, clips, strict=True):
+        both = either = 0
+        for x, y in zip(t.ravel(), p.ravel(), strict=True):
+            both += x == 1 and y == 1
+            either += x != VOID and (x == 1 or y == 1)
+        expected[clip].append(both / either if either else 1.0)
+    found = region_similarity(torch.from_numpy(said), torch.from_numpy(truth), clips)
+    assert found == pytest.approx({clip: np.mean(each) for clip, each in expected.items()})
+    assert expected["a"][1:] == [1, 0]
+
+
+def test_the_loss_is_the_mean_over_pixels_that_are_not_void():
+    logits, target = torch.randn(2, 3, 4, 5), torch.randint(3, (2, 4, 5))
+    target[0, 0] = VOID
+    logs = logits.log_softmax(1)
+    each = [
+        -logs[n, target[n, y, x], y, x].item()
+        for n in range(2) for y in range(4) for x in range(5) if target[n, y, x] != VOID
+    ]  # fmt: skip
+    assert pixel_loss(logits, target.byte()).item() == pytest.approx(np.mean(each), rel=1e-5)
+    assert pixel_loss(logits, torch.full_like(target, VOID)) == 0
+
+
+def test_features_that_know_beat_those_that_cannot(tmp_path: Path):
+    settings = DenseSettings(dense_protocols=("frozen",), steps_frozen=60, batch_dense=4, lr_frozen=3e-2)
+    task = Segmentation(colours(tmp_path / "true"), settings, CPU)
+    known = Known(ALEXNET, 0, CPU)
+    cell = task.cell(known, "frozen", 0)
+    knowing = cell.figures["frozen mIoU"]
     assert knowing > 0.85
-    assert knowing == pytest.approx(np.mean(each))
-    again, _, _ = segment(Knowing(), "frozen", train, val, 0, config, CPU)
-    assert again == knowing
-    other, _, _ = segment(Knowing(), "frozen", train, val, 1, config, CPU)
-    assert other != knowing  # another head, in another order
-    torch.manual_seed(0)
-    random, _, _ = segment(Backbone("alexnet").build(), "frozen", train, val, 0, config, CPU)
-    assert random < knowing - 0.05
-    chance, _, _ = segment(
-        Knowing(), "frozen", colours(8, shuffled=True), colours(4, shuffled=True), 0, config, CPU
-    )
-    assert chance < 0.3  # three classes at random: a third right, a fifth of the union
+    assert knowing == pytest.approx(np.mean(list(cell.details["IoU"].values())))
+    assert list(cell.details["IoU"]) == ["0", "1", "2"]
+    assert task.cell(known, "frozen", 0).figures == cell.figures
+    assert task.cell(Subject(ALEXNET, 0, CPU), "frozen", 0).figures["frozen mIoU"] < knowing - 0.05
+    shuffled = Segmentation(colours(tmp_path / "shuffled", shuffled=True), settings, CPU)
+    # Three classes at random: a third right, a fifth of the union.
+    assert shuffled.cell(Known(ALEXNET, 0, CPU), "frozen", 0).figures["frozen mIoU"] < 0.3
 
 
-def test_features_are_those_of_the_images_and_of_their_mirror_images(monkeypatch: pytest.MonkeyPatch):
-    train = colours(20)
-    net = FCN(Knowing(), 3)
-    (features,), targets = segmentation._features(net, train, 0, CPU)
-    assert features.shape == (40, 3, 8, 8)
-    # The colour of each pixel is its class, so features and targets must have moved together.
-    assert torch.equal(features.argmax(1), targets[:, 4::8, 4::8])
-    both = torch.cat([train.targets, train.targets.flip(-1)])
-    assert sorted(t.numpy().tobytes() for t in targets) == sorted(t.numpy().tobytes() for t in both)
-    monkeypatch.setattr(segmentation, "FEATURE_BYTES", features[:17].nbytes)
-    assert (
-        len(segmentation._features(net, train, 0, CPU)[1]) == 32
-    )  # two batches of 8 and their mirror images
+def clips(folder: Path, shuffled: bool = False) -> str:
+    """A white square wanders over clips of various grey; 255 in the masks is foreground too, as in DAVIS'."""
+    rng = np.random.default_rng(0)
+    for clip in range(6):
+        for i in range(3):
+            y, x = rng.integers(48, size=2)
+            mask = np.zeros((64, 64))
+            mask[y : y + 16, x : x + 16] = 255 if clip % 2 else 1
+            image = np.where(mask[..., None] > 0, 255, 15 * clip).repeat(3, 2)
+            truth = 255 * rng.integers(2, size=mask.shape) if shuffled else mask
+            save(folder, f"{i:05d}", image, truth, f"frames/clip{clip}", f"masks/clip{clip}")
+    return str(folder)
 
 
-@pytest.mark.parametrize("size", [(12, 14), (48, 50), (7, 7)])
-def test_enlarging_is_bilinear_interpolation(size: tuple[int, int]):
-    image = torch.rand(2, 3, 6, 7)
-    expected = nn.functional.interpolate(image, size, mode="bilinear")
-    assert torch.allclose(enlarged(image, size), expected, atol=1e-6)
-
-
-def test_frozen_leaves_the_encoder_and_finetune_moves_it():
-    train, config = colours(4), Config(steps_frozen=2, steps_finetune=2, batch=2, crop=64)
-    for protocol, moves in (("frozen", False), ("finetune", True)):
-        torch.manual_seed(0)
-        encoder = Backbone("alexnet").build()
-        before = [p.clone() for p in encoder.parameters()]
-        segment(encoder, protocol, train, train, 0, config, CPU)  # type: ignore[arg-type]
-        moved = any(not torch.equal(a, b) for a, b in zip(before, encoder.parameters(), strict=True))
-        assert moved == moves
-
-
-@pytest.mark.parametrize("name", ["resnet18", "alexnet", "dcgan"])
-def test_logits_have_the_images_size(name: str):
-    net = FCN(Backbone(name).build(), 5)  # type: ignore[arg-type]
-    assert net(torch.rand(2, 3, 70, 90)).shape == (2, 5, 70, 90)
-
-
-def test_the_table_says_who_won():
-    cell = {"pretrained": [0.30, 0.32, 0.28], "random": [0.25, 0.33, 0.20]}
-    line = markdown({"generator": {"frozen": cell}}).splitlines()[-1]
-    assert line == "| generator     | frozen           |  30.0 ± 2.0 |  26.0 ± 6.6 |  +4.0 |       2/3 |"
+def test_figure_and_ground(tmp_path: Path):
+    settings = DenseSettings(dense_protocols=("frozen",), steps_frozen=60, batch_dense=4, lr_frozen=3e-2)
+    task = FigureGround(clips(tmp_path / "true"), settings, CPU)
+    assert (len(task.train), len(task.val)) == (12, 6)  # a third of the six clips, whole
+    cell = task.cell(Known(ALEXNET, 0, CPU), "frozen", 0)
+    assert cell.figures["frozen J"] > 0.7
+    assert cell.figures["frozen J"] == pytest.approx(np.mean(list(cell.details["J"].values())))
+    assert set(cell.details["J"]) == set(task.clips)
+    shuffled = FigureGround(clips(tmp_path / "shuffled", shuffled=True), settings, CPU)
+    # Half of the pixels at random: a third of the union is right; if all are called ground or figure, 0 or half.
+    assert shuffled.cell(Known(ALEXNET, 0, CPU), "frozen", 0).figures["frozen J"] < 0.55
 
 
 @pytest.fixture
 def camvid(tmp_path: Path) -> Path:
     rng = np.random.default_rng(0)
     for part in ("train", "val"):
-        for folder in ("images", "masks"):
-            (tmp_path / "camvid" / part / folder).mkdir(parents=True)
         for i in range(2):
-            Image.fromarray(rng.integers(0, 255, (64, 96, 3), dtype=np.uint8)).save(
-                tmp_path / f"camvid/{part}/images/{i}.jpg"
-            )
-            Image.fromarray(rng.integers(0, 3, (64, 96), dtype=np.uint8)).save(
-                tmp_path / f"camvid/{part}/masks/{i}.png"
-            )
+            image, mask = rng.integers(0, 255, (64, 96, 3)), rng.integers(0, 3, (64, 96))
+            save(tmp_path / "camvid" / part, str(i), image, mask, "images", "masks")
     return tmp_path / "camvid"
 
 
@@ -159,51 +175,64 @@ def ckpt(tmp_path: Path) -> Path:
     return tmp_path / "run"
 
 
-TINY = "--seeds 2 --steps-frozen 2 --steps-finetune 2 --batch 2 --crop 64 --void 2".split()
+TINY = "--seeds 2 --steps-frozen 2 --steps-finetune 2 --batch-dense 2 --crop 64 --device cpu".split()
 
 
-def test_the_command_writes_table_json_and_pictures(
+def test_the_command_reports_both_encoders_beside_random_weights(
     camvid: Path, ckpt: Path, capsys: pytest.CaptureFixture[str]
 ):
-    main(["--ckpt", str(ckpt), "--data", str(camvid), *TINY])
-    folder = ckpt / "segmentation-camvid"
-    table = (folder / "segmentation.md").read_text()
-    assert table in capsys.readouterr().out
-    assert [line.split()[1:4:2] for line in table.splitlines()[2:]] == [
-        [role, protocol] for role in ("generator", "discriminator") for protocol in ("frozen", "finetune")
+    main(["--ckpt", str(ckpt), "--data", str(camvid), "--void", "2", *TINY])
+    said = capsys.readouterr().out
+    cells = json.loads((ckpt / "segmentation-camvid/report.json").read_text())["cells"]
+    rows = [
+        "toy",
+        "random init (alexnet)",
+        "toy, discriminator",
+        next(cell["row"] for cell in cells if "net 2" in cell["row"]),
     ]
-    record = json.loads((folder / "segmentation.json").read_text())
-    assert record["checkpoint"] == str(ckpt / "step-00000001.pt")
-    assert record["classes"] == ["0", "1"]
-    for role, protocol, weights in itertools.product(
-        ("generator", "discriminator"), ("frozen", "finetune"), WEIGHTS
-    ):
-        ious, each = record["miou"][role][protocol][weights], record["iou"][role][protocol][weights]
-        assert ious == pytest.approx(np.mean(each, 1))
-        assert len(ious) == 2
-    events = EventAccumulator(str(folder))
+    assert [cell["row"] for cell in cells] == [row for row in rows for _ in range(4)]
+    assert [(cell["protocol"], cell["seed"]) for cell in cells[:4]] == [
+        (protocol, seed) for seed in (0, 1) for protocol in ("frozen", "finetune")
+    ]
+    for cell in cells:
+        ((name, value),) = cell["figures"].items()
+        assert name == {"frozen": "frozen mIoU", "finetune": "fine-tuned mIoU"}[cell["protocol"]]
+        assert value == pytest.approx(np.mean(list(cell["details"]["IoU"].values())))
+        assert set(cell["details"]["IoU"]) == {"0", "1"}  # 2 is void
+    assert all(row in said for row in rows)
+    events = EventAccumulator(str(ckpt / "segmentation-camvid"))
     events.Reload()
-    assert events.Tags()["images"] == [
-        f"{role} {protocol}: input, truth, pretrained, random"
-        for role in ("generator", "discriminator") for protocol in ("frozen", "finetune")
+    tags = [tag for tag in events.Tags()["images"] if tag.startswith("segmentation camvid/")]
+    assert tags == [
+        f"segmentation camvid/{row}, {protocol}: input, truth, predicted, by random weights"
+        for row in ("toy", "toy, discriminator") for protocol in ("frozen", "fine-tuned")
     ]  # fmt: skip
-    assert len(events.Scalars("mIoU/generator frozen random")) == 2
 
-    main(["--ckpt", str(ckpt), "--data", str(camvid), *TINY, "--out", str(folder / "again")])
-    again = json.loads((folder / "again/segmentation.json").read_text())
-    assert again["iou"] == record["iou"]
+    again = ckpt / "again"
+    main(["--ckpt", str(ckpt), "--data", str(camvid), "--void", "2", *TINY, "--out", str(again)])
+    fresh = json.loads((again / "report.json").read_text())["cells"]
+    assert [cell["figures"] for cell in fresh] == [cell["figures"] for cell in cells]
 
 
-def test_bad_input_is_one_line(run: Run, camvid: Path, ckpt: Path, tmp_path: Path):
+def test_the_command_knows_clips_by_their_folders(tmp_path: Path, ckpt: Path):
+    data = clips(tmp_path / "film")
+    argv = ["--ckpt", str(ckpt), "--data", data, "--roles", "generator", *TINY, "--seeds", "1"]
+    main(argv)
+    cells = json.loads((ckpt / "segmentation-film/report.json").read_text())["cells"]
+    assert {name for cell in cells for name in cell["figures"]} == {"frozen J", "fine-tuned J"}
+    assert {cell["task"] for cell in cells} == {"figure-ground film"}
+
+
+def test_bad_input_is_one_line(run: Run, refused: Refused, camvid: Path, ckpt: Path, tmp_path: Path):
     assert "has no critic that sees RGB alone: it has generator" in refusal(
         run("eval.segmentation", "--ckpt", ckpt, "--data", camvid, "--roles", "critic")
     )
-    with pytest.raises(ValueError, match=r"no folder .*train"):
-        transfer(Config(ckpt=ckpt, data=str(tmp_path / "none")))
-    with pytest.raises(ValueError, match="no checkpoint at"):
-        transfer(Config(ckpt=tmp_path / "nowhere", data=str(camvid)))
-    with pytest.raises(ValueError, match="--seeds must be at least 1"):
-        Config(seeds=0)
+    assert "no folder" in refused(main, ["--ckpt", ckpt, "--data", tmp_path / "none"])
+    assert "no checkpoint at" in refused(main, ["--ckpt", tmp_path / "nowhere", "--data", camvid])
+    assert "--seeds must be at least 1" in refused(main, ["--ckpt", ckpt, "--data", camvid, "--seeds", 0])
+    (tmp_path / "film/frames").mkdir(parents=True)
+    assert "make frames/CLIP/ and masks/CLIP/" in refused(main, ["--ckpt", ckpt, "--data", tmp_path / "film"])
     Image.new("L", (96, 64), 7).save(camvid / "val/masks/0.png")
-    with pytest.raises(ValueError, match="val has class ids up to 7, train only up to 2; is --void 255"):
-        transfer(Config(ckpt=ckpt, data=str(camvid)))
+    assert "val has class ids up to 7, train only up to 2; is --void 255" in refused(
+        main, ["--ckpt", ckpt, "--data", camvid]
+    )

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from core.data.pairs import VOID, open_pairs, open_rgbd
+from core.data.pairs import VOID, open_clips, open_pairs, open_rgbd
 
 
 def write(root: Path, part: str, name: str, size: tuple[int, int], ids: np.ndarray | None = None) -> None:
@@ -127,3 +128,57 @@ def test_depth_that_cannot_be_meant_is_one_line(kitchen: Path):
     (kitchen / "intrinsics.txt").unlink()
     with pytest.raises(ValueError, match=r"cannot read .*intrinsics\.txt \(No such file"):
         open_rgbd(kitchen)
+
+
+def write_clips(root: Path, names: str, frames: int = 2) -> None:
+    for clip in names:
+        for i in range(frames):
+            for part in ("frames", "masks"):
+                (root / part / clip).mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (8, 6), (ord(clip), i, 0)).save(root / f"frames/{clip}/{i}.png")
+            mask = np.zeros((6, 8), np.uint8)
+            mask[i, :3] = (1, 7, 255)
+            Image.fromarray(mask).save(root / f"masks/{clip}/{i}.png")
+
+
+def test_clips_are_held_out_whole(tmp_path: Path):
+    write_clips(tmp_path, "abcdefgh")
+    train, val = (open_clips(str(tmp_path), part) for part in ("train", "val"))
+    held = sorted("abcdefgh", key=lambda name: hashlib.sha256(name.encode()).hexdigest())[:2]
+    assert val.clips == [clip for clip in sorted(held) for _ in range(2)]
+    assert train.clips == [clip for clip in "abcdefgh" if clip not in held for _ in range(2)]
+    for clips in (train, val):
+        assert clips.images[:, 0, 0, 0].tolist() == [ord(clip) for clip in clips.clips]
+        assert clips.images[:, 1, 0, 0].tolist() == [0, 1] * (len(clips) // 2)
+        assert clips.targets[1].nonzero().tolist() == [[1, 0], [1, 1], [1, 2]]
+        assert clips.targets.max() == 1  # 255 is foreground too
+        assert clips.classes == ["background", "foreground"]
+    write_clips(tmp_path / "two", "ab")
+    assert len(open_clips(str(tmp_path / "two"), "val")) == 2  # at least one
+
+
+def test_clips_that_do_not_match_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(ValueError, match=r"no folder .*frames: make frames/CLIP/ and masks/CLIP/"):
+        open_clips(str(tmp_path), "train")
+    write_clips(tmp_path, "a")
+    with pytest.raises(ValueError, match="1 clips are not enough"):
+        open_clips(str(tmp_path), "train")
+    write_clips(tmp_path, "bcd", 3)
+    (tmp_path / "frames/e").mkdir()
+    with pytest.raises(ValueError, match=r"1 clips are in only one of frames and masks \(the first: e\)"):
+        open_clips(str(tmp_path), "train")
+    (tmp_path / "frames/e").rmdir()
+    torn = tmp_path / "frames/b/0.png"
+    torn.write_bytes(torn.read_bytes()[:20])
+    for part in ("train", "val"):
+        clips = open_clips(str(tmp_path), part)
+        assert clips.clips.count("b") in (0, 2)
+    assert "skipped 1 of 3 pairs" in capsys.readouterr().err
+    Image.new("RGB", (8, 6)).save(tmp_path / "masks/b/1.png")
+    with pytest.raises(
+        ValueError, match=r"1\.png is no mask: it must have one channel, 0 = background, not mode"
+    ):
+        [open_clips(str(tmp_path), part) for part in ("train", "val")]
+    (tmp_path / "masks/b/1.png").unlink()
+    with pytest.raises(ValueError, match=r"1 files in frames/b and masks/b have no partner"):
+        [open_clips(str(tmp_path), part) for part in ("train", "val")]
