@@ -9,7 +9,7 @@ real = $(if $(REAL),--real "$(REAL)")
 ckpt = $(if $(CKPT),--ckpt "$(CKPT)")
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train-inpainting train-colorization train-superresolution train-splitbrain train-splitbrain-hha train-synthetic train-simclr train-moco train-byol train-cpc eval-inpainting eval-superresolution eval-domains eval-classification eval-segmentation mend colorize upscale surfaces scenes tensorboard test check format clean
+.PHONY: help setup train-inpainting train-colorization train-superresolution train-splitbrain train-splitbrain-hha train-synthetic train-simclr train-moco train-byol train-cpc train-supervised eval-inpainting eval-superresolution eval-domains eval-classification eval-segmentation eval-geometry eval-detection transfer export mend colorize upscale surfaces scenes tensorboard test check format clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1\t\2/' | awk -F'\t' '{printf "make %-21s %s\n", $$1, $$2}'
@@ -54,6 +54,9 @@ train-byol: $(READY)  ## train BYOL: DATA= ARGS= GPUS=
 train-cpc: $(READY)  ## train CPC: DATA= ARGS= GPUS=
 	@$(RUN) contrastive.cpc $(data) $(ARGS)
 
+train-supervised: $(READY)  ## the row to measure others against, from scratch on labels: DATA= folder with train/ and test/, or cifar10
+	@$(RUN) eval.supervised $(data) $(ARGS)
+
 eval-inpainting: $(READY)  ## quality of mended holes beside classical methods: CKPT= DATA=
 	@.venv/bin/python -m recon.quality $(ckpt) $(data) $(ARGS)
 
@@ -61,13 +64,25 @@ eval-superresolution: $(READY)  ## PSNR and SSIM of a folder's images beside bic
 	@.venv/bin/python -m recon.upscale_quality $(ckpt) $(data) $(ARGS)
 
 eval-domains: $(READY)  ## synthetic to real with and without its discriminator, three seeds each: REAL= DATA= ARGS=
-	@$(RUN) recon.domains $(data) $(real) $(ARGS)
+	@.venv/bin/python -m recon.domains $(data) $(real) $(ARGS)
 
 eval-classification: $(READY)  ## move a checkpoint's features to classification: DATA= folder with train/ and test/, or cifar10; CKPT=
 	@.venv/bin/python -m eval.classification $(ckpt) $(data) $(ARGS)
 
 eval-segmentation: $(READY)  ## move a checkpoint's features to segmentation, against random init: CKPT= DATA=
 	@.venv/bin/python -m eval.segmentation $(ckpt) $(data) $(ARGS)
+
+eval-geometry: $(READY)  ## move a checkpoint's features to depth and normals: DATA= folder with rgb/, depth/, intrinsics.txt; CKPT=
+	@.venv/bin/python -m eval.geometry $(ckpt) $(data) $(ARGS)
+
+eval-detection: $(READY)  ## move a checkpoint's features to Faster R-CNN: DATA= voc2007, a folder like it, scenes; CKPT=
+	@.venv/bin/python -m eval.detection $(ckpt) $(data) $(ARGS)
+
+transfer: $(READY)  ## every method under every task, one table: CKPT="a b" (default: the latest runs), ARGS="--classification ..."
+	@.venv/bin/python -m eval.transfer $(if $(CKPT),--ckpts $(CKPT)) $(ARGS)
+
+export: $(READY)  ## an encoder for other people's tools, safetensors and ONNX: CKPT= OUT=
+	@.venv/bin/python -m eval.export $(ckpt) $(if $(OUT),--out "$(OUT)") $(ARGS)
 
 mend: $(READY)  ## mend a photo or a folder: IN= MASK= (white = hole) OUT= CKPT=
 	@.venv/bin/python -m recon.mend $(if $(IN),--in "$(IN)") $(if $(MASK),--mask "$(MASK)") $(if $(OUT),--out "$(OUT)") $(ckpt) $(ARGS)

@@ -215,6 +215,11 @@ class Subject:
         return cast(T, self._kept[make])
 
 
+def named(data: str) -> str:
+    """What a person calls the data of ``--data``."""
+    return Path(data).expanduser().resolve().name
+
+
 class Task(ABC):
     """A data set and what is asked of features there. A subclass opens its data in its constructor, where a user's
     mistakes are a ValueError of one line."""

@@ -28,6 +28,7 @@ from eval.cells import (
     RunSettings,
     Subject,
     Task,
+    named,
     positive,
     saved_rows,
     settle_statistics,
@@ -84,7 +85,7 @@ class Classification(Task):
         else:
             self.split = open_labelled(data, size, cache_dir=settings.cache)
         self.several = data in MULTILABEL
-        self.name = Path(data).name if not self.several else f"what is in {data}"
+        self.name = named(data) if not self.several else f"what is in {data}"
         self.protocols = tuple(
             name
             for protocol in settings.classification_protocols
@@ -168,7 +169,7 @@ def run(config: Config) -> None:
     machine = Machine.of(config)
     size = config.size or checkpoint.load(file)["config"]["size"]
     task = Classification(config.data, size, config, machine)
-    folder = config.out or file.parent / f"classification-{Path(config.data).name}"
+    folder = config.out or file.parent / f"classification-{named(config.data)}"
     report.transfer(with_random(rows), [task], config.seeds, folder, machine, to_plain(config))
 
 

@@ -34,6 +34,7 @@ from eval.cells import (
     RunSettings,
     Subject,
     Task,
+    named,
     positive,
     saved_rows,
     settle_statistics,
@@ -365,8 +366,3 @@ def compare(config: Comparison, title: str, task: Callable[[Machine], DenseTask]
     return report.transfer(
         with_random(rows), [task(machine)], config.seeds, folder, machine, to_plain(config)
     )
-
-
-def named(data: str) -> str:
-    """What a person calls the data of ``--data``."""
-    return Path(data).expanduser().resolve().name

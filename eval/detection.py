@@ -38,6 +38,7 @@ from eval.cells import (
     RunSettings,
     Subject,
     Task,
+    named,
     positive,
     saved_rows,
     settle_statistics,
@@ -90,7 +91,7 @@ class Detection(Task):
         self.train, self.test = open_boxes(
             data, scenes=settings.detection_scenes, size=self.size, cache_dir=settings.cache
         )
-        self.name = f"boxes in {Path(data).name}"
+        self.name = f"boxes in {named(data)}"
         self.protocols = settings.detection_protocols
 
     def settings(self) -> Mapping[str, Any]:
@@ -283,7 +284,7 @@ def run(config: Config) -> None:
     file, rows = saved_rows(config.ckpt, config.roles)
     machine = Machine.of(config)
     task = Detection(config.data, config, machine)
-    folder = config.out or file.parent / f"detection-{Path(config.data).name}"
+    folder = config.out or file.parent / f"detection-{named(config.data)}"
     report.transfer(with_random(rows), [task], config.seeds, folder, machine, to_plain(config))
 
 

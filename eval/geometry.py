@@ -23,8 +23,8 @@ from torch.nn.functional import normalize
 from core.data.pairs import open_rgbd, open_scenes
 from core.hha import fit_normals
 from core.train.config import parse_command, user_errors
-from eval.cells import Cell, Machine, Results
-from eval.dense import TITLES, Comparison, DenseSettings, DenseTask, Labelled, compare, named
+from eval.cells import Cell, Machine, Results, named
+from eval.dense import TITLES, Comparison, DenseSettings, DenseTask, Labelled, compare
 
 SCENE_SIZE = 96
 DEPTH, NORMAL = slice(0, 1), slice(1, 4)  # of a target's planes

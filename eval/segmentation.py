@@ -20,8 +20,8 @@ from torchmetrics.functional.classification import multiclass_confusion_matrix
 from core.data.pairs import VOID, Pairs, open_clips, open_pairs
 from core.rng import generator
 from core.train.config import parse_command, user_errors
-from eval.cells import Cell, Machine, Results, spaced
-from eval.dense import TITLES, Comparison, DenseSettings, DenseTask, Labelled, compare, named
+from eval.cells import Cell, Machine, Results, named, spaced
+from eval.dense import TITLES, Comparison, DenseSettings, DenseTask, Labelled, compare
 
 FRAMES = 400  # of all training clips, at the most: neighbours are nearly alike
 

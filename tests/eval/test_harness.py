@@ -1,0 +1,108 @@
+"""The harness is proved before it is believed: a net that is known to be good, features that are known to be poor, and
+labels that mean nothing, on real data (KINTSUGI_DATA, with weights/ beside it)."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from core.data.images import Images
+from core.nets.pixels import Pixels
+from core.nets.published import load_published
+from core.rng import generator
+from eval.cells import Figure, Machine, Row, Subject, figures, run, with_random
+from eval.classification import Classification, ClassificationSettings
+from eval.dense import DenseSettings, Labelled
+from eval.segmentation import Segmentation
+
+pytestmark = [
+    pytest.mark.realdata,
+    pytest.mark.slow,
+    pytest.mark.skipif("KINTSUGI_DATA" not in os.environ, reason="KINTSUGI_DATA names no folder"),
+]
+DATA = Path(os.environ.get("KINTSUGI_DATA", ""))
+CPU = Machine(torch.device("cpu"), bf16=False)
+SETTINGS = ClassificationSettings(
+    classification_protocols=("knn", "linear"), numbers=1000, steps_linear=200, cache=None
+)
+
+
+@pytest.fixture(scope="module")
+def rows() -> list[Row]:
+    """SqueezeNet with ImageNet's labels, the same with random weights, pixels."""
+    spec, state = load_published("squeezenet1_0", DATA.parent / "weights/squeezenet1_0_imagenet.safetensors")
+    return [*with_random([Row("squeezenet", spec, state)]), Row("pixels", Pixels().plain(), {})]
+
+
+@pytest.fixture(scope="module")
+def caltech() -> Classification:
+    return Classification(str(DATA / "caltech101"), 64, SETTINGS, CPU)
+
+
+def test_a_good_net_is_far_above_random_weights_and_pixels_are_poor(
+    rows: list[Row], caltech: Classification, tmp_path: Path
+):
+    found = figures(run(rows, [caltech], 3, tmp_path, CPU), rows)
+    print(
+        {
+            row: {name: f"{figure.mean:.1f}" for (_, name), figure in line.items()}
+            for row, line in found.items()
+        }
+    )
+    for name, margin in (("kNN", 15), ("linear", 10)):
+        good = found["squeezenet"][caltech.name, name]
+        assert min(good.gains) > margin
+        assert won_on_all(good, found["pixels"][caltech.name, name], margin)
+    assert won_on_all(found[rows[1].name][caltech.name, "linear"], found["pixels"][caltech.name, "linear"], 5)
+
+
+def test_segmentation_knows_a_good_net_too(rows: list[Row], tmp_path: Path):
+    settings = DenseSettings(dense_protocols=("frozen",), steps_frozen=200)
+    task = Segmentation(str(DATA / "camvid"), settings, CPU, void=11)
+    found = figures(run(rows, [task], 3, tmp_path, CPU), rows)
+    print(
+        {
+            row: {name: f"{figure.mean:.1f}" for (_, name), figure in line.items()}
+            for row, line in found.items()
+        }
+    )
+    (column,) = found["squeezenet"]
+    assert min(found["squeezenet"][column].gains) > 5
+    assert won_on_all(found["squeezenet"][column], found["pixels"][column], 10)
+
+
+def test_labels_that_mean_nothing_give_chance(rows: list[Row], caltech: Classification):
+    """A tenth of the images, so that each class is as common in what is learnt as in what is tried."""
+    labels = caltech.split.train.labels
+    assert labels is not None
+    mixed = caltech.split.train.source.labels.clone()  # type: ignore[union-attr]
+    mixed[caltech.split.train.rows] = labels[torch.randperm(len(labels), generator=generator(1))]
+    shuffled = Classification.__new__(Classification)
+    shuffled.__dict__.update(caltech.__dict__)
+    source = replace(caltech.split.train.source, labels=mixed)
+    shuffled.split = replace(caltech.split, train=Images(source, caltech.split.train.rows))
+    cell = shuffled.cell(Subject(rows[0], 0, CPU), "linear", 0)
+    truth = caltech.split.heldout.labels
+    assert truth is not None
+    commonest = truth.bincount().amax().item() / len(truth)
+    assert cell.figures["linear"] < 1.2 * commonest
+
+
+def test_masks_of_other_images_give_no_more_than_their_mean(rows: list[Row]):
+    """What is where in every street is all that is left to learn; pixels learn as much."""
+    settings = DenseSettings(dense_protocols=("frozen",), steps_frozen=100)
+    task = Segmentation(str(DATA / "camvid"), settings, CPU, void=11)
+    true = task.cell(Subject(rows[0], 0, CPU), "frozen", 0)
+    order = torch.randperm(len(task.train), generator=generator(2))
+    task.train = Labelled(task.train.images, task.train.targets[order])
+    mixed = task.cell(Subject(rows[0], 0, CPU), "frozen", 0)
+    (good,), (chance,) = true.figures.values(), mixed.figures.values()
+    assert chance < 0.6 * good
+
+
+def won_on_all(better: Figure, worse: Figure, margin: float) -> bool:
+    return all(100 * (better.values[seed] - worse.values[seed]) > margin for seed in better.values)

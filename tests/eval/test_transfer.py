@@ -1,0 +1,163 @@
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import Refused
+from PIL import Image
+from safetensors.torch import save_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torchvision.models import resnet18
+
+from core.train import checkpoint
+from eval import transfer
+from eval.dense import DenseTask
+
+TINY = (
+    "--seeds 1 --device cpu --size 32 --numbers 200 --labels 0.2 --steps-linear 4 --steps-tuned 1 --batch-tuned 4 "
+    "--labelled-scenes 6 --steps-frozen 2 --steps-finetune 1 --batch-dense 2 --crop 64 --train-scenes 4"
+).split()
+
+
+@pytest.fixture
+def ckpts(trained: Path, tmp_path: Path) -> list[str]:
+    """An inpainter and a plain autoencoder."""
+    content = checkpoint.load(trained)
+    content["config"]["mask"] = "none"
+    plain = tmp_path / "plain.pt"
+    checkpoint.save(plain, {name: value for name, value in content.items() if name != "format"})
+    return [str(trained), str(plain)]
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> Path:
+    """One folder of each kind."""
+    rng = np.random.default_rng(0)
+
+    def draw(file: str, *shape: int, most: int = 255) -> None:
+        path = tmp_path / file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, most, shape, dtype=np.uint8)).save(path)
+
+    for i in range(3):
+        for part in ("train", "test"):
+            for name in ("a", "b"):
+                draw(f"classes/{part}/{name}/{i}.png", 48, 48, 3)
+        for clip in ("one", "two", "three"):
+            draw(f"clips/frames/{clip}/{i}.png", 64, 64, 3)
+            draw(f"clips/masks/{clip}/{i}.png", 64, 64, most=2)
+    return tmp_path
+
+
+def test_every_row_under_every_task(ckpts: list[str], folders: Path, capsys: pytest.CaptureFixture[str]):
+    out = folders / "report"
+    weights = folders / "theirs.safetensors"
+    torch.manual_seed(0)
+    save_file(resnet18().state_dict(), weights)
+    argv = [
+        "--ckpts", *ckpts, "--published", f"resnet18={weights}", "--classification", str(folders / "classes"),
+        "scenes", "--figure-ground", str(folders / "clips"), "--out", str(out), *TINY,
+    ]  # fmt: skip
+    transfer.main(argv)
+    said = capsys.readouterr().out
+    record = json.loads((out / "report.json").read_text())
+    rows = list(dict.fromkeys(cell["row"] for cell in record["cells"]))
+    assert rows == [
+        "inpainting", "random init (alexnet)", "autoencoder", "resnet18, theirs.safetensors",
+        "random init (resnet18, net 2)", "pixels",
+    ]  # fmt: skip
+    columns = {(cell["task"], name) for cell in record["cells"] for name in cell["figures"]}
+    assert {task for task, _ in columns} == {
+        "classes", "what is in scenes", "segmentation scenes", "geometry scenes", "figure-ground clips",
+    }  # fmt: skip
+    assert not any(cell["error"] for cell in record["cells"])
+    assert len(record["cells"]) == len(rows) * (4 + 3 + 2 + 2 + 2)
+    assert all(0 <= value <= 1 for cell in record["cells"] for value in cell["figures"].values())
+    text = (out / "report.md").read_text()
+    assert text in said
+    assert "| inpainting" in text
+    assert Image.open(out / "report.png").size[0] > 500
+    events = EventAccumulator(str(out))
+    events.Reload()
+    assert "report" in events.Tags()["images"]
+    assert "classes, kNN/pixels" in events.Tags()["scalars"]
+
+
+def test_a_failing_cell_does_not_end_the_run(
+    ckpts: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    argv = [
+        "--ckpts",
+        ckpts[0],
+        "--classification",
+        "--geometry",
+        "--no-pixels",
+        "--out",
+        str(tmp_path / "r"),
+        *TINY,
+    ]
+
+    def full(self: DenseTask, *rest: Any) -> None:
+        raise torch.cuda.OutOfMemoryError("out of memory")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(DenseTask, "_train_all", full)
+        transfer.main(argv)
+    said = capsys.readouterr().out
+    assert "fine-tuned" not in said
+    assert "- segmentation scenes, inpainting, finetune, seed 0: OutOfMemoryError: out of memory" in said
+    transfer.main(argv)  # only what failed is run again
+    said = capsys.readouterr().out
+    assert said.count("seed 0: fine-tuned") == 2
+    assert "seed 0: frozen" not in said
+
+
+def test_missing_methods_are_trained_on_request(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trained: Path, capsys: pytest.CaptureFixture[str]
+):
+    started: list[list[str]] = []
+
+    def train(command: list[str], check: bool) -> subprocess.CompletedProcess[bytes]:
+        """Only the colorizer can be trained here."""
+        started.append(command)
+        if "recon.colorization" not in command:
+            return subprocess.CompletedProcess(command, 1)
+        folder = tmp_path / "runs/colorization/latest"
+        folder.mkdir(parents=True)
+        (folder / "step-00000001.pt").write_bytes(trained.read_bytes())
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(subprocess, "run", train)
+    config = transfer.Config(runs=tmp_path / "runs", train="demo", train_data="photos")
+    assert [name for name, _ in transfer._latest(config)] == [""]
+    assert len(started) == len(transfer.METHODS)
+    assert started[0][1:] == [
+        "-m", "recon.inpainting", "--preset", "demo", "--runs", str(tmp_path / "runs"), "--data", "photos",
+    ]  # fmt: skip
+    assert "warning: byol could not be trained; its row is left out" in capsys.readouterr().err
+
+
+def test_every_method_is_known_by_the_name_of_its_runs():
+    from importlib import import_module
+
+    from core.train.method import Method
+
+    for name, module in transfer.METHODS.items():
+        methods = [value for value in vars(import_module(module)).values() if isinstance(value, type)]
+        assert name in [kind.name for kind in methods if issubclass(kind, Method) and hasattr(kind, "name")]
+
+
+def test_bad_input_is_one_line(refused: Refused, ckpts: list[str], tmp_path: Path):
+    assert "let them all be trained with --train demo" in refused(transfer.main, [])
+    twice = ["--ckpts", ckpts[0], ckpts[0], *TINY]
+    assert "two rows are called inpainting: name them" in refused(transfer.main, twice)
+    named = ["--ckpts", f"one={ckpts[0]}", f"two={ckpts[0]}", "--segmentation", tmp_path / "none", *TINY]
+    assert "no folder" in refused(transfer.main, named)
+    assert "write ARCHITECTURE=FILE" in refused(
+        transfer.main, ["--ckpts", ckpts[0], "--published", "weights.pth"]
+    )
