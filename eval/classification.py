@@ -20,25 +20,24 @@ from core.data.images import Split, open_labelled
 from core.data.multilabel import MULTILABEL, open_multilabel
 from core.nets.encoder import Encoder
 from core.train import checkpoint
-from core.train.config import parse_command, to_plain, user_errors
-from eval import report
+from core.train.config import parse_command, user_errors
 from eval.cells import (
     Cell,
     Machine,
+    Results,
     RunSettings,
     Subject,
     Task,
     named,
     positive,
-    saved_rows,
     settle_statistics,
     spaced,
-    with_random,
 )
 from eval.features import Features, extract, squares
 from eval.finetune import finetune
 from eval.knn import vote
 from eval.linear import probe, some_of_each
+from eval.report import Comparison, compare
 
 Protocol = Literal["knn", "linear", "few", "finetune"]
 
@@ -148,29 +147,21 @@ def percent(part: float) -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(ClassificationSettings):
+class Config(ClassificationSettings, Comparison):
     """Transfer of a checkpoint's encoders to classification, against random init."""
 
-    data: str
+    data: str = "scenes"
     """A folder with train/ and test/ of class folders, cifar10, stl10 or imagenet:PATH; scenes, voc2007."""
-    ckpt: Path = Path("runs/simclr/latest")
-    """A run's folder or a checkpoint."""
     size: int = 0
     """Side of the central squares that are seen, px; 0 = that of pre-training's crops."""
-    roles: tuple[str, ...] = ()
-    """Which encoders: generator, discriminator, encoder; default all that the checkpoint has."""
-    out: Path | None = None
-    """Folder for the results; default: classification-DATA in the run's folder."""
 
 
-def run(config: Config) -> None:
-    """All cells; prints the table and writes it into the run's folder, as ``eval.report`` does."""
-    file, rows = saved_rows(config.ckpt, config.roles)
-    machine = Machine.of(config)
-    size = config.size or checkpoint.load(file)["config"]["size"]
-    task = Classification(config.data, size, config, machine)
-    folder = config.out or file.parent / f"classification-{named(config.data)}"
-    report.transfer(with_random(rows), [task], config.seeds, folder, machine, to_plain(config))
+def run(config: Config) -> Results:
+    def task(machine: Machine, file: Path) -> Task:
+        size = config.size or checkpoint.load(file)["config"]["size"]
+        return Classification(config.data, size, config, machine)
+
+    return compare(config, "classification", task)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

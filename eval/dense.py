@@ -14,7 +14,6 @@ import hashlib
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -25,22 +24,16 @@ from tqdm import tqdm
 from core.nets.encoder import Encoder
 from core.rng import generator, mixed
 from core.sheet import sheet
-from core.train.config import to_plain
-from eval import report
 from eval.cells import (
     Cell,
     Machine,
-    Results,
     RunSettings,
     Subject,
     Task,
-    named,
     positive,
-    saved_rows,
     settle_statistics,
     spaced,
     warmed,
-    with_random,
 )
 
 Protocol = Literal["frozen", "finetune"]
@@ -341,28 +334,3 @@ def _descend(part: nn.Module, loss: Callable[[int], Tensor], steps: int, lr: flo
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         schedule.step()
-
-
-# --- the commands ---------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, kw_only=True)
-class Comparison(DenseSettings):
-    ckpt: Path = Path("runs/inpainting/latest")
-    """A run's folder or a checkpoint."""
-    data: str = "scenes"
-    roles: tuple[str, ...] = ()
-    """Which encoders: generator, discriminator, encoder; default all that the checkpoint has."""
-    out: Path | None = None
-    """Folder for the results; default: TASK-DATA in the run's folder."""
-
-
-def compare(config: Comparison, title: str, task: Callable[[Machine], DenseTask]) -> Results:
-    """All cells of a checkpoint's encoders beside random weights of the same networks; prints the table and writes it
-    into the run's folder, as ``eval.report`` does."""
-    file, rows = saved_rows(config.ckpt, config.roles)
-    machine = Machine.of(config)
-    folder = config.out or file.parent / f"{title}-{named(config.data)}"
-    return report.transfer(
-        with_random(rows), [task(machine)], config.seeds, folder, machine, to_plain(config)
-    )

@@ -14,7 +14,6 @@ from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -30,22 +29,21 @@ from tqdm import tqdm
 from core.data.boxes import Boxed, Things, open_boxes
 from core.nets.encoder import Encoder
 from core.rng import generator, mixed
-from core.train.config import parse_command, to_plain, user_errors
-from eval import report
+from core.train.config import parse_command, user_errors
 from eval.cells import (
     Cell,
     Machine,
+    Results,
     RunSettings,
     Subject,
     Task,
     named,
     positive,
-    saved_rows,
     settle_statistics,
     spaced,
     warmed,
-    with_random,
 )
+from eval.report import Comparison, compare
 
 Protocol = Literal["frozen", "finetune"]
 STRIDES = (4, 8, 16, 32)
@@ -266,26 +264,15 @@ def average_precision(found: Sequence[Mapping[str, Tensor]], truth: Boxed) -> tu
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(DetectionSettings):
+class Config(DetectionSettings, Comparison):
     """Transfer of a checkpoint's encoders to detection, against random init."""
 
     data: str = "scenes"
     """scenes, voc2007, or a folder with JPEGImages/, Annotations/ and ImageSets/Main/{trainval,test}.txt."""
-    ckpt: Path = Path("runs/inpainting/latest")
-    """A run's folder or a checkpoint."""
-    roles: tuple[str, ...] = ()
-    """Which encoders: generator, discriminator, encoder; default all that the checkpoint has."""
-    out: Path | None = None
-    """Folder for the results; default: detection-DATA in the run's folder."""
 
 
-def run(config: Config) -> None:
-    """All cells; prints the table and writes it into the run's folder, as ``eval.report`` does."""
-    file, rows = saved_rows(config.ckpt, config.roles)
-    machine = Machine.of(config)
-    task = Detection(config.data, config, machine)
-    folder = config.out or file.parent / f"detection-{named(config.data)}"
-    report.transfer(with_random(rows), [task], config.seeds, folder, machine, to_plain(config))
+def run(config: Config) -> Results:
+    return compare(config, "detection", lambda machine, file: Detection(config.data, config, machine))
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -24,7 +24,8 @@ from core.data.pairs import open_rgbd, open_scenes
 from core.hha import fit_normals
 from core.train.config import parse_command, user_errors
 from eval.cells import Cell, Machine, Results, named
-from eval.dense import TITLES, Comparison, DenseSettings, DenseTask, Labelled, compare
+from eval.dense import TITLES, DenseSettings, DenseTask, Labelled
+from eval.report import Comparison, compare
 
 SCENE_SIZE = 96
 DEPTH, NORMAL = slice(0, 1), slice(1, 4)  # of a target's planes
@@ -193,7 +194,7 @@ def errors(prediction: Tensor, targets: Tensor) -> tuple[dict[str, float], dict[
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(Comparison):
+class Config(DenseSettings, Comparison):
     """Transfer of a checkpoint's encoders to depth and normals, against random init."""
 
     data: str = "scenes"
@@ -201,7 +202,7 @@ class Config(Comparison):
 
 
 def run(config: Config) -> Results:
-    return compare(config, "geometry", lambda machine: Geometry(config.data, config, machine))
+    return compare(config, "geometry", lambda machine, file: Geometry(config.data, config, machine))
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -6,8 +6,8 @@ import json
 import shlex
 import sys
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,48 @@ from torch.utils.flop_counter import FlopCounterMode
 from torch.utils.tensorboard import SummaryWriter
 
 from core import table
-from eval.cells import Cell, Column, Figure, Machine, Place, Results, Row, Task, figures, run
+from core.train.config import to_plain
+from eval.cells import (
+    Cell,
+    Column,
+    Figure,
+    Machine,
+    Place,
+    Results,
+    Row,
+    RunSettings,
+    Task,
+    figures,
+    named,
+    run,
+    saved_rows,
+    with_random,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison(RunSettings):
+    """What the commands are told that move one checkpoint to one task."""
+
+    ckpt: Path = Path("runs/inpainting/latest")
+    """A run's folder or a checkpoint."""
+    data: str = "scenes"
+    roles: tuple[str, ...] = ()
+    """Which encoders: generator, discriminator, encoder; default all that the checkpoint has."""
+    out: Path | None = None
+    """Folder for the results; default: TASK-DATA in the run's folder."""
+
+
+def compare(config: Comparison, title: str, task: Callable[[Machine, Path], Task]) -> Results:
+    """All cells of a checkpoint's encoders beside random weights of the same networks, reported as by ``transfer``.
+
+    ``task(machine, file)`` opens the data; file: the checkpoint's.
+    """
+    file, rows = saved_rows(config.ckpt, config.roles)
+    machine = Machine.of(config)
+    folder = config.out or file.parent / f"{title}-{named(config.data)}"
+    tasks = [task(machine, file)]
+    return transfer(with_random(rows), tasks, config.seeds, folder, machine, to_plain(config))
 
 
 def transfer(

@@ -21,7 +21,8 @@ from core.data.pairs import VOID, Pairs, open_clips, open_pairs
 from core.rng import generator
 from core.train.config import parse_command, user_errors
 from eval.cells import Cell, Machine, Results, named, spaced
-from eval.dense import TITLES, Comparison, DenseSettings, DenseTask, Labelled, compare
+from eval.dense import TITLES, DenseSettings, DenseTask, Labelled
+from eval.report import Comparison, compare
 
 FRAMES = 400  # of all training clips, at the most: neighbours are nearly alike
 
@@ -124,7 +125,7 @@ def region_similarity(prediction: Tensor, target: Tensor, clips: Sequence[str]) 
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(Comparison):
+class Config(DenseSettings, Comparison):
     """Transfer of a checkpoint's encoders to segmentation, against random init."""
 
     data: str = "scenes"
@@ -134,7 +135,7 @@ class Config(Comparison):
 
 
 def run(config: Config) -> Results:
-    def task(machine: Machine) -> DenseTask:
+    def task(machine: Machine, file: Path) -> DenseTask:
         if (Path(config.data).expanduser() / "frames").is_dir():
             return FigureGround(config.data, config, machine)
         return Segmentation(config.data, config, machine, config.void)
