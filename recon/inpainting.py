@@ -324,25 +324,28 @@ class Inpainting(Gan):
             return net(image, mask).float()
 
     def show(self, batch: Batch) -> dict[str, Tensor]:
-        """Columns: input | hole (what is painted into it) | mended | truth. The same images and holes at every call."""
+        """Columns: input | hole (what is painted into it) | mended | truth; of the autoencoder truth | painted. The same
+        images and holes at every call."""
         truth = self.centered(batch)
         mask = self.holes(len(truth), self.config.seed)
         painted = self.paint(truth, mask)
         if self.config.mask == "none":
-            columns = [truth, painted]
-        else:
-            grey = torch.full_like(truth, 0.5)
-            columns = [mend(self.generator.mean_colour.expand_as(truth), truth, mask), mend(painted, grey, mask),
-                       mend(painted, truth, mask), truth]  # fmt: skip
+            return {"truth | painted": sheet([truth, painted], zoom=2)}
+        grey = torch.full_like(truth, 0.5)
+        columns = [mend(self.generator.mean_colour.expand_as(truth), truth, mask), mend(painted, grey, mask),
+                   mend(painted, truth, mask), truth]  # fmt: skip
         return {"input | hole | mended | truth": sheet(columns, zoom=2)}
 
     def evaluate(self, batches: Iterable[Batch]) -> dict[str, float]:
-        """Means over held-out images of what stands in the holes (``recon.quality``); holes as in ``show``."""
+        """Means over held-out images of what stands in the holes (``recon.quality``), drawn as in ``show``; of the
+        autoencoder, which has none, over whole images."""
         figures = HoleQuality(self.lpips)
         for first, batch in enumerate(batches):
             truth = self.centered(batch)
             mask = self.holes(len(truth), self.config.seed, first)
-            figures.add(mend(self.paint(truth, mask), truth, mask), truth, mask)
+            painted = self.paint(truth, mask)
+            where = torch.ones_like(mask) if self.config.mask == "none" else mask
+            figures.add(mend(painted, truth, where), truth, where)
         return figures.means()
 
     def centered(self, batch: Batch) -> Tensor:

@@ -129,6 +129,10 @@ def test_without_a_hole_it_is_an_autoencoder():
     scalars = trained.update(BATCH, 0)
     torch.testing.assert_close(scalars["loss/reconstruction"], loss)
     assert set(trained.networks) == {"generator", "average"}
+    assert list(trained.show(BATCH)) == ["truth | painted"]
+    image = trained.centered(BATCH)
+    error = (trained.paint(image, torch.zeros(2, 1, 64, 64)) - image).abs().mean().item()
+    assert trained.evaluate([BATCH])["l1"] == pytest.approx(100 * error, rel=1e-4)  # of whole images
 
 
 def test_each_image_and_each_step_has_its_own_hole():
