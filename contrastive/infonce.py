@@ -36,7 +36,9 @@ def retrieval(logits: Tensor, positive: Tensor, temperature: float) -> dict[str,
     return {
         "contrast/accuracy": (logits.argmax(1) == positive).float().mean(),
         "similarity/positive": temperature * chosen.mean(),
-        "similarity/negative": temperature * others.masked_fill(~candidates, 0).sum() / candidates.sum(),
+        "similarity/negative": temperature
+        * others.masked_fill(~candidates, 0).sum()
+        / candidates.sum().clamp(min=1),
     }
 
 

@@ -64,9 +64,8 @@ class Config(ViewsConfig):
 def demo() -> Config:
     """Minutes on two CPU cores, built-in scenes."""
     return Config(
-        preset="demo", scenes=2048, short_side=80, steps=400, batch=64, queue=1024, momentum=0.99, lr=0.12,
-        smallest_crop=0.2,
-        show_every=150, eval_every=100, save_every=100,
+        preset="demo", scenes=2048, short_side=80, steps=400, batch=64, queue=1024, momentum=0.98, lr=0.48,
+        temperature=0.1, smallest_crop=0.2, show_every=150, eval_every=100, save_every=100,
     )  # fmt: skip
 
 
@@ -138,7 +137,7 @@ class MoCo(ViewsMethod):
             query = normalize(query.float(), dim=1)  # (n,D)
             key = self.key(key_view, 2 * step + number)  # (n,D)
             positive = (query * key).sum(1, keepdim=True)  # (n,1)
-            logits = torch.cat([positive, query @ self.queue.keys.T], dim=1) / self.temperature
+            logits = torch.cat([positive, self.queue.similarities(query)], dim=1) / self.temperature
             zero = torch.zeros(len(logits), dtype=torch.int64, device=logits.device)
             losses.append(info_nce(logits, zero))
             pushed.append(self.world.gather(key))

@@ -32,15 +32,24 @@ def rising(base: float, step: int, steps: int) -> float:
 
 
 class Queue(nn.Module):
-    """The last ``length`` keys, unit vectors (length,D): a ring written in place; a checkpoint holds it whole."""
+    """The last ``length`` keys, unit vectors (length,D): a ring written in place; a checkpoint holds it whole.
+
+    Places that no key was written to are no candidates. (The authors fill them with random vectors, to which the quickest
+    answer is a collapse: all images being told from noise by one and the same embedding. Long runs recover from it.)
+    """
 
     keys: Tensor
     written: Tensor
 
     def __init__(self, length: int, dim: int) -> None:
         super().__init__()
-        self.register_buffer("keys", nn.functional.normalize(torch.randn(length, dim), dim=1))
+        self.register_buffer("keys", torch.zeros(length, dim))
         self.register_buffer("written", torch.zeros((), dtype=torch.int64))
+
+    def similarities(self, query: Tensor) -> Tensor:
+        """Of queries (N,D) with all keys, (N,length); -inf where there is none yet."""
+        empty = torch.arange(len(self.keys), device=query.device) >= self.written
+        return (query @ self.keys.T).masked_fill(empty, -torch.inf)
 
     @torch.no_grad()
     def push(self, keys: Tensor) -> None:

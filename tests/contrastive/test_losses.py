@@ -85,6 +85,20 @@ def test_leave_one_out_equals_nested_loops():
     assert leave_one_out(features, labels, neighbours=7) == pytest.approx(right / 30)
 
 
+def test_places_without_a_key_are_no_candidates():
+    queue, query = Queue(5, 4), random(2, 4, seed=1)
+    assert queue.similarities(query).tolist() == [[-torch.inf] * 5] * 2
+    for count in (2, 4, 5, 5):  # the third push fills it, the fourth begins anew
+        queue.push(random(2, 4, seed=count))
+        found = queue.similarities(query)
+        for q, row in zip(query, found, strict=True):
+            assert row[:count].tolist() == pytest.approx([float(q @ k) for k in queue.keys[:count]], abs=1e-6)
+        assert (found[:, count:] == -torch.inf).all()
+    logits = torch.cat([torch.ones(2, 1), Queue(5, 4).similarities(query)], 1)
+    said = retrieval(logits, torch.zeros(2, dtype=torch.int64), 1.0)
+    assert all(value.isfinite() for value in said.values())
+
+
 def test_the_queue_is_a_ring():
     queue, shadow = Queue(7, 3), []
     for i in range(6):
