@@ -34,8 +34,8 @@ def rising(base: float, step: int, steps: int) -> float:
 class Queue(nn.Module):
     """The last ``length`` keys, unit vectors (length,D): a ring written in place; a checkpoint holds it whole.
 
-    Places that no key was written to are no candidates. (The authors fill them with random vectors, to which the quickest
-    answer is a collapse: all images being told from noise by one and the same embedding. Long runs recover from it.)
+    Places that no key was written to are no candidates. (The authors fill them with random vectors, to which the
+    quickest answer is a collapse: one and the same embedding tells all images from noise. Long runs recover from it.)
     """
 
     keys: Tensor
