@@ -324,8 +324,10 @@ class Inpainting(Gan):
             return net(image, mask).float()
 
     def show(self, batch: Batch) -> dict[str, Tensor]:
-        """Columns: input | hole (what is painted into it) | mended | truth; of the autoencoder truth | painted. The same
-        images and holes at every call."""
+        """Columns: input | hole (what is painted into it) | mended | truth; of the autoencoder truth | painted.
+
+        The same images and holes at every call.
+        """
         truth = self.centered(batch)
         mask = self.holes(len(truth), self.config.seed)
         painted = self.paint(truth, mask)
