@@ -62,9 +62,10 @@ class Config(ViewsConfig):
 
 
 def demo() -> Config:
-    """Minutes on two CPU cores, built-in scenes."""
+    """Minutes on two CPU cores, built-in scenes. A short queue and a slow network of keys: where keys change quickly,
+    a query tells them by their age."""
     return Config(
-        preset="demo", scenes=2048, short_side=80, steps=400, batch=64, queue=1024, momentum=0.98, lr=0.48,
+        preset="demo", scenes=2048, short_side=80, steps=400, batch=64, queue=512, momentum=0.996, lr=0.24,
         temperature=0.1, smallest_crop=0.2, show_every=150, eval_every=100, save_every=100,
     )  # fmt: skip
 
