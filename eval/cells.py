@@ -143,15 +143,18 @@ def with_random(rows: Sequence[Row]) -> list[Row]:
     for row in rows:
         known = json.dumps(row.spec, sort_keys=True)
         fresh = known not in bases
-        base = bases.setdefault(known, f"random init ({_network(row.spec, len(bases))})")
-        result.append(Row(row.name, row.spec, row.state, base, row.seen))
         if fresh:
-            result.append(Row(base, row.spec))
+            called = f"random init ({_network(row.spec)})"
+            alike = sum(base.startswith(called[:-1]) for base in bases.values())
+            bases[known] = called if called not in bases.values() else f"{called[:-1]}, net {alike + 1})"
+        result.append(Row(row.name, row.spec, row.state, bases[known], row.seen))
+        if fresh:
+            result.append(Row(bases[known], row.spec))
     return result
 
 
-def _network(spec: Mapping[str, Any], number: int) -> str:
-    """What a person calls the network of a spec; numbered where that does not tell it from another."""
+def _network(spec: Mapping[str, Any]) -> str:
+    """What a person calls the network of a spec."""
     if spec.get("kind") == "joined":
         return "two halves"
     inner = spec.get("backbone", spec)
@@ -159,7 +162,7 @@ def _network(spec: Mapping[str, Any], number: int) -> str:
     parts += [str(spec["planes"])] if "planes" in spec else []
     parts += ["32-px stem"] if inner.get("stem") == "small" else []
     parts += [f"{inner['norm']} norm"] if inner.get("norm", "batch") != "batch" else []
-    return ", ".join(parts) if number == 0 else f"{', '.join(parts)}, net {number + 1}"
+    return ", ".join(parts)
 
 
 @torch.no_grad()

@@ -55,9 +55,11 @@ def rows() -> list[Row]:
 def test_rows_of_one_network_share_random_weights(rows: list[Row]):
     assert [row.name for row in rows] == ["one", "random init (alexnet)", "two"]
     assert [row.base for row in rows] == ["random init (alexnet)", None, "random init (alexnet)"]
-    other = Row("three", Backbone("dcgan").plain(), {})
-    assert [row.name for row in with_random([rows[0], other])][1::2] == [
-        "random init (alexnet)", "random init (dcgan, net 2)",
+    others = [
+        Row(str(i), Backbone("dcgan", width=width).plain(), {}) for i, width in enumerate((1, 0.5, 0.25))
+    ]
+    assert [row.name for row in with_random(others)][1::2] == [
+        "random init (dcgan)", "random init (dcgan, net 2)", "random init (dcgan, net 3)",
     ]  # fmt: skip
 
 
