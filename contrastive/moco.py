@@ -66,7 +66,7 @@ def demo() -> Config:
     a query tells them by their age."""
     return Config(
         preset="demo", scenes=2048, short_side=80, steps=400, batch=64, queue=512, momentum=0.996, lr=0.24,
-        temperature=0.1, smallest_crop=0.2, show_every=150, eval_every=100, save_every=100,
+        smallest_crop=0.2, show_every=150, eval_every=100, save_every=100,
     )  # fmt: skip
 
 

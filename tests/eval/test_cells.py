@@ -12,7 +12,7 @@ from torch import Tensor
 from core.nets.backbones import Backbone
 from core.nets.encoder import Encoder
 from core.nets.pixels import Pixels
-from eval.cells import Cell, Machine, Place, Row, Store, Subject, Task, figures, run, with_random
+from eval.cells import Cell, Machine, Place, Row, Store, Subject, Task, figures, named, run, with_random
 
 CPU = Machine(torch.device("cpu"), bf16=False)
 
@@ -135,3 +135,10 @@ def test_pixels_are_an_encoder():
     assert torch.allclose(encoder.vector(maps), whole.flatten(1))
     assert encoder(torch.rand(1, 3, 33, 37))[8].shape == (1, 192, 5, 5)
     assert json.dumps(Pixels().plain()) == '{"kind": "pixels"}'
+
+
+def test_data_are_named_by_their_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    assert named("scenes") == "scenes"
+    monkeypatch.chdir(tmp_path)
+    assert named(".") == tmp_path.name
+    assert named(f"{tmp_path}/") == tmp_path.name

@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import torch
 from torch import Tensor, nn
@@ -180,10 +178,3 @@ def test_settings_that_cannot_be_are_one_line():
         DenseSettings(steps_finetune=0)
     with pytest.raises(ValueError, match="--seeds must be at least 1"):
         DenseSettings(seeds=0)
-
-
-def test_data_are_named_by_their_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    assert dense.named("scenes") == "scenes"
-    monkeypatch.chdir(tmp_path)
-    assert dense.named(".") == tmp_path.name
-    assert dense.named(f"{tmp_path}/") == tmp_path.name

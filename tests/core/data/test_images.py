@@ -536,7 +536,7 @@ def test_voc2012_is_unpacked_only_where_images_are_missing(kept: Path, monkeypat
     downloads: list[str] = []
 
     class Voc:
-        def __init__(self, root: Path, image_set: str, download: bool) -> None:
+        def __init__(self, root: Path, year: str, image_set: str, download: bool) -> None:
             folder = root / "JPEGImages"
             self.images = [str(folder / f"{image_set}{i}.jpg") for i in range(4)]
             if download:
