@@ -6,7 +6,7 @@ import json
 import shlex
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -103,7 +103,7 @@ def transfer(
                 writer.add_image(f"{task.name}/{title}", picture)
         text = write()
         writer.add_text("report", text)
-        drawn = plot(figures(results, rows), folder / "report.png")
+        drawn = plot(figures(results, rows), {row.base for row in rows}, folder / "report.png")
         if drawn is not None:
             writer.add_image("report", drawn, dataformats="HWC")
     print(text)
@@ -153,8 +153,12 @@ def cost(row: Row, size: int = 64) -> dict[str, float | str]:
     }
 
 
-def plot(found: Mapping[str, Mapping[Column, Figure]], file: Path) -> np.ndarray | None:
-    """A panel for each column: a bar and its deviation for each row, a line where random weights of its network are.
+def plot(
+    found: Mapping[str, Mapping[Column, Figure]], bases: Collection[str | None], file: Path
+) -> np.ndarray | None:
+    """A panel for each column: a bar and its deviation for each row but the ``bases``, those of random weights, which
+    are a line across the bars of their networks.
+
     Written as PNG and returned, uint8 (H,W,4); None where there is nothing to draw."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # slow to import, and needed once
     from matplotlib.figure import Figure as Canvas
@@ -162,12 +166,12 @@ def plot(found: Mapping[str, Mapping[Column, Figure]], file: Path) -> np.ndarray
     columns = list(dict.fromkeys(column for line in found.values() for column in line))
     if not columns:
         return None
-    rows = [name for name, line in found.items() if line][::-1]
+    rows = [name for name, line in found.items() if line and name not in bases][::-1]
     across = min(3, len(columns))
     down = -(-len(columns) // across)
     canvas = Canvas(figsize=(5 * across + 2, down * (0.8 + 0.26 * len(rows))), layout="constrained")
     drawn = FigureCanvasAgg(canvas)
-    panels = canvas.subplots(down, across, squeeze=False, sharey=True).flat
+    panels = list(canvas.subplots(down, across, squeeze=False, sharey=True).flat)
     for panel, (task, name) in zip(panels, columns, strict=False):
         for place, row in enumerate(rows):
             figure = found[row].get((task, name))
@@ -181,7 +185,7 @@ def plot(found: Mapping[str, Mapping[Column, Figure]], file: Path) -> np.ndarray
         panel.set_title(f"{task}: {name}, %", fontsize=9)
         panel.set_yticks(range(len(rows)), rows, fontsize=8)
         panel.tick_params(axis="x", labelsize=8)
-    for panel in list(panels):
+    for panel in panels[len(columns) :]:
         panel.set_visible(False)
     canvas.suptitle("bar: mean over seeds and deviation; red: random weights of the same network", fontsize=9)
     canvas.set_dpi(90)
