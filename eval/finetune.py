@@ -10,6 +10,7 @@ from core.data import views
 from core.data.images import Images
 from core.nets.encoder import Encoder
 from core.rng import generator, mixed
+from core.train.optim import set_rate
 from eval.cells import Machine, warmed
 from eval.features import squares
 from eval.linear import loss, score
@@ -46,8 +47,7 @@ def finetune(
         found = {name: value.to(machine.device) for name, value in train.batch(rows).items()}
         image = views.random_crops(found, size, batch, slice(batch), random)
         loss(logits(image), found["label"]).backward()
-        for group in optimizer.param_groups:
-            group["lr"] = lr * warmed(step, steps)
+        set_rate(optimizer, lr * warmed(step, steps))
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
     net.eval()

@@ -67,8 +67,8 @@ def objects(annotation: Path) -> Tensor:
     own protocol)."""
     labels = torch.zeros(len(VOC_CLASSES) - 1, dtype=torch.int64)
     for thing in ET.parse(annotation).iterfind("object"):
-        name = _VOC_NAMES.get(name := thing.findtext("name", ""), name)
-        number = VOC_CLASSES.index(name) - 1
+        name = thing.findtext("name", "")
+        number = VOC_CLASSES.index(_VOC_NAMES.get(name, name)) - 1
         if thing.findtext("difficult") == "1":
             labels[number] = 1 if labels[number] == 1 else -1
         else:

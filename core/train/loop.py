@@ -215,9 +215,8 @@ class _Loop:
             "method": self.method.name, "config": to_plain(self.config), "step": done, "score": self.best,
             "state": self.method.state_dict(), "encoders": encoders,
         })  # fmt: skip
-        if (
-            not self.config.out
-        ):  # only now: a run that failed before its first checkpoint must not hide the one before
+        if not self.config.out:
+            # Only now: a run that failed before its first checkpoint must not hide the one before.
             _point_latest(self.folder)
 
     def _read_pending(self) -> None:

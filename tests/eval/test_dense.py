@@ -2,11 +2,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from knowing import Pooled
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d
 
 from core.nets.backbones import Backbone
-from core.nets.encoder import Encoder
 from eval import dense
 from eval.cells import Cell, Machine, Row, Subject
 from eval.dense import FCN, DenseSettings, DenseTask, Labelled, enlarged
@@ -14,18 +14,6 @@ from eval.dense import FCN, DenseSettings, DenseTask, Labelled, enlarged
 CPU = Machine(torch.device("cpu"), bf16=False)
 ALEXNET = Row("alexnet", Backbone("alexnet").plain())
 TINY = DenseSettings(steps_frozen=3, steps_finetune=2, batch_dense=2, crop=48)
-
-
-class Pooled(Encoder):
-    """The image itself, made small."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.channels = {8: 3}
-        self.spec = Backbone()
-
-    def forward(self, image: Tensor) -> dict[int, Tensor]:
-        return {8: avg_pool2d(image, 8)}
 
 
 def blocks(count: int, seed: int) -> Tensor:

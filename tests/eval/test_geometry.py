@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import torch
 from conftest import Refused, Run, refusal
+from knowing import Knowing
 from PIL import Image
 from torch import Tensor, nn
 
 from core.nets.backbones import Backbone
-from core.nets.encoder import Encoder
 from core.train import checkpoint
-from eval.cells import Machine, Row, Subject
+from eval.cells import Machine, Row
 from eval.dense import DenseSettings
 from eval.geometry import (
     Geometry,
@@ -32,23 +32,6 @@ CPU = Machine(torch.device("cpu"), bf16=False)
 ALEXNET = Row("alexnet", Backbone("alexnet").plain())
 HEIGHT, WIDTH = 64, 80
 FOCAL, MIDDLE = 70.0, (39.5, 31.5)
-
-
-class Knowing(Subject):
-    """Features that are the pooled colours themselves."""
-
-    def encoder(self) -> Encoder:
-        return Pooled()
-
-
-class Pooled(Encoder):
-    def __init__(self) -> None:
-        super().__init__()
-        self.channels = {8: 3}
-        self.spec = Backbone()
-
-    def forward(self, image: Tensor) -> dict[int, Tensor]:
-        return {8: nn.functional.avg_pool2d(image, 8)}
 
 
 def plane(normal: np.ndarray, distance: float) -> np.ndarray:

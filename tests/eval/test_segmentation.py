@@ -7,14 +7,13 @@ import numpy as np
 import pytest
 import torch
 from conftest import Refused, Run, refusal
+from knowing import Knowing
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from torch import Tensor, nn
 
 from core.data.pairs import VOID
 from core.nets.backbones import Backbone
 from core.nets.discriminators import DiscriminatorSpec
-from core.nets.encoder import Encoder
 from core.train import checkpoint
 from eval.cells import Machine, Row, Subject
 from eval.dense import DenseSettings
@@ -22,23 +21,6 @@ from eval.segmentation import FigureGround, Segmentation, main, mean_iou, pixel_
 
 CPU = Machine(torch.device("cpu"), bf16=False)
 ALEXNET = Row("alexnet", Backbone("alexnet").plain())
-
-
-class Knowing(Encoder):
-    """Features that are the pooled colours themselves."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.channels = {8: 3}
-        self.spec = Backbone()
-
-    def forward(self, image: Tensor) -> dict[int, Tensor]:
-        return {8: nn.functional.avg_pool2d(image, 8)}
-
-
-class Known(Subject):
-    def encoder(self) -> Encoder:
-        return Knowing()
 
 
 def save(folder: Path, name: str, image: np.ndarray, mask: np.ndarray, images: str, masks: str) -> None:
@@ -112,7 +94,7 @@ def test_the_loss_is_the_mean_over_pixels_that_are_not_void():
 def test_features_that_know_beat_those_that_cannot(tmp_path: Path):
     settings = DenseSettings(dense_protocols=("frozen",), steps_frozen=60, batch_dense=4, lr_frozen=3e-2)
     task = Segmentation(colours(tmp_path / "true"), settings, CPU)
-    known = Known(ALEXNET, 0, CPU)
+    known = Knowing(ALEXNET, 0, CPU)
     cell = task.cell(known, "frozen", 0)
     knowing = cell.figures["frozen mIoU"]
     assert knowing > 0.85
@@ -122,7 +104,7 @@ def test_features_that_know_beat_those_that_cannot(tmp_path: Path):
     assert task.cell(Subject(ALEXNET, 0, CPU), "frozen", 0).figures["frozen mIoU"] < knowing - 0.05
     shuffled = Segmentation(colours(tmp_path / "shuffled", shuffled=True), settings, CPU)
     # Three classes at random: a third right, a fifth of the union.
-    assert shuffled.cell(Known(ALEXNET, 0, CPU), "frozen", 0).figures["frozen mIoU"] < 0.3
+    assert shuffled.cell(Knowing(ALEXNET, 0, CPU), "frozen", 0).figures["frozen mIoU"] < 0.3
 
 
 def clips(folder: Path, shuffled: bool = False) -> str:
@@ -143,13 +125,13 @@ def test_figure_and_ground(tmp_path: Path):
     settings = DenseSettings(dense_protocols=("frozen",), steps_frozen=60, batch_dense=4, lr_frozen=3e-2)
     task = FigureGround(clips(tmp_path / "true"), settings, CPU)
     assert (len(task.train), len(task.val)) == (12, 6)  # a third of the six clips, whole
-    cell = task.cell(Known(ALEXNET, 0, CPU), "frozen", 0)
+    cell = task.cell(Knowing(ALEXNET, 0, CPU), "frozen", 0)
     assert cell.figures["frozen J"] > 0.7
     assert cell.figures["frozen J"] == pytest.approx(np.mean(list(cell.details["J"].values())))
     assert set(cell.details["J"]) == set(task.clips)
     shuffled = FigureGround(clips(tmp_path / "shuffled", shuffled=True), settings, CPU)
     # Half of the pixels at random: a third of the union is right; if all are called ground or figure, 0 or half.
-    assert shuffled.cell(Known(ALEXNET, 0, CPU), "frozen", 0).figures["frozen J"] < 0.55
+    assert shuffled.cell(Knowing(ALEXNET, 0, CPU), "frozen", 0).figures["frozen J"] < 0.55
 
 
 @pytest.fixture
