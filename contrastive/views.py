@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate, normalize
 
 from contrastive.infonce import COLLAPSED, spread
+from core import knn
 from core.data import colours, views
 from core.data.colours import Recipe
 from core.nets.backbones import Backbone, Encoder
@@ -199,11 +200,9 @@ def mlp(widths: tuple[int, ...], *, norm: bool, last_norm: bool = False, bias: b
     return nn.Sequential(*layers)
 
 
-def leave_one_out(features: Tensor, labels: Tensor, neighbours: int = 20, temperature: float = 0.1) -> float:
-    """Part of images whose label their nearest others vote for: cosine, weights exp(s/T) (Wu 2018)."""
+def leave_one_out(features: Tensor, labels: Tensor, neighbours: int = 20) -> float:
+    """Part of images whose label their nearest others vote for (``core.knn``)."""
     unit = normalize(features.float(), dim=1)
     similarity = (unit @ unit.T).fill_diagonal_(-torch.inf)
-    near, index = similarity.topk(min(neighbours, len(unit) - 1), dim=1)
-    votes = torch.zeros(len(unit), int(labels.amax()) + 1, device=unit.device)
-    votes.scatter_add_(1, labels[index], (near / temperature).exp())
-    return (votes.argmax(1) == labels).float().mean().item()
+    said = knn.vote(similarity, labels, int(labels.amax()) + 1, min(neighbours, len(unit) - 1))
+    return (said == labels).float().mean().item()
