@@ -66,6 +66,7 @@ def train(
         torch.manual_seed(mixed(config.seed))
         method = build(config, world)
         world.place(method.networks.values(), channels_last=config.channels_last, compile=config.compile)
+        method.attach(data.train)
         start = _resume(folder, config, method) if config.resume else 0
         title = name if start == 0 else f"{name} from step {start}"
         with (

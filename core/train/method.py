@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from core.data.loader import Indexed
 from core.nets.backbones import Encoder
 
 Batch = Mapping[str, Tensor]
@@ -27,6 +28,10 @@ class Method(ABC):
 
     networks: dict[str, nn.Module]
     optimizers: dict[str, Optimizer]
+
+    def attach(self, data: Indexed) -> None:  # noqa: B027
+        """Hears of the training data once, before a checkpoint is loaded and before the first step, its networks on the
+        device: for methods that look at all of it between steps (clustering)."""
 
     @abstractmethod
     def update(self, batch: Batch, step: int) -> dict[str, Tensor]:
