@@ -1,6 +1,6 @@
 """Random views of images: parameters drawn on the CPU, then applied in batch, on the images' device.
 
-A box is (top, left, height, width), in pixels, fractions allowed; pixel (i,j) covers [i,i+1) x [j,j+1).
+A box is (top, left, height, width), int64, in whole pixels.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor
+from torch.nn.functional import interpolate
 
 
 def crop_draws(n: int, generator: torch.Generator) -> Tensor:
@@ -28,7 +29,7 @@ def random_boxes(
     scale: tuple[float, float] = (0.35, 1.0),
     ratio: tuple[float, float] = (3 / 4, 4 / 3),
 ) -> Tensor:
-    """Boxes (n,4) of random area and shape at random places in their images (Szegedy 2015, section 6).
+    """Boxes (n,4), int64, of random area and shape at random places in their images (Szegedy 2015, section 6).
 
     extent: heights and widths, px, (n,2). draws: of ``crop_draws``, (n,4). scale: part of the image's area,
     uniform. ratio: width over height, uniform in the logarithm. A box that would stick out is shrunk to fit,
@@ -41,18 +42,18 @@ def random_boxes(
     root = torch.exp((low + (high - low) * ratio_draw) / 2)  # the ratio's
     box_height, box_width = area.sqrt() / root, area.sqrt() * root
     shrink = torch.minimum(height / box_height, width / box_width).clamp(max=1)
-    box_height = torch.minimum(box_height * shrink, height)  # rounding may have left it a trifle too large
-    box_width = torch.minimum(box_width * shrink, width)
-    return torch.stack(
-        [top_draw * (height - box_height), left_draw * (width - box_width), box_height, box_width], dim=1
-    )
+    box_height = (shrink * box_height).round().clamp(min=1).minimum(height)
+    box_width = (shrink * box_width).round().clamp(min=1).minimum(width)
+    top = (top_draw * (height - box_height + 1)).floor().minimum(height - box_height)
+    left = (left_draw * (width - box_width + 1)).floor().minimum(width - box_width)
+    return torch.stack([top, left, box_height, box_width], dim=1).long()
 
 
 def center_boxes(extent: Tensor) -> Tensor:
-    """The largest central square of each image; extent (n,2) -> (n,4), on whole pixels."""
+    """The largest central square of each image; extent (n,2) -> (n,4)."""
     side = extent.amin(1, keepdim=True)
     corner = (extent - side) // 2
-    return torch.cat([corner, side, side], dim=1).float()
+    return torch.cat([corner, side, side], dim=1)
 
 
 def crop_resize(image: Tensor, boxes: Tensor, size: int, flip: Tensor | None = None) -> Tensor:
@@ -60,13 +61,20 @@ def crop_resize(image: Tensor, boxes: Tensor, size: int, flip: Tensor | None = N
 
     image: uint8 in 0..255 or float in [0,1]. boxes (n,4). flip: bool (n,), mirrored left to right where true.
 
-    Bilinear with antialiasing, equal to ``interpolate(crop, size, mode="bilinear", antialias=True)`` where
-    boxes are on whole pixels: a triangle filter, widened when shrinking; nothing outside the box is read.
-    As the filter is separable and linear, the batch is two matrix products, rows @ image @ columns^T, with
-    weights for each image.
+    Bilinear with antialiasing: a triangle filter, widened when shrinking; nothing outside the box is read. Equal to
+    ``interpolate(crop, size, mode="bilinear", antialias=True)``, which does it for 8-bit images on a CPU, in 8 bits and
+    image by image. Elsewhere the batch is two matrix products, rows @ image @ columns^T, with weights for each image,
+    as the filter is separable and linear.
     """
+    if image.dtype == torch.uint8 and image.device.type == "cpu":
+        views = torch.empty(len(image), image.shape[1], size, size)
+        for i, (top, left, height, width) in enumerate(boxes.tolist()):
+            crop = image[i : i + 1, :, top : top + height, left : left + width]
+            view = interpolate(crop, (size, size), mode="bilinear", antialias=True)[0]
+            views[i] = view.flip(2) if flip is not None and flip[i] else view
+        return views.div_(255)
     height, width = image.shape[-2:]
-    boxes = boxes.to(image.device)
+    boxes = boxes.to(image.device, torch.float32)
     rows = _filters(boxes[:, 0], boxes[:, 2], height, size)  # (n,size,H)
     columns = _filters(boxes[:, 1], boxes[:, 3], width, size)  # (n,size,W)
     if flip is not None:
@@ -126,7 +134,6 @@ def _filters(start: Tensor, length: Tensor, pixels: int, size: int) -> Tensor:
     step = length / size
     centre = start + (torch.arange(size, device=start.device)[:, None] + 0.5) * step  # (n,size,1)
     triangle = (1 - (edge + 0.5 - centre).abs() / step.clamp(min=1)).clamp(min=0)  # (n,size,pixels)
-    # A pixel that the box cuts through counts by its part inside, (n,1,pixels).
-    covered = (torch.minimum(edge + 1, start + length) - torch.maximum(edge, start)).clamp(0, 1)
-    weights = triangle * covered
+    inside = (edge >= start) & (edge < start + length)  # (n,1,pixels)
+    weights = triangle * inside
     return weights / weights.sum(2, keepdim=True)
