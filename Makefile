@@ -9,7 +9,7 @@ real = $(if $(REAL),--real "$(REAL)")
 ckpt = $(if $(CKPT),--ckpt "$(CKPT)")
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train-inpainting train-colorization train-superresolution train-splitbrain train-splitbrain-hha train-synthetic train-simclr train-moco train-byol train-cpc train-supervised eval-inpainting eval-superresolution eval-domains eval-classification eval-segmentation eval-geometry eval-detection transfer export mend colorize upscale surfaces scenes tensorboard test check format clean
+.PHONY: help setup train-inpainting train-colorization train-superresolution train-splitbrain train-splitbrain-hha train-synthetic train-simclr train-moco train-byol train-cpc train-supervised eval-inpainting eval-superresolution eval-domains eval-classification eval-segmentation eval-geometry eval-detection transfer export mend colorize upscale surfaces scenes tensorboard bench test check format clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1\t\2/' | awk -F'\t' '{printf "make %-21s %s\n", $$1, $$2}'
@@ -101,6 +101,15 @@ scenes: $(READY)  ## a contact sheet of the built-in scenes: OUT=scenes.png
 
 tensorboard: $(READY)  ## look at the runs, at http://127.0.0.1:6006
 	@.venv/bin/tensorboard --logdir runs --host 127.0.0.1 --port 6006 $(ARGS)
+
+bench: .venv/.bench  ## speed beside lightly, stable-pretraining and torchvision, and beside the least it can cost: DATA= ARGS=
+	@.venv/bin/python -m bench.loaders $(data)
+	@.venv/bin/python -m bench.steps $(ARGS)
+
+.venv/.bench: $(READY)
+	@echo "installing the peers to measure beside (once) ..."
+	@.venv/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[bench]'
+	@touch $@
 
 test: $(READY)  ## all tests but the slow ones (ARGS="-m slow" for those)
 	@.venv/bin/python -m pytest -n 2 --dist worksteal -q $(if $(ARGS),$(ARGS),-m "not slow and not gpu")

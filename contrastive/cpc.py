@@ -149,7 +149,7 @@ class CPC(Method):
             "encoder": self.encoder, "project": self.project, "context": self.context, "predict": self.predict,
         }  # fmt: skip
         every = nn.ModuleList(self.networks.values())
-        self.optimizers = {"all": torch.optim.Adam(every.parameters(), config.lr)}
+        self.optimizers = {"all": torch.optim.Adam(every.parameters(), config.lr, fused=True)}
 
     @property
     def steps_ahead(self) -> range:

@@ -113,7 +113,7 @@ class MoCo(ViewsMethod):
         self.rate = config.lr * config.batch / 256
         self.optimizers = {
             "both": torch.optim.SGD(
-                self.both.parameters(), self.rate, momentum=0.9, weight_decay=config.weight_decay
+                self.both.parameters(), self.rate, momentum=0.9, weight_decay=config.weight_decay, fused=True
             )
         }
 

@@ -134,9 +134,11 @@ class Supervised(Method):
         both = [*self.encoder.parameters(), *self.classifier.parameters()]
         self.rate = config.lr * (config.batch / 256 if config.optimizer == "sgd" else 1)
         self.optimizers = {
-            "both": torch.optim.SGD(both, self.rate, momentum=0.9, weight_decay=config.weight_decay)
+            "both": torch.optim.SGD(
+                both, self.rate, momentum=0.9, weight_decay=config.weight_decay, fused=True
+            )
             if config.optimizer == "sgd"
-            else torch.optim.AdamW(both, self.rate, weight_decay=config.weight_decay)
+            else torch.optim.AdamW(both, self.rate, weight_decay=config.weight_decay, fused=True)
         }
 
     def update(self, batch: Batch, step: int) -> dict[str, Tensor]:

@@ -224,7 +224,11 @@ class Colorization(Method):
         self.networks = {"colorizer": self.net}
         self.optimizers = {
             "colorizer": torch.optim.AdamW(
-                self.net.parameters(), config.lr, betas=(0.9, 0.99), weight_decay=config.weight_decay
+                self.net.parameters(),
+                config.lr,
+                betas=(0.9, 0.99),
+                weight_decay=config.weight_decay,
+                fused=True,
             )
         }
 

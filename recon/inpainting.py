@@ -248,14 +248,16 @@ class Inpainting(Gan):
         )
         self.networks = {"generator": self.generator, "average": self.average}
         betas = (0.5, 0.999)
-        self.optimizers = {"generator": torch.optim.Adam(self.generator.parameters(), config.lr, betas=betas)}
+        self.optimizers = {
+            "generator": torch.optim.Adam(self.generator.parameters(), config.lr, betas=betas, fused=True)
+        }
         if config.has_adversary:
             # It sees the painted square where all holes are one square, else the whole mended image.
             seen = config.size // 2 if config.mask == "center" else config.size
             self.discriminator = DiscriminatorSpec(size=seen, norm=config.discriminator_norm).build()
             self.networks["discriminator"] = self.discriminator
             self.optimizers["discriminator"] = torch.optim.Adam(
-                self.discriminator.parameters(), config.lr_discriminator, betas=betas
+                self.discriminator.parameters(), config.lr_discriminator, betas=betas, fused=True
             )
 
         lpips, self.lpips_said = open_lpips(config.lpips)

@@ -149,7 +149,7 @@ class TwoNets(Method):
         self.world = world
         self.networks = dict(nets)
         self.optimizers = {
-            name: torch.optim.AdamW(net.parameters(), config.lr, weight_decay=config.weight_decay)
+            name: torch.optim.AdamW(net.parameters(), config.lr, weight_decay=config.weight_decay, fused=True)
             for name, net in nets.items()
         }
         self._rates = config.lr, config.steps, config.warmup

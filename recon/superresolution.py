@@ -138,7 +138,7 @@ class SuperResolution(Gan):
             self.generator, multi_avg_fn=optim.warmed_average(config.ema), use_buffers=True
         )
         self.networks = {"generator": self.generator, "average": self.average}
-        self.optimizers = {"generator": torch.optim.Adam(self.generator.parameters(), config.lr)}
+        self.optimizers = {"generator": torch.optim.Adam(self.generator.parameters(), config.lr, fused=True)}
         self.content = None
         if config.has_adversary:
             self.discriminator = SRGANDiscriminatorSpec(
@@ -146,7 +146,7 @@ class SuperResolution(Gan):
             ).build()
             self.networks["discriminator"] = self.discriminator
             self.optimizers["discriminator"] = torch.optim.Adam(
-                self.discriminator.parameters(), config.lr_adversarial
+                self.discriminator.parameters(), config.lr_adversarial, fused=True
             )
             content, said = open_content(config.content_layer, config.content_weights)
             self.content = content and content.to(world.device)

@@ -293,9 +293,13 @@ class Synthetic(Method):
         self.discriminator = PatchDiscriminator(self.net.channels, config.discriminator_norm)
         self.networks = {"net": self.net, "discriminator": self.discriminator}
         self.optimizers = {
-            "net": torch.optim.Adam(self.net.parameters(), config.lr, betas=(0.5, 0.999)),
+            "net": torch.optim.Adam(self.net.parameters(), config.lr, betas=(0.5, 0.999), fused=True),
             "discriminator": torch.optim.SGD(
-                self.discriminator.parameters(), config.lr_discriminator, momentum=0.9, weight_decay=5e-4
+                self.discriminator.parameters(),
+                config.lr_discriminator,
+                momentum=0.9,
+                weight_decay=5e-4,
+                fused=True,
             ),
         }
         self.pools = {"synthetic": Pool(config.pool), "real": Pool(config.pool)}

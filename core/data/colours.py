@@ -1,8 +1,8 @@
 """Random colours of views, as contrastive methods want them: drawn on the CPU, applied in batch on the device.
 
-The operations equal torchvision's on the same parameters; what is here is that each image has its own parameters and its
-own order of them, in batch, and the two operations that cost most, hue and blur, in a form that costs less. Crops and
-flips are those of ``core.data.views``.
+The operations equal torchvision's on the same parameters; what is here is that each image has its own parameters and
+its own order of them, in batch, and the two operations that cost most, hue and blur, in a form that costs less. Crops
+and flips are those of ``core.data.views``.
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ def _recolour(image: Tensor, colours: Colours) -> None:
             factors = colours.factors[:, number]
             _change(image, (colours.order[:, place] == number) & (factors != idle[number]), step, factors)
     _change(image, colours.grey, lambda part, _: rgb_to_grayscale(part).expand(-1, 3, -1, -1))
-    # What lies beyond 4 sigma is under 1e-4 of the whole. Told apart here, where sigma need not be read from the device.
+    # Beyond 4 sigma lies under 1e-4 of the whole. Reckoned here, where sigma need not be read from the device.
     reach = math.ceil(4 * colours.sigma.amax().item())
     _change(image, colours.sigma > 0, partial(blurred, reach=reach), colours.sigma)
     _change(image, colours.solarise, lambda part, _: enhance.solarize(part, thresholds=0.5))

@@ -15,6 +15,10 @@ from core.train.dist import World
 def step(optimizer: torch.optim.Optimizer, world: World) -> Tensor:
     """Averages the gradients over the ranks, steps, clears them; returns their total norm, a 0-d tensor."""
     parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    for p in parameters:
+        # Fused optimizers take a gradient's memory for laid out as its weight's, and do not look.
+        if p.grad is not None and p.grad.stride() != p.stride():
+            p.grad = torch.empty_like(p).copy_(p.grad)
     world.mean_gradients(parameters)
     norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
     optimizer.step()
@@ -52,8 +56,10 @@ def choose(rule: Rule, network: nn.Module, rate: float, weight_decay: float) -> 
     if rule == "lars":
         return Lars(decayed(network, weight_decay), rate)
     if rule == "sgd":
-        return torch.optim.SGD(network.parameters(), rate, momentum=0.9, weight_decay=weight_decay)
-    return torch.optim.AdamW(network.parameters(), rate, weight_decay=weight_decay)
+        return torch.optim.SGD(
+            network.parameters(), rate, momentum=0.9, weight_decay=weight_decay, fused=True
+        )
+    return torch.optim.AdamW(network.parameters(), rate, weight_decay=weight_decay, fused=True)
 
 
 class Lars(torch.optim.Optimizer):
@@ -107,9 +113,14 @@ def warmed_average(decay: float) -> Callable[[Tensors, Tensors, Tensor | int], N
             torch._foreach_copy_(averages, values)
             return
         count = torch.as_tensor(count)
-        weight = 1 - ((1 + count) / (10 + count)).clamp(max=decay)
+        weight = (1 - ((1 + count) / (10 + count)).clamp(max=decay)).to(averages[0])
+        if (
+            weight.device.type == "cpu"
+        ):  # in one pass over the memory; on a GPU that would be a launch for each tensor
+            torch._foreach_lerp_(averages, values, [weight] * len(averages))
+            return
         change = torch._foreach_sub(values, averages)
-        torch._foreach_mul_(change, weight.to(averages[0]))
+        torch._foreach_mul_(change, weight)
         torch._foreach_add_(averages, change)
 
     return update

@@ -1,0 +1,85 @@
+"""What every bench says of where it ran, the photos it runs on, and how it keeps its figures."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import platform
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import torch
+from torchvision.transforms.v2.functional import resize, to_pil_image
+
+from core.data.decode import SUFFIXES
+from core.data.images import open_images
+
+IMAGENET = (375, 500)
+"""The commonest height and width of ImageNet's photos, px."""
+
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def write(
+    result: Mapping[str, object], bars: Mapping[str, Mapping[str, float]], out: Path, name: str
+) -> None:
+    """Prints ``result`` with the machine, and leaves it in ``out`` as NAME.json, and ``bars`` (a panel each, bar ->
+    length) as NAME.png."""
+    text = json.dumps({**result, "machine": machine()}, indent=1, default=str)
+    print(text)
+    out.mkdir(parents=True, exist_ok=True)
+    (out / f"{name}.json").write_text(text + "\n")
+    figure, axes = plt.subplots(
+        1, len(bars), figsize=(4.5 * len(bars), 2.8), squeeze=False, layout="constrained"
+    )
+    for axis, (title, values) in zip(axes[0], bars.items(), strict=True):
+        drawn = axis.barh(list(values), list(values.values()), color="#b8860b")
+        axis.bar_label(drawn, fmt="%.3g", padding=3)
+        axis.invert_yaxis()
+        axis.margins(x=0.2)
+        axis.set_title(title, fontsize=10)
+        axis.spines[["top", "right"]].set_visible(False)
+    figure.savefig(out / f"{name}.png", dpi=110)
+    plt.close(figure)
+
+
+def machine() -> dict[str, object]:
+    """Processor, cores, load, threads, GPU and torch's version."""
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
+    return {
+        "processor": _processor(), "cores": os.cpu_count(), "threads": torch.get_num_threads(), "gpu": gpu,
+        "load before": round(os.getloadavg()[0], 1), "torch": torch.__version__,
+    }  # fmt: skip
+
+
+@contextlib.contextmanager
+def photos(data: Path | None, count: int) -> Iterator[Path]:
+    """A folder with one class folder of up to ``count`` photos: of ``data``, spread over all that is below it, or of
+    built-in scenes, enlarged to ``IMAGENET``. ValueError where ``data`` has none."""
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place) / "photos" / "all"
+        folder.mkdir(parents=True)
+        if data is None:
+            scenes = open_images("scenes", 64, scenes=2048, short_side=80).train
+            for index in range(min(count, len(scenes))):
+                scene = scenes.batch(torch.tensor([index]))["image"][0]
+                to_pil_image(resize(scene, list(IMAGENET))).save(folder / f"{index}.jpg", quality=90)
+        else:
+            files = sorted(file for file in data.rglob("*") if file.suffix.lower() in SUFFIXES)
+            if not files:
+                raise ValueError(f"--data {data}: no images in this folder")
+            for file in files[:: max(1, len(files) // count)][:count]:
+                (folder / f"{file.parent.name}-{file.name}").symlink_to(file.resolve())
+        yield folder.parent
+
+
+def _processor() -> str:
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(": ")[2]
+    return platform.processor() or platform.machine()

@@ -1,0 +1,171 @@
+"""Two augmented views of each image of a folder of JPEG: images a second, side by side with peers' loaders.
+
+``make bench``; or ``python -m bench.loaders --data FOLDER``, with lightly and stable-pretraining installed. All have
+the same crops and colours (SimCLR's), the same batches and two workers (ours: two threads of torch). In each round
+every contender goes once through the folder, one after the other; figures are medians over the rounds. "first pass" is
+ours with an empty cache: decoding, writing it and the same pass.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+from torchvision import datasets
+from torchvision.transforms import v2
+from tqdm import tqdm
+
+from bench.common import RESULTS, photos, write
+from contrastive import simclr
+from core.data.images import open_images
+from core.data.loader import Loader
+from core.train.config import parse_command, user_errors
+from core.train.dist import World
+
+Pass = Callable[[], Iterator[tuple[Tensor, Tensor]]]
+"""One pass over the folder: batches of two views (n,3,S,S), float."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Our views beside those of lightly, stable-pretraining and torchvision."""
+
+    data: Path | None = None
+    """A folder of class folders of JPEG; default: built-in scenes, written at ImageNet's size."""
+    sizes: tuple[int, ...] = (64, 224)
+    batch: int = 64
+    workers: int = 2
+    rounds: int = 3
+    images: int = 512
+    """How many of the folder's images, at most."""
+    out: Path = RESULTS
+    """Where loaders.json and loaders.png are written."""
+
+
+class Ours:
+    """This project's loader and SimCLR's views, from a cache in ``cache``."""
+
+    def __init__(self, folder: Path, size: int, config: Config, cache: Path) -> None:
+        self.folder, self.size, self.config, self.cache = folder, size, config, cache
+        settings = simclr.Config(size=size, batch=config.batch)
+        self.method = simclr.SimCLR(settings, World(torch.device("cpu")))
+
+    def __call__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        split = open_images(str(self.folder), self.size, cache_dir=self.cache, quiet=True)
+        loader = Loader(split.train, self.config.batch, seed=0)
+        with loader.iterate(0) as batches:
+            for step in range(len(split.train) // self.config.batch):
+                batch = next(batches)
+                yield self.method.view(batch, 0, step), self.method.view(batch, 1, step)
+
+
+class FirstPass(Ours):
+    """The same with an empty cache."""
+
+    def __call__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        with tempfile.TemporaryDirectory() as empty:
+            self.cache = Path(empty)
+            yield from super().__call__()
+
+
+def transform(size: int) -> v2.Compose:
+    """SimCLR's, of torchvision: PIL image -> float (3,S,S)."""
+    return v2.Compose([
+        v2.ToImage(), v2.RandomResizedCrop(size, scale=(0.08, 1), antialias=True), v2.RandomHorizontalFlip(),
+        v2.RandomApply([v2.ColorJitter(0.8, 0.8, 0.8, 0.2)], 0.8), v2.RandomGrayscale(0.2),
+        v2.RandomApply([v2.GaussianBlur(2 * (size // 20) + 1, (0.1, 2))], 0.5), v2.ToDtype(torch.float32, scale=True),
+    ])  # fmt: skip
+
+
+def torchvisions(folder: Path, size: int, config: Config) -> Pass:
+    one = transform(size)
+    data = datasets.ImageFolder(folder, lambda image: (one(image), one(image)))
+    loader = DataLoader(data, config.batch, shuffle=True, num_workers=config.workers, drop_last=True)
+    return lambda: ((first, second) for (first, second), _ in loader)
+
+
+def lightlys(folder: Path, size: int, config: Config) -> Pass:
+    from lightly.data import LightlyDataset
+    from lightly.transforms import SimCLRTransform
+
+    data = LightlyDataset(str(folder), transform=SimCLRTransform(input_size=size, cj_strength=1.0))
+    loader = DataLoader(data, config.batch, shuffle=True, num_workers=config.workers, drop_last=True)
+    return lambda: ((views[0], views[1]) for views, _, _ in loader)
+
+
+def stable_pretrainings(folder: Path, size: int, config: Config) -> Pass:
+    from stable_pretraining.data import FromTorchDataset, transforms
+
+    def view() -> transforms.Compose:
+        return transforms.Compose(
+            transforms.RGB(), transforms.RandomResizedCrop((size, size), scale=(0.08, 1)),
+            transforms.RandomHorizontalFlip(p=0.5),
+            transforms.ColorJitter(brightness=0.8, contrast=0.8, saturation=0.8, hue=0.2, p=0.8),
+            transforms.RandomGrayscale(p=0.2),
+            transforms.PILGaussianBlur(p=0.5), transforms.ToImage(mean=[0.485, 0.456, 0.406], std=[0.229] * 3),
+        )  # fmt: skip
+
+    both = transforms.MultiViewTransform([view(), view()])
+    data = FromTorchDataset(datasets.ImageFolder(folder), ["image", "label"], transform=both)
+    loader = DataLoader(data, config.batch, shuffle=True, num_workers=config.workers, drop_last=True)
+    return lambda: ((found["views"][0]["image"], found["views"][1]["image"]) for found in loader)
+
+
+PEERS = {"lightly": lightlys, "stable_pretraining": stable_pretrainings, "torchvision": torchvisions}
+
+
+def rate(one: Pass, batch: int) -> float:
+    """Images a second of a whole pass, its start included."""
+    start, count = time.perf_counter(), 0
+    for first, second in one():
+        assert first.shape == second.shape
+        assert len(first) == batch
+        count += batch
+    return count / (time.perf_counter() - start)
+
+
+def measure(config: Config, folder: Path, size: int) -> dict[str, float]:
+    with tempfile.TemporaryDirectory() as cache:
+        contenders: dict[str, Pass] = {
+            "ours": Ours(folder, size, config, Path(cache)),
+            "ours, first pass": FirstPass(folder, size, config, Path(cache)),
+        }  # fmt: skip
+        contenders |= {
+            name: make(folder, size, config) for name, make in PEERS.items() if importlib.util.find_spec(name)
+        }
+        rate(contenders["ours"], config.batch)  # fills the cache
+        rates: dict[str, list[float]] = {name: [] for name in contenders}
+        for _ in tqdm(range(config.rounds), desc=f"{size} px", unit="round"):
+            for name, one in contenders.items():
+                rates[name].append(rate(one, config.batch))
+    return {name: round(statistics.median(found), 1) for name, found in rates.items()}
+
+
+def run(config: Config) -> None:
+    with photos(config.data, config.images) as folder:
+        rates = {f"{size} px": measure(config, folder, size) for size in config.sizes}
+    ratios = {
+        size: {name: round(found["ours"] / value, 2) for name, value in found.items() if name != "ours"}
+        for size, found in rates.items()
+    }
+    settings = asdict(config) | {"data": (config.data or Path("scenes")).name, "out": ""}
+    result = {"images a second": rates, "ours over": ratios, "settings": settings}
+    write(
+        result,
+        {f"two views, {size}: images/s": found for size, found in rates.items()},
+        config.out,
+        "loaders",
+    )
+
+
+if __name__ == "__main__":
+    with user_errors():
+        run(parse_command(Config))

@@ -1,0 +1,214 @@
+"""Training steps beside the least they can cost, and how the cost grows; on the built-in scenes.
+
+``make bench``; or ``python -m bench.steps``. Everything compared is timed in turns, figures are medians:
+
+- *contrastive*: reading, both views, update / the same update fed with views from memory;
+- *GAN*: the update fed from memory / the sum of its networks' own forward and backward passes;
+- *growth*: images a second of SimCLR's update by batch, by size and by threads; of rendering scenes; of HHA.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from bench.common import RESULTS, write
+from contrastive import byol, moco, simclr
+from contrastive.views import ViewsMethod
+from core.adversarial import frozen
+from core.data import scenes
+from core.data.images import open_images
+from core.data.loader import Loader
+from core.hha import hha
+from core.resample import shrink
+from core.train.config import parse_command, user_errors
+from core.train.dist import World, pick_device
+from core.train.method import Method
+from recon import inpainting, superresolution
+
+Job = Callable[[], object]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Training steps beside the least they can cost."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Literal["fp32", "bf16"] = "fp32"
+    size: int = 64
+    batch: int = 64
+    rounds: int = 7
+    """How often each job is timed, after one time that does not count."""
+    scenes: int = 512
+    growth: bool = True
+    """Also how cost grows."""
+    out: Path = RESULTS
+    """Where steps.json and steps.png are written."""
+
+
+class Bench:
+    def __init__(self, config: Config) -> None:
+        device = pick_device(config.device)
+        self.config, self.world = config, World(device, bf16=config.precision == "bf16")
+        self.images = open_images(
+            "scenes", config.size, scenes=config.scenes, short_side=config.size * 5 // 4
+        ).train
+
+    def milliseconds(self, jobs: dict[str, Job]) -> dict[str, float]:
+        """Of each job, in turns."""
+        times: dict[str, list[float]] = {name: [] for name in jobs}
+        for _ in tqdm(range(self.config.rounds + 1), desc=", ".join(jobs)[:60], leave=False):
+            for name, job in jobs.items():
+                start = time.perf_counter()
+                job()
+                if self.world.device.type == "cuda":
+                    torch.cuda.synchronize()
+                times[name].append(1e3 * (time.perf_counter() - start))
+        return {name: round(statistics.median(found[1:]), 2) for name, found in times.items()}
+
+    def place(self, method: Method) -> None:
+        self.world.place(method.networks.values(), channels_last=True, compile=False)
+
+    # --- contrastive ------------------------------------------------------------------------------------------
+
+    def contrastive(self, method: ViewsMethod) -> dict[str, float]:
+        self.place(method)
+        config = self.config
+        loader = Loader(self.images, config.batch, 0, device=self.world.device)
+        with loader.iterate(0) as batches:
+            batch = next(batches)
+            kept = [method.view(batch, which, 0) for which in (0, 1)]
+            drawn = method.view
+
+            def whole() -> None:
+                method.view = drawn  # type: ignore[method-assign]
+                method.update(next(batches), 0)
+
+            def model() -> None:
+                method.view = lambda batch, which, *key: kept[which]  # type: ignore[method-assign]
+                method.update(batch, 0)
+
+            views = {"both views": lambda: [drawn(batch, which, 0) for which in (0, 1)]}
+            found = self.milliseconds({"whole step": whole, "model only": model, **views})
+        return found | {"whole over model": round(found["whole step"] / found["model only"], 3)}
+
+    def views_methods(self) -> dict[str, dict[str, float]]:
+        size, batch, world = self.config.size, self.config.batch, self.world
+        return {
+            "simclr": self.contrastive(simclr.SimCLR(replace(simclr.demo(), size=size, batch=batch), world)),
+            "moco": self.contrastive(moco.MoCo(replace(moco.demo(), size=size, batch=batch), world)),
+            "byol": self.contrastive(byol.BYOL(replace(byol.demo(), size=size, batch=batch), world)),
+        }
+
+    # --- GANs -------------------------------------------------------------------------------------------------
+
+    def alone(self, network: nn.Module, *inputs: Tensor) -> Job:
+        """One forward and one backward pass of a network by itself, to all its weights and to its first input."""
+        first = inputs[0].detach().requires_grad_()
+
+        def both() -> None:
+            with self.world.autocast():
+                out = network(first, *inputs[1:])
+            out.sum().backward()
+            network.zero_grad(set_to_none=True)
+
+        return both
+
+    def gan(self, method: inpainting.Inpainting | superresolution.SuperResolution) -> dict[str, float]:
+        self.place(method)
+        batch = Loader(self.images, method.config.batch, 0, device=self.world.device)
+        with batch.iterate(0) as batches:
+            real = next(batches)
+        truth = method.crops(real, 0)
+        method.crops = lambda batch, step: truth  # type: ignore[method-assign]
+        if isinstance(method, inpainting.Inpainting):
+            mask = method.holes(len(truth), 0, 0)
+            generator = self.alone(method.generator, truth, mask)
+            seen = method._judged(truth)
+        else:
+            generator, seen = self.alone(method.generator, shrink(truth, 4)), truth
+        judge = self.alone(method.discriminator, seen)
+
+        def judged() -> None:
+            with frozen(method.discriminator):
+                judge()
+
+        networks = {"generator": generator, "discriminator": judge, "discriminator, to its input": judged}
+        if isinstance(method, superresolution.SuperResolution) and method.content is not None:
+            networks["content"] = self.alone(method.content, truth)
+        late = method.config.adversarial_start
+        found = self.milliseconds({"whole step": lambda: method.update(real, late), **networks})
+        passes = {name: found[name] * (2 if name == "discriminator" else 1) for name in networks}
+        return found | {"whole over networks": round(found["whole step"] / sum(passes.values()), 3)}
+
+    def gans(self) -> dict[str, dict[str, float]]:
+        size, batch = self.config.size, self.config.batch
+        painter = replace(inpainting.demo(), size=size, batch=batch, steps=1000, adversarial_start=10)
+        enlarger = replace(superresolution.demo(), size=size, batch=batch, steps=1000, adversarial_start=10)
+        return {
+            "inpainting": self.gan(inpainting.Inpainting(painter, self.world)),
+            "superresolution": self.gan(superresolution.SuperResolution(enlarger, self.world)),
+        }
+
+    # --- growth -----------------------------------------------------------------------------------------------
+
+    def update_rate(self, size: int, batch: int) -> float:
+        """Images a second of SimCLR's whole update, of random pixels in memory."""
+        method = simclr.SimCLR(replace(simclr.demo(), size=size, batch=batch), self.world)
+        self.place(method)
+        side = size * 5 // 4
+        pixels = torch.randint(0, 256, (batch, 3, side, side), dtype=torch.uint8, device=self.world.device)
+        held = {"image": pixels, "extent": torch.tensor([[side, side]]).expand(batch, 2)}
+        return batch / self.milliseconds({"update": lambda: method.update(held, 0)})["update"] * 1e3
+
+    def growth(self) -> dict[str, dict[str, float]]:
+        config, device = self.config, self.world.device
+        threads = torch.get_num_threads()
+        by_threads = {}
+        for count in sorted({1, threads}):
+            torch.set_num_threads(count)
+            by_threads[str(count)] = self.update_rate(config.size, config.batch)
+        torch.set_num_threads(threads)
+        camera = torch.tensor([[[518.9, 0, 325.6], [0, 519.5, 253.7], [0, 0, 1]]], device=device)
+        slope = torch.linspace(1, 4, 480, device=device)[:, None].expand(480, 640)
+        room = slope.expand(1, 1, 480, 640).contiguous()
+        rendered = self.milliseconds({"96 px": lambda: scenes.render(0, torch.arange(32), 96, device.type)})
+        rates = {
+            "images a second of SimCLR's update, by batch": {
+                str(batch): self.update_rate(config.size, batch) for batch in (16, 32, 64, 128)
+            },
+            "by size": {str(size): self.update_rate(size, 32) for size in (32, 64, 96, 128)},
+            "by threads": by_threads,
+            "scenes a second": {name: 32e3 / value for name, value in rendered.items()},
+            "milliseconds of HHA, 640x480": self.milliseconds({"frame": lambda: hha(room, camera)}),
+        }
+        return {name: {key: round(value, 1) for key, value in found.items()} for name, found in rates.items()}
+
+
+def run(config: Config) -> None:
+    bench = Bench(config)
+    views, gans = bench.views_methods(), bench.gans()
+    growth = bench.growth() if config.growth else {}
+    result = {
+        "contrastive, ms": views, "GAN, ms": gans, "growth": growth, "settings": asdict(config) | {"out": ""},
+    }  # fmt: skip
+    ratios = {
+        "whole step over model only": {name: found["whole over model"] for name, found in views.items()},
+        "whole GAN step over its networks": {
+            name: found["whole over networks"] for name, found in gans.items()
+        },
+    }
+    write(result, ratios | growth, config.out, "steps")
+
+
+if __name__ == "__main__":
+    with user_errors():
+        run(parse_command(Config))

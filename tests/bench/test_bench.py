@@ -1,0 +1,32 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from bench import loaders, steps
+
+
+def test_loaders_measures_all_who_are_there(photos: Path, tmp_path: Path):
+    loaders.run(
+        loaders.Config(
+            data=photos, sizes=(32,), batch=4, workers=0, rounds=1, images=12, out=tmp_path / "out"
+        )
+    )
+    found = json.loads((tmp_path / "out" / "loaders.json").read_text())
+    rates = found["images a second"]["32 px"]
+    assert {"ours", "ours, first pass", "torchvision"} <= set(rates)
+    assert found["ours over"]["32 px"]["torchvision"] == pytest.approx(
+        rates["ours"] / rates["torchvision"], abs=0.01
+    )
+    assert (tmp_path / "out" / "loaders.png").is_file()
+
+
+def test_steps_sets_whole_steps_beside_their_parts(tmp_path: Path):
+    steps.run(steps.Config(size=64, batch=4, rounds=1, scenes=8, growth=False, out=tmp_path))
+    found = json.loads((tmp_path / "steps.json").read_text())
+    assert set(found["contrastive, ms"]) == {"simclr", "moco", "byol"}
+    for one in found["contrastive, ms"].values():
+        assert one["whole over model"] == pytest.approx(one["whole step"] / one["model only"], abs=0.001)
+    assert set(found["GAN, ms"]) == {"inpainting", "superresolution"}
