@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import http.client
 import json
@@ -11,10 +12,10 @@ import re
 import stat
 import sys
 import tarfile
+from array import array
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -33,8 +34,13 @@ T = TypeVar("T")
 
 HELDOUT = 0.05  # part of the images that training never sees
 MOST_HELDOUT = 1024
-_THREADS = min(os.cpu_count() or 1, 32)  # Pillow decodes without Python's lock
 _NAMED = "scenes, cifar10, stl10, voc2012 or imagenet:PATH"
+
+
+@functools.cache
+def pool() -> ThreadPoolExecutor:
+    """Threads that decode, for Pillow does it without Python's lock; made once."""
+    return ThreadPoolExecutor(min(os.cpu_count() or 1, 32), "decoder")
 
 
 class Images:
@@ -256,10 +262,14 @@ class Opener:
     def folder(self, path: Path) -> Images:
         if not path.is_dir():
             raise ValueError(f"--data {path}: no such folder; name a folder of images, or {_NAMED}")
-        found = sorted(_walk(path))
+        found, numbers = [], array("q")  # for a million names a list of tuples would take ten times as much
+        for name, size, changed in _walk(path):
+            found.append(name)
+            numbers.extend((size, changed))
         if not found:
             raise ValueError(f"--data {path}: no images in this folder ({', '.join(sorted(SUFFIXES))})")
-        return self._files(path, found)
+        order = sorted(range(len(found)), key=found.__getitem__)
+        return self._files(path, [found[i] for i in order], np.array(numbers).reshape(-1, 2)[order])
 
     def imagenet(self, path: Path, part: str) -> Images:
         if path.is_dir() and not (path / part).is_dir():
@@ -276,7 +286,8 @@ class Opener:
 
     def files(self, paths: Sequence[str]) -> Images:
         """Image files of one folder."""
-        return self._files(Path(paths[0]).parent, [(os.path.basename(file), *_stamp(file)) for file in paths])
+        names = [os.path.basename(file) for file in paths]
+        return self._files(Path(paths[0]).parent, names, np.array([_stamp(file) for file in paths]))
 
     def voc_dataset(self, part: str, year: str = "2012") -> datasets.VOCDetection:
         """torchvision's, downloaded where it is not there yet."""
@@ -300,7 +311,7 @@ class Opener:
             else:
                 splits = ("train", "unlabeled") if train else ("test",)
                 sets = [
-                    self._download(partial(datasets.STL10, place, split=split, download=True))
+                    self._download(functools.partial(datasets.STL10, place, split=split, download=True))
                     for split in splits
                 ]
                 labels = torch.cat([torch.from_numpy(data.labels.astype(np.int64)) for data in sets])
@@ -313,21 +324,25 @@ class Opener:
 
         return self.open(f"{self.spec}-{part}", [], make)
 
-    def _files(self, folder: Path, found: list[tuple[str, int, int]]) -> Images:
-        """found: names relative to ``folder``, sizes and times of change."""
-        names = [name for name, _, _ in found]
-        tops = [name.partition(os.sep)[0] for name in names]
-        classes = sorted(set(tops)) if all(os.sep in name for name in names) else []
-        number = {name: i for i, name in enumerate(classes)}
-        labels = torch.tensor([number[top] for top in tops]) if len(classes) > 1 else None
+    def _files(self, folder: Path, names: Sequence[str], stamps: np.ndarray) -> Images:
+        """names: relative to ``folder``; stamps (N,2) int64: their sizes and times of change."""
 
         def read(rows: Sequence[int]) -> list[Pixels]:
             files = (folder / names[row] for row in rows)
-            with ThreadPoolExecutor(_THREADS) as pool:
-                return list(pool.map(partial(decode, short_side=self.short_side), files))
+            return list(pool().map(functools.partial(decode, short_side=self.short_side), files))
 
-        source = Source(names, read, labels, classes if len(classes) > 1 else ())
-        return self.open(folder.resolve().name, [str(folder.resolve()), found], lambda: source)
+        def make() -> Source:
+            tops = [name.partition(os.sep)[0] for name in names]
+            classes = sorted(set(tops)) if all(os.sep in name for name in names) else []
+            if len(classes) < 2:
+                return Source(names, read)
+            number = {name: i for i, name in enumerate(classes)}
+            return Source(names, read, torch.tensor([number[top] for top in tops]), classes)
+
+        # A million names would make a long text: their digest is the key.
+        digest = hashlib.sha256(b"\0".join(map(os.fsencode, names)))
+        digest.update(stamps.tobytes())
+        return self.open(folder.resolve().name, [str(folder.resolve()), digest.hexdigest()], make)
 
     def _download(self, make: Callable[[], T]) -> T:
         try:
@@ -366,7 +381,10 @@ class Opener:
                     f"{self.spec}: decoded it takes about {max(needed, self.limit) / 1e9:.2g} GB, more than "
                     f"--cache-gb {self.limit / 1e9:g}: images are decoded at each use"
                 )
+                if source.skipped:
+                    self._report(list(source.skipped), len(source.names) + len(source.skipped), folder)
                 return Images(self._checked(source))
+        assert decoded.extents is not None
         short = decoded.extents.min(1)  # (N,)
         if short.max() < self.size:
             fits = short.max() // 32 * 32 or short.max()
@@ -374,12 +392,11 @@ class Opener:
                 f"--data {self.spec}: all {len(short)} images are smaller than the crop of {self.size} px, the largest "
                 f"has a short side of {short.max()} px: use --size {fits}"
             )
-        names = decoded.source.names
+        names = decoded.names
         small = (short < self.size).nonzero()[0].tolist()
-        if skipped := decoded.skipped + [(names[row], self._too_small(short[row])) for row in small]:
-            file = folder.with_name(folder.name + ".skipped.txt")
-            self._report(skipped, len(short) + len(decoded.skipped), file)
-        return Images(decoded.source, (short >= self.size).nonzero()[0])
+        if skipped := [*decoded.skipped, *((names[row], self._too_small(short[row])) for row in small)]:
+            self._report(skipped, len(short) + len(decoded.skipped), folder)
+        return Images(decoded, (short >= self.size).nonzero()[0])
 
     def _checked(self, source: Source) -> Source:
         """The source without images that are too small; names the first few that cannot be used."""
@@ -405,7 +422,9 @@ class Opener:
     def _too_small(self, short: int) -> str:
         return f"short side of {short} px, less than the crop of {self.size}"
 
-    def _report(self, skipped: list[tuple[str, str]], count: int, file: Path) -> None:
+    def _report(self, skipped: list[tuple[str, str]], count: int, folder: Path) -> None:
+        """Says what was skipped of ``count`` images of the set in ``folder``, and lists it beside that."""
+        file = folder.with_name(folder.name + ".skipped.txt")
         with contextlib.suppress(OSError):  # a cache that somebody else has built may be read-only
             file.write_text("".join(f"{name!r}: {reason}\n" for name, reason in skipped))
         shown = ", ".join(f"{name!r} ({reason})" for name, reason in skipped[:3])
@@ -429,22 +448,28 @@ def _walk(root: Path) -> Iterator[tuple[str, int, int]]:
     """
     entered: set[tuple[int, int]] = set()
 
-    def complain(error: OSError) -> None:
-        print(f"skipped the folder {error.filename}: {reason(error)}", file=sys.stderr)
-
-    for folder, subfolders, files in os.walk(root, followlinks=True, onerror=complain):
-        here = os.stat(folder)
-        if (here.st_dev, here.st_ino) in entered:
-            subfolders.clear()
-            continue
+    def below(folder: str, prefix: str) -> Iterator[tuple[str, int, int]]:
+        try:
+            here = os.stat(folder)
+            if (here.st_dev, here.st_ino) in entered:
+                return
+            with os.scandir(folder) as found:
+                entries = [entry for entry in found if not entry.name.startswith(".")]
+        except OSError as error:
+            print(f"skipped the folder {folder}: {reason(error)}", file=sys.stderr)
+            return
         entered.add((here.st_dev, here.st_ino))
+        subfolders = []
+        for entry in entries:
+            if os.path.isdir(entry) if entry.is_symlink() else entry.is_dir():  # a link to itself makes is_dir raise
+                subfolders.append(entry.name)
+            elif os.path.splitext(entry.name)[1].lower() in SUFFIXES:
+                yield prefix + entry.name, *_stamp(entry.path)
         labels = {name for photos, names in _LABELS.items() if photos in subfolders for name in names}
-        subfolders[:] = sorted(name for name in subfolders if not name.startswith(".") and name not in labels)
-        relative = os.path.relpath(folder, root)
-        for file in files:
-            if os.path.splitext(file)[1].lower() in SUFFIXES and not file.startswith("."):
-                stamp = _stamp(os.path.join(folder, file))
-                yield file if relative == "." else os.path.join(relative, file), *stamp
+        for name in sorted(set(subfolders) - labels):
+            yield from below(os.path.join(folder, name), os.path.join(prefix, name, ""))
+
+    return below(str(root), "")
 
 
 def _stamp(file: str) -> tuple[int, int]:

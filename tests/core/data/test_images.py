@@ -331,8 +331,8 @@ def test_images_are_decoded_once_and_changes_are_noticed(data: Path, decoded: li
     [
         lambda folder: os.truncate(folder / "pixels.bin", 100),
         lambda folder: os.truncate(folder / "pixels.bin", 0),
-        lambda folder: os.truncate(folder / "index.json", 20),
-        lambda folder: (folder / "index.json").unlink(),
+        lambda folder: os.truncate(folder / "index.npz", 20),
+        lambda folder: (folder / "index.npz").unlink(),
     ],
 )
 def test_a_damaged_cache_is_built_again(damage: Callable[[Path], None], data: Path, kept: Path):
@@ -382,7 +382,7 @@ def test_two_builds_at_once(tmp_path: Path):
         return [np.full((3, 8, 8), i, np.uint8) for i in range(4)]
 
     source = cache.Source(list("abcd"), read)
-    results: list[cache.Decoded | None] = []
+    results: list[cache.Source | None] = []
 
     def build() -> None:
         results.append(cache.build(tmp_path / "set", source, 1e9, "", quiet=True))
@@ -392,7 +392,7 @@ def test_two_builds_at_once(tmp_path: Path):
         thread.start()
     for thread in threads:
         thread.join()
-    assert [values(Images(result.source)) for result in results if result] == [[0, 1, 2, 3]] * 2
+    assert [values(Images(result)) for result in results if result] == [[0, 1, 2, 3]] * 2
     assert [folder.name for folder in tmp_path.iterdir()] == ["set"]
 
 
