@@ -58,10 +58,11 @@ def save_index(file: Path, names: Sequence[str], about: object, **arrays: np.nda
     """Names without a zero byte (a file's may hold anything else), any JSON, and arrays of numbers, in one file."""
     text = b"".join(os.fsencode(name) + b"\0" for name in names)
     with open(file, "wb") as out:
-        np.savez(
-            out, names=np.frombuffer(text, np.uint8), about=np.frombuffer(json.dumps(about).encode(), np.uint8),
-            **arrays,
-        )  # type: ignore[arg-type]  # fmt: skip
+        given = {
+            "names": np.frombuffer(text, np.uint8),
+            "about": np.frombuffer(json.dumps(about).encode(), np.uint8),
+        }
+        np.savez(out, allow_pickle=False, **given, **arrays)
         out.flush()
         os.fsync(out.fileno())
 
@@ -162,7 +163,7 @@ def _write(folder: Path, source: Source, limit: float, title: str, quiet: bool) 
             bar.update(len(rows))
         file.flush()
         os.fsync(file.fileno())  # or a power cut may leave a whole index of empty pixels
-    (kept,) = extents.all(1).nonzero()
+    kept = np.flatnonzero(extents.all(1))
     if not len(kept):
         name, reason = skipped[0]
         raise ValueError(f"none of its {count} images can be read (the first, {name!r}: {reason})")

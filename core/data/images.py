@@ -34,7 +34,7 @@ T = TypeVar("T")
 
 HELDOUT = 0.05  # part of the images that training never sees
 MOST_HELDOUT = 1024
-_NAMED = "scenes, cifar10, stl10, voc2012 or imagenet:PATH"
+_NAMED = "scenes, cifar10, stl10, voc2012, imagenet:PATH or shards:SET.tar"
 
 
 @functools.cache
@@ -130,7 +130,8 @@ def open_images(
 
     spec: ``scenes`` (that many, rendered on ``device``), a folder of images (searched recursively; where all are in
     one of several subfolders, those are classes), ``cifar10``, ``stl10`` (with its unlabelled images), ``voc2012``
-    (downloaded by torchvision), or ``imagenet:PATH`` with the archives or train/ and val/.
+    (downloaded by torchvision), ``imagenet:PATH`` with the archives or train/ and val/, or ``shards:`` and webdataset's
+    shards: a folder of .tar, or a path or an http(s) URL, with braces for many, as set-{000..099}.tar.
 
     Images are stored with a short side of ``short_side`` px, 0 = 1.5 times ``size``, never enlarged; of a long side
     the middle is kept, at most twice the short one. They are kept in ``cache_dir``, by default $KINTSUGI_CACHE or
@@ -155,6 +156,8 @@ def open_images(
         if val.labels is not None and train.classes != val.classes:
             raise ValueError(f"--data {spec}: train/ and val/ do not have the same classes")
         return Split(train, _mixed(val))
+    if spec.startswith("shards:"):
+        return held_out(opener.shards(spec.removeprefix("shards:")))
     return held_out(opener.folder(Path(spec).expanduser()))
 
 
@@ -270,6 +273,33 @@ class Opener:
             raise ValueError(f"--data {path}: no images in this folder ({', '.join(sorted(SUFFIXES))})")
         order = sorted(range(len(found)), key=found.__getitem__)
         return self._files(path, [found[i] for i in order], np.array(numbers).reshape(-1, 2)[order])
+
+    def shards(self, what: str) -> Images:
+        from core.data import shards  # here, because only those who use them pay for the import
+
+        try:
+            found = shards.names(what)
+        except ValueError as error:
+            raise ValueError(f"--data {self.spec}: {error}") from None
+
+        def make() -> Source:
+            place = self.root / "shards"
+            if any(map(shards.is_url, found)):
+                self._say(f"{self.spec}: shards are copied into {place} first, where they stay")
+            try:
+                files = shards.fetched(found, place, self.quiet)
+                return shards.open_shards(files, self.short_side, place, pool())
+            except ValueError as error:
+                raise ValueError(f"--data {self.spec}: {error}") from None
+            except OSError as error:
+                raise OSError(
+                    f"cannot copy shards into {place} ({error.strerror or error}): make room there, or choose another "
+                    "folder with --cache"
+                ) from None
+
+        name = os.path.basename(found[0]).partition(".")[0]
+        # A URL has no stamp: what has been copied and decoded is used from then on, without asking.
+        return self.open(name, ["shards", [[shard, *_stamp(shard)] for shard in found]], make)
 
     def imagenet(self, path: Path, part: str) -> Images:
         if path.is_dir() and not (path / part).is_dir():
@@ -426,6 +456,7 @@ class Opener:
         """Says what was skipped of ``count`` images of the set in ``folder``, and lists it beside that."""
         file = folder.with_name(folder.name + ".skipped.txt")
         with contextlib.suppress(OSError):  # a cache that somebody else has built may be read-only
+            file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text("".join(f"{name!r}: {reason}\n" for name, reason in skipped))
         shown = ", ".join(f"{name!r} ({reason})" for name, reason in skipped[:3])
         more = f" and {len(skipped) - 3} more, listed in {file}" if len(skipped) > 3 else ""
@@ -461,7 +492,9 @@ def _walk(root: Path) -> Iterator[tuple[str, int, int]]:
         entered.add((here.st_dev, here.st_ino))
         subfolders = []
         for entry in entries:
-            if os.path.isdir(entry) if entry.is_symlink() else entry.is_dir():  # a link to itself makes is_dir raise
+            if (
+                os.path.isdir(entry) if entry.is_symlink() else entry.is_dir()
+            ):  # a link to itself makes is_dir raise
                 subfolders.append(entry.name)
             elif os.path.splitext(entry.name)[1].lower() in SUFFIXES:
                 yield prefix + entry.name, *_stamp(entry.path)

@@ -33,7 +33,8 @@ class TrainConfig:
     """demo: minutes on two cores; small: one GPU, tens of minutes; paper: the paper's own recipe."""
 
     data: str = "scenes"
-    """scenes, a folder of images, cifar10, stl10, voc2012 or imagenet:PATH."""
+    """scenes, a folder of images, cifar10, stl10, voc2012, imagenet:PATH, or webdataset's shards:SET-{000..099}.tar (a
+    path or a URL) and shards:FOLDER."""
     scenes: int = 4096
     """How many built-in scenes to render (once; they are cached)."""
     size: int = 64
