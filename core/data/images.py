@@ -17,18 +17,20 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import ConcatDataset
-from torchvision import datasets
 
 from core.data import cache
 from core.data.cache import Pixels, Source
 from core.data.decode import SUFFIXES, decode, reason, stored
+
+if TYPE_CHECKING:
+    from torchvision.datasets import VOCDetection
 
 T = TypeVar("T")
 
@@ -303,6 +305,10 @@ class Opener:
 
     def imagenet(self, path: Path, part: str) -> Images:
         if path.is_dir() and not (path / part).is_dir():
+            from torchvision import (
+                datasets,  # here, as below: it takes a second, which --help need not wait for
+            )
+
             try:
                 datasets.ImageNet(path, split=part)  # unpacks the archives
             except (OSError, RuntimeError) as error:
@@ -319,8 +325,10 @@ class Opener:
         names = [os.path.basename(file) for file in paths]
         return self._files(Path(paths[0]).parent, names, np.array([_stamp(file) for file in paths]))
 
-    def voc_dataset(self, part: str, year: str = "2012") -> datasets.VOCDetection:
+    def voc_dataset(self, part: str, year: str = "2012") -> VOCDetection:
         """torchvision's, downloaded where it is not there yet."""
+        from torchvision import datasets
+
         place = self.root / "torchvision"
         try:  # torchvision unpacks its archive whenever it is told to download, so it is told only if need be
             found = datasets.VOCDetection(place, year=year, image_set=part, download=False)
@@ -335,6 +343,8 @@ class Opener:
         place, train = self.root / "torchvision", part == "train"
 
         def make() -> Source:
+            from torchvision import datasets
+
             if self.spec == "cifar10":
                 sets = [self._download(lambda: datasets.CIFAR10(place, train=train, download=True))]
                 labels = torch.tensor(sets[0].targets)
