@@ -68,6 +68,12 @@ class Images:
         return None if self.source.labels is None else self.source.labels[self.rows]
 
     @property
+    def extents(self) -> Tensor:
+        """Height and width of each, (N,2) int64; only where the source knows them."""
+        assert self.source.extents is not None
+        return torch.from_numpy(self.source.extents[self.rows])
+
+    @property
     def classes(self) -> list[str]:
         return list(self.source.classes)
 

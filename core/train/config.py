@@ -45,6 +45,9 @@ class TrainConfig:
     """Where decoded images are kept; default $KINTSUGI_CACHE or ~/.cache/kintsugi."""
     cache_gb: float = 8.0
     """Largest decoded data set to keep on disk; beyond it images are decoded at each use."""
+    device_gb: float = -1
+    """Largest decoded data set to keep on the GPU as well, padded to its largest image; -1 = a quarter of the GPU's
+    free memory, 0 = none."""
 
     steps: int = 2000
     """Optimisation steps."""
@@ -93,7 +96,8 @@ class TrainConfig:
 
 # What may differ between a run and its continuation without changing what is trained.
 _FREE_AT_RESUME = frozenset(
-    "steps device runs out resume cache cache_gb log_every show_every eval_every save_every keep eval_images".split()
+    "steps device runs out resume cache cache_gb device_gb".split()
+    + "log_every show_every eval_every save_every keep eval_images".split()
 )
 
 

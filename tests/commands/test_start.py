@@ -7,7 +7,9 @@ import sys
 
 from conftest import ROOT
 
-HEAVY = "kornia lpips scipy skimage sympy tensorboard torch._dynamo torchmetrics torchvision webdataset".split()
+HEAVY = (
+    "kornia lpips scipy skimage sympy tensorboard torch._dynamo torchmetrics torchvision webdataset".split()
+)
 COMMANDS = "recon.inpainting recon.colorization recon.superresolution recon.splitbrain".split()
 
 
