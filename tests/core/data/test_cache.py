@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -104,6 +105,22 @@ def test_none_that_can_be_read(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"none of its 2 images can be read \(the first, 'one': cut off\)"):
         build(tmp_path / "set", spoilt, 1e9, "decoding")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_index_of_a_million_names(tmp_path: Path) -> None:
+    """It loads in well under a second, and takes little more than what it holds."""
+    count = 1_000_000
+    given = [f"n{i // 1000:08d}/n{i // 1000:08d}_{i}.JPEG" for i in range(count)]
+    extents = np.arange(2 * count).reshape(count, 2)
+    save_index(tmp_path / "index", given, {"classes": ["a"]}, extents=extents)
+    assert (tmp_path / "index").stat().st_size < sum(map(len, given)) + count + extents.nbytes + 10_000
+    begun = time.process_time()
+    index = load_index(tmp_path / "index")
+    assert time.process_time() - begun < 2
+    assert index is not None
+    assert index[0] == given
+    assert index[1] == {"classes": ["a"]}
+    assert np.array_equal(index[2]["extents"], extents)
 
 
 # --- interruption and damage -----------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ import errno
 import os
 import resource
 import threading
+import time
 import urllib.error
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -464,6 +465,22 @@ def test_no_space_left(data: Path, kept: Path, full_disk: None):
         open_images(str(data), 32)
     one_line(error, "make room", "--cache-gb 0", os.strerror(errno.EFBIG))
     assert not list(kept.glob("images/*"))
+
+
+@pytest.mark.slow
+def test_a_million_images_open_in_seconds(data: Path, monkeypatch: pytest.MonkeyPatch):
+    """Of those that are kept; without walking and decoding, which take as long as the disk and the processor do."""
+    names = [f"n{i % 1000:08d}/{i}.JPEG" for i in range(1_000_000)]
+    monkeypatch.setattr(images, "_walk", lambda root: ((name, 9, 9) for name in names))
+    monkeypatch.setattr(images, "decode", lambda file, short_side: np.zeros((3, 1, 1), np.uint8))
+    first = open_images(str(data), 1)
+    begun, before = time.process_time(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    split = open_images(str(data), 1)
+    assert time.process_time() - begun < 6
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 1e6  # kB
+    assert len(split.train) + len(split.heldout) == 1_000_000
+    assert split.heldout.names == first.heldout.names
+    assert len(split.train.classes) == 1000
 
 
 # --- named sets -----------------------------------------------------------------------------------------------
