@@ -97,7 +97,7 @@ def load(folder: Path) -> Source | None:
         return None
     sizes = planes * extents.prod(1)
     starts = sizes.cumsum() - sizes
-    if len(pixels) != sizes.sum() or {len(extents), len(names if labels is None else labels)} != {len(names)}:
+    if len(pixels) != sizes.sum() or any(len(values) != len(names) for values in arrays.values()):
         return None
 
     def read(rows: Sequence[int]) -> list[Pixels]:  # views into the file: nothing is copied yet

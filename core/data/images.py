@@ -292,8 +292,6 @@ class Opener:
 
         def make() -> Source:
             place = self.root / "shards"
-            if any(map(shards.is_url, found)):
-                self._say(f"{self.spec}: shards are copied into {place} first, where they stay")
             try:
                 files = shards.fetched(found, place, self.quiet)
                 return shards.open_shards(files, self.short_side, place, pool())
@@ -311,9 +309,7 @@ class Opener:
 
     def imagenet(self, path: Path, part: str) -> Images:
         if path.is_dir() and not (path / part).is_dir():
-            from torchvision import (
-                datasets,  # here, as below: it takes a second, which --help need not wait for
-            )
+            from torchvision import datasets  # here, as below, because --help need not wait a second for it
 
             try:
                 datasets.ImageNet(path, split=part)  # unpacks the archives
@@ -508,9 +504,8 @@ def _walk(root: Path) -> Iterator[tuple[str, int, int]]:
         entered.add((here.st_dev, here.st_ino))
         subfolders = []
         for entry in entries:
-            if (
-                os.path.isdir(entry) if entry.is_symlink() else entry.is_dir()
-            ):  # a link to itself makes is_dir raise
+            linked = entry.is_symlink()  # to itself, perhaps, of which is_dir() complains
+            if os.path.isdir(entry) if linked else entry.is_dir():
                 subfolders.append(entry.name)
             elif os.path.splitext(entry.name)[1].lower() in SUFFIXES:
                 yield prefix + entry.name, *_stamp(entry.path)

@@ -15,6 +15,7 @@ import json
 import os
 import re
 import shutil
+import sys
 import tarfile
 import uuid
 from collections.abc import Callable, Iterator, Sequence
@@ -65,9 +66,9 @@ def fetched(urls: Sequence[str], folder: Path, quiet: bool = False) -> list[Path
     Several processes may do so at once. ValueError of one line where one cannot be had, OSError where there is no room.
     """
     files = [folder / _copy_name(url) if is_url(url) else Path(url) for url in urls]
-    missing = [
-        (url, file) for url, file in zip(urls, files, strict=True) if is_url(url) and not file.exists()
-    ]
+    missing = [pair for pair in zip(urls, files, strict=True) if is_url(pair[0]) and not pair[1].exists()]
+    if missing and not quiet:
+        print(f"copying {len(missing)} shards into {folder}, where they stay", file=sys.stderr)
     for url, file in tqdm(missing, "copying shards", unit="shard", disable=quiet or not missing or None):
         _copy(url, file)
     return files
@@ -75,29 +76,24 @@ def fetched(urls: Sequence[str], folder: Path, quiet: bool = False) -> list[Path
 
 def _copy_name(url: str) -> str:
     """Distinct for each URL, and what a person knows it by."""
-    return (
-        f"{hashlib.sha256(url.encode()).hexdigest()[:16]}-{PurePosixPath(url.partition('?')[0]).name[-80:]}"
-    )
+    digest = hashlib.sha256(url.encode()).hexdigest()
+    return f"{digest[:16]}-{PurePosixPath(url.partition('?')[0]).name[-80:]}"
 
 
 def _copy(url: str, file: Path) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     part = file.with_name(f"copying-{uuid.uuid4().hex}")
     try:
-        with open(part, "wb") as out:
-            try:
-                with gopen(
-                    url
-                ) as stream:  # curl: it tries again, and fails where less comes than was announced
-                    shutil.copyfileobj(stream, out, 1 << 20)
-            except OSError as error:
-                if error.errno is not None and not isinstance(error, FileNotFoundError):
-                    raise  # no room, say
-                said = re.search(r"exit \d+", str(error))
-                raise ValueError(
-                    f"{url} could not be copied (curl: {said[0] if said else reason(error)})"
-                ) from None
+        # Through curl, which tries again, and fails where less comes than was announced.
+        with open(part, "wb") as out, gopen(url) as stream:
+            shutil.copyfileobj(stream, out, 1 << 20)
         part.replace(file)
+    except OSError as error:
+        if error.errno is not None and not isinstance(error, FileNotFoundError):
+            raise  # no room, say
+        said = re.search(r"exit \d+", str(error))
+        why = f"curl: {said[0]}" if said else "is curl installed?"
+        raise ValueError(f"{url} could not be copied ({why})") from None
     finally:
         part.unlink(missing_ok=True)
 
