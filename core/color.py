@@ -11,9 +11,6 @@ import itertools
 
 import numpy as np
 import torch
-from kornia.color import lab_to_rgb as _lab_to_rgb
-from kornia.color import rgb_to_lab as _rgb_to_lab
-from scipy.spatial import ConvexHull, Delaunay
 from torch import Tensor
 
 GRID = 10
@@ -22,14 +19,18 @@ GRID = 10
 
 def rgb_to_lab(image: Tensor) -> Tensor:
     """sRGB (N,3,H,W) in [0,1] -> L in 0..100 and ab, (N,3,H,W)."""
+    from kornia import color  # here, and scipy below: they take time, which --help need not wait for
+
     with _exact(image):
-        return _rgb_to_lab(image.float())
+        return color.rgb_to_lab(image.float())
 
 
 def lab_to_rgb(lab: Tensor) -> Tensor:
     """The inverse of ``rgb_to_lab``; what sRGB cannot show is clipped to [0,1]."""
+    from kornia import color
+
     with _exact(lab):
-        return _lab_to_rgb(lab.float(), clip=True)
+        return color.lab_to_rgb(lab.float(), clip=True)
 
 
 def _exact(planes: Tensor) -> torch.autocast:
@@ -43,6 +44,8 @@ def ab_bins() -> Tensor:
 
     The points of a grid of 10 in the hull of sRGB's ab grown by one bin: the authors' ``pts_in_hull``.
     """
+    from scipy.spatial import ConvexHull, Delaunay
+
     levels = torch.linspace(0, 1, 18)
     cube = torch.cartesian_prod(levels, levels, levels).T[None, :, :, None]  # (1,3,18^3,1)
     ab = rgb_to_lab(cube)[0, 1:, :, 0].T.double().numpy()  # (18^3,2)

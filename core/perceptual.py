@@ -5,12 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-import lpips
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.functional import mse_loss
-from torchvision.models import AlexNet_Weights, VGG19_Weights, vgg19
 
 from core.nets.backbones import IMAGENET_MEAN, IMAGENET_STD
 
@@ -22,6 +20,8 @@ class Lpips(nn.Module):
     """
 
     def __init__(self, trunk: dict[str, Tensor]) -> None:
+        import lpips  # here, and torchvision below: they take a second, which --help need not wait for
+
         super().__init__()
         self.distance = lpips.LPIPS(net="alex", spatial=True, pnet_rand=True, verbose=False).eval()
         self.requires_grad_(False)
@@ -39,6 +39,8 @@ def open_lpips(trunk: str) -> tuple[Lpips | None, str]:
     (.pth, .safetensors) of torchvision's AlexNet. Raises ValueError for a file that is none, OSError where a
     download fails.
     """
+    from torchvision.models import AlexNet_Weights
+
     if trunk == "off":
         return None, "LPIPS is off"
     file = _weights_file(trunk, AlexNet_Weights.IMAGENET1K_V1.url)
@@ -72,6 +74,8 @@ class ContentFeatures(nn.Module):
     std: Tensor
 
     def __init__(self, layer: ContentLayer, weights: dict[str, Tensor]) -> None:
+        from torchvision.models import vgg19
+
         super().__init__()
         with torch.device("meta"):  # no time for weights that are replaced, nor for the classifier's
             self.layers = vgg19().features[: _CONTENT_LAYERS[layer]]
@@ -99,6 +103,8 @@ class ContentFeatures(nn.Module):
 
 def open_content(layer: ContentLayer, weights: str) -> tuple[ContentFeatures | None, str]:
     """VGG19's features, or None with the reason why not, in one line; ``weights`` as ``trunk`` of ``open_lpips``."""
+    from torchvision.models import VGG19_Weights
+
     if weights == "off":
         return None, "VGG19 is off"
     file = _weights_file(weights, VGG19_Weights.IMAGENET1K_V1.url)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from torch import Tensor
-from torchmetrics.functional.image import structural_similarity_index_measure
 
 from core.perceptual import Lpips
 
@@ -23,9 +22,13 @@ def hole_figures(
     of Pathak 2016 (table 1), where l1 and l2 are mean |d| and mean d^2 in per cent of a range of 1. ssim (11x11
     windows, sigma 1.5) and lpips are the means of their maps over the hole.
     """
+    from torchmetrics.functional.image import (
+        structural_similarity_index_measure as similarity,  # here: takes seconds
+    )
+
     difference = mended - truth
     squared = in_hole(difference.square(), mask)
-    _, ssim = structural_similarity_index_measure(mended, truth, data_range=1.0, return_full_image=True)
+    _, ssim = similarity(mended, truth, data_range=1.0, return_full_image=True)
     figures = {
         "psnr": -10 * squared.clamp(min=1e-10).log10(),
         "ssim": in_hole(ssim, mask),
@@ -48,12 +51,12 @@ def luma_figures(image: Tensor, truth: Tensor, shave: int = 4) -> dict[str, Tens
 
     The protocol of SRGAN's tables (Ledig 2017, arXiv:1609.04802, section 3.1). SSIM with 11x11 windows of sigma 1.5.
     """
+    from torchmetrics.functional.image import structural_similarity_index_measure as similarity
+
     inner = (..., slice(shave, -shave), slice(shave, -shave))
     first, second = (luma((255 * x.clamp(0, 1)).round() / 255)[inner] for x in (image, truth))
     squared = (first - second).square().mean((1, 2, 3))
-    ssim = structural_similarity_index_measure(
-        first, second, data_range=255.0, gaussian_kernel=True, sigma=1.5, reduction="none"
-    )
+    ssim = similarity(first, second, data_range=255.0, gaussian_kernel=True, sigma=1.5, reduction="none")
     assert isinstance(ssim, Tensor)
     return {"psnr": 10 * (255**2 / squared.clamp(min=1e-4)).log10(), "ssim": ssim.view(-1)}
 

@@ -7,11 +7,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
-from torchvision.utils import make_grid
 
 
 def sheet(columns: Sequence[Tensor], zoom: int = 1) -> Tensor:
     """One row for each image: columns (N,3,H,W) in [0,1], each ``zoom`` times as large -> (3,h,w)."""
+    from torchvision.utils import make_grid  # here: it takes a second, which --help need not wait for
+
     rows = torch.stack([column.float() for column in columns], 1).flatten(0, 1)  # (N*columns,3,H,W)
     if zoom > 1:  # small crops, large screens
         rows = interpolate(rows, scale_factor=zoom, mode="nearest")

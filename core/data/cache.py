@@ -1,4 +1,4 @@
-"""Decoded images on disk: one flat uint8 file, memory-mapped, and an index of it.
+"""Decoded images on disk: one flat uint8 file, memory-mapped, and an index of it, of arrays that load at once.
 
 A set is built in a folder of another name, which is renamed when whole: an interrupted build leaves nothing that
 could be mistaken for a set, and of two processes that build the same set at once the second takes the first's.
@@ -13,16 +13,18 @@ import os
 import shutil
 import time
 import uuid
+import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-FORMAT = 2  # part of every key: raise it when what is stored changes
+FORMAT = 3  # part of every key: raise it when what is stored changes
 _ABANDONED = 3600.0  # seconds without a write after which a build is taken for dead
 
 Pixels = np.ndarray | str
@@ -43,39 +45,66 @@ class Source:
     chunk: int = 256
     """How many are best read at once."""
     planes: int = 3
+    extents: np.ndarray | None = None
+    """(N,2) int64 height, width; known where the images are decoded already."""
+    skipped: Sequence[tuple[str, str]] = ()
+    """Names of what was left out before, with the reasons."""
 
 
-@dataclass(frozen=True)
-class Decoded:
-    """A set in the cache: the images that could be read, and the names of the others with the reasons."""
-
-    source: Source
-    extents: np.ndarray  # (N,2) int64 height, width
-    skipped: list[tuple[str, str]]
+# --- an index -------------------------------------------------------------------------------------------------
 
 
-def load(folder: Path) -> Decoded | None:
-    """The set in ``folder``; None where there is none or it is damaged."""
+def save_index(file: Path, names: Sequence[str], about: object, **arrays: np.ndarray) -> None:
+    """Names without a zero byte (a file's may hold anything else), any JSON, and arrays of numbers, in one file."""
+    text = b"".join(os.fsencode(name) + b"\0" for name in names)
+    with open(file, "wb") as out:
+        given = {
+            "names": np.frombuffer(text, np.uint8),
+            "about": np.frombuffer(json.dumps(about).encode(), np.uint8),
+        }
+        np.savez(out, allow_pickle=False, **given, **arrays)
+        out.flush()
+        os.fsync(out.fileno())
+
+
+def load_index(file: Path) -> tuple[list[str], Any, dict[str, np.ndarray]] | None:
+    """What ``save_index`` wrote; None where there is none or it is damaged."""
     try:
-        index = json.loads((folder / "index.json").read_text())
+        with np.load(file) as found:  # checks every array's checksum
+            arrays = {name: found[name] for name in found.files}
+        names = os.fsdecode(arrays.pop("names").tobytes()).split("\0")[:-1]
+        return names, json.loads(arrays.pop("about").tobytes()), arrays
+    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile):
+        return None
+
+
+# --- a set ----------------------------------------------------------------------------------------------------
+
+
+def load(folder: Path) -> Source | None:
+    """The set in ``folder``; None where there is none or it is damaged."""
+    index = load_index(folder / "index.npz")
+    if index is None:
+        return None
+    names, about, arrays = index
+    try:
         with open(folder / "pixels.bin", "rb") as file:
             pixels = np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
-        names, classes, planes = index["names"], index["classes"], index.get("planes", 3)
-        labels = None if index["labels"] is None else torch.tensor(index["labels"], dtype=torch.int64)
-        skipped = [(name, reason) for name, reason in index["skipped"]]
-        extents = np.array(index["extents"], np.int64).reshape(len(names), 2)
+        classes, planes, extents = about["classes"], about["planes"], arrays["extents"]
+        labels = torch.from_numpy(arrays["labels"]) if "labels" in arrays else None
+        skipped = [(name, reason) for name, reason in about["skipped"]]
     except (OSError, ValueError, KeyError, TypeError):
         return None
     sizes = planes * extents.prod(1)
     starts = sizes.cumsum() - sizes
-    if len(pixels) != sizes.sum():
+    if len(pixels) != sizes.sum() or any(len(values) != len(names) for values in arrays.values()):
         return None
 
     def read(rows: Sequence[int]) -> list[Pixels]:  # views into the file: nothing is copied yet
         places = zip(starts[rows].tolist(), sizes[rows].tolist(), extents[rows].tolist(), strict=True)
         return [pixels[start : start + size].reshape(planes, *extent) for start, size, extent in places]
 
-    return Decoded(Source(names, read, labels, classes, planes=planes), extents, skipped)
+    return Source(names, read, labels, classes, planes=planes, extents=extents, skipped=skipped)
 
 
 def estimate(source: Source) -> float:
@@ -87,7 +116,7 @@ def estimate(source: Source) -> float:
     )
 
 
-def build(folder: Path, source: Source, limit: float, title: str, quiet: bool = False) -> Decoded | None:
+def build(folder: Path, source: Source, limit: float, title: str, quiet: bool = False) -> Source | None:
     """Reads all of ``source`` into ``folder``, with a progress bar on terminals; None where it exceeds ``limit`` bytes.
 
     Safe to run in several processes at once. ValueError where not one image can be read; OSError where the set cannot
@@ -113,9 +142,8 @@ def build(folder: Path, source: Source, limit: float, title: str, quiet: bool = 
 
 def _write(folder: Path, source: Source, limit: float, title: str, quiet: bool) -> bool:
     """Writes the set's two files; False, and they are not whole, where it exceeds ``limit`` bytes."""
-    kept: list[int] = []
-    extents: list[tuple[int, int]] = []
-    skipped: list[tuple[str, str]] = []
+    extents = np.zeros((len(source.names), 2), np.int64)  # 0 where there is no image
+    skipped = list(source.skipped)
     count, written = len(source.names), 0
     with (
         open(folder / "pixels.bin", "wb") as file,
@@ -131,23 +159,21 @@ def _write(folder: Path, source: Source, limit: float, title: str, quiet: bool) 
                 if written > limit:
                     return False
                 file.write(np.ascontiguousarray(image).data)
-                kept.append(row)
-                extents.append(image.shape[1:])
+                extents[row] = image.shape[1:]
             bar.update(len(rows))
         file.flush()
         os.fsync(file.fileno())  # or a power cut may leave a whole index of empty pixels
-    if not kept:
+    kept = np.flatnonzero(extents.all(1))
+    if not len(kept):
         name, reason = skipped[0]
         raise ValueError(f"none of its {count} images can be read (the first, {name!r}: {reason})")
-    index = {
-        "names": [source.names[row] for row in kept],
-        "labels": None if source.labels is None else source.labels[kept].tolist(),
-        "classes": list(source.classes),
-        "extents": extents,
-        "planes": source.planes,
-        "skipped": skipped,
-    }
-    (folder / "index.json").write_text(json.dumps(index))
+    save_index(
+        folder / "index.npz",
+        [source.names[row] for row in kept.tolist()],
+        {"classes": list(source.classes), "planes": source.planes, "skipped": skipped},
+        extents=extents[kept],
+        **({} if source.labels is None else {"labels": source.labels[kept].numpy()}),
+    )
     return True
 
 

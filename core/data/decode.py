@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import logging
 import warnings
 from pathlib import Path
@@ -27,6 +28,18 @@ def decode(file: Path, short_side: int) -> Pixels:
             return "not a file"  # but a broken link, say, or a pipe, which would be waited for
         if file.stat().st_size == 0:
             return "an empty file"
+    except Exception as error:
+        return reason(error)
+    return _decoded(file, short_side)
+
+
+def decode_bytes(content: bytes, short_side: int) -> Pixels:
+    """As ``decode``, of a file's content."""
+    return _decoded(io.BytesIO(content), short_side) if content else "an empty file"
+
+
+def _decoded(file: Path | io.BytesIO, short_side: int) -> Pixels:
+    try:
         with Image.open(file, formats=_FORMATS) as image:
             ratio = max(image.size) / max(1, min(image.size))
             image.draft(None, (2 * short_side, 2 * short_side))  # a JPEG is decoded smaller, for less work
@@ -57,7 +70,7 @@ def stored(image: Image.Image, short_side: int, ratio: float = 0) -> np.ndarray:
         box=(left, top, left + width, top + height),
         reducing_gap=2.0,
     )
-    return np.asarray(image).transpose(2, 0, 1)  # (h,w,3) -> (3,h,w)
+    return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))  # (h,w,3) -> (3,h,w)
 
 
 def rgb(image: Image.Image) -> Image.Image:

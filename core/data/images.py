@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import http.client
 import json
@@ -11,30 +12,37 @@ import re
 import stat
 import sys
 import tarfile
+from array import array
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import ConcatDataset
-from torchvision import datasets
 
 from core.data import cache
 from core.data.cache import Pixels, Source
 from core.data.decode import SUFFIXES, decode, reason, stored
 
+if TYPE_CHECKING:
+    from torchvision.datasets import VOCDetection
+
 T = TypeVar("T")
 
 HELDOUT = 0.05  # part of the images that training never sees
 MOST_HELDOUT = 1024
-_THREADS = min(os.cpu_count() or 1, 32)  # Pillow decodes without Python's lock
-_NAMED = "scenes, cifar10, stl10, voc2012 or imagenet:PATH"
+_NAMED = "scenes, cifar10, stl10, voc2012, imagenet:PATH or shards:SET.tar"
+
+
+@functools.cache
+def pool() -> ThreadPoolExecutor:
+    """Threads that decode, for Pillow does it without Python's lock; made once."""
+    return ThreadPoolExecutor(min(os.cpu_count() or 1, 32), "decoder")
 
 
 class Images:
@@ -58,6 +66,12 @@ class Images:
     @property
     def labels(self) -> Tensor | None:
         return None if self.source.labels is None else self.source.labels[self.rows]
+
+    @property
+    def extents(self) -> Tensor:
+        """Height and width of each, (N,2) int64; only where the source knows them."""
+        assert self.source.extents is not None
+        return torch.from_numpy(self.source.extents[self.rows])
 
     @property
     def classes(self) -> list[str]:
@@ -124,7 +138,8 @@ def open_images(
 
     spec: ``scenes`` (that many, rendered on ``device``), a folder of images (searched recursively; where all are in
     one of several subfolders, those are classes), ``cifar10``, ``stl10`` (with its unlabelled images), ``voc2012``
-    (downloaded by torchvision), or ``imagenet:PATH`` with the archives or train/ and val/.
+    (downloaded by torchvision), ``imagenet:PATH`` with the archives or train/ and val/, or ``shards:`` and webdataset's
+    shards: a folder of .tar, or a path or an http(s) URL, with braces for many, as set-{000..099}.tar.
 
     Images are stored with a short side of ``short_side`` px, 0 = 1.5 times ``size``, never enlarged; of a long side
     the middle is kept, at most twice the short one. They are kept in ``cache_dir``, by default $KINTSUGI_CACHE or
@@ -149,6 +164,8 @@ def open_images(
         if val.labels is not None and train.classes != val.classes:
             raise ValueError(f"--data {spec}: train/ and val/ do not have the same classes")
         return Split(train, _mixed(val))
+    if spec.startswith("shards:"):
+        return held_out(opener.shards(spec.removeprefix("shards:")))
     return held_out(opener.folder(Path(spec).expanduser()))
 
 
@@ -256,13 +273,44 @@ class Opener:
     def folder(self, path: Path) -> Images:
         if not path.is_dir():
             raise ValueError(f"--data {path}: no such folder; name a folder of images, or {_NAMED}")
-        found = sorted(_walk(path))
+        found, numbers = [], array("q")  # for a million names a list of tuples would take ten times as much
+        for name, size, changed in _walk(path):
+            found.append(name)
+            numbers.extend((size, changed))
         if not found:
             raise ValueError(f"--data {path}: no images in this folder ({', '.join(sorted(SUFFIXES))})")
-        return self._files(path, found)
+        order = sorted(range(len(found)), key=found.__getitem__)
+        return self._files(path, [found[i] for i in order], np.array(numbers).reshape(-1, 2)[order])
+
+    def shards(self, what: str) -> Images:
+        from core.data import shards  # here, because only those who use them pay for the import
+
+        try:
+            found = shards.names(what)
+        except ValueError as error:
+            raise ValueError(f"--data {self.spec}: {error}") from None
+
+        def make() -> Source:
+            place = self.root / "shards"
+            try:
+                files = shards.fetched(found, place, self.quiet)
+                return shards.open_shards(files, self.short_side, place, pool())
+            except ValueError as error:
+                raise ValueError(f"--data {self.spec}: {error}") from None
+            except OSError as error:
+                raise OSError(
+                    f"cannot copy shards into {place} ({error.strerror or error}): make room there, or choose another "
+                    "folder with --cache"
+                ) from None
+
+        name = os.path.basename(found[0]).partition(".")[0]
+        # A URL has no stamp: what has been copied and decoded is used from then on, without asking.
+        return self.open(name, ["shards", [[shard, *_stamp(shard)] for shard in found]], make)
 
     def imagenet(self, path: Path, part: str) -> Images:
         if path.is_dir() and not (path / part).is_dir():
+            from torchvision import datasets  # here, as below, because --help need not wait a second for it
+
             try:
                 datasets.ImageNet(path, split=part)  # unpacks the archives
             except (OSError, RuntimeError) as error:
@@ -276,10 +324,13 @@ class Opener:
 
     def files(self, paths: Sequence[str]) -> Images:
         """Image files of one folder."""
-        return self._files(Path(paths[0]).parent, [(os.path.basename(file), *_stamp(file)) for file in paths])
+        names = [os.path.basename(file) for file in paths]
+        return self._files(Path(paths[0]).parent, names, np.array([_stamp(file) for file in paths]))
 
-    def voc_dataset(self, part: str, year: str = "2012") -> datasets.VOCDetection:
+    def voc_dataset(self, part: str, year: str = "2012") -> VOCDetection:
         """torchvision's, downloaded where it is not there yet."""
+        from torchvision import datasets
+
         place = self.root / "torchvision"
         try:  # torchvision unpacks its archive whenever it is told to download, so it is told only if need be
             found = datasets.VOCDetection(place, year=year, image_set=part, download=False)
@@ -294,13 +345,15 @@ class Opener:
         place, train = self.root / "torchvision", part == "train"
 
         def make() -> Source:
+            from torchvision import datasets
+
             if self.spec == "cifar10":
                 sets = [self._download(lambda: datasets.CIFAR10(place, train=train, download=True))]
                 labels = torch.tensor(sets[0].targets)
             else:
                 splits = ("train", "unlabeled") if train else ("test",)
                 sets = [
-                    self._download(partial(datasets.STL10, place, split=split, download=True))
+                    self._download(functools.partial(datasets.STL10, place, split=split, download=True))
                     for split in splits
                 ]
                 labels = torch.cat([torch.from_numpy(data.labels.astype(np.int64)) for data in sets])
@@ -313,21 +366,25 @@ class Opener:
 
         return self.open(f"{self.spec}-{part}", [], make)
 
-    def _files(self, folder: Path, found: list[tuple[str, int, int]]) -> Images:
-        """found: names relative to ``folder``, sizes and times of change."""
-        names = [name for name, _, _ in found]
-        tops = [name.partition(os.sep)[0] for name in names]
-        classes = sorted(set(tops)) if all(os.sep in name for name in names) else []
-        number = {name: i for i, name in enumerate(classes)}
-        labels = torch.tensor([number[top] for top in tops]) if len(classes) > 1 else None
+    def _files(self, folder: Path, names: Sequence[str], stamps: np.ndarray) -> Images:
+        """names: relative to ``folder``; stamps (N,2) int64: their sizes and times of change."""
 
         def read(rows: Sequence[int]) -> list[Pixels]:
             files = (folder / names[row] for row in rows)
-            with ThreadPoolExecutor(_THREADS) as pool:
-                return list(pool.map(partial(decode, short_side=self.short_side), files))
+            return list(pool().map(functools.partial(decode, short_side=self.short_side), files))
 
-        source = Source(names, read, labels, classes if len(classes) > 1 else ())
-        return self.open(folder.resolve().name, [str(folder.resolve()), found], lambda: source)
+        def make() -> Source:
+            tops = [name.partition(os.sep)[0] for name in names]
+            classes = sorted(set(tops)) if all(os.sep in name for name in names) else []
+            if len(classes) < 2:
+                return Source(names, read)
+            number = {name: i for i, name in enumerate(classes)}
+            return Source(names, read, torch.tensor([number[top] for top in tops]), classes)
+
+        # A million names would make a long text: their digest is the key.
+        digest = hashlib.sha256(b"\0".join(map(os.fsencode, names)))
+        digest.update(stamps.tobytes())
+        return self.open(folder.resolve().name, [str(folder.resolve()), digest.hexdigest()], make)
 
     def _download(self, make: Callable[[], T]) -> T:
         try:
@@ -366,7 +423,10 @@ class Opener:
                     f"{self.spec}: decoded it takes about {max(needed, self.limit) / 1e9:.2g} GB, more than "
                     f"--cache-gb {self.limit / 1e9:g}: images are decoded at each use"
                 )
+                if source.skipped:
+                    self._report(list(source.skipped), len(source.names) + len(source.skipped), folder)
                 return Images(self._checked(source))
+        assert decoded.extents is not None
         short = decoded.extents.min(1)  # (N,)
         if short.max() < self.size:
             fits = short.max() // 32 * 32 or short.max()
@@ -374,12 +434,11 @@ class Opener:
                 f"--data {self.spec}: all {len(short)} images are smaller than the crop of {self.size} px, the largest "
                 f"has a short side of {short.max()} px: use --size {fits}"
             )
-        names = decoded.source.names
+        names = decoded.names
         small = (short < self.size).nonzero()[0].tolist()
-        if skipped := decoded.skipped + [(names[row], self._too_small(short[row])) for row in small]:
-            file = folder.with_name(folder.name + ".skipped.txt")
-            self._report(skipped, len(short) + len(decoded.skipped), file)
-        return Images(decoded.source, (short >= self.size).nonzero()[0])
+        if skipped := [*decoded.skipped, *((names[row], self._too_small(short[row])) for row in small)]:
+            self._report(skipped, len(short) + len(decoded.skipped), folder)
+        return Images(decoded, (short >= self.size).nonzero()[0])
 
     def _checked(self, source: Source) -> Source:
         """The source without images that are too small; names the first few that cannot be used."""
@@ -405,8 +464,11 @@ class Opener:
     def _too_small(self, short: int) -> str:
         return f"short side of {short} px, less than the crop of {self.size}"
 
-    def _report(self, skipped: list[tuple[str, str]], count: int, file: Path) -> None:
+    def _report(self, skipped: list[tuple[str, str]], count: int, folder: Path) -> None:
+        """Says what was skipped of ``count`` images of the set in ``folder``, and lists it beside that."""
+        file = folder.with_name(folder.name + ".skipped.txt")
         with contextlib.suppress(OSError):  # a cache that somebody else has built may be read-only
+            file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text("".join(f"{name!r}: {reason}\n" for name, reason in skipped))
         shown = ", ".join(f"{name!r} ({reason})" for name, reason in skipped[:3])
         more = f" and {len(skipped) - 3} more, listed in {file}" if len(skipped) > 3 else ""
@@ -429,22 +491,29 @@ def _walk(root: Path) -> Iterator[tuple[str, int, int]]:
     """
     entered: set[tuple[int, int]] = set()
 
-    def complain(error: OSError) -> None:
-        print(f"skipped the folder {error.filename}: {reason(error)}", file=sys.stderr)
-
-    for folder, subfolders, files in os.walk(root, followlinks=True, onerror=complain):
-        here = os.stat(folder)
-        if (here.st_dev, here.st_ino) in entered:
-            subfolders.clear()
-            continue
+    def below(folder: str, prefix: str) -> Iterator[tuple[str, int, int]]:
+        try:
+            here = os.stat(folder)
+            if (here.st_dev, here.st_ino) in entered:
+                return
+            with os.scandir(folder) as found:
+                entries = [entry for entry in found if not entry.name.startswith(".")]
+        except OSError as error:
+            print(f"skipped the folder {folder}: {reason(error)}", file=sys.stderr)
+            return
         entered.add((here.st_dev, here.st_ino))
+        subfolders = []
+        for entry in entries:
+            linked = entry.is_symlink()  # to itself, perhaps, of which is_dir() complains
+            if os.path.isdir(entry) if linked else entry.is_dir():
+                subfolders.append(entry.name)
+            elif os.path.splitext(entry.name)[1].lower() in SUFFIXES:
+                yield prefix + entry.name, *_stamp(entry.path)
         labels = {name for photos, names in _LABELS.items() if photos in subfolders for name in names}
-        subfolders[:] = sorted(name for name in subfolders if not name.startswith(".") and name not in labels)
-        relative = os.path.relpath(folder, root)
-        for file in files:
-            if os.path.splitext(file)[1].lower() in SUFFIXES and not file.startswith("."):
-                stamp = _stamp(os.path.join(folder, file))
-                yield file if relative == "." else os.path.join(relative, file), *stamp
+        for name in sorted(set(subfolders) - labels):
+            yield from below(os.path.join(folder, name), os.path.join(prefix, name, ""))
+
+    return below(str(root), "")
 
 
 def _stamp(file: str) -> tuple[int, int]:

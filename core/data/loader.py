@@ -12,6 +12,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from core.data.images import Images
 from core.rng import generator
 
 
@@ -21,6 +22,54 @@ class Indexed(Protocol):
     def __len__(self) -> int: ...
 
     def batch(self, indices: Tensor) -> dict[str, Tensor]: ...
+
+
+class Resident:
+    """All of ``images`` on ``device``, bytes padded to the largest: a batch is a selection there, the same as theirs.
+
+    Their extents must be known (``Source.extents``).
+    """
+
+    def __init__(self, images: Images, device: torch.device | str) -> None:
+        height, width = images.extents.amax(0).tolist()
+        self.device = torch.device(device)
+        self.extent = images.extents  # (N,2), on the CPU, because a batch's size is asked of it
+        self.pixels = torch.zeros(
+            len(images), images.source.planes, height, width, dtype=torch.uint8, device=device
+        )
+        for rows in torch.arange(len(images)).split(256):
+            part = images.batch(rows)["image"].to(device)
+            self.pixels[rows[0] : rows[-1] + 1, :, : part.shape[2], : part.shape[3]] = part
+        self.there = {"extent": self.extent.to(device)}
+        if images.labels is not None:
+            self.there["label"] = images.labels.to(device)
+
+    @staticmethod
+    def size(images: Images) -> int:
+        """Bytes it would take."""
+        return len(images) * images.source.planes * int(images.extents.amax(0).prod())
+
+    def __len__(self) -> int:
+        return len(self.extent)
+
+    def batch(self, indices: Tensor) -> dict[str, Tensor]:
+        """As ``Images.batch``, on the device."""
+        height, width = self.extent[indices].amax(0).tolist()
+        rows = indices.to(self.device, non_blocking=True)
+        image = self.pixels[:, :, :height, :width].index_select(0, rows)
+        return {"image": image, "index": rows} | {name: values[rows] for name, values in self.there.items()}
+
+
+def resident(images: Indexed, device: torch.device, gb: float) -> Indexed:
+    """``images`` on the device if they take at most ``gb`` GB there, else as they are.
+
+    gb -1: a quarter of a GPU's free memory, and nothing on a CPU, where it gains little.
+    """
+    if not isinstance(images, Images) or images.source.extents is None:
+        return images
+    if gb < 0:
+        gb = torch.cuda.mem_get_info(device)[0] / 4e9 if device.type == "cuda" else 0
+    return Resident(images, device) if Resident.size(images) <= gb * 1e9 else images
 
 
 class Loader:
@@ -66,8 +115,11 @@ class Loader:
         """The batches (``Images.batch``) of steps ``start``, ``start + 1``, ... for ever, on the device.
 
         One thread reads ``prefetch`` of them ahead and ends with the context. What goes wrong in it is raised, as it
-        is, where the batch is asked for.
+        is, where the batch is asked for. ``Resident`` images need no thread.
         """
+        if isinstance(self.images, Resident):
+            yield map(self.images.batch, map(self.indices, itertools.count(start)))
+            return
         ready: queue.SimpleQueue[dict[str, Tensor] | BaseException] = queue.SimpleQueue()
         free = threading.Semaphore(self.prefetch)
         closed = threading.Event()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +10,7 @@ from PIL import Image
 
 from core.data.cache import Pixels, Source
 from core.data.decode import SUFFIXES
-from core.data.images import Images, Opener
+from core.data.images import Images, Opener, pool
 
 
 def open_matched(
@@ -46,8 +45,7 @@ def open_matched(
     paths = [tuple(found[stem] for found in files) for stem in stems]
 
     def read(rows: Sequence[int]) -> list[Pixels]:
-        with ThreadPoolExecutor(8) as pool:
-            return list(pool.map(sample, (paths[row] for row in rows)))
+        return list(pool().map(sample, (paths[row] for row in rows)))
 
     stamps = [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for some in paths for path in some]
     return opener.open(

@@ -8,7 +8,6 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torchvision.models import alexnet, resnet18, resnet50
 
 from core.nets.encoder import Encoder
 from core.nets.layers import Norm, normal_init, normalization
@@ -85,6 +84,11 @@ class ResNet(_ImageNetNormalized):
     """torchvision's ResNet without its classifier, weights' names kept (He et al. 2016, arXiv:1512.03385)."""
 
     def __init__(self, spec: Backbone) -> None:
+        from torchvision.models import (  # here: it takes a second, which --help need not wait for
+            resnet18,
+            resnet50,
+        )
+
         super().__init__(spec)
         make = resnet18 if spec.name == "resnet18" else resnet50
         net = make(norm_layer=partial(normalization, spec.norm))
@@ -120,6 +124,8 @@ class AlexNet(_ImageNetNormalized):
     channels = {4: 64, 8: 192, 16: 256, 32: 256}  # noqa: RUF012  (the contract's attribute, here the same for all)
 
     def __init__(self, spec: Backbone) -> None:
+        from torchvision.models import alexnet  # here: see ResNet
+
         super().__init__(spec)
         self.features = alexnet().features
         for i, layer in enumerate(self.features):

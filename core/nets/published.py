@@ -13,11 +13,8 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-import torchvision
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from torchvision.models import get_model, list_models
-from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
 
 from core.nets.backbones import IMAGENET_MEAN, IMAGENET_STD, Backbone
 from core.nets.encoder import Encoder
@@ -84,10 +81,15 @@ class PublishedEncoder(Encoder):
 
 def _torchvision_names() -> list[str]:
     """Of its classifiers that are convolutional."""
+    import torchvision  # here, as below: it takes a second, which --help need not wait for
+    from torchvision.models import list_models
+
     return [name for name in list_models(module=torchvision.models) if not name.startswith(_TRANSFORMERS)]
 
 
 def _torchvision(name: str) -> nn.Module:
+    from torchvision.models import get_model
+
     options: dict[str, bool] = {}
     if name in ("googlenet", "inception_v3"):  # published for inputs in [-1,1], to which they bring them
         options = {"transform_input": True, "aux_logits": False, "init_weights": False}
@@ -95,6 +97,8 @@ def _torchvision(name: str) -> nn.Module:
 
 
 def _from_torchvision(spec: Published) -> PublishedEncoder:
+    from torchvision.models.feature_extraction import create_feature_extractor
+
     net = _torchvision(spec.name)
     levels = _levels(net)
     nodes, channels = zip(*levels.values(), strict=True)
@@ -108,6 +112,8 @@ def _levels(net: nn.Module) -> dict[int, tuple[str, int]]:
     So a map is what a block puts out, never one branch within it. The strides are seen in one forward pass, without
     numbers, of a picture 64 times as wide as high: nothing but a map of the picture has such sides.
     """
+    from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
+
     height, width = 512, 64 * 512
     _, names = get_graph_node_names(net, suppress_diff_warning=True)
     whole = create_feature_extractor(copy.deepcopy(net).to("meta"), names, suppress_diff_warning=True).eval()

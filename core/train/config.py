@@ -33,7 +33,8 @@ class TrainConfig:
     """demo: minutes on two cores; small: one GPU, tens of minutes; paper: the paper's own recipe."""
 
     data: str = "scenes"
-    """scenes, a folder of images, cifar10, stl10, voc2012 or imagenet:PATH."""
+    """scenes, a folder of images, cifar10, stl10, voc2012, imagenet:PATH, or webdataset's shards:SET-{000..099}.tar (a
+    path or a URL) and shards:FOLDER."""
     scenes: int = 4096
     """How many built-in scenes to render (once; they are cached)."""
     size: int = 64
@@ -44,6 +45,9 @@ class TrainConfig:
     """Where decoded images are kept; default $KINTSUGI_CACHE or ~/.cache/kintsugi."""
     cache_gb: float = 8.0
     """Largest decoded data set to keep on disk; beyond it images are decoded at each use."""
+    device_gb: float = -1
+    """Largest decoded data set to keep on the GPU as well, padded to its largest image; -1 = a quarter of the GPU's
+    free memory, 0 = none."""
 
     steps: int = 2000
     """Optimisation steps."""
@@ -92,7 +96,8 @@ class TrainConfig:
 
 # What may differ between a run and its continuation without changing what is trained.
 _FREE_AT_RESUME = frozenset(
-    "steps device runs out resume cache cache_gb log_every show_every eval_every save_every keep eval_images".split()
+    "steps device runs out resume cache cache_gb device_gb".split()
+    + "log_every show_every eval_every save_every keep eval_images".split()
 )
 
 

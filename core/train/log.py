@@ -9,7 +9,6 @@ from types import TracebackType
 
 from torch import Tensor
 from torch.nn.functional import interpolate
-from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 
@@ -17,6 +16,8 @@ class Log:
     """Progress bar and TensorBoard of the main rank; the other ranks' calls do nothing."""
 
     def __init__(self, folder: Path, title: str, steps: int, start: int, batch: int, *, main: bool) -> None:
+        from torch.utils.tensorboard import SummaryWriter  # here: --help need not wait for it
+
         # purge_step hides what an interrupted run had logged past the checkpoint it continues from.
         self.writer = SummaryWriter(str(folder), purge_step=start or None) if main else None
         # Counted in images, so that tqdm shows images/s and the time left.

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from core import table
 from core.data.images import Split, open_images
-from core.data.loader import Indexed, Loader
+from core.data.loader import Indexed, Loader, resident
 from core.rng import mixed
 from core.train import checkpoint
 from core.train.config import TrainConfig, to_plain
@@ -108,7 +108,8 @@ class _Loop:
             self._show(0)
         elif world.is_main and (self.folder / "best.pt").is_file():
             self.best = checkpoint.load(self.folder / "best.pt", self.method.name)["score"]
-        loader = Loader(self.data.train, config.batch, config.seed, world.rank, world.size, world.device)
+        images = resident(self.data.train, world.device, config.device_gb)
+        loader = Loader(images, config.batch, config.seed, world.rank, world.size, world.device)
         clock = _Clock(start)
         with loader.iterate(start) as batches:
             for step, batch in zip(range(start, steps), batches, strict=False):

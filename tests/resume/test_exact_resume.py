@@ -13,6 +13,7 @@ import pytest
 import torch
 from conftest import ROOT, TINY, Run, refusal
 
+from core.data.loader import Resident
 from core.train import checkpoint
 from recon import inpainting
 
@@ -73,6 +74,19 @@ def test_killed_run_resumes_bit_for_bit(whole: Path, run: Run, photos: Path, tmp
     assert resumed.returncode == 0, resumed.stderr
     assert "from step 4" in resumed.stderr
     assert_same_state(whole, tmp_path / "killed")
+
+
+def test_data_that_stays_on_the_device_changes_nothing(
+    whole: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    selected: list[int] = []
+    select = Resident.batch
+    monkeypatch.setattr(
+        Resident, "batch", lambda self, indices: (selected.append(len(indices)), select(self, indices))[1]
+    )
+    inpainting.main([*TINY, "--data", str(photos), "--out", str(tmp_path / "run"), "--device-gb", "1"])
+    assert len(selected) >= 6
+    assert_same_state(whole, tmp_path / "run")
 
 
 @pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM])

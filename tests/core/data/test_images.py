@@ -4,6 +4,7 @@ import errno
 import os
 import resource
 import threading
+import time
 import urllib.error
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -331,8 +332,8 @@ def test_images_are_decoded_once_and_changes_are_noticed(data: Path, decoded: li
     [
         lambda folder: os.truncate(folder / "pixels.bin", 100),
         lambda folder: os.truncate(folder / "pixels.bin", 0),
-        lambda folder: os.truncate(folder / "index.json", 20),
-        lambda folder: (folder / "index.json").unlink(),
+        lambda folder: os.truncate(folder / "index.npz", 20),
+        lambda folder: (folder / "index.npz").unlink(),
     ],
 )
 def test_a_damaged_cache_is_built_again(damage: Callable[[Path], None], data: Path, kept: Path):
@@ -382,7 +383,7 @@ def test_two_builds_at_once(tmp_path: Path):
         return [np.full((3, 8, 8), i, np.uint8) for i in range(4)]
 
     source = cache.Source(list("abcd"), read)
-    results: list[cache.Decoded | None] = []
+    results: list[cache.Source | None] = []
 
     def build() -> None:
         results.append(cache.build(tmp_path / "set", source, 1e9, "", quiet=True))
@@ -392,7 +393,7 @@ def test_two_builds_at_once(tmp_path: Path):
         thread.start()
     for thread in threads:
         thread.join()
-    assert [values(Images(result.source)) for result in results if result] == [[0, 1, 2, 3]] * 2
+    assert [values(Images(result)) for result in results if result] == [[0, 1, 2, 3]] * 2
     assert [folder.name for folder in tmp_path.iterdir()] == ["set"]
 
 
@@ -464,6 +465,22 @@ def test_no_space_left(data: Path, kept: Path, full_disk: None):
         open_images(str(data), 32)
     one_line(error, "make room", "--cache-gb 0", os.strerror(errno.EFBIG))
     assert not list(kept.glob("images/*"))
+
+
+@pytest.mark.slow
+def test_a_million_images_open_in_seconds(data: Path, monkeypatch: pytest.MonkeyPatch):
+    """Of those that are kept; without walking and decoding, which take as long as the disk and the processor do."""
+    names = [f"n{i % 1000:08d}/{i}.JPEG" for i in range(1_000_000)]
+    monkeypatch.setattr(images, "_walk", lambda root: ((name, 9, 9) for name in names))
+    monkeypatch.setattr(images, "decode", lambda file, short_side: np.zeros((3, 1, 1), np.uint8))
+    first = open_images(str(data), 1)
+    begun, before = time.process_time(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    split = open_images(str(data), 1)
+    assert time.process_time() - begun < 6
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 1e6  # kB
+    assert len(split.train) + len(split.heldout) == 1_000_000
+    assert split.heldout.names == first.heldout.names
+    assert len(split.train.classes) == 1000
 
 
 # --- named sets -----------------------------------------------------------------------------------------------

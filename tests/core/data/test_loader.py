@@ -12,7 +12,7 @@ import torch
 
 from core.data.cache import Pixels, Source
 from core.data.images import Images
-from core.data.loader import Loader
+from core.data.loader import Loader, Resident, resident
 from core.rng import generator
 
 
@@ -147,6 +147,62 @@ def test_it_reads_so_many_ahead_and_no_more():
             time.sleep(0.05)
             assert len(read) == taken + 3
             next(batches)
+
+
+# --- on the device --------------------------------------------------------------------------------------------
+
+
+def varied(count: int, labels: bool = True, planes: int = 3) -> Images:
+    """A subset, out of order, of images of many sizes that are decoded already."""
+    rng = np.random.default_rng(0)
+    extents = rng.integers(4, 12, (count + 5, 2))
+    pixels: list[Pixels] = [rng.integers(0, 256, (planes, *extent), np.uint8) for extent in extents.tolist()]
+    source = Source(
+        [str(i) for i in range(count + 5)], lambda rows: [pixels[row] for row in rows],
+        torch.from_numpy(rng.integers(-1, 3, count + 5)) if labels else None, "abc", planes=planes, extents=extents,
+    )  # fmt: skip
+    return Images(source).subset(torch.from_numpy(rng.permutation(count + 5)[:count]))
+
+
+@pytest.mark.parametrize(("count", "labels", "planes"), [(600, True, 3), (10, False, 7), (1, True, 3)])
+def test_resident_batches_are_those_of_the_images(count: int, labels: bool, planes: int):
+    images = varied(count, labels, planes)
+    kept = resident(images, torch.device("cpu"), 1.0)
+    assert isinstance(kept, Resident)
+    with Loader(images, 8, seed=3).iterate(5) as plain, Loader(kept, 8, seed=3).iterate(5) as selected:
+        for one, other in itertools.islice(zip(plain, selected, strict=True), 100):
+            assert one.keys() == other.keys()
+            for name, value in one.items():
+                assert value.dtype == other[name].dtype
+                assert torch.equal(value, other[name])
+
+
+def test_what_is_resident():
+    images, cpu = varied(50), torch.device("cpu")
+    height, width = images.extents.amax(0).tolist()
+    needed = 50 * 3 * height * width
+    assert Resident.size(images) == needed
+    kept = resident(images, cpu, needed / 1e9)
+    assert isinstance(kept, Resident)
+    assert len(kept) == 50
+    assert kept.pixels.nbytes == needed
+    assert resident(images, cpu, (needed - 1) / 1e9) is images
+    assert resident(images, cpu, 0) is images
+    assert resident(images, cpu, -1) is images  # on a GPU only
+    undecoded = Images(Source(["a"], lambda rows: ["never asked"]))
+    assert resident(undecoded, cpu, 1.0) is undecoded
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_resident_batches_are_the_same_on_the_gpu():
+    images, gpu = varied(200), torch.device("cuda")
+    kept = resident(images, gpu, -1)
+    assert isinstance(kept, Resident)
+    with Loader(images, 8, seed=3).iterate(0) as plain, Loader(kept, 8, 3, device=gpu).iterate(0) as selected:
+        for one, other in itertools.islice(zip(plain, selected, strict=True), 50):
+            assert {value.device.type for value in other.values()} == {"cuda"}
+            assert all(torch.equal(value, other[name].cpu()) for name, value in one.items())
 
 
 @pytest.mark.gpu
