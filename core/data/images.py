@@ -11,7 +11,7 @@ import re
 import stat
 import sys
 import tarfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -256,7 +256,7 @@ class Opener:
     def folder(self, path: Path) -> Images:
         if not path.is_dir():
             raise ValueError(f"--data {path}: no such folder; name a folder of images, or {_NAMED}")
-        found = sorted(_walk(path))
+        found = sorted(walk(path))
         if not found:
             raise ValueError(f"--data {path}: no images in this folder ({', '.join(sorted(SUFFIXES))})")
         return self._files(path, found)
@@ -340,11 +340,15 @@ class Opener:
 
     # --- the cache --------------------------------------------------------------------------------------------
 
-    def open(self, name: str, key: object, make: Callable[[], Source], doing: str = "decoding") -> Images:
-        """The images of ``make()``, which is called only where the cache has no set of this ``key``."""
+    def place(self, name: str, key: object) -> Path:
+        """The folder of the set of this ``key``, whether it is there or not."""
         digest = hashlib.sha256(json.dumps([cache.FORMAT, name, self.short_side, key]).encode()).hexdigest()
         label = re.sub(r"[^\w.-]+", "_", name)[:40]
-        folder = self.root / "images" / f"{label}-{self.short_side}px-{digest[:16]}"
+        return self.root / "images" / f"{label}-{self.short_side}px-{digest[:16]}"
+
+    def open(self, name: str, key: object, make: Callable[[], Source], doing: str = "decoding") -> Images:
+        """The images of ``make()``, which is called only where the cache has no set of this ``key``."""
+        folder = self.place(name, key)
         decoded = cache.load(folder)
         if decoded is None:
             source = make()
@@ -421,9 +425,9 @@ _LABELS = {"images": ("masks",), "rgb": ("depth", "normal", "instance")}
 """Beside a folder of photos called so, these hold its labels (``core.data.pairs``)."""
 
 
-def _walk(root: Path) -> Iterator[tuple[str, int, int]]:
-    """The image files below ``root``: relative name, size, time of change. Hidden files and folders are left out, and
-    the labels of labelled sets.
+def walk(root: Path, suffixes: Set[str] = SUFFIXES) -> Iterator[tuple[str, int, int]]:
+    """The files below ``root`` that end so: relative name, size, time of change. Hidden files and folders are left out,
+    and the labels of labelled sets.
 
     Links to folders are followed, but each folder is entered once, so that loops end.
     """
@@ -442,7 +446,7 @@ def _walk(root: Path) -> Iterator[tuple[str, int, int]]:
         subfolders[:] = sorted(name for name in subfolders if not name.startswith(".") and name not in labels)
         relative = os.path.relpath(folder, root)
         for file in files:
-            if os.path.splitext(file)[1].lower() in SUFFIXES and not file.startswith("."):
+            if os.path.splitext(file)[1].lower() in suffixes and not file.startswith("."):
                 stamp = _stamp(os.path.join(folder, file))
                 yield file if relative == "." else os.path.join(relative, file), *stamp
 
