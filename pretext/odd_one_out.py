@@ -74,8 +74,8 @@ class Config(VideoConfig):
 def demo() -> Config:
     """Minutes on two CPU cores: clips of built-in scenes, in which the camera walks and things roll."""
     return Config(
-        preset="demo", scenes=240, frames=9, short_side=72, length=4, within=6, window=9, steps=300, batch=16, lr=1e-3,
-        warmup=20, show_every=100, eval_every=100, save_every=100,
+        preset="demo", scenes=240, frames=9, short_side=72, length=4, within=6, window=9, encoder="alexnet",
+        steps=300, batch=16, lr=1e-3, warmup=20, show_every=100, eval_every=100, save_every=100,
     )  # fmt: skip
 
 

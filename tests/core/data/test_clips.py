@@ -46,7 +46,9 @@ def write_video(file: Path, clip: int, frames: int = 9, noise: float = 0) -> Non
         stream = container.add_stream("mpeg4", rate=25)
         stream.width, stream.height, stream.pix_fmt, stream.bit_rate = 64, 48, "yuv420p", 4_000_000
         for frame in range(frames):
-            picture = (np.full((48, 64, 3), shade(clip, frame)) + noise * rng.random((48, 64, 3))).astype(np.uint8)
+            picture = (np.full((48, 64, 3), shade(clip, frame)) + noise * rng.random((48, 64, 3))).astype(
+                np.uint8
+            )
             for packet in stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")):
                 container.mux(packet)
         for packet in stream.encode():
@@ -136,7 +138,9 @@ def test_motion_is_the_mean_difference_of_neighbours_and_is_measured_once(
     for row in range(12):
         expected = 0.0
         if row % 4:
-            now, before = ((p / 255).reshape(3, 24, 2, 24, 2).mean((2, 4)) for p in (pixels[row], pixels[row - 1]))
+            now, before = (
+                (p / 255).reshape(3, 24, 2, 24, 2).mean((2, 4)) for p in (pixels[row], pixels[row - 1])
+            )
             expected = float(np.abs(now - before).mean())
         assert found.motion[row].item() == pytest.approx(expected, abs=1e-6)
     monkeypatch.setattr(clips, "_motion", lambda images: pytest.fail("measured again"))
@@ -161,7 +165,9 @@ def test_videos_are_read_frame_by_frame(tmp_path: Path):
     batch = split.train.batch(torch.arange(50))
     seen = colours(batch["image"])
     numbers = (batch["frame"] % 5) * 2  # every second frame
-    clip = [split.train.clips.names.index(f"video{c}.mp4") for c in (seen[:, 0, 0] / 20).round().int().tolist()]
+    clip = [
+        split.train.clips.names.index(f"video{c}.mp4") for c in (seen[:, 0, 0] / 20).round().int().tolist()
+    ]
     assert len(set(clip)) == 5
     assert (seen[..., 1] - 10 * numbers).abs().max() <= 6  # the codec's loss
 
@@ -171,7 +177,10 @@ def test_what_cannot_be_read_is_skipped_counted_and_named(tmp_path: Path, capsys
     (tmp_path / "folders/clip2/7.png").write_bytes(b"torn")
     split = opened(tmp_path / "folders")
     assert "skipped 1 of 66 images: 'clip2/7.png' (not an image)" in capsys.readouterr().err
-    assert sorted([*split.train.clips.lengths.tolist(), *split.heldout.clips.lengths.tolist()]) == [10, *[11] * 5]
+    assert sorted([*split.train.clips.lengths.tolist(), *split.heldout.clips.lengths.tolist()]) == [
+        10,
+        *[11] * 5,
+    ]
 
     (tmp_path / "videos").mkdir()
     for clip in range(4):
@@ -199,12 +208,16 @@ def test_short_clips_are_skipped_and_named(tmp_path: Path, capsys: pytest.Captur
     split = opened(tmp_path, span=5)
     assert len(split.train.clips) == len(split.heldout.clips) == 1
     assert "skipped 1 of 3 clips, of fewer than 5 frames: 'clip1'" in capsys.readouterr().err
-    with pytest.raises(ValueError, match=r"0 of 3 clips have 12 frames, the longest has 11; .*: ask for less"):
+    with pytest.raises(
+        ValueError, match=r"0 of 3 clips have 12 frames, the longest has 11; .*: ask for less"
+    ):
         opened(tmp_path, span=12)
 
 
 def test_what_is_no_folder_of_clips_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    with pytest.raises(ValueError, match="no such folder; name a folder with a folder of frames or a video file"):
+    with pytest.raises(
+        ValueError, match="no such folder; name a folder with a folder of frames or a video file"
+    ):
         opened(tmp_path / "none")
     Image.new("RGB", (60, 40)).save(tmp_path / "photo.png")  # a folder of photos is no clip
     with pytest.raises(ValueError, match="no clips in this folder"):
