@@ -6,10 +6,10 @@ order has no direction here. A shared tower sees the frames one by one; what it 
 told apart. A quarter of the training tuples is in order.
 
 Deviations: a hidden layer in the classifier, since a linear one of concatenated features can only add what each frame
-says, but whether a frame lies between two others is a matter of all three; for short trainings the classifier is given
-the distances of what the tower says instead, for concatenated features do not leave chance in minutes; windows by differences of frames, not by
-optical flow; instead of a threshold on how alike c is to a and e, tau_min keeps them apart; all frames get the same
-mean and deviation of colours, because exposure drifts; ResNet-18 instead of CaffeNet.
+says, but whether a frame lies between two others is a matter of all three; in short trainings it is given the distances
+of what the tower says, for concatenated features do not leave chance in minutes; windows by differences of frames, not
+by optical flow; instead of a threshold on how alike c is to a and e, tau_min keeps them apart; all frames get the same
+mean and deviation of colours, because exposure drifts; ResNet-18 or AlexNet with batch norm instead of CaffeNet.
 """
 
 from __future__ import annotations
@@ -163,8 +163,8 @@ class FrameOrder(Method):
 
     @torch.no_grad()
     def verdicts(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-        """Of each tuple (b,c,d), and (b,a,d) or (b,e,d), half of them backwards, all by its number, so the same at every
-        call: frames (n,2,3,3,S,S), logits (n,2), and whether in order, bool (n,2)."""
+        """Of each tuple (b,c,d), and (b,a,d) or (b,e,d), half of them backwards, all by its number, so the same at
+        every call: frames (n,2,3,3,S,S), logits (n,2), and whether in order, bool (n,2)."""
         number = batch["index"]
         middle = torch.stack([torch.full_like(number, C), torch.where(number % 2 == 0, A, E)], 1)  # (n,2)
         orders = torch.stack([torch.full_like(middle, B), middle, torch.full_like(middle, D)], 2)  # (n,2,3)

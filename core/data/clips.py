@@ -307,7 +307,8 @@ def _video_source(root: Path, names: Sequence[str], every: int, short_side: int)
     counts = [max(1, len(range(0, _packets(root / name), every))) for name in names]
     places = [(video, i * every) for video, count in enumerate(counts) for i in range(count)]
     # Of the video that was read last: frames are mostly asked for in order, and each decoding begins at the first.
-    now, at, going = -1, 0, iter(())  # type: ignore[var-annotated]
+    now, at = -1, 0
+    going: Iterator[Image | str] = iter(())
 
     def read(rows: Sequence[int]) -> list[Pixels]:
         nonlocal now, at, going
