@@ -191,7 +191,7 @@ class FrameOrder(Method):
                 image[:, :, -3:] = says[:, which, None, None, None].to(image)  # white: in order; black: not
                 columns.append(verdict(image, says[:, which] == right[:, which]))
             columns += [framed(torch.ones_like(image[..., :8]), (1.0, 1.0, 1.0), 3)] * (which == 0)
-        return {"in order | not in order": rows(columns)}
+        return {"in order | not in order (white bar: taken to be in order)": rows(columns)}
 
     def evaluate(self, batches: Iterable[Batch]) -> dict[str, float]:
         """Per cent of right answers to as many tuples in order as not, chance 50; and of each of both."""

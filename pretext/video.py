@@ -45,7 +45,7 @@ class VideoConfig(TrainConfig):
     smallest_crop: float = 0.5
     """The crop, the same for all frames of a tuple, has at least this part of their area."""
     jitter: float = 0.4
-    """How much brightness, contrast and saturation vary, the hue a quarter of it: alike in all frames of a tuple."""
+    """How much brightness, contrast and saturation vary, alike in all frames of a tuple."""
     even: bool = True
     """Give all frames of a tuple the same mean and deviation in each colour channel: a camera's drifting exposure
     would tell their order."""
@@ -90,7 +90,7 @@ def view(batch: Batch, config: VideoConfig, world: World, *key: int) -> Tensor:
     draws, flip = views.crop_draws(count, random)[part], views.random_flips(count, random)[part]
     boxes = views.random_boxes(batch["extent"], draws, scale=(config.smallest_crop, 1.0))
     frames = _cut(batch["image"], boxes, config.size, flip)
-    recipe = Recipe(config.jitter, config.jitter, config.jitter, config.jitter / 4, grey=0.2, blur=0.0)
+    recipe = Recipe(config.jitter, config.jitter, config.jitter, hue=0, grey=0.2, blur=0)
     changes = colours.draw(recipe, count, generator(config.seed, *key, _COLOURS))[part]
     frames = _alike(frames.clamp(0, 1), changes)
     return even(frames) if config.even else frames
