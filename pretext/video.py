@@ -76,8 +76,8 @@ class VideoConfig(TrainConfig):
 def opened(config: VideoConfig, quiet: bool, span: int, draw: Draw, shorter: str) -> TupleSplit:
     """The clips that a configuration names, as tuples; for ``core.train.loop.train``."""
     return open_tuples(
-        config.data, config.size, span, draw, shorter=shorter, count=config.tuples, frames=config.frames,
-        every=config.every, **storage(config, quiet),
+        config.data, config.size, span, draw, shorter=shorter, count=config.tuples, seed=config.seed,
+        frames=config.frames, every=config.every, **storage(config, quiet),
     )  # fmt: skip
 
 

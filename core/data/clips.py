@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 VIDEOS = frozenset((".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg"))
 HELDOUT = 0.2  # part of the clips that training never sees: clips are few, and one alone would say little
+_TRAIN, _HELDOUT = 5, 6  # what random numbers are for
 _THREADS = min(os.cpu_count() or 1, 32)
 _MOTION = 24  # px, to which frames are averaged before they are compared: noise is no motion
 _NAMED = "name a folder with a folder of frames or a video file for each clip, or scenes"
@@ -65,22 +66,20 @@ class Clips:
 
 
 class Tuples:
-    """``count`` tuples of frames of ``clips``, in a fixed order. Tuple i is a function of (seed, i) alone.
+    """``count`` tuples of frames of ``clips``, in a fixed order. Tuple i is a function of (*key, i) alone.
 
     Each lies in a window of ``span`` frames, drawn with a probability proportional to the mean motion in it (Misra
     2016, section 3.1; there by optical flow, here by differences of frames, which cost nothing).
     """
 
-    def __init__(self, clips: Clips, span: int, draw: Draw, count: int, seed: int) -> None:
-        self.clips, self.draw, self.count, self.seed = clips, draw, count, seed
+    def __init__(self, clips: Clips, span: int, draw: Draw, count: int, *key: int) -> None:
+        self.clips, self.draw, self.count, self.key = clips, draw, count, key
         self.starts = torch.cat([  # row of each window's first frame
             torch.arange(first, first + length - span + 1)
             for first, length in zip(clips.firsts.tolist(), clips.lengths.tolist(), strict=True)
         ])  # fmt: skip
         moved = torch.cat([torch.zeros(1, dtype=torch.float64), clips.motion.double().cumsum(0)])
-        inside = (
-            moved[self.starts + span] - moved[self.starts + 1]
-        )  # how far each frame is from that before it
+        inside = moved[self.starts + span] - moved[self.starts + 1]  # the first's is to a frame outside
         self.weights = (inside / (span - 1)).clamp(min=0)
         if self.weights.sum() == 0:  # nothing ever moves
             self.weights = torch.ones_like(self.weights)
@@ -102,7 +101,7 @@ class Tuples:
         return {"image": read["image"].unflatten(0, shape), "extent": extent, "frame": rows, "index": indices}
 
     def _rows(self, index: int) -> Tensor:
-        random = generator(self.seed, index)
+        random = generator(*self.key, index)
         place = self.bounds[-1] * torch.rand((), generator=random, dtype=torch.float64)
         window = int(torch.searchsorted(self.bounds, place, right=True).clamp(max=len(self.starts) - 1))
         return self.starts[window] + self.draw(random)
@@ -164,11 +163,11 @@ def open_tuples(
     )
     first = max(1, round(HELDOUT * len(order)))
     parts = (sorted(order[first:]), sorted(order[:first]))
-    train, heldout = (
-        Tuples(clips.subset(torch.tensor(part)), span, draw, count, seed + number)
-        for number, part in enumerate(parts)
+    train, heldout = (clips.subset(torch.tensor(part)) for part in parts)
+    # Measured are the same tuples, whatever the seed.
+    return TupleSplit(
+        Tuples(train, span, draw, count, seed, _TRAIN), Tuples(heldout, span, draw, count, 0, _HELDOUT)
     )
-    return TupleSplit(train, heldout)
 
 
 def even(frames: Tensor, most: float = 2.0) -> Tensor:
