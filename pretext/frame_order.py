@@ -130,7 +130,7 @@ class FrameOrder(Method):
     def logits(self, frames: Tensor) -> Tensor:
         """Whether three frames are in order, as logits: (n,3,3,S,S) in [0,1] -> (n,)."""
         with self.world.autocast():
-            said = self.tower(frames.flatten(0, 1)).unflatten(0, (-1, 3))  # (n,3,D)
+            said = self.tower(frames.flatten(0, 1)).float().unflatten(0, (-1, 3))  # (n,3,D)
             if self.config.fusion == "distances":
                 said = (said - said.roll(-1, 1)).abs()
             return self.head(said.flatten(1))[:, 0].float()

@@ -166,7 +166,7 @@ class OddOneOut(Method):
     def logits(self, images: Tensor) -> Tensor:
         """Which sub-clip is the odd one: (n,K,3,S,S) -> (n,K)."""
         with self.world.autocast():
-            said = self.tower(images.flatten(0, 1)).unflatten(0, images.shape[:2])  # (n,K,D)
+            said = self.tower(images.flatten(0, 1)).float().unflatten(0, images.shape[:2])  # (n,K,D)
             fused = said.flatten(1) if self.config.fusion == "concat" else pair_differences(said)
             return self.head(fused).float()
 
