@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -123,12 +122,11 @@ class Tower(nn.Module):
     def __init__(self, config: VideoConfig) -> None:
         super().__init__()
         self.encoder: Encoder = Backbone(name=config.encoder, norm=config.norm).build()
-        stride, channels = max(self.encoder.channels.items())
-        cells = math.ceil(config.size / stride) ** 2
+        with torch.no_grad():
+            maps = self.encoder.eval()(torch.zeros(1, 3, config.size, config.size))
+        numbers = maps[max(maps)].numel()
         norm = nn.BatchNorm1d(config.dim) if config.norm == "batch" else nn.LayerNorm(config.dim)
-        self.last = nn.Sequential(
-            nn.Linear(channels * cells, config.dim, bias=False), norm, nn.ReLU(inplace=True)
-        )
+        self.last = nn.Sequential(nn.Linear(numbers, config.dim, bias=False), norm, nn.ReLU(inplace=True))
 
     def forward(self, image: Tensor) -> Tensor:
         maps = self.encoder(image)

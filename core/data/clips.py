@@ -206,8 +206,8 @@ def _folder(opener: Opener, every: int) -> Clips:
         raise ValueError(f"--data {opener.spec}: no such folder; {_NAMED}")
     root = root / "frames" if (root / "frames").is_dir() else root
     found = sorted(walk(root, SUFFIXES | VIDEOS), key=lambda entry: _natural(entry[0]))
-    videos = [entry for entry in found if Path(entry[0]).suffix.lower() in VIDEOS]
-    pictures = [entry for entry in found if entry not in videos and os.path.dirname(entry[0])]
+    videos = [entry for entry in found if _is_video(entry[0])]
+    pictures = [entry for entry in found if not _is_video(entry[0]) and os.path.dirname(entry[0])]
     if not videos and not pictures:
         raise ValueError(f"--data {opener.spec}: no clips in this folder; {_NAMED}")
     if videos and pictures:
@@ -231,6 +231,10 @@ def _folder(opener: Opener, every: int) -> Clips:
             return list(pool.map(partial(decode, short_side=opener.short_side), files))
 
     return _clips(opener, root.resolve().name, key, lambda: Source(names, read))
+
+
+def _is_video(name: str) -> bool:
+    return os.path.splitext(name)[1].lower() in VIDEOS
 
 
 def _natural(name: str) -> list[tuple[int, str]]:
@@ -332,14 +336,17 @@ def _video_source(root: Path, names: Sequence[str], every: int, short_side: int)
 
 
 def _packets(file: Path) -> int:
-    """How many frames a video says it has, by what is stored, without decoding; 0 where it cannot be opened."""
+    """How many frames a video holds as far as it can be followed, without decoding them."""
     import av
 
+    count = 0
     try:
         with av.open(str(file)) as container:
-            return sum(packet.size > 0 for packet in container.demux(container.streams.video[0]))
+            for packet in container.demux(container.streams.video[0]):
+                count += packet.size > 0
     except (av.error.FFmpegError, OSError, IndexError, ValueError):
-        return 0
+        pass  # reading its frames will say why
+    return count
 
 
 def _frames(file: Path) -> Iterator[Image | str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -53,7 +54,7 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(params=MODULES)
+@pytest.fixture(params=MODULES, scope="module")
 def method(request: pytest.FixtureRequest) -> str:
     return request.param
 
@@ -62,28 +63,36 @@ def start(method: str, data: Path | str, folder: Path, *more: str) -> None:
     MODULES[method].main([*TINY, *EXTRA[method], "--data", str(data), "--out", str(folder), *more])
 
 
-def test_a_resumed_run_ends_with_the_same_weights(method: str, clips: Path, tmp_path: Path):
-    start(method, clips, tmp_path / "whole")
-    start(method, clips, tmp_path / "parts")
+@pytest.fixture(scope="module")
+def whole(method: str, clips: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of four steps that nothing stopped."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    start(method, clips, folder)
+    return folder
+
+
+def test_a_resumed_run_ends_with_the_same_weights(method: str, whole: Path, tmp_path: Path):
+    shutil.copytree(whole, tmp_path / "parts")
     (tmp_path / "parts/step-00000004.pt").unlink()
     MODULES[method].main(["--resume", "--out", str(tmp_path / "parts")])
-    whole, parts = (
-        tensors(checkpoint.load(checkpoint.find(tmp_path / run))["state"]) for run in ("whole", "parts")
+    one, two = (
+        tensors(checkpoint.load(checkpoint.find(run))["state"]) for run in (whole, tmp_path / "parts")
     )
-    assert len(whole) > 20
-    assert all(torch.equal(a, b) for a, b in zip(whole, parts, strict=True))
+    assert len(one) > 20
+    assert all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
+    begun = tensors(checkpoint.load(whole / "step-00000002.pt")["state"])
+    assert not all(torch.equal(a, b) for a, b in zip(one, begun, strict=True))
 
 
-def test_what_a_run_leaves(method: str, clips: Path, tmp_path: Path):
-    start(method, clips, tmp_path / "run")
-    tags = EventAccumulator(str(tmp_path / "run"), size_guidance={"images": 0}).Reload().Tags()
+def test_what_a_run_leaves(method: str, whole: Path):
+    tags = EventAccumulator(str(whole), size_guidance={"images": 0}).Reload().Tags()
     assert len(tags["images"]) == 1
     assert {"loss/cross_entropy", "accuracy/all", "heldout/accuracy"} <= set(tags["scalars"])
-    rows = json.loads((tmp_path / "run" / "quality.json").read_text())
+    rows = json.loads((whole / "quality.json").read_text())
     assert list(rows) == ["chance", "pixel distances", method]
     assert rows["chance"]["accuracy"] == pytest.approx(50 if method == "frame-order" else 100 / 6)
     assert 0 <= rows[method]["accuracy"] <= 100
-    encoder = checkpoint.load_encoder(tmp_path / "run", "encoder")
+    encoder = checkpoint.load_encoder(whole, "encoder")
     assert {
         stride: maps.shape[1] for stride, maps in encoder(torch.rand(2, 3, 64, 96)).items()
     } == encoder.channels
@@ -144,6 +153,16 @@ def built(name: str, **settings: Any) -> Any:
     torch.manual_seed(0)
     build, demo = METHODS[name]
     return build(replace(demo(), **{**TINY_NETS, **settings}), WORLD)
+
+
+@pytest.mark.parametrize("size", [32, 100])
+@pytest.mark.parametrize("encoder", ["alexnet", "resnet18"])
+def test_the_tower_keeps_the_places_of_things(encoder: str, size: int):
+    tower = built("frame-order", encoder=encoder, size=size).tower.eval()
+    image = torch.rand(1, 3, size, size, generator=generator(0))
+    said, mirrored = tower(image), tower(image.flip(3))
+    assert said.shape == (1, 16)
+    assert not torch.allclose(said, mirrored, atol=1e-3)
 
 
 # --- shortcuts ------------------------------------------------------------------------------------------------
