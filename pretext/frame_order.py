@@ -81,7 +81,7 @@ def small() -> Config:
 
 
 def paper() -> Config:
-    """The paper's frames and batches of UCF101, whose folder --data must name; its schedule is stepped."""
+    """The paper's frames and batches of UCF101, whose folder --data must name; its rate falls in steps, not so here."""
     return Config(
         preset="paper", data="UCF-101", encoder="alexnet", size=224, short_side=256, batch=128, steps=100_000,
         optimizer="sgd", lr=1e-3, weight_decay=5e-4, cache_gb=1000, show_every=1_000, eval_every=5_000,

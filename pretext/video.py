@@ -30,9 +30,16 @@ GREEN, RED = (0.1, 0.7, 0.2), (0.9, 0.1, 0.1)
 
 @dataclass(frozen=True, kw_only=True)
 class VideoConfig(TrainConfig):
-    """Settings of every method that learns from clips. --data: scenes, or a folder with a subfolder of frames or a
-    video file for each clip; --scenes: how many built-in clips; --batch: how many tuples of frames."""
+    """Settings of every method that learns from clips."""
 
+    data: str = "scenes"
+    """scenes, or a folder with a subfolder of frames, or a video file, for each clip (or with such in frames/)."""
+    scenes: int = 4096
+    """How many of the built-in scenes' clips to render (once; they are cached)."""
+    batch: int = 64
+    """Tuples of frames per step, over all ranks together."""
+    eval_images: int = 256
+    """Held-out tuples measured at each --eval-every."""
     encoder: Literal["resnet18", "resnet50", "alexnet"] = "resnet18"
     norm: Literal["batch", "group"] = "batch"
     frames: int = 16
@@ -46,8 +53,8 @@ class VideoConfig(TrainConfig):
     jitter: float = 0.4
     """How much brightness, contrast and saturation vary, alike in all frames of a tuple."""
     even: bool = True
-    """Give all frames of a tuple the same mean and deviation in each colour channel: a camera's drifting exposure
-    would tell their order."""
+    """Give all frames of a tuple the same mean and deviation in each colour channel, and all sub-clips' images one
+    contrast: a camera's drifting exposure would tell the order, and weak differences the odd one."""
     dim: int = 256
     """Width of what the shared tower says of a frame, or of a sub-clip."""
     optimizer: optim.Rule = "adam"
