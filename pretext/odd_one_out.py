@@ -194,11 +194,11 @@ class OddOneOut(Method):
 
     @torch.no_grad()
     def answers(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-        """Questions drawn for the tuples' numbers, the same at every call: frames as shown (n,K,W,3,S,S), logits (n,K),
-        and which is the odd one (n,)."""
+        """Questions drawn for the tuples' numbers, the same at every call and for every seed: frames as shown
+        (n,K,W,3,S,S), logits (n,K), and which is the odd one (n,)."""
         config = self.config
         drawn = [
-            draw_odd(1, config.subclips, config.length, generator(config.seed, number, _HELDOUT))
+            draw_odd(1, config.subclips, config.length, generator(0, number, _HELDOUT))
             for number in batch["index"].tolist()
         ]
         orders, odd = (torch.cat(parts).to(self.world.device) for parts in zip(*drawn, strict=True))
