@@ -14,6 +14,7 @@ import sys
 import tarfile
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -72,7 +73,7 @@ class Plain(Dataset[Tensor]):
 def decoding(folder: Path, kept: Path) -> None:
     files = sorted(folder.rglob("*.jpg"))
     for side in (96, 256):
-        spent, _ = seconds(lambda side=side: [decode(file, side) for file in files[:60]])
+        spent, _ = seconds(partial(lambda side: [decode(file, side) for file in files[:60]], side))
         print(f"decoding one at {side} px: {1e3 * spent / len(files[:60]):.2f} ms")
     train = images.open_images(str(folder), 64, short_side=96, cache_dir=kept, cache_gb=0, quiet=True).train
     batches = len(train) // 64

@@ -13,7 +13,7 @@ import stat
 import sys
 import tarfile
 from array import array
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -274,7 +274,7 @@ class Opener:
         if not path.is_dir():
             raise ValueError(f"--data {path}: no such folder; name a folder of images, or {_NAMED}")
         found, numbers = [], array("q")  # for a million names a list of tuples would take ten times as much
-        for name, size, changed in _walk(path):
+        for name, size, changed in walk(path):
             found.append(name)
             numbers.extend((size, changed))
         if not found:
@@ -397,11 +397,15 @@ class Opener:
 
     # --- the cache --------------------------------------------------------------------------------------------
 
-    def open(self, name: str, key: object, make: Callable[[], Source], doing: str = "decoding") -> Images:
-        """The images of ``make()``, which is called only where the cache has no set of this ``key``."""
+    def place(self, name: str, key: object) -> Path:
+        """The folder of the set of this ``key``, whether it is there or not."""
         digest = hashlib.sha256(json.dumps([cache.FORMAT, name, self.short_side, key]).encode()).hexdigest()
         label = re.sub(r"[^\w.-]+", "_", name)[:40]
-        folder = self.root / "images" / f"{label}-{self.short_side}px-{digest[:16]}"
+        return self.root / "images" / f"{label}-{self.short_side}px-{digest[:16]}"
+
+    def open(self, name: str, key: object, make: Callable[[], Source], doing: str = "decoding") -> Images:
+        """The images of ``make()``, which is called only where the cache has no set of this ``key``."""
+        folder = self.place(name, key)
         decoded = cache.load(folder)
         if decoded is None:
             source = make()
@@ -483,9 +487,9 @@ _LABELS = {"images": ("masks",), "rgb": ("depth", "normal", "instance")}
 """Beside a folder of photos called so, these hold its labels (``core.data.pairs``)."""
 
 
-def _walk(root: Path) -> Iterator[tuple[str, int, int]]:
-    """The image files below ``root``: relative name, size, time of change. Hidden files and folders are left out, and
-    the labels of labelled sets.
+def walk(root: Path, suffixes: Set[str] = SUFFIXES) -> Iterator[tuple[str, int, int]]:
+    """The files below ``root`` that end so: relative name, size, time of change. Hidden files and folders are left out,
+    and the labels of labelled sets.
 
     Links to folders are followed, but each folder is entered once, so that loops end.
     """
@@ -507,7 +511,7 @@ def _walk(root: Path) -> Iterator[tuple[str, int, int]]:
             linked = entry.is_symlink()  # to itself, perhaps, of which is_dir() complains
             if os.path.isdir(entry) if linked else entry.is_dir():
                 subfolders.append(entry.name)
-            elif os.path.splitext(entry.name)[1].lower() in SUFFIXES:
+            elif os.path.splitext(entry.name)[1].lower() in suffixes:
                 yield prefix + entry.name, *_stamp(entry.path)
         labels = {name for photos, names in _LABELS.items() if photos in subfolders for name in names}
         for name in sorted(set(subfolders) - labels):

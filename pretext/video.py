@@ -1,0 +1,161 @@
+"""What the tasks of clips share: settings, how frames are cut and coloured, and how a verdict is shown."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import interpolate, pad
+from torchvision.utils import make_grid
+
+from core.data import colours, views
+from core.data.clips import Draw, TupleSplit, even, open_tuples
+from core.data.colours import Recipe
+from core.nets.backbones import Backbone
+from core.nets.encoder import Encoder
+from core.rng import generator
+from core.train import optim
+from core.train.config import TrainConfig
+from core.train.dist import World
+from core.train.loop import storage
+from core.train.method import Batch
+
+_CROPS, _COLOURS = 1, 2  # what random numbers are for, the last part of their key
+
+GREEN, RED = (0.1, 0.7, 0.2), (0.9, 0.1, 0.1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class VideoConfig(TrainConfig):
+    """Settings of every method that learns from clips."""
+
+    data: str = "scenes"
+    """scenes, or a folder with a subfolder of frames, or a video file, for each clip (or with such in frames/)."""
+    scenes: int = 4096
+    """How many of the built-in scenes' clips to render (once; they are cached)."""
+    batch: int = 64
+    """Tuples of frames per step, over all ranks together."""
+    eval_images: int = 256
+    """Held-out tuples measured at each --eval-every."""
+    encoder: Literal["resnet18", "resnet50", "alexnet"] = "resnet18"
+    norm: Literal["batch", "group"] = "batch"
+    frames: int = 16
+    """Frames of each of the built-in scenes' clips."""
+    every: int = 1
+    """Take every so-many-th frame of a clip that is read."""
+    tuples: int = 900_000
+    """How many different tuples are drawn; the order repeats after them. Shuffle and Learn's number."""
+    smallest_crop: float = 0.5
+    """The crop, the same for all frames of a tuple, has at least this part of their area."""
+    jitter: float = 0.4
+    """How much brightness, contrast and saturation vary, alike in all frames of a tuple."""
+    even: bool = True
+    """Give all frames of a tuple the same mean and deviation in each colour channel, and all sub-clips' images one
+    contrast: a camera's drifting exposure would tell the order, and weak differences the odd one."""
+    dim: int = 256
+    """Width of what the shared tower says of a frame, or of a sub-clip."""
+    optimizer: optim.Rule = "adam"
+    lr: float = 5e-4
+    weight_decay: float = 1e-4
+    warmup: int = 0
+    """Steps over which the rate rises; then it falls along a cosine."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.smallest_crop <= 1:
+            raise ValueError(f"--smallest-crop must be in (0, 1], not {self.smallest_crop:g}")
+        if not 0 <= self.jitter <= 1:
+            raise ValueError(f"--jitter must be in [0, 1], not {self.jitter:g}")
+        least = {"frames": 2, "every": 1, "tuples": 1, "dim": 1, "lr": 0, "weight_decay": 0, "warmup": 0}
+        for name, bound in least.items():
+            if getattr(self, name) < bound:
+                raise ValueError(
+                    f"--{name.replace('_', '-')} must be at least {bound}, not {getattr(self, name):g}"
+                )
+        if self.size < 32:
+            raise ValueError(f"--size {self.size} is too small for the encoder: use at least 32")
+
+
+def opened(config: VideoConfig, quiet: bool, span: int, draw: Draw, shorter: str) -> TupleSplit:
+    """The clips that a configuration names, as tuples; for ``core.train.loop.train``."""
+    return open_tuples(
+        config.data, config.size, span, draw, shorter=shorter, count=config.tuples, seed=config.seed,
+        frames=config.frames, every=config.every, **storage(config, quiet),
+    )  # fmt: skip
+
+
+def view(batch: Batch, config: VideoConfig, world: World, *key: int) -> Tensor:
+    """This rank's tuples of frames as the task sees them, drawn for ``key`` and the global batch: image (n,K,3,H,W) ->
+    (n,K,3,S,S) in [0,1]. All frames of a tuple have the same box, mirroring and change of colours."""
+    count = len(batch["image"]) * world.size
+    part = world.part(count)
+    random = generator(config.seed, *key, _CROPS)
+    draws, flip = views.crop_draws(count, random)[part], views.random_flips(count, random)[part]
+    boxes = views.random_boxes(batch["extent"], draws, scale=(config.smallest_crop, 1.0))
+    frames = _cut(batch["image"], boxes, config.size, flip)
+    recipe = Recipe(config.jitter, config.jitter, config.jitter, hue=0, grey=0.2, blur=0)
+    changes = colours.draw(recipe, count, generator(config.seed, *key, _COLOURS))[part]
+    frames = _alike(frames.clamp(0, 1), changes)
+    return even(frames) if config.even else frames
+
+
+def centered(batch: Batch, config: VideoConfig) -> Tensor:
+    """The frames' middles, for looking and measuring: (n,K,3,H,W) -> (n,K,3,S,S) in [0,1]."""
+    frames = _cut(batch["image"], views.center_boxes(batch["extent"]), config.size).clamp(0, 1)
+    return even(frames) if config.even else frames
+
+
+def _cut(image: Tensor, boxes: Tensor, size: int, flip: Tensor | None = None) -> Tensor:
+    count = image.shape[1]
+    repeated = None if flip is None else flip.repeat_interleave(count)
+    cut = views.crop_resize(image.flatten(0, 1), boxes.repeat_interleave(count, 0), size, flip=repeated)
+    return cut.unflatten(0, (-1, count))
+
+
+def _alike(frames: Tensor, changes: colours.Colours) -> Tensor:
+    """Each tuple's frames side by side as one picture: so even what goes by a picture's mean is the same for all."""
+    count, size = frames.shape[1], frames.shape[4]
+    wide = colours.recolour(frames.permute(0, 2, 3, 1, 4).flatten(3), changes)  # (n,3,S,K*S)
+    return wide.unflatten(3, (count, size)).permute(0, 3, 1, 2, 4)
+
+
+class Tower(nn.Module):
+    """The encoder and one layer on its coarsest map, its positions kept (fc6 of the papers' nets): where things are is
+    what order shows in. (N,3,S,S) in [0,1] -> (N,dim)."""
+
+    def __init__(self, config: VideoConfig) -> None:
+        super().__init__()
+        self.encoder: Encoder = Backbone(name=config.encoder, norm=config.norm).build()
+        with torch.no_grad():
+            maps = self.encoder.eval()(torch.zeros(1, 3, config.size, config.size))
+        numbers = maps[max(maps)].numel()
+        norm = nn.BatchNorm1d(config.dim) if config.norm == "batch" else nn.LayerNorm(config.dim)
+        self.last = nn.Sequential(nn.Linear(numbers, config.dim, bias=False), norm, nn.ReLU(inplace=True))
+
+    def forward(self, image: Tensor) -> Tensor:
+        maps = self.encoder(image)
+        return self.last(maps[max(maps)].flatten(1))
+
+
+def rows(columns: Sequence[Tensor], zoom: int = 2) -> Tensor:
+    """One row for each clip: columns (n,3,H,w), w of each its own, side by side and ``zoom`` times as large."""
+    wide = interpolate(
+        torch.cat([column.float() for column in columns], 3), scale_factor=zoom, mode="nearest"
+    )
+    return make_grid(wide, nrow=1, padding=4, pad_value=1.0)
+
+
+def framed(images: Tensor, colour: tuple[float, float, float], width: int) -> Tensor:
+    """Images (n,3,H,W) with a border of a colour, (n,3,H+2w,W+2w)."""
+    edged = pad(images, (width,) * 4)
+    border = pad(torch.zeros_like(images[:, :1]), (width,) * 4, value=1.0)  # (n,1,H+2w,W+2w)
+    return edged + border * torch.tensor(colour, device=images.device).view(1, 3, 1, 1)
+
+
+def verdict(images: Tensor, right: Tensor, width: int = 3) -> Tensor:
+    """A green border where ``right`` (n,), a red one elsewhere."""
+    good, bad = framed(images, GREEN, width), framed(images, RED, width)
+    return torch.where(right.view(-1, 1, 1, 1), good, bad)
