@@ -38,6 +38,9 @@ METHODS = {
     "simclr": "contrastive.simclr",
     "moco": "contrastive.moco",
     "byol": "contrastive.byol",
+    "rotation": "pretext.rotation",
+    "jigsaw": "pretext.jigsaw",
+    "context": "pretext.context",
     "supervised": "eval.supervised",
 }
 """Name -> the program that trains it, which is started as a person would: ``eval`` imports no method."""
