@@ -142,21 +142,20 @@ class PuzzleMethod(Method):
         with self.world.autocast():
             return self.logits(shown).float()
 
-    def heldout(self, batch: Batch, *key: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Central squares (n,3,S,S) of a batch's images, and ``question`` of them, drawn for ``key``."""
-        image = views.center_crops(batch, self.puzzle_config.size)
-        random = generator(self.puzzle_config.seed, *key)
-        return (image, *self.question(image, random, len(image), slice(None)))
+    def heldout(self, batch: Batch, *key: int) -> tuple[Tensor, torch.Generator]:
+        """Central squares (n,3,S,S) of a batch's images, and what to draw their questions from."""
+        return views.center_crops(batch, self.puzzle_config.size), generator(self.puzzle_config.seed, *key)
 
-    def shown(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-        """``heldout`` for the pictures, the same at every call."""
+    def shown_images(self, batch: Batch) -> tuple[Tensor, torch.Generator]:
+        """``heldout`` for the pictures: the same at every call."""
         return self.heldout(batch, _SHOWN)
 
     def evaluate(self, batches: Iterable[Batch]) -> dict[str, float]:
         """Accuracy, per cent, and mean cross-entropy, nats, on questions that are the same at every call."""
         logits, answers = [], []
         for number, batch in enumerate(batches):
-            _, shown, truth = self.heldout(batch, number, _HELDOUT)
+            image, random = self.heldout(batch, number, _HELDOUT)
+            shown, truth = self.question(image, random, len(image), slice(None))
             logits.append(self.answer(shown))
             answers.append(truth)
         said, truth = torch.cat(logits), torch.cat(answers)
@@ -174,6 +173,20 @@ class PuzzleMethod(Method):
         with self.world.autocast():
             maps = self.encoder.eval()(image)
             return self.encoder.vector(maps).float(), image
+
+
+class Fusion(nn.Module):
+    """Late fusion: a layer for each part's code by itself, then the parts of an image side by side, then what they say
+    together; codes (n*parts,width), those of an image in a row -> logits (n,answers)."""
+
+    def __init__(self, width: int, parts: int, dim: int, hidden: int, answers: int) -> None:
+        super().__init__()
+        self.part = nn.Sequential(nn.Linear(width, dim), nn.ReLU())
+        self.together = nn.Sequential(nn.Linear(parts * dim, hidden), nn.ReLU(), nn.Linear(hidden, answers))
+        self.parts = parts
+
+    def forward(self, codes: Tensor) -> Tensor:
+        return self.together(self.part(codes).unflatten(0, (-1, self.parts)).flatten(1))
 
 
 def square_crops(

@@ -99,13 +99,11 @@ class Rotation(PuzzleMethod):
     @torch.no_grad()
     def show(self, batch: Batch) -> dict[str, Tensor]:
         """One turn of each image, the same at every call: as shown, as the net turns it back, and upright."""
-        image, shown, _ = self.shown(batch)
+        image, _ = self.shown_images(batch)
         truth = torch.arange(len(image), device=image.device) * 3 % TURNS  # 0, 270, 180, 90 degrees, ...
-        shown = shown.unflatten(0, (TURNS, len(image)))[truth, torch.arange(len(image))]  # (n,3,S,S)
+        shown = _turned_each(image, truth)
         said = self.answer(shown).argmax(1)
-        back = torch.cat(
-            [turned(one[None], -k) for one, k in zip(shown, said.tolist(), strict=True)]
-        )  # (n,3,S,S)
+        back = _turned_each(shown, -said)
         columns = [
             captioned(enlarged(shown, 2), [f"turned by {90 * k}°" for k in truth.tolist()]),
             captioned(
@@ -114,6 +112,11 @@ class Rotation(PuzzleMethod):
             captioned(enlarged(image, 2), ["upright"] * len(image)),
         ]
         return {"shown | turned back by the net, green: right, red: wrong | truth": sheet(columns)}
+
+
+def _turned_each(image: Tensor, turns: Tensor) -> Tensor:
+    """Each image (n,3,S,S) by its own number of quarters (n,)."""
+    return torch.cat([turned(one[None], k) for one, k in zip(image, turns.tolist(), strict=True)])
 
 
 def main(argv: Sequence[str] | None = None) -> None:
