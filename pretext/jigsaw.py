@@ -3,9 +3,9 @@ arXiv:1603.09246).
 
 A square of 3x3 cells; a tile from each; the nine are shuffled by one of a fixed set of permutations, and a context-free
 network says which: each tile passes the same encoder by itself, and only what it says of them is put together
-(section 3.1). Who tells which tile is the bird's head and which its tail can do it.
+(section 3). Who tells which tile is the bird's head and which its tail can do it.
 
-Shortcuts are closed (section 4.2), each by an option that is on by default: the tile lies at random inside its cell,
+Shortcuts are closed as by the authors, each by an option that is on by default: the tile lies at random inside its cell,
 so that no line goes on in the next tile at a known place, and off its border; each tile's mean and deviation are taken
 away, because those of neighbours are alike; some images are grey and the colour channels are shifted against each
 other, because of lenses' chromatic aberration. Batch norm is over all tiles of all images at once, whatever their
@@ -14,7 +14,7 @@ place and order: it tells nothing.
 Deviations: a margin, because even at the paper's sizes some tiles touch by chance (of noise whose neighbouring pixels
 are alike, a matcher of borders then finds 21 % of eight orders, and with a margin 12.5 %, which is chance);
 permutations are chosen by their least distance (``choose_permutations``); the encoder's last map is averaged before
-the tile's own layer; Adam and a cosine in the presets but the paper's.
+the tile's own layer; the learning rate falls along a cosine, and Adam is the optimizer but in the paper's preset.
 """
 
 from __future__ import annotations
