@@ -71,7 +71,7 @@ class Config(PuzzleConfig):
 def demo() -> Config:
     """Minutes on two CPU cores, built-in scenes."""
     return Config(
-        preset="demo", scenes=2048, short_side=128, steps=800, batch=64, show_every=200, eval_every=200, save_every=200,
+        preset="demo", scenes=2048, short_side=128, steps=500, batch=64, show_every=100, eval_every=100, save_every=100,
     )  # fmt: skip
 
 

@@ -36,7 +36,7 @@ class Config(PuzzleConfig):
 def demo() -> Config:
     """Minutes on two CPU cores, built-in scenes."""
     return Config(
-        preset="demo", scenes=2048, short_side=80, steps=600, batch=16, show_every=150, eval_every=150, save_every=150,
+        preset="demo", scenes=2048, short_side=80, steps=200, batch=16, show_every=100, eval_every=50, save_every=100,
     )  # fmt: skip
 
 
