@@ -27,7 +27,8 @@ from typing import Literal
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from torch.nn.functional import pad
 from torchvision.transforms.functional import rgb_to_grayscale
 
 from core.nets.backbones import IMAGENET_MEAN, IMAGENET_STD
@@ -247,12 +248,18 @@ class Jigsaw(PuzzleMethod):
 
     @torch.no_grad()
     def show(self, batch: Batch) -> dict[str, Tensor]:
-        """Puzzles that are the same at every call; each tile framed by whether it came to its place."""
+        """Puzzles that are the same at every call; each tile framed by whether it came to its place.
+
+        As the net sees them they are shifted, grey and normalised; in the other columns they are cut at green's place.
+        """
         config = self.config
         image, random = self.shown_images(batch)
         puzzles = draw(len(image), config, random).part(slice(None), image.device)
-        tiles = cut(image, puzzles, config.tile)
-        shown, truth = self.shuffle(tiles, puzzles.order)
+        plain = Puzzles(
+            puzzles.order, puzzles.corner[:, :, 1:2].expand_as(puzzles.corner), torch.zeros_like(puzzles.grey)
+        )
+        tiles = cut(image, plain, config.tile)
+        shown, truth = self.shuffle(cut(image, puzzles, config.tile), puzzles.order)
         said = self.answer(shown).argmax(1)
         orders = self.orders.to(image.device)
         true, guessed = orders[truth], orders[said]  # (n,9), which tile each place holds, and is said to hold
@@ -261,8 +268,9 @@ class Jigsaw(PuzzleMethod):
         right = taken(true, guessed.argsort(1)) == torch.arange(TILES, device=image.device)  # (n,9)
 
         def pieces(tiles: Tensor) -> Tensor:
-            """With white between them."""
-            return mosaic(nn.functional.pad(tiles.clamp(0, 1), (2, 2, 2, 2), value=1.0))
+            """White between them, and more around all nine."""
+            apart = mosaic(pad(tiles.clamp(0, 1), (1, 1, 1, 1), value=1.0))
+            return pad(apart, (3, 3, 3, 3), value=1.0)
 
         marked = framed(back.flatten(0, 1), right.flatten()).unflatten(0, (-1, TILES))
         columns = [pieces(shuffled), pieces(shown), pieces(marked), pieces(tiles)]

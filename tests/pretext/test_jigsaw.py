@@ -212,11 +212,14 @@ def test_the_picture_puts_tiles_where_the_net_says(right: bool, monkeypatch: pyt
     monkeypatch.setattr(method, "answer", lambda _: one_hot(said, 8).float())
     ((title, picture),) = method.show(BATCH).items()
     assert torch.equal(method.show(BATCH)[title], picture)  # the same at every call
-    side = 2 * 3 * 36  # zoomed tiles of 32 px with 2 px of white around
+    side, tile = (
+        2 * (3 * 34 + 6),
+        2 * 34,
+    )  # tiles of 32 px in white, three in a row, more white around, all zoomed
     rows = picture[:, 2:].unfold(1, side, side + 2)  # (3,4,W,side)
-    columns = rows[:, :, 2:].unfold(2, side, side + 2).permute(1, 2, 0, 3, 4)  # (4,4,3,side,side)
-    pieces = columns.unfold(3, 72, 72).unfold(4, 72, 72).flatten(3, 4).permute(0, 1, 3, 2, 4, 5)
-    shuffled, back, truth = pieces[:, 0], pieces[:, 2], pieces[:, 3]  # (4,9,3,72,72)
+    columns = rows[:, :, 2:].unfold(2, side, side + 2)[..., 6:-6, 6:-6].permute(1, 2, 0, 3, 4)
+    pieces = columns.unfold(3, tile, tile).unfold(4, tile, tile).flatten(3, 4).permute(0, 1, 3, 2, 4, 5)
+    shuffled, back, truth = pieces[:, 0], pieces[:, 2], pieces[:, 3]  # (4,9,3,68,68)
     orders = method.orders
     for n in range(4):
         true, guessed = orders[puzzles.order[n]].tolist(), orders[said[n]].tolist()
@@ -224,8 +227,8 @@ def test_the_picture_puts_tiles_where_the_net_says(right: bool, monkeypatch: pyt
             assert torch.equal(shuffled[n, place], truth[n, true[place]])
             fits = true[place] == guessed[place]
             there = back[n, guessed[place]]
-            torch.testing.assert_close(there[:, 4, 30], torch.tensor(GREEN if fits else RED))
-            assert torch.equal(there[:, 8:64, 8:64], shuffled[n, place, :, 8:64, 8:64])
+            torch.testing.assert_close(there[:, 3, 30], torch.tensor(GREEN if fits else RED))
+            assert torch.equal(there[:, 6:62, 6:62], shuffled[n, place, :, 6:62, 6:62])
             assert fits or not right
 
 
