@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 from conftest import ROOT
-from pretext_step import one_step
+from puzzles_step import one_step
 
 from core.train.dist import World
 
@@ -17,7 +17,7 @@ from core.train.dist import World
 def test_two_ranks_equal_one(tmp_path: Path):
     done = subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2",
-         str(ROOT / "tests/pretext_step.py"), "two.pt"],
+         str(ROOT / "tests/puzzles_step.py"), "two.pt"],
         cwd=tmp_path, capture_output=True, text=True, timeout=180, check=False,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
     )  # fmt: skip
