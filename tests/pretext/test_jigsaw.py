@@ -248,7 +248,7 @@ def test_the_command_resumes_bit_for_bit(photos: Path, tmp_path: Path):
     [
         (["--size", "100"], "--size 100: use a multiple of 3"),
         (["--tile", "41"], "--tile must be from 2 to 40, a third of --size, not 41"),
-        (["--permutations", "1"], "--permutations must be from 2 to 362880, not 1"),
+        (["--permutations", "1"], "--permutations must be from 2 to 10000, not 1"),
         (["--margin", "5"], "--margin must be from 0 to 4, half of what --tile leaves of a cell, not 5"),
         (["--grey", "1.5"], "--grey must be in [0, 1], not 1.5"),
         (["--shift", "-1"], "--shift must be at least 0, not -1"),
