@@ -40,6 +40,9 @@ METHODS = {
     "byol": "contrastive.byol",
     "frame-order": "pretext.frame_order",
     "odd-one-out": "pretext.odd_one_out",
+    "rotation": "pretext.rotation",
+    "jigsaw": "pretext.jigsaw",
+    "context": "pretext.context",
     "supervised": "eval.supervised",
 }
 """Name -> the program that trains it, which is started as a person would: ``eval`` imports no method."""

@@ -1,0 +1,235 @@
+"""Context prediction: on which of eight sides of a patch does this other patch lie? (Doersch et al. 2015,
+arXiv:1505.05192).
+
+Of a 3x3 arrangement of patches the middle one and one of its neighbours are shown; both pass the same encoder, what it
+says of them is put together, and eight places are told apart (section 3).
+
+Shortcuts are closed (section 3.1), each by an option that is on by default: a gap of about half a patch and a jitter
+of each patch, because lines and textures go on from one to the next; colours that are dropped, because lenses spread
+them from the image's middle outwards, which tells the absolute place of a patch.
+
+Deviations: each image gives one pair at a time and is cropped and resized as everywhere here, which also blurs and
+sharpens the patches (the authors resample some by themselves); the encoder's last map is averaged before the patch's
+own layer; Adam and a cosine in all presets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn.functional import interpolate
+from torchvision.utils import draw_bounding_boxes
+
+from core.nets.backbones import IMAGENET_MEAN
+from core.sheet import sheet
+from core.train.config import parse_training, user_errors
+from core.train.dist import World
+from core.train.loop import train
+from core.train.method import Batch
+from pretext.puzzles import GREEN, RED, Fusion, PuzzleConfig, PuzzleMethod
+
+SIDES = torch.tensor([(-1, -1), (-1, 0), (-1, 1), (0, -1), (0, 1), (1, -1), (1, 0), (1, 1)])
+"""The neighbours' places, down and right of the middle one, row by row, (8,2)."""
+NOISE = 0.01  # of dropped channels, as a part of the remaining one's deviation (section 3.1)
+GREEN_MAGENTA = torch.tensor([-1.0, 2.0, -1.0])  # a of section 3.1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(PuzzleConfig):
+    size: int = 128
+    """Side of the training crops, px; holds three patches, two gaps and the jitter."""
+    patch: int = 32
+    """Side of a patch, px."""
+    gap: int = 14
+    """Between patches before they are jittered, px; about half a patch."""
+    jitter: int = 2
+    """By how much each patch is moved at most, px, up or down and left or right."""
+    colour: Literal["drop", "project", "keep"] = "drop"
+    """drop: two of each patch's three channels are noise; project: what differs between green and magenta is taken
+    away; keep: colours as they are."""
+    dim: int = 256
+    """Width of a patch's code."""
+    hidden: int = 512
+    """Width of the layer that puts both codes together."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, least in (("patch", 2), ("gap", 0), ("jitter", 0), ("dim", 1), ("hidden", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"--{name} must be at least {least}, not {getattr(self, name)}")
+        needed = 3 * self.patch + 2 * (self.gap + self.jitter)
+        if self.size < needed:
+            raise ValueError(
+                f"--size {self.size} is too small for three patches, two gaps and the jitter: use at least {needed}"
+            )
+
+
+def demo() -> Config:
+    """Minutes on two CPU cores, built-in scenes."""
+    return Config(
+        preset="demo", scenes=2048, short_side=128, steps=500, batch=64, show_every=100, eval_every=100, save_every=100,
+    )  # fmt: skip
+
+
+def small() -> Config:
+    """One GPU, tens of minutes."""
+    return Config(
+        preset="small", short_side=128, batch=256, steps=20_000, warmup=500, scenes=50_000, show_every=1_000,
+        eval_every=1_000, save_every=2_000,
+    )  # fmt: skip
+
+
+def paper() -> Config:
+    """The paper's patches of 96 px with gaps of 48 on ImageNet, with an AlexNet as its nets were."""
+    return Config(
+        preset="paper", data="imagenet:imagenet", encoder="alexnet", size=400, short_side=400, patch=96, gap=48,
+        jitter=7, smallest_crop=0.6, batch=256, steps=1_000_000, dim=4096, hidden=4096, lr=1e-4, warmup=1_000,
+        cache_gb=900, show_every=5_000, eval_every=10_000, save_every=10_000,
+    )  # fmt: skip
+
+
+# --- questions ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """What is random in ``n`` pairs of patches."""
+
+    side: Tensor
+    """Which of ``SIDES``, int64 (n,)."""
+    corner: Tensor
+    """Top and left of the middle patch and of its neighbour in the crop, px, int64 (n,2,2)."""
+    kept: Tensor
+    """Which channel of each is kept, int64 (n,2)."""
+    noise: Tensor
+    """What the others are replaced by, normal, (n,2,3,p,p); (n,2,3,0,0) where none is dropped."""
+
+    def part(self, mine: slice, device: torch.device) -> Pairs:
+        return Pairs(*(each[mine].to(device) for each in (self.side, self.corner, self.kept, self.noise)))
+
+
+def places(config: Config) -> Tensor:
+    """Top and left of the eight neighbours before jitter, px, (8,2)."""
+    return middle(config) + (config.patch + config.gap) * SIDES
+
+
+def middle(config: Config) -> int:
+    """Top and left of the middle patch before jitter, px."""
+    return (config.size - config.patch) // 2
+
+
+def draw(count: int, config: Config, random: torch.Generator) -> Pairs:
+    side = torch.randint(len(SIDES), (count,), generator=random)
+    corner = torch.stack([torch.full((count, 2), middle(config)), places(config)[side]], 1)  # (n,2,2)
+    corner += torch.randint(-config.jitter, config.jitter + 1, (count, 2, 2), generator=random)
+    kept = torch.randint(3, (count, 2), generator=random)
+    extent = config.patch if config.colour == "drop" else 0
+    return Pairs(side, corner, kept, torch.randn(count, 2, 3, extent, extent, generator=random))
+
+
+def cut(image: Tensor, corner: Tensor, side: int) -> Tensor:
+    """Patches (n,m,3,side,side) of images (n,3,S,S), whose tops and lefts are ``corner`` (n,m,2)."""
+    line = torch.arange(side, device=image.device)
+    rows, columns = corner[..., :1] + line, corner[..., 1:] + line  # (n,m,side)
+    n = torch.arange(len(image), device=image.device)[:, None, None, None]
+    # Indices in the first, third and fourth dimension; what they give is (n,m,side,side,3).
+    return image[n, :, rows[..., :, None], columns[..., None, :]].movedim(-1, 2)
+
+
+def dropped(patches: Tensor, kept: Tensor, noise: Tensor) -> Tensor:
+    """Patches (n,m,3,p,p) of which only the channel ``kept`` (n,m) is left.
+
+    The others become ``noise`` (n,m,3,p,p), whose deviation is a hundredth of the remaining channel's, around
+    ImageNet's mean, which for the encoder is 0.
+    """
+    index = kept[..., None, None, None].expand(-1, -1, 1, *patches.shape[-2:])
+    deviation = patches.gather(2, index).std((-2, -1), keepdim=True, correction=0)  # (n,m,1,1,1)
+    instead = patches.new_tensor(IMAGENET_MEAN).view(3, 1, 1) + NOISE * deviation * noise
+    channel = torch.arange(3, device=patches.device)
+    return torch.where((channel == kept[..., None])[..., None, None], patches, instead)
+
+
+def projected(patches: Tensor) -> Tensor:
+    """Patches (...,3,p,p) without what differs between green and magenta: every pixel times 1 - a^T a / (a a^T)."""
+    a = GREEN_MAGENTA.to(patches)
+    matrix = torch.eye(3).to(patches) - torch.outer(a, a) / (a @ a)
+    return torch.einsum("dc,...chw->...dhw", matrix, patches)
+
+
+# --- the method -----------------------------------------------------------------------------------------------
+
+
+class Context(PuzzleMethod):
+    name = "context"
+    answers = len(SIDES)
+
+    def __init__(self, config: Config, world: World) -> None:
+        super().__init__(config, world)
+        self.config = config
+        self.fusion = Fusion(self.width, 2, config.dim, config.hidden, len(SIDES))
+        self.networks |= {"fusion": self.fusion}
+        self.optimize()
+
+    def question(
+        self, image: Tensor, random: torch.Generator, count: int, mine: slice
+    ) -> tuple[Tensor, Tensor]:
+        """The middle patch and its neighbour (n,2,3,p,p), and on which of ``SIDES`` that lies (n,)."""
+        pairs = draw(count, self.config, random).part(mine, image.device)
+        return self.look(image, pairs), pairs.side
+
+    def look(self, image: Tensor, pairs: Pairs) -> Tensor:
+        """As the network sees them."""
+        patches = cut(image, pairs.corner, self.config.patch)
+        if self.config.colour == "drop":
+            return dropped(patches, pairs.kept, pairs.noise)
+        return projected(patches) if self.config.colour == "project" else patches
+
+    def logits(self, shown: Tensor) -> Tensor:
+        return self.fusion(self.encoder.vector(self.encoder(shown.flatten(0, 1))))  # (2n,3,p,p) -> (n,8)
+
+    # --- looking and measuring --------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def show(self, batch: Batch) -> dict[str, Tensor]:
+        """Pairs that are the same at every call: the two patches as the net sees them, and where they lie."""
+        config = self.config
+        image, random = self.shown_images(batch)
+        pairs = draw(len(image), config, random).part(slice(None), image.device)
+        shown = self.look(image, pairs)
+        said = self.answer(shown).argmax(1)
+        guess = places(config).to(image.device)[said]  # (n,2)
+        maps = []
+        for picture, (centre, true), guessed, right in zip(
+            image, pairs.corner, guess, said == pairs.side, strict=True
+        ):
+            corners = torch.stack([centre, true, true if right else guessed]).flip(1)  # left, top
+            boxes = torch.cat([corners, corners + config.patch - 1], 1)
+            colours = [(255, 255, 255), (40, 90, 255), _bytes(GREEN if right else RED)]
+            drawn = draw_bounding_boxes((255 * picture.clamp(0, 1)).byte(), boxes, colors=colours, width=2)
+            maps.append(drawn.float() / 255)
+        columns = [interpolate(shown[:, i].clamp(0, 1), image.shape[-2:], mode="nearest") for i in (0, 1)]
+        title = "middle patch | neighbour | middle white, truth blue, said green: right, red: wrong"
+        return {title: sheet([*columns, torch.stack(maps).to(image)], zoom=2)}
+
+
+def _bytes(colour: tuple[float, float, float]) -> tuple[int, int, int]:
+    red, green, blue = (round(255 * value) for value in colour)
+    return red, green, blue
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    with user_errors():
+        folder = train(
+            Context.name,
+            parse_training(Context.name, {"demo": demo, "small": small, "paper": paper}, argv),
+            Context,
+        )
+        print(f"look: make tensorboard; move the features: make eval-segmentation CKPT={folder}")
+
+
+if __name__ == "__main__":
+    main()

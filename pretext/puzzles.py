@@ -1,0 +1,222 @@
+"""What rotation, jigsaw and context prediction share: of each image a question is made whose answer is one of a few.
+
+A method says how a question is made and how its network answers. Here are the settings, the step that learns from the
+answers by cross-entropy, and how a person and a number judge them.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, interpolate
+from torchvision.transforms.functional import pil_to_tensor
+
+from core.data import views
+from core.nets.backbones import Backbone, Encoder
+from core.rng import generator
+from core.train import optim
+from core.train.config import TrainConfig
+from core.train.dist import World
+from core.train.method import Batch, Method
+
+_CROPS, _QUESTIONS, _HELDOUT, _SHOWN = 1, 2, 3, 4  # what random numbers are for, the last part of their key
+
+GREEN, RED = (0.1, 0.7, 0.2), (0.85, 0.1, 0.1)  # right and wrong
+
+
+@dataclass(frozen=True, kw_only=True)
+class PuzzleConfig(TrainConfig):
+    """Settings of every method that answers questions."""
+
+    encoder: Literal["resnet18", "resnet50", "alexnet"] = "resnet18"
+    norm: Literal["batch", "group"] = "batch"
+    """batch: of all that the encoder sees at once; group: nothing of the batch at all."""
+    stem: Literal["large", "small"] = "large"
+    """small, of the ResNets: for inputs of about 32 px, a 3x3 convolution without stride and pooling, which costs 16
+    times as much."""
+    smallest_crop: float = 0.35
+    """A crop, always a square, shows at least this part of its image's area, if the image is a square itself."""
+    optimizer: Literal["adam", "sgd"] = "adam"
+    """adam, its decay decoupled; sgd, with Nesterov's momentum of .9."""
+    lr: float = 1e-3
+    weight_decay: float = 1e-4
+    warmup: int = 50
+    """Steps over which the learning rate rises; then it falls along a cosine."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.smallest_crop <= 1:
+            raise ValueError(f"--smallest-crop must be in (0, 1], not {self.smallest_crop:g}")
+        for name in ("lr", "weight_decay", "warmup"):
+            if getattr(self, name) < 0:
+                raise ValueError(
+                    f"--{name.replace('_', '-')} must not be negative, not {getattr(self, name):g}"
+                )
+        if self.encoder == "alexnet" and self.stem == "small":
+            raise ValueError("--stem small is for ResNets only, not for alexnet")
+
+    @property
+    def backbone(self) -> Backbone:
+        return Backbone(name=self.encoder, norm=self.norm, stem=self.stem)
+
+
+class PuzzleMethod(Method):
+    """Questions of images, each with one of ``answers`` answers. A subclass adds its networks to ``networks`` and calls
+    ``optimize``."""
+
+    score = "accuracy"
+    answers: int
+
+    def __init__(self, config: PuzzleConfig, world: World) -> None:
+        self.puzzle_config, self.world = config, world
+        self.encoder = config.backbone.build()
+        self.width = self.encoder.channels[max(self.encoder.channels)]
+        self.networks = {"encoder": self.encoder}
+
+    @abstractmethod
+    def question(
+        self, image: Tensor, random: torch.Generator, count: int, mine: slice
+    ) -> tuple[Tensor, Tensor]:
+        """What the network is shown, (m,...), and the true answers (m,) int64, of squares (n,3,S,S) in [0,1].
+
+        Drawn for ``count`` images, those of all ranks, of which this rank has ``mine``.
+        """
+
+    @abstractmethod
+    def logits(self, shown: Tensor) -> Tensor:
+        """(m,...) -> (m,answers), under the caller's autocast and in its mode."""
+
+    def optimize(self) -> None:
+        """One optimizer for all networks."""
+        config, every = self.puzzle_config, list(nn.ModuleList(self.networks.values()).parameters())
+        self.optimizers = {
+            "all": torch.optim.AdamW(every, config.lr, weight_decay=config.weight_decay)
+            if config.optimizer == "adam"
+            else torch.optim.SGD(
+                every, config.lr, momentum=0.9, nesterov=True, weight_decay=config.weight_decay
+            )
+        }
+
+    def falling(self, step: int) -> float:
+        """A factor on the learning rate."""
+        return optim.warmed_cosine(step, self.puzzle_config.steps, self.puzzle_config.warmup)
+
+    def update(self, batch: Batch, step: int) -> dict[str, Tensor]:
+        config, count = self.puzzle_config, len(batch["image"]) * self.world.size
+        mine = self.world.part(count)
+        image = square_crops(
+            batch, config.size, count, mine, generator(config.seed, step, _CROPS), config.smallest_crop
+        )
+        shown, truth = self.question(image, generator(config.seed, step, _QUESTIONS), count, mine)
+        for net in self.networks.values():
+            net.train()
+        with self.world.autocast():
+            logits = self.logits(shown).float()  # (m,answers)
+        loss = cross_entropy(logits, truth)
+        loss.backward()
+        optimizer = self.optimizers["all"]
+        optim.set_rate(optimizer, config.lr * self.falling(step))
+        return {
+            "loss/cross_entropy": loss.detach(),
+            "accuracy/training": 100 * (logits.argmax(1) == truth).float().mean(),
+            "grad_norm/all": optim.step(optimizer, self.world),
+        }
+
+    def encoders(self) -> dict[str, Encoder]:
+        return {"encoder": self.encoder}
+
+    # --- looking and measuring --------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def answer(self, shown: Tensor) -> Tensor:
+        """Logits (m,answers), float, of networks that do not learn."""
+        for net in self.networks.values():
+            net.eval()
+        with self.world.autocast():
+            return self.logits(shown).float()
+
+    def heldout(self, batch: Batch, *key: int) -> tuple[Tensor, torch.Generator]:
+        """Central squares (n,3,S,S) of a batch's images, and what to draw their questions from."""
+        return views.center_crops(batch, self.puzzle_config.size), generator(self.puzzle_config.seed, *key)
+
+    def shown_images(self, batch: Batch) -> tuple[Tensor, torch.Generator]:
+        """``heldout`` for the pictures: the same at every call."""
+        return self.heldout(batch, _SHOWN)
+
+    def evaluate(self, batches: Iterable[Batch]) -> dict[str, float]:
+        """Accuracy, per cent, and mean cross-entropy, nats, on questions that are the same at every call."""
+        logits, answers = [], []
+        for number, batch in enumerate(batches):
+            image, random = self.heldout(batch, number, _HELDOUT)
+            shown, truth = self.question(image, random, len(image), slice(None))
+            logits.append(self.answer(shown))
+            answers.append(truth)
+        said, truth = torch.cat(logits), torch.cat(answers)
+        return {
+            "accuracy": 100 * (said.argmax(1) == truth).float().mean().item(),
+            "loss": cross_entropy(said, truth).item(),
+        }
+
+    def floors(self, batches: Iterable[Batch]) -> dict[str, dict[str, float]]:
+        return {"chance": {"accuracy": 100 / self.answers, "loss": math.log(self.answers)}}
+
+    @torch.no_grad()
+    def embed(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        image = views.center_crops(batch, self.puzzle_config.size)
+        with self.world.autocast():
+            maps = self.encoder.eval()(image)
+            return self.encoder.vector(maps).float(), image
+
+
+class Fusion(nn.Module):
+    """Late fusion: a layer for each part's code by itself, then the parts of an image side by side, then what they say
+    together; codes (n*parts,width), those of an image in a row -> logits (n,answers)."""
+
+    def __init__(self, width: int, parts: int, dim: int, hidden: int, answers: int) -> None:
+        super().__init__()
+        self.part = nn.Sequential(nn.Linear(width, dim), nn.ReLU())
+        self.together = nn.Sequential(nn.Linear(parts * dim, hidden), nn.ReLU(), nn.Linear(hidden, answers))
+        self.parts = parts
+
+    def forward(self, codes: Tensor) -> Tensor:
+        return self.together(self.part(codes).unflatten(0, (-1, self.parts)).flatten(1))
+
+
+def square_crops(
+    batch: Batch, size: int, count: int, mine: slice, random: torch.Generator, smallest: float
+) -> Tensor:
+    """As ``views.random_crops``, but of squares: both axes are resampled alike, so that nothing tells them apart."""
+    draws, flip = views.crop_draws(count, random), views.random_flips(count, random)
+    boxes = views.random_boxes(batch["extent"], draws[mine], scale=(smallest, 1.0), ratio=(1.0, 1.0))
+    return views.crop_resize(batch["image"], boxes, size, flip=flip[mine])
+
+
+def framed(image: Tensor, right: Tensor, line: int = 2) -> Tensor:
+    """Images (n,3,H,W) with a frame of ``line`` px inside their border, green where ``right``, bool (n,), else red."""
+    colour = torch.where(right[:, None], image.new_tensor(GREEN), image.new_tensor(RED))  # (n,3)
+    framed = colour[:, :, None, None].expand_as(image).clone()
+    framed[:, :, line:-line, line:-line] = image[:, :, line:-line, line:-line]
+    return framed
+
+
+def captioned(image: Tensor, captions: Sequence[str], height: int = 16) -> Tensor:
+    """Images (n,3,H,W) in [0,1], each above its caption, black on white: (n,3,H+height,W)."""
+    font = ImageFont.load_default(size=0.75 * height)
+    strips = []
+    for caption in captions:
+        strip = Image.new("L", (image.shape[3], height), 255)
+        ImageDraw.Draw(strip).text((image.shape[3] / 2, height / 2), caption, 0, font, anchor="mm")
+        strips.append(pil_to_tensor(strip).to(image) / 255)
+    return torch.cat([image, torch.stack(strips).expand(-1, 3, -1, -1)], 2)
+
+
+def enlarged(image: Tensor, zoom: int) -> Tensor:
+    """Images (n,3,H,W), each pixel ``zoom`` by ``zoom`` times."""
+    return interpolate(image, scale_factor=zoom, mode="nearest")

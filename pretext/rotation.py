@@ -1,0 +1,133 @@
+"""Rotation: by how many quarter turns was this image turned? (Gidaris et al. 2018, arXiv:1803.07728).
+
+Who tells which way up a thing is knows the thing (section 2). All four turns of each image are in the batch (section
+3.1, "implementation details": it helps). The turns are exact, by transposing and mirroring: every pixel keeps its
+value, so that nothing of an interpolation tells the turn; crops are squares, so that both axes are resampled alike.
+
+Deviation: the classifier is one layer on the encoder's averaged last map, where the authors' AlexNet has two hidden
+layers on the map itself: less is learnt that is then thrown away.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from core.sheet import sheet
+from core.train import optim
+from core.train.config import parse_training, user_errors
+from core.train.dist import World
+from core.train.loop import train
+from core.train.method import Batch
+from pretext.puzzles import PuzzleConfig, PuzzleMethod, captioned, enlarged, framed
+
+TURNS = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(PuzzleConfig):
+    batch: int = 16
+    """Images per step, over all ranks together; the network sees four times as many."""
+
+
+def demo() -> Config:
+    """Minutes on two CPU cores, built-in scenes."""
+    return Config(
+        preset="demo", scenes=2048, short_side=80, steps=200, batch=16, show_every=100, eval_every=50, save_every=100,
+    )  # fmt: skip
+
+
+def small() -> Config:
+    """One GPU, tens of minutes."""
+    return Config(
+        preset="small", size=64, batch=64, steps=20_000, warmup=500, scenes=50_000, show_every=1_000, eval_every=1_000,
+        save_every=2_000,
+    )  # fmt: skip
+
+
+def paper() -> Config:
+    """The paper's AlexNet with batch norm on ImageNet: 192 images and their turns, 50 epochs, rates by steps."""
+    return Config(
+        preset="paper", data="imagenet:imagenet", encoder="alexnet", size=224, short_side=256, batch=192,
+        steps=333_600, optimizer="sgd", lr=0.01, weight_decay=5e-4, cache_gb=400, show_every=5_000, eval_every=5_000,
+        save_every=5_000,
+    )  # fmt: skip
+
+
+def turned(image: Tensor, turns: int) -> Tensor:
+    """Squares (N,3,S,S) turned counterclockwise by ``turns`` quarters, any integer; no pixel changes its value."""
+    return torch.rot90(image, turns, (2, 3))
+
+
+def staged(step: int, steps: int) -> float:
+    """The paper's factor on the learning rate: a tenth after 30, 60 and 90 % (15, 30 and 45 of its 50 epochs)."""
+    return 10.0 ** -sum(10 * step >= part * steps for part in (3, 6, 9))
+
+
+class Rotation(PuzzleMethod):
+    name = "rotation"
+    answers = TURNS
+
+    def __init__(self, config: Config, world: World) -> None:
+        super().__init__(config, world)
+        self.config = config
+        self.classifier = nn.Linear(self.width, TURNS)
+        self.networks |= {"classifier": self.classifier}
+        self.optimize()
+
+    def falling(self, step: int) -> float:
+        config = self.config
+        if config.optimizer == "sgd":
+            return staged(step, config.steps)
+        return optim.warmed_cosine(step, config.steps, config.warmup)
+
+    def question(
+        self, image: Tensor, random: torch.Generator, count: int, mine: slice
+    ) -> tuple[Tensor, Tensor]:
+        """All four turns of each image, (4n,3,S,S), those of one angle together; nothing is drawn."""
+        turns = torch.arange(TURNS, device=image.device).repeat_interleave(len(image))  # (4n,)
+        return torch.cat([turned(image, k) for k in range(TURNS)]), turns
+
+    def logits(self, shown: Tensor) -> Tensor:
+        return self.classifier(self.encoder.vector(self.encoder(shown)))
+
+    # --- looking and measuring --------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def show(self, batch: Batch) -> dict[str, Tensor]:
+        """One turn of each image, the same at every call: as shown, as the net turns it back, and upright."""
+        image, _ = self.shown_images(batch)
+        truth = torch.arange(len(image), device=image.device) * 3 % TURNS  # 0, 270, 180, 90 degrees, ...
+        shown = _turned_each(image, truth)
+        said = self.answer(shown).argmax(1)
+        back = _turned_each(shown, -said)
+        columns = [
+            captioned(enlarged(shown, 2), [f"turned by {90 * k}°" for k in truth.tolist()]),
+            captioned(
+                framed(enlarged(back, 2), said == truth, 4), [f"said {90 * k}°" for k in said.tolist()]
+            ),
+            captioned(enlarged(image, 2), ["upright"] * len(image)),
+        ]
+        return {"shown | turned back by the net, green: right, red: wrong | truth": sheet(columns)}
+
+
+def _turned_each(image: Tensor, turns: Tensor) -> Tensor:
+    """Each image (n,3,S,S) by its own number of quarters (n,)."""
+    return torch.cat([turned(one[None], k) for one, k in zip(image, turns.tolist(), strict=True)])
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    with user_errors():
+        folder = train(
+            Rotation.name,
+            parse_training(Rotation.name, {"demo": demo, "small": small, "paper": paper}, argv),
+            Rotation,
+        )
+        print(f"look: make tensorboard; move the features: make eval-segmentation CKPT={folder}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,265 @@
+"""Jigsaw: its permutations, its tiles, that what the defences remove is removed, its pictures and its command."""
+
+from __future__ import annotations
+
+import itertools
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import Refused, tensors
+from torch import Tensor
+from torch.nn.functional import interpolate, one_hot
+
+from core.rng import generator
+from core.train import checkpoint
+from core.train.dist import World
+from pretext import jigsaw
+from pretext.puzzles import GREEN, RED
+
+WORLD = World(torch.device("cpu"))
+TINY = (
+    "--size 48 --short-side 48 --tile 12 --permutations 4 --dim 8 --hidden 16 --batch 4 --steps 2 --log-every 1 "
+    "--show-every 2 --eval-every 2 --save-every 1 --eval-images 4 --device cpu"
+).split()
+CONFIG = replace(jigsaw.demo(), permutations=8, dim=16, hidden=32)
+
+
+def small(**settings: Any) -> jigsaw.Jigsaw:
+    torch.manual_seed(0)
+    return jigsaw.Jigsaw(replace(CONFIG, **settings), WORLD)
+
+
+def apart(one: tuple[int, ...], other: tuple[int, ...]) -> int:
+    return sum(a != b for a, b in zip(one, other, strict=True))
+
+
+@pytest.mark.parametrize("distance", ["least", "mean"])
+def test_permutations_are_those_of_a_nested_loop(distance: jigsaw.Farthest):
+    found = [tuple(p) for p in jigsaw.choose_permutations(12, distance, generator(7), tiles=4).tolist()]
+    every = list(itertools.permutations(range(4)))
+    chosen = [found[0]]
+    while len(chosen) < 12:
+        best, best_merit = None, (-1.0, -1.0)
+        for candidate in every:
+            if candidate in chosen:
+                continue
+            distances = [apart(candidate, other) for other in chosen]
+            merit = (float(min(distances)), sum(distances) / len(distances))
+            merit = merit if distance == "least" else merit[::-1]
+            if merit > best_merit:
+                best, best_merit = candidate, merit
+        chosen.append(best)
+    assert found == chosen
+
+
+@pytest.mark.parametrize(("distance", "least"), [("least", 7), ("mean", 4)])
+def test_sixty_four_permutations_differ_by_what_is_promised(distance: jigsaw.Farthest, least: int):
+    orders = jigsaw.choose_permutations(64, distance, generator(0))
+    assert torch.equal(orders.sort(1).values, torch.arange(9).expand(64, 9))
+    upper = torch.ones(64, 64).triu(1).bool()
+    distances = (orders[:, None] != orders).sum(2)[upper]
+    assert distances.amin() >= least
+    assert distances.float().mean() == pytest.approx(8.12, abs=0.01)
+
+
+def test_tiles_are_cut_as_by_a_loop_inside_their_cells():
+    image = torch.rand(3, 3, 120, 120, generator=generator(1))
+    puzzles = jigsaw.draw(3, replace(CONFIG, grey=0.5, shift=2), generator(2))
+    assert puzzles.corner.amin() == 2
+    assert puzzles.corner.amax() == 6
+    assert 0 < puzzles.grey.sum() < 3
+    tiles = jigsaw.cut(image, puzzles, 32)
+    weights = (0.2989, 0.587, 0.114)  # ITU-R BT.601, rounded as in Pillow and torchvision
+    for n, place, channel in itertools.product(range(3), range(9), range(3)):
+        top, left = puzzles.corner[n, place, channel].tolist()
+        cell = image[n, :, place // 3 * 40 : place // 3 * 40 + 40, place % 3 * 40 : place % 3 * 40 + 40]
+        plane = sum(w * cell[c] for c, w in enumerate(weights)) if puzzles.grey[n] else cell[channel]
+        torch.testing.assert_close(tiles[n, place, channel], plane[top : top + 32, left : left + 32])
+
+
+def test_offsets_are_anywhere_and_channels_shift_a_little():
+    config = replace(CONFIG, shift=1)
+    corner = jigsaw.draw(500, config, generator(3)).corner  # (n,9,3,2)
+    counts = corner[:, :, 1, 0].flatten().bincount(minlength=7)
+    assert (counts[2:] > 0.15 * counts.sum()).all()
+    assert (corner.amax(2) - corner.amin(2)).amax() == 2  # one a px up, one a px down
+    fixed = jigsaw.draw(500, replace(config, offset=False, shift=0), generator(3)).corner
+    assert (fixed == 4).all()
+
+
+def test_normalized_tiles_have_no_mean_and_no_deviation_for_the_encoder():
+    method = small()
+    tiles = torch.rand(2, 9, 3, 32, 32, generator=generator(4)) * torch.rand(2, 9, 3, 1, 1) + torch.rand(
+        2, 9, 3, 1, 1
+    )
+    seen = method.encoder.normalized(jigsaw.normalized(tiles).flatten(0, 1))
+    torch.testing.assert_close(seen.mean((2, 3)), torch.zeros(18, 3), atol=1e-5, rtol=0)
+    torch.testing.assert_close(seen.std((2, 3), correction=0), torch.ones(18, 3), atol=1e-4, rtol=0)
+    flat = jigsaw.normalized(torch.full((1, 9, 3, 32, 32), 0.3))
+    assert flat.isfinite().all()
+    assert method.encoder.normalized(flat.flatten(0, 1)).abs().amax() < 1e-3
+
+
+# --- shortcuts ------------------------------------------------------------------------------------------------
+
+
+def match_borders(shown: Tensor, orders: Tensor) -> Tensor:
+    """The order (n,) whose put back tiles' borders fit best, without any learning."""
+    tiles = shown.transpose(0, 1)  # (9,n,3,t,t)
+    fits = {
+        (a, b, axis): (tiles[a].select(axis, -1) - tiles[b].select(axis, 0)).abs().mean((1, 2))  # (n,)
+        for a, b, axis in itertools.product(range(9), range(9), (-1, -2))
+    }
+    costs = []
+    for order in orders.argsort(1).tolist():  # which of the shown tiles comes to each place
+        across = [fits[order[p], order[p + 1], -1] for p in range(9) if p % 3 < 2]
+        down = [fits[order[p], order[p + 3], -2] for p in range(6)]
+        costs.append(torch.stack(across + down).sum(0))
+    return torch.stack(costs, 1).argmin(1)
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [({"tile": 40, "margin": 0}, (0.95, 1)), ({"margin": 0}, (0.19, 0.4)), ({}, (0.05, 0.19))],
+)
+def test_borders_tell_the_order_only_where_tiles_touch(settings: dict[str, Any], told: tuple[float, float]):
+    """Noise whose neighbouring pixels are alike: borders are all there is. One order in eight is chance."""
+    image = interpolate(torch.rand(200, 3, 60, 60, generator=generator(5)), scale_factor=2, mode="bilinear")
+    method = small(normalize=False, grey=0.0, shift=0, **settings)
+    shown, truth = method.question(image, generator(6), 200, slice(None))
+    right = (match_borders(shown, method.orders) == truth).float().mean()
+    assert told[0] <= right <= told[1]
+
+
+def linear_accuracy(features: Tensor, truth: Tensor, answers: int) -> float:
+    """On the second half, of a least-squares classifier of the first; features (n,D)."""
+    features = torch.cat([features, torch.ones(len(features), 1)], 1).double()
+    half = len(features) // 2
+    weights = torch.linalg.lstsq(features[:half], one_hot(truth[:half], answers).double()).solution
+    return ((features[half:] @ weights).argmax(1) == truth[half:]).float().mean().item()
+
+
+@pytest.mark.parametrize("normalize", [False, True])
+def test_means_and_deviations_tell_the_order_only_where_they_are_left(normalize: bool):
+    """Noise that is lighter above and of more contrast at the left, as in many photos."""
+    count = 400
+    lighter = torch.linspace(0.7, 0.3, 120).view(1, 1, -1, 1)
+    contrast = torch.linspace(0.3, 0.1, 120).view(1, 1, 1, -1)
+    image = lighter + contrast * (torch.rand(count, 3, 120, 120, generator=generator(8)) - 0.5)
+    method = small(normalize=normalize)
+    shown, truth = method.question(image, generator(9), count, slice(None))
+    statistics = torch.cat([shown.mean((-1, -2)), shown.std((-1, -2))], 2).flatten(1)  # (n,54)
+    accuracy = linear_accuracy(statistics, truth, 8)
+    assert abs(accuracy - 1 / 8) < 0.08 if normalize else accuracy > 0.95
+
+
+# --- the method -----------------------------------------------------------------------------------------------
+
+
+def test_a_place_holds_the_tile_that_its_permutation_names():
+    method = small(normalize=False, grey=0.0)
+    cell = torch.arange(9).view(3, 3).repeat_interleave(40, 0).repeat_interleave(40, 1) / 10  # its number
+    shown, truth = method.question(cell.expand(6, 3, 120, 120), generator(1), 6, slice(None))
+    for n in range(6):
+        for place in range(9):
+            assert torch.equal(
+                shown[n, place], torch.full((3, 32, 32), method.orders[truth[n], place].item() / 10)
+            )
+    assert len(set(truth.tolist())) > 1
+
+
+def test_each_rank_asks_its_part_of_the_same_questions():
+    method, image = small(), torch.rand(4, 3, 120, 120, generator=generator(1))
+    shown, truth = method.question(image, generator(2), 4, slice(None))
+    for rank in (0, 1):
+        mine = World(torch.device("cpu"), rank, 2).part(4)
+        found = method.question(image[mine], generator(2), 4, mine)
+        assert torch.equal(found[0], shown[mine])
+        assert torch.equal(found[1], truth[mine])
+
+
+def test_tiles_are_coded_alone():
+    """Context-free: another tile changes no other's code, and the order of tiles is all that their places change."""
+    method = small()
+    shown = torch.rand(1, 9, 3, 32, 32, generator=generator(1))
+    method.encoder.eval()
+    codes: list[Tensor] = []
+    method.fusion.part.register_forward_hook(lambda _, __, out: codes.append(out))
+    method.logits(shown)
+    other = shown.clone()
+    other[:, 4] = 0
+    method.logits(other)
+    same = (codes[0] - codes[1]).abs().amax(1) < 1e-5
+    assert same.tolist() == [True] * 4 + [False] + [True] * 4
+
+
+BATCH = {
+    "image": torch.randint(0, 256, (4, 3, 124, 130), generator=generator(0), dtype=torch.uint8),
+    "extent": torch.tensor([[124, 130]]).repeat(4, 1),
+}
+
+
+@pytest.mark.parametrize("right", [True, False])
+def test_the_picture_puts_tiles_where_the_net_says(right: bool, monkeypatch: pytest.MonkeyPatch):
+    method = small()
+    _, random = method.shown_images(BATCH)
+    puzzles = jigsaw.draw(4, method.config, random)
+    said = puzzles.order if right else (puzzles.order + 1) % 8
+    monkeypatch.setattr(method, "answer", lambda _: one_hot(said, 8).float())
+    ((title, picture),) = method.show(BATCH).items()
+    assert torch.equal(method.show(BATCH)[title], picture)  # the same at every call
+    side, tile = (
+        2 * (3 * 34 + 6),
+        2 * 34,
+    )  # tiles of 32 px in white, three in a row, more white around, all zoomed
+    rows = picture[:, 2:].unfold(1, side, side + 2)  # (3,4,W,side)
+    columns = rows[:, :, 2:].unfold(2, side, side + 2)[..., 6:-6, 6:-6].permute(1, 2, 0, 3, 4)
+    pieces = columns.unfold(3, tile, tile).unfold(4, tile, tile).flatten(3, 4).permute(0, 1, 3, 2, 4, 5)
+    shuffled, back, truth = pieces[:, 0], pieces[:, 2], pieces[:, 3]  # (4,9,3,68,68)
+    orders = method.orders
+    for n in range(4):
+        true, guessed = orders[puzzles.order[n]].tolist(), orders[said[n]].tolist()
+        for place in range(9):
+            assert torch.equal(shuffled[n, place], truth[n, true[place]])
+            fits = true[place] == guessed[place]
+            there = back[n, guessed[place]]
+            torch.testing.assert_close(there[:, 3, 30], torch.tensor(GREEN if fits else RED))
+            assert torch.equal(there[:, 6:62, 6:62], shuffled[n, place, :, 6:62, 6:62])
+            assert fits or not right
+
+
+def test_the_command_resumes_bit_for_bit(photos: Path, tmp_path: Path):
+    jigsaw.main([*TINY, "--data", str(photos), "--out", str(tmp_path / "whole")])
+    shutil.copytree(tmp_path / "whole", tmp_path / "parts")
+    (tmp_path / "parts/step-00000002.pt").unlink()
+    jigsaw.main(["--resume", "--out", str(tmp_path / "parts")])
+    whole, parts = (checkpoint.load(checkpoint.find(tmp_path / run))["state"] for run in ("whole", "parts"))
+    assert len(tensors(whole)) > 100
+    assert all(torch.equal(a, b) for a, b in zip(tensors(whole), tensors(parts), strict=True))
+    assert "| chance" in (tmp_path / "whole/quality.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (["--size", "100"], "--size 100: use a multiple of 3"),
+        (["--tile", "41"], "--tile must be from 2 to 40, a third of --size, not 41"),
+        (["--permutations", "1"], "--permutations must be from 2 to 10000, not 1"),
+        (["--margin", "5"], "--margin must be from 0 to 4, half of what --tile leaves of a cell, not 5"),
+        (["--grey", "1.5"], "--grey must be in [0, 1], not 1.5"),
+        (["--shift", "-1"], "--shift must be at least 0, not -1"),
+        (["--hidden", "0"], "--hidden must be at least 1, not 0"),
+        (["--distance", "far"], "'far'"),
+    ],
+)
+def test_bad_settings_are_one_line(args: list[str | Path], said: str, refused: Refused):
+    assert said in refused(jigsaw.main, args)
+
+
+def test_presets_are_called_by_their_names():
+    for preset in (jigsaw.demo, jigsaw.small, jigsaw.paper):
+        assert preset().preset == preset.__name__

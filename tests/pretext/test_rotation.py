@@ -1,0 +1,204 @@
+"""Rotation: its turns are exact, and that turns are all there is to learn; its command; what all puzzles share."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import Refused, tensors
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch.nn.functional import cross_entropy, interpolate
+
+from core.data import views
+from core.rng import generator
+from core.train import checkpoint
+from core.train.dist import World
+from pretext import rotation
+from pretext.puzzles import GREEN, RED, captioned, framed, square_crops
+
+WORLD = World(torch.device("cpu"))
+TINY = (
+    "--size 32 --short-side 40 --batch 4 --steps 2 --log-every 1 --show-every 2 --eval-every 2 --save-every 1 "
+    "--eval-images 4 --device cpu"
+).split()
+BATCH = {
+    "image": torch.randint(0, 256, (8, 3, 40, 56), generator=generator(0), dtype=torch.uint8),
+    "extent": torch.tensor([[40, 56]]).repeat(8, 1),
+    "index": torch.arange(8),
+}
+
+
+def small(**settings: Any) -> rotation.Rotation:
+    torch.manual_seed(0)
+    return rotation.Rotation(replace(rotation.demo(), size=32, batch=8, **settings), WORLD)
+
+
+@pytest.mark.parametrize("turns", range(-4, 5))
+def test_turns_are_exact_and_counterclockwise(turns: int):
+    image = torch.rand(2, 3, 5, 5, generator=generator(1))
+    found = rotation.turned(image, turns)
+    expected = image.clone()
+    for _ in range(turns % 4):  # what was at the right of the top row comes to its left, going up
+        before = expected.clone()
+        for i in range(5):
+            for j in range(5):
+                expected[:, :, i, j] = before[:, :, j, 4 - i]
+    assert torch.equal(found, expected)
+    assert torch.equal(rotation.turned(found, -turns), image)
+    np.testing.assert_array_equal(found[0, 0].numpy(), np.rot90(image[0, 0].numpy(), turns))
+
+
+def test_all_four_turns_of_each_image_are_in_a_question():
+    image = torch.rand(3, 3, 32, 32, generator=generator(1))
+    shown, turns = small().question(image, generator(2), 3, slice(None))
+    assert shown.shape == (12, 3, 32, 32)
+    for i in range(12):
+        assert torch.equal(shown[i], rotation.turned(image[i % 3][None], i // 3)[0])
+        assert turns[i] == i // 3
+
+
+def test_no_statistic_of_pixels_or_of_steps_between_them_tells_the_turn():
+    """Exact turns keep every value, and between neighbours every step: an interpolation would smooth some of them."""
+    shown, _ = small().question(views.center_crops(BATCH, 32), generator(0), 8, slice(None))
+    turns = shown.unflatten(0, (4, 8))
+    values = turns.flatten(3).sort().values
+    steps = torch.cat([turns.diff(dim=-1).abs().flatten(2), turns.diff(dim=-2).abs().flatten(2)], 2)
+    for k in range(1, 4):
+        assert torch.equal(values[k], values[0])
+        assert torch.equal(steps.sort().values[k], steps.sort().values[0])
+
+
+def test_crops_resample_both_axes_alike():
+    """Of noise a square's steps down and across are equally large; those of a box made a square are not."""
+    coarse = torch.rand(64, 3, 24, 24, generator=generator(3))
+    noise = interpolate(coarse, scale_factor=4, mode="bilinear").mul(255).byte()
+    batch = {"image": noise, "extent": torch.tensor([[96, 96]]).repeat(64, 1)}
+
+    def imbalance(image: torch.Tensor) -> float:
+        down, across = (image.diff(dim=axis).square().mean((1, 2, 3)) for axis in (-2, -1))
+        return (down / across).log().abs().mean().item()
+
+    squares = square_crops(batch, 32, 64, slice(None), generator(4), 0.35)
+    boxes = views.random_crops(batch, 32, 64, slice(None), generator(4))
+    assert imbalance(squares) < 0.1
+    assert imbalance(boxes) > 2 * imbalance(squares)
+
+
+def test_each_rank_has_its_part_of_the_same_crops():
+    one = square_crops(BATCH, 32, 8, slice(None), generator(4), 0.35)
+    halves = [{name: value[4 * rank : 4 * rank + 4] for name, value in BATCH.items()} for rank in (0, 1)]
+    two = [
+        square_crops(half, 32, 8, World(torch.device("cpu"), rank, 2).part(8), generator(4), 0.35)
+        for rank, half in enumerate(halves)
+    ]
+    torch.testing.assert_close(torch.cat(two), one)
+
+
+def test_accuracy_and_loss_are_those_of_a_loop():
+    method = small()
+    halves = [{name: value[part] for name, value in BATCH.items()} for part in (slice(5), slice(5, 8))]
+    found = method.evaluate(halves)
+    assert method.evaluate(halves) == found
+    method.encoder.eval()
+    hits, losses = [], []
+    for i in range(8):
+        image = views.center_crops({name: value[i : i + 1] for name, value in BATCH.items()}, 32)
+        for k in range(4):
+            maps = method.encoder(rotation.turned(image, k))
+            logits = method.classifier(maps[32].mean((2, 3)))
+            hits.append(logits.argmax().item() == k)
+            losses.append(cross_entropy(logits, torch.tensor([k])).item())
+    assert found == pytest.approx({"accuracy": 100 * np.mean(hits), "loss": np.mean(losses)}, rel=1e-4)
+    assert method.floors([]) == {"chance": {"accuracy": 25, "loss": math.log(4)}}
+
+
+def test_it_learns_which_way_is_up():
+    """Images that are light at the top: after a few steps each turn is told."""
+    method = small(warmup=1)
+    shade = (
+        torch.linspace(220, 30, 40).view(1, 1, 40, 1) + torch.randn(8, 3, 40, 56, generator=generator(5)) * 8
+    )
+    batch = {**BATCH, "image": shade.clamp(0, 255).byte()}
+    for step in range(5):
+        scalars = method.update(batch, step)
+    assert scalars["accuracy/training"] > 90
+
+
+def test_the_papers_rates_fall_at_its_epochs():
+    rates = [rotation.staged(step, 50) for step in (0, 14, 15, 29, 30, 44, 45, 49)]
+    assert rates == pytest.approx([1, 1, 0.1, 0.1, 0.01, 0.01, 0.001, 0.001])
+    method = small(optimizer="sgd", lr=0.01, steps=10)
+    method.update(BATCH, 6)
+    (group,) = method.optimizers["all"].param_groups
+    assert group["nesterov"]
+    assert group["lr"] == pytest.approx(1e-4)
+
+
+def test_pictures_are_the_same_at_every_call():
+    method = small()
+    ((title, picture),) = method.show(BATCH).items()
+    assert title.startswith("shown | turned back by the net")
+    method.update(BATCH, 0)
+    method.load_state_dict(small().state_dict())
+    assert torch.equal(method.show(BATCH)[title], picture)
+
+
+def test_frames_and_captions():
+    image = torch.full((2, 3, 24, 64), 0.5)
+    marked = framed(image, torch.tensor([True, False]), line=2)
+    for i, colour in enumerate((GREEN, RED)):
+        for place in (marked[i, :, 0, 5], marked[i, :, 23, 63], marked[i, :, 9, 1], marked[i, :, 1, 30]):
+            torch.testing.assert_close(place, torch.tensor(colour))
+        assert (marked[i, :, 2:22, 2:62] == 0.5).all()
+    assert (image == 0.5).all()
+    below = captioned(image, ["said 90°", ""])
+    assert below.shape == (2, 3, 40, 64)
+    assert torch.equal(below[:, :, :24], image)
+    dark = (below[0, 0, 24:] < 0.5).any(0).nonzero()
+    assert dark.amin() < 16
+    assert dark.amax() > 48
+    assert (below[1, :, 24:] == 1).all()
+
+
+def test_the_command_resumes_bit_for_bit_and_leaves_what_is_moved(photos: Path, tmp_path: Path):
+    rotation.main([*TINY, "--data", str(photos), "--out", str(tmp_path / "whole")])
+    shutil.copytree(tmp_path / "whole", tmp_path / "parts")
+    (tmp_path / "parts/step-00000002.pt").unlink()
+    rotation.main(["--resume", "--out", str(tmp_path / "parts")])
+    whole, parts = (checkpoint.load(checkpoint.find(tmp_path / run))["state"] for run in ("whole", "parts"))
+    assert len(tensors(whole)) > 100
+    assert all(torch.equal(a, b) for a, b in zip(tensors(whole), tensors(parts), strict=True))
+    tags = EventAccumulator(str(tmp_path / "whole"), size_guidance={"images": 0}).Reload().Tags()
+    assert len(tags["images"]) == 1
+    assert {"accuracy/training", "loss/cross_entropy", "heldout/accuracy"} <= set(tags["scalars"])
+    rows = json.loads((tmp_path / "whole/quality.json").read_text())
+    assert list(rows) == ["chance", "rotation"]
+    maps = checkpoint.load_encoder(tmp_path / "whole", "encoder")(torch.rand(2, 3, 64, 96))
+    assert all(m.shape[2:] == (64 // stride, 96 // stride) for stride, m in maps.items())
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (["--smallest-crop", "0"], "--smallest-crop must be in (0, 1], not 0"),
+        (["--lr", "-1"], "--lr must not be negative, not -1"),
+        (["--weight-decay", "-1"], "--weight-decay must not be negative"),
+        (["--encoder", "alexnet", "--stem", "small"], "--stem small is for ResNets only"),
+        (["--encoder", "vgg"], "'vgg'"),
+        (["--turns", "8"], "unknown option --turns"),
+    ],
+)
+def test_bad_settings_are_one_line(args: list[str | Path], said: str, refused: Refused):
+    assert said in refused(rotation.main, args)
+
+
+def test_presets_are_called_by_their_names():
+    for preset in (rotation.demo, rotation.small, rotation.paper):
+        assert preset().preset == preset.__name__
