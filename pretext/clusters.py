@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.functional import normalize
 from torchmetrics.functional.clustering import normalized_mutual_info_score
 from torchmetrics.functional.clustering.utils import calculate_contingency_matrix
 
@@ -232,6 +233,33 @@ class ClustersMethod(Method):
 def nearest_figures(features: Tensor, labels: list[Tensor]) -> dict[str, float]:
     """knn, per cent, of features (N,D) and their labels, in batches; none where there are no labels."""
     return {"knn": 100 * knn.leave_one_out(features, torch.cat(labels))} if labels else {}
+
+
+def whitening(features: Tensor, components: int) -> tuple[Tensor, Tensor]:
+    """The mean (D,) of features (N,D), and the matrix (D,d) that brings what differs from it to d principal components
+    of variance 1; d is ``components``, or less where there are not so many."""
+    mean = features.mean(0)
+    centred = (features - mean).double()
+    variances, axes = torch.linalg.eigh(centred.T @ centred / len(features))  # ascending
+    kept = min(components, len(features) - 1, len(mean))
+    variances, axes = variances[-kept:].flip(0), axes[:, -kept:].flip(1)
+    # A direction in which nothing varies stays at nothing, instead of being blown up.
+    return mean, (axes / variances.clamp(min=1e-6 * variances[0]).sqrt()).to(features)
+
+
+def whitened(features: Tensor, mean: Tensor, matrix: Tensor) -> Tensor:
+    """Features (N,D) -> unit vectors (N,d)."""
+    return normalize((features - mean) @ matrix, dim=1)
+
+
+def draw_anew(classifier: nn.Linear, optimizer: torch.optim.Optimizer, random: torch.Generator) -> None:
+    """Fresh weights, normal with deviation .01, for a layer whose classes are others from now on; the optimizer forgets
+    what it knew of it."""
+    with torch.no_grad():
+        classifier.weight.copy_(0.01 * torch.randn(classifier.weight.shape, generator=random))
+        classifier.bias.zero_()
+    for parameter in classifier.parameters():
+        optimizer.state.pop(parameter, None)
 
 
 def clustering_scalars(

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, normalize
+from torch.nn.functional import cross_entropy
 
 from core.data.loader import Indexed
 from core.rng import generator
@@ -30,7 +30,16 @@ from core.train.config import parse_training, user_errors
 from core.train.dist import World
 from core.train.loop import train
 from core.train.method import Batch
-from pretext.clusters import ClustersConfig, ClustersMethod, at_least, clustering_scalars, members
+from pretext.clusters import (
+    ClustersConfig,
+    ClustersMethod,
+    at_least,
+    clustering_scalars,
+    draw_anew,
+    members,
+    whitened,
+    whitening,
+)
 
 _CENTROIDS, _CLASSIFIER = 3, 4
 
@@ -77,23 +86,6 @@ def paper() -> Config:
 
 
 # --- clustering -----------------------------------------------------------------------------------------------
-
-
-def whitening(features: Tensor, components: int) -> tuple[Tensor, Tensor]:
-    """The mean (D,) of features (N,D), and the matrix (D,d) that brings what differs from it to d principal components
-    of variance 1; d is ``components``, or less where there are not so many."""
-    mean = features.mean(0)
-    centred = (features - mean).double()
-    variances, axes = torch.linalg.eigh(centred.T @ centred / len(features))  # ascending
-    kept = min(components, len(features) - 1, len(mean))
-    variances, axes = variances[-kept:].flip(0), axes[:, -kept:].flip(1)
-    # A direction in which nothing varies stays at nothing, instead of being blown up.
-    return mean, (axes / variances.clamp(min=1e-6 * variances[0]).sqrt()).to(features)
-
-
-def whitened(features: Tensor, mean: Tensor, matrix: Tensor) -> Tensor:
-    """Features (N,D) -> unit vectors (N,d)."""
-    return normalize((features - mean) @ matrix, dim=1)
 
 
 def nearest(points: Tensor, centroids: Tensor) -> Tensor:
@@ -182,11 +174,7 @@ class DeepCluster(ClustersMethod):
             "weights": len(labels) / ((sizes > 0).sum() * sizes.clamp(min=1)),
             "mean": mean, "matrix": matrix, "centroids": centroids,
         }  # fmt: skip
-        random = generator(config.seed, step, _CLASSIFIER)
-        self.classifier.weight.copy_(0.01 * torch.randn(self.classifier.weight.shape, generator=random))
-        self.classifier.bias.zero_()
-        for parameter in self.classifier.parameters():
-            self.optimizers["both"].state.pop(parameter, None)  # its momentum is of other classes
+        draw_anew(self.classifier, self.optimizers["both"], generator(config.seed, step, _CLASSIFIER))
         return scalars
 
     def assign(self, image: Tensor) -> Tensor:
