@@ -9,7 +9,7 @@ real = $(if $(REAL),--real "$(REAL)")
 ckpt = $(if $(CKPT),--ckpt "$(CKPT)")
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train-inpainting train-colorization train-superresolution train-splitbrain train-splitbrain-hha train-synthetic train-simclr train-moco train-byol train-cpc train-supervised eval-inpainting eval-superresolution eval-domains eval-classification eval-segmentation eval-geometry eval-detection transfer export mend colorize upscale surfaces scenes tensorboard test check format clean
+.PHONY: help setup train-inpainting train-colorization train-superresolution train-splitbrain train-splitbrain-hha train-synthetic train-simclr train-moco train-byol train-cpc train-deepcluster train-sela train-cliquecnn train-supervised eval-inpainting eval-superresolution eval-domains eval-classification eval-segmentation eval-geometry eval-detection transfer export mend colorize upscale surfaces scenes tensorboard test check format clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1\t\2/' | awk -F'\t' '{printf "make %-21s %s\n", $$1, $$2}'
@@ -53,6 +53,15 @@ train-byol: $(READY)  ## train BYOL: DATA= ARGS= GPUS=
 
 train-cpc: $(READY)  ## train CPC: DATA= ARGS= GPUS=
 	@$(RUN) contrastive.cpc $(data) $(ARGS)
+
+train-deepcluster: $(READY)  ## train DeepCluster: DATA= ARGS= GPUS=
+	@$(RUN) pretext.deepcluster $(data) $(ARGS)
+
+train-sela: $(READY)  ## train SeLa: DATA= ARGS= GPUS=
+	@$(RUN) pretext.sela $(data) $(ARGS)
+
+train-cliquecnn: $(READY)  ## train CliqueCNN: DATA= ARGS= GPUS=
+	@$(RUN) pretext.cliquecnn $(data) $(ARGS)
 
 train-supervised: $(READY)  ## the row to measure others against, from scratch on labels: DATA= folder with train/ and test/, or cifar10
 	@$(RUN) eval.supervised $(data) $(ARGS)

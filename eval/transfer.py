@@ -38,6 +38,9 @@ METHODS = {
     "simclr": "contrastive.simclr",
     "moco": "contrastive.moco",
     "byol": "contrastive.byol",
+    "deepcluster": "pretext.deepcluster",
+    "sela": "pretext.sela",
+    "cliquecnn": "pretext.cliquecnn",
     "supervised": "eval.supervised",
 }
 """Name -> the program that trains it, which is started as a person would: ``eval`` imports no method."""

@@ -164,7 +164,7 @@ def clique_scalars(points: Tensor, members: Tensor, truth: Tensor | None) -> dic
     scalars = {
         "cliques/within": ((cosines.sum((2, 3)) - size) / (size * (size - 1))).mean(),
         "cliques/between": ((distant.sum((1, 2)) - group) / (group * (group - 1))).mean(),
-        "cliques/covered": torch.bincount(members.flatten(), minlength=len(points)).clamp(max=1).float().mean(),
+        "cliques/covered": (torch.bincount(members.flatten(), minlength=len(points)) > 0).float().mean(),
     }
     if truth is not None:
         labels = truth[members]
@@ -199,9 +199,7 @@ class CliqueCNN(ClustersMethod):
         scalars = self.find(step) if step in self.when else {}
         group, indices, clique = self.choose(step)
         mine = self.world.part(len(indices))
-        chosen = {
-            name: value.to(self.world.device) for name, value in self.data.batch(indices[mine]).items()
-        }
+        chosen = {name: value.to(self.world.device) for name, value in self.data.batch(indices[mine]).items()}
         image, clique = self.view(chosen, step), clique[mine].to(self.world.device)
         rows = slice(group * self.config.group, (group + 1) * self.config.group)
         self.encoder.train()

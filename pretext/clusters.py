@@ -268,8 +268,8 @@ def clustering_scalars(
     """What to log of labels (N,) in 0..clusters-1; ``before``: those of the last time, ``truth``: the data's, (N,).
 
     largest and smallest: parts of the images; empty: how many clusters are; nmi_before and nmi_truth:
-    ``mutual_information``; reassigned: the part of images that did not go where most of their last cluster went, so that
-    the clusters' numbers do not matter.
+    ``mutual_information``; reassigned: the part of images that did not go where most of their last cluster went, so
+    that the clusters' numbers do not matter.
     """
     sizes = torch.bincount(labels, minlength=clusters)
     scalars = {
@@ -290,7 +290,7 @@ def clustering_scalars(
 
 def mutual_information(one: Tensor, other: Tensor) -> Tensor:
     """Of two clusterings (N,), normalised: I(A;B) / sqrt(H(A) H(B)) (Caron 2018, eq. 3), 0-d in [0,1]."""
-    with torch.sparse.check_sparse_tensor_invariants(enable=False):  # said, because torch warns where it is not
+    with torch.sparse.check_sparse_tensor_invariants(enable=False):  # torch warns where this is not said
         return normalized_mutual_info_score(one, other, "geometric")
 
 

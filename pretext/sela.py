@@ -4,7 +4,7 @@ To the net's predictions of all N images belong the labels, each used N/K times,
 optimal transport, solved by Sinkhorn and Knopp's scaling with lambda 25 (section 3). The equal use is what keeps the
 net from saying the same of all images. Several heads, each with labels of its own, share the encoder.
 
-Labels are found often at first, then more and more rarely, as in the authors' code: at the steps S (i/n)^2, S the run's.
+Labels are found often at first, then more and more rarely, as in the authors' code: at steps S (i/n)^2 of a run of S.
 
 Deviations: the predictions are those of the central crops, not of the last epoch's random ones, so that they do not
 depend on when a run was stopped; a ResNet with one linear layer for each head instead of AlexNet or a ResNet-50 whose
@@ -13,7 +13,6 @@ heads, too, are linear.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -22,15 +21,12 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from core.data.loader import Indexed
-from core.rng import generator
 from core.train import optim
 from core.train.config import parse_training, user_errors
 from core.train.dist import World
 from core.train.loop import train
 from core.train.method import Batch
 from pretext.clusters import ClustersConfig, ClustersMethod, at_least, clustering_scalars, members
-
-_HEADS = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,9 +77,10 @@ def paper() -> Config:
 def sinkhorn(log_p: Tensor, sharpness: float, tolerance: float = 0.01, most: int = 1000) -> Tensor:
     """The logarithms beta (K,) of the factors that make labels equally used, for log-probabilities (N,K).
 
-    Q_ij = a_i p_ij^lambda b_j with row sums 1/N and column sums 1/K, scaled in turn until no row sum is off by more than
-    ``tolerance`` of itself, or ``most`` times. Image i then gets the label argmax_j Q_ij: where many images are alike, Q
-    shares them out among labels and the argmax does not, so that the labels are equally used in Q alone.
+    Q_ij = a_i p_ij^lambda b_j with row sums 1/N and column sums 1/K, scaled in turn until no row sum is off by more
+    than ``tolerance`` of itself, or ``most`` times. Image i then gets the label argmax_j Q_ij, as in the authors' code:
+    where images are much alike Q shares them out among labels and the argmax does not, so that the use is equal in Q
+    and nearly so in the labels.
     """
     count, clusters = log_p.shape
     scaled = log_p.double() * sharpness
