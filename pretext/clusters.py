@@ -231,8 +231,11 @@ class ClustersMethod(Method):
 
 
 def nearest_figures(features: Tensor, labels: list[Tensor]) -> dict[str, float]:
-    """knn, per cent, of features (N,D) and their labels, in batches; none where there are no labels."""
-    return {"knn": 100 * knn.leave_one_out(features, torch.cat(labels))} if labels else {}
+    """knn, per cent, of features (N,D) and their labels, in batches, -1 = unknown; none where there are no labels."""
+    if not labels:
+        return {}
+    known = torch.cat(labels) >= 0
+    return {"knn": 100 * knn.leave_one_out(features[known], torch.cat(labels)[known])}
 
 
 def whitening(features: Tensor, components: int) -> tuple[Tensor, Tensor]:

@@ -85,7 +85,7 @@ def sinkhorn(log_p: Tensor, sharpness: float, tolerance: float = 0.01, most: int
     count, clusters = log_p.shape
     scaled = log_p.double() * sharpness
     # Each row's greatest becomes 1; what is below e^-600 of it counts as that, so that no column is all 0.
-    kernel = (scaled - scaled.amax(1, keepdim=True)).clamp(min=-600).exp()
+    kernel = scaled.sub_(scaled.amax(1, keepdim=True)).clamp_(min=-600).exp_()  # in place: this is what takes memory
     columns = torch.ones(clusters, dtype=torch.float64, device=log_p.device)
     rows = 1 / (count * (kernel @ columns))
     for number in range(most):
@@ -105,7 +105,7 @@ def labelled(log_p: Tensor, sharpness: float, log_columns: Tensor) -> Tensor:
 
 def labelling_steps(steps: int, count: int) -> frozenset[int]:
     """When labels are found: ``count`` times over a run of ``steps``, ever more rarely, the first before its start."""
-    return frozenset(int(steps * (i / count) ** 2) for i in range(count))
+    return frozenset(steps * i**2 // count**2 for i in range(count))
 
 
 def falling(step: int, steps: int) -> float:
