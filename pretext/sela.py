@@ -85,7 +85,9 @@ def sinkhorn(log_p: Tensor, sharpness: float, tolerance: float = 0.01, most: int
     count, clusters = log_p.shape
     scaled = log_p.double() * sharpness
     # Each row's greatest becomes 1; what is below e^-600 of it counts as that, so that no column is all 0.
-    kernel = scaled.sub_(scaled.amax(1, keepdim=True)).clamp_(min=-600).exp_()  # in place: this is what takes memory
+    kernel = (
+        scaled.sub_(scaled.amax(1, keepdim=True)).clamp_(min=-600).exp_()
+    )  # in place: this is what takes memory
     columns = torch.ones(clusters, dtype=torch.float64, device=log_p.device)
     rows = 1 / (count * (kernel @ columns))
     for number in range(most):

@@ -13,10 +13,11 @@ from core.data.loader import Loader
 from core.rng import generator
 from core.train.dist import World, open_world
 from pretext import cliquecnn, deepcluster, sela
-from pretext.clusters import ClustersConfig, ClustersMethod
+from pretext.clusters import ClustersMethod
 
 COUNT = 8
-SAME = {"size": 32, "batch": COUNT, "norm": "group", "optimizer": "sgd", "strength": 0.0, "lr": 0.05}
+# Group norm, because torch has batch statistics over several processes for GPUs only.
+SAME = {"size": 32, "batch": COUNT, "encoder": "alexnet", "norm": "group", "optimizer": "sgd", "lr": 0.05}
 
 
 class Noise:
@@ -45,10 +46,6 @@ def build(world: World) -> dict[str, ClustersMethod]:
         "sela": sela.SeLa(heads, world),
         "cliquecnn": cliquecnn.CliqueCNN(cliques, world),
     }
-
-
-def settings(method: ClustersMethod) -> ClustersConfig:
-    return method.clusters_config
 
 
 def one_step(world: World) -> dict[str, dict[str, Tensor]]:
