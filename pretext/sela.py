@@ -6,9 +6,8 @@ net from saying the same of all images. Several heads, each with labels of its o
 
 Labels are found often at first, then more and more rarely, as in the authors' code: at steps S (i/n)^2 of a run of S.
 
-Deviations: the predictions are those of the central crops, not of the last epoch's random ones, so that they do not
-depend on when a run was stopped; a ResNet with one linear layer for each head instead of AlexNet or a ResNet-50 whose
-heads, too, are linear.
+Deviations: the predictions are those of the central crops, not of randomly augmented ones, so that a label does not
+hang on one draw; a ResNet with one linear layer for each head also where the paper has AlexNet.
 """
 
 from __future__ import annotations
@@ -185,17 +184,10 @@ class SeLa(ClustersMethod):
     @torch.no_grad()
     def assign(self, image: Tensor) -> Tensor:
         """As the training images got their labels: by the net of then, and the factors found then."""
-        features, found = self.represent_formerly(image), self.clusters
-        return torch.stack(
-            [
-                labelled(
-                    self._log_p(features, found["weight"], found["bias"], head),
-                    self.config.sharpness,
-                    found["factors"][head],
-                )
-                for head in range(self.config.heads)
-            ]
-        )
+        found, features = self.clusters, self.represent_formerly(image)
+        every = [self._log_p(features, found["weight"], found["bias"], h) for h in range(self.config.heads)]
+        pairs = zip(every, found["factors"], strict=True)
+        return torch.stack([labelled(log_p, self.config.sharpness, factors) for log_p, factors in pairs])
 
     @torch.no_grad()
     def classify(self, image: Tensor) -> Tensor:
