@@ -18,8 +18,9 @@ A step's images are chosen here, not by the loader, whose own batch is left asid
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from skimage import feature
@@ -186,6 +187,7 @@ class CliqueCNN(ClustersMethod):
         self.networks = {"encoder": self.encoder, "former": self.former, "classifier": self.classifier}
         both = nn.ModuleList([self.encoder, self.classifier])
         self.optimizers = {"both": optim.choose(config.optimizer, both, self.rate, config.weight_decay)}
+        self.members = torch.empty(0, dtype=torch.int64)  # (G,r,m), on the CPU, where images are read
         self.when = {config.steps * number // config.rounds for number in range(config.rounds)}
 
     def attach(self, data: Indexed) -> None:
@@ -194,6 +196,10 @@ class CliqueCNN(ClustersMethod):
         if len(data) < least:
             raise ValueError(f"--cliques {self.config.cliques} of {self.config.members} --members: there are only "
                              f"{len(data)} images; {least} are needed")  # fmt: skip
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        super().load_state_dict(state)
+        self.members = self.clusters["members"].cpu()
 
     def update(self, batch: Batch, step: int) -> dict[str, Tensor]:
         scalars = self.find(step) if step in self.when else {}
@@ -219,13 +225,13 @@ class CliqueCNN(ClustersMethod):
 
         The groups come in a new order each time all have been; the members of a clique are drawn without repetition.
         """
-        config, members = self.config, self.clusters["members"]  # (G,r,m)
+        config, members = self.config, self.members
         turn, place = divmod(step, len(members))
         order = torch.randperm(len(members), generator=generator(config.seed, turn, _ORDER))
         group = int(order[place])
         each = config.batch // config.group
         draws = torch.rand(config.group, config.members, generator=generator(config.seed, step, _PICKS))
-        picks = members[group].cpu().gather(1, draws.argsort(1)[:, :each])  # (r,each)
+        picks = members[group].gather(1, draws.argsort(1)[:, :each])  # (r,each)
         # By members first, so that each rank's part has all cliques.
         return group, picks.T.flatten(), torch.arange(config.group).repeat(each)
 
@@ -247,6 +253,7 @@ class CliqueCNN(ClustersMethod):
             "members": cliques[groups], "centres": centres[groups], "mean": mean, "matrix": matrix,
             "by_hog": torch.tensor(step == 0),
         }  # fmt: skip
+        self.members = self.clusters["members"].cpu()
         draw_anew(self.classifier, self.optimizers["both"], generator(config.seed, step, _CLASSIFIER))
         return clique_scalars(points, self.clusters["members"], truth)
 
@@ -264,7 +271,7 @@ class CliqueCNN(ClustersMethod):
 
     def rows(self) -> Tensor:
         """The mutually distant cliques of a group."""
-        return self.clusters["members"][0, :10, :10].cpu()
+        return self.members[0, :10, :10]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
