@@ -16,6 +16,7 @@ from pretext import cliquecnn, deepcluster, sela
 from pretext.clusters import ClustersMethod
 
 COUNT = 8
+WORLD = World(torch.device("cpu"))
 # Group norm, because torch has batch statistics over several processes for GPUs only.
 SAME = {"size": 32, "batch": COUNT, "encoder": "alexnet", "norm": "group", "optimizer": "sgd", "lr": 0.05}
 
@@ -36,22 +37,22 @@ class Noise:
         }  # fmt: skip
 
 
-def build(world: World) -> dict[str, ClustersMethod]:
+def build(name: str, world: World = WORLD) -> ClustersMethod:
     torch.manual_seed(0)
-    few = replace(deepcluster.demo(), **SAME, clusters=5, components=6)
-    heads = replace(sela.demo(), **SAME, clusters=5, heads=2, labellings=2)
+    if name == "deepcluster":
+        few = replace(deepcluster.demo(), **SAME, clusters=5, components=6)
+        return deepcluster.DeepCluster(few, world)
+    if name == "sela":
+        return sela.SeLa(replace(sela.demo(), **SAME, clusters=5, heads=2, labellings=2), world)
     cliques = replace(cliquecnn.demo(), **SAME, cliques=8, members=3, group=4, components=6)
-    return {
-        "deepcluster": deepcluster.DeepCluster(few, world),
-        "sela": sela.SeLa(heads, world),
-        "cliquecnn": cliquecnn.CliqueCNN(cliques, world),
-    }
+    return cliquecnn.CliqueCNN(cliques, world)
 
 
 def one_step(world: World) -> dict[str, dict[str, Tensor]]:
     """What a step on the same global batch leaves: loss, gradients, and what was found of all images before it."""
     left = {}
-    for name, method in build(world).items():
+    for name in ("deepcluster", "sela", "cliquecnn"):
+        method = build(name, world)
         world.place(method.networks.values(), channels_last=False, compile=False)
         method.attach(Noise())
         loader = Loader(Noise(), COUNT, 0, world.rank, world.size)
