@@ -42,7 +42,8 @@ _CLIQUES, _GROUPS, _CLASSIFIER, _ORDER, _PICKS = 3, 4, 5, 6, 7
 @dataclass(frozen=True, kw_only=True)
 class Config(ClustersConfig):
     cliques: int = 512
-    """How many there are; a multiple of --group."""
+    """How many there are; a multiple of --group. Few where steps are few: each group is met every cliques/group steps,
+    and a group's part of the classifier learns at its own steps alone."""
     members: int = 8
     """Images of a clique."""
     group: int = 32
@@ -69,8 +70,8 @@ class Config(ClustersConfig):
 def demo() -> Config:
     """Minutes on two CPU cores, built-in scenes."""
     return Config(
-        preset="demo", scenes=2048, short_side=80, steps=480, batch=64, cliques=256, members=6, group=16, strength=1.0,
-        components=64, optimizer="adam", lr=1e-3, show_every=120, eval_every=120, save_every=120,
+        preset="demo", scenes=2048, short_side=80, steps=480, batch=64, cliques=64, members=8, group=16, rounds=2,
+        strength=1.0, components=64, optimizer="adam", lr=1e-3, show_every=120, eval_every=120, save_every=120,
     )  # fmt: skip
 
 

@@ -96,7 +96,7 @@ def test_what_a_run_leaves(whole: Path):
         ("sela", ["--lamda", "1"], "unknown option --lamda"),
         ("cliquecnn", ["--cliques", "100"], "--cliques 100: use a multiple of --group 16"),
         ("cliquecnn", ["--batch", "24"], "--batch 24: use a multiple of --group 16"),
-        ("cliquecnn", ["--batch", "128"], "at most 6 times it"),
+        ("cliquecnn", ["--batch", "144"], "at most 8 times it"),
         ("cliquecnn", ["--size", "16"], "HOG wants at least 32 px"),
     ],
 )
