@@ -208,8 +208,8 @@ class ClustersMethod(Method):
         targets, answers = torch.cat(assigned, 1), torch.cat(said, 1)  # (H,n)
         largest = [torch.bincount(target).max() for target in targets]
         figures = {
-            "accuracy": 100 * (targets == answers).float().mean().item(),
-            "chance": 100 * torch.stack(largest).float().mean().item() / targets.shape[1],
+            "accuracy": 100 * (targets == answers).double().mean().item(),
+            "chance": 100 * torch.stack(largest).double().mean().item() / targets.shape[1],
         }
         figures["above_chance"] = figures["accuracy"] - figures["chance"]
         return figures | nearest_figures(torch.cat(features), labels)
