@@ -9,7 +9,7 @@ real = $(if $(REAL),--real "$(REAL)")
 ckpt = $(if $(CKPT),--ckpt "$(CKPT)")
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train-inpainting train-colorization train-superresolution train-splitbrain train-splitbrain-hha train-synthetic train-simclr train-moco train-byol train-cpc train-rotation train-jigsaw train-context train-frame-order train-odd-one-out train-supervised eval-inpainting eval-superresolution eval-domains eval-classification eval-segmentation eval-geometry eval-detection transfer export mend colorize upscale surfaces scenes tensorboard bench test check format clean
+.PHONY: help setup train-inpainting train-colorization train-superresolution train-splitbrain train-splitbrain-hha train-synthetic train-simclr train-moco train-byol train-cpc train-rotation train-jigsaw train-context train-deepcluster train-sela train-cliquecnn train-frame-order train-odd-one-out train-supervised eval-inpainting eval-superresolution eval-domains eval-classification eval-segmentation eval-geometry eval-detection transfer export mend colorize upscale surfaces scenes tensorboard bench test check format clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1\t\2/' | awk -F'\t' '{printf "make %-21s %s\n", $$1, $$2}'
@@ -54,11 +54,6 @@ train-byol: $(READY)  ## train BYOL: DATA= ARGS= GPUS=
 train-cpc: $(READY)  ## train CPC: DATA= ARGS= GPUS=
 	@$(RUN) contrastive.cpc $(data) $(ARGS)
 
-train-frame-order: $(READY)  ## train Shuffle and Learn on clips: DATA= folder of folders of frames, or of videos; ARGS= GPUS=
-	@$(RUN) pretext.frame_order $(data) $(ARGS)
-
-train-odd-one-out: $(READY)  ## train Odd-one-out on clips (ARGS="--encoding stack --length 4"): DATA= ARGS= GPUS= as above
-	@$(RUN) pretext.odd_one_out $(data) $(ARGS)
 train-rotation: $(READY)  ## train rotation, by how many quarters an image was turned: DATA= ARGS= GPUS=
 	@$(RUN) pretext.rotation $(data) $(ARGS)
 
@@ -67,6 +62,21 @@ train-jigsaw: $(READY)  ## train jigsaw, in what order an image's tiles were (AR
 
 train-context: $(READY)  ## train context prediction, where one patch lies from another (ARGS="--colour project"): DATA= ARGS= GPUS=
 	@$(RUN) pretext.context $(data) $(ARGS)
+
+train-deepcluster: $(READY)  ## train DeepCluster: DATA= ARGS= GPUS=
+	@$(RUN) pretext.deepcluster $(data) $(ARGS)
+
+train-sela: $(READY)  ## train SeLa: DATA= ARGS= GPUS=
+	@$(RUN) pretext.sela $(data) $(ARGS)
+
+train-cliquecnn: $(READY)  ## train CliqueCNN: DATA= ARGS= GPUS=
+	@$(RUN) pretext.cliquecnn $(data) $(ARGS)
+
+train-frame-order: $(READY)  ## train Shuffle and Learn on clips: DATA= folder of folders of frames, or of videos; ARGS= GPUS=
+	@$(RUN) pretext.frame_order $(data) $(ARGS)
+
+train-odd-one-out: $(READY)  ## train Odd-one-out on clips (ARGS="--encoding stack --length 4"): DATA= ARGS= GPUS= as above
+	@$(RUN) pretext.odd_one_out $(data) $(ARGS)
 
 train-supervised: $(READY)  ## the row to measure others against, from scratch on labels: DATA= folder with train/ and test/, or cifar10
 	@$(RUN) eval.supervised $(data) $(ARGS)

@@ -164,7 +164,7 @@ def logged_spread(embeddings: Tensor, config: TrainConfig, step: int) -> dict[st
 def spread_and_knn(features: Tensor, labels: list[Tensor]) -> dict[str, float]:
     """Figures of held-out features (N,D): ``infonce.spread``; with labels, of batches, knn, leave-one-out, per cent."""
     figures = {name.partition("/")[2]: value.item() for name, value in spread(features).items()}
-    return figures | ({"knn": 100 * leave_one_out(features, torch.cat(labels))} if labels else {})
+    return figures | ({"knn": 100 * knn.leave_one_out(features, torch.cat(labels))} if labels else {})
 
 
 def pixels(image: Tensor) -> Tensor:
@@ -198,11 +198,3 @@ def mlp(widths: tuple[int, ...], *, norm: bool, last_norm: bool = False, bias: b
         if not last:
             layers.append(nn.ReLU(inplace=True))
     return nn.Sequential(*layers)
-
-
-def leave_one_out(features: Tensor, labels: Tensor, neighbours: int = 20) -> float:
-    """Part of images whose label their nearest others vote for (``core.knn``)."""
-    unit = normalize(features.float(), dim=1)
-    similarity = (unit @ unit.T).fill_diagonal_(-torch.inf)
-    said = knn.vote(similarity, labels, int(labels.amax()) + 1, min(neighbours, len(unit) - 1))
-    return (said == labels).float().mean().item()

@@ -38,11 +38,14 @@ METHODS = {
     "simclr": "contrastive.simclr",
     "moco": "contrastive.moco",
     "byol": "contrastive.byol",
-    "frame-order": "pretext.frame_order",
-    "odd-one-out": "pretext.odd_one_out",
     "rotation": "pretext.rotation",
     "jigsaw": "pretext.jigsaw",
     "context": "pretext.context",
+    "deepcluster": "pretext.deepcluster",
+    "sela": "pretext.sela",
+    "cliquecnn": "pretext.cliquecnn",
+    "frame-order": "pretext.frame_order",
+    "odd-one-out": "pretext.odd_one_out",
     "supervised": "eval.supervised",
 }
 """Name -> the program that trains it, which is started as a person would: ``eval`` imports no method."""

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
+from kornia.filters import spatial_gradient
 from torch import Tensor, nn
 
 from core.color import rgb_to_lab
@@ -18,9 +19,9 @@ from core.nets.encoder import Encoder
 
 @dataclass(frozen=True)
 class Planes:
-    """A backbone that sees lightness alone, or chroma alone."""
+    """A backbone that sees lightness alone, chroma alone, or lightness's gradients alone."""
 
-    planes: Literal["L", "ab"]
+    planes: Literal["L", "ab", "sobel"]
     backbone: Backbone
 
     def build(self) -> PlaneEncoder:
@@ -71,6 +72,9 @@ class PlaneEncoder(Encoder):
         """What the backbone sees of Lab (N,3,H,W), as three planes (N,3,H,W) in about [0,1]."""
         if self.spec.planes == "L":
             return (lab[:, :1] / 100).expand(-1, 3, -1, -1)
+        if self.spec.planes == "sobel":
+            gradient = spatial_gradient(lab[:, :1] / 100, "sobel", 1)[:, 0]  # (N,2,H,W): along x, along y
+            return torch.cat([torch.full_like(lab[:, :1], 0.5), gradient + 0.5], 1)
         ab = lab[:, 1:] / 220 + 0.5
         return torch.cat([torch.full_like(ab[:, :1], 0.5), ab], 1)
 

@@ -11,7 +11,8 @@ from contrastive import simclr
 from contrastive.byol import regression_loss
 from contrastive.infonce import info_nce, nt_xent_logits, retrieval, spread
 from contrastive.momentum import Queue, follow, follower, rising
-from contrastive.views import leave_one_out, mlp
+from contrastive.views import mlp
+from core.knn import leave_one_out
 from core.nets.layers import SplitBatchNorm
 from core.rng import generator
 from core.train import optim
