@@ -7,6 +7,7 @@ import dataclasses
 import difflib
 import io
 import itertools
+import os
 import re
 import sys
 import typing
@@ -67,6 +68,8 @@ class TrainConfig:
     """This run's own folder, instead of a new one under --runs."""
     resume: bool = False
     """Go on from the newest checkpoint of --out (default: of the latest run), with its settings."""
+    accept_changes: bool = False
+    """With --resume: take options that differ from the run's own, though they change what is trained."""
 
     log_every: int = 20
     """Steps between scalars."""
@@ -92,7 +95,8 @@ class TrainConfig:
 
 # What may differ between a run and its continuation without changing what is trained.
 _FREE_AT_RESUME = frozenset(
-    "steps device runs out resume cache cache_gb log_every show_every eval_every save_every keep eval_images".split()
+    "steps device runs out resume accept_changes cache cache_gb log_every show_every eval_every save_every keep "
+    "eval_images".split()
 )
 
 
@@ -110,15 +114,18 @@ def parse_training(
         return parse_command(kind, argv, default=presets[_preset(argv)]())
     saved_from = checkpoint.find(where.out or where.runs / method / "latest")
     before = from_plain(kind, checkpoint.load(saved_from, method)["config"])
-    now = parse_command(kind, argv, default=dataclasses.replace(before, out=saved_from.parent))
+    default = dataclasses.replace(before, out=saved_from.parent, accept_changes=False)
+    now = parse_command(kind, argv, default=default)
     changed = [
         f"{_flag(f.name)} {getattr(before, f.name)} -> {getattr(now, f.name)}"
         for f in dataclasses.fields(now)
         if f.name not in _FREE_AT_RESUME and getattr(before, f.name) != getattr(now, f.name)
     ]
-    if changed:
+    if changed and not now.accept_changes:
         raise ValueError(f"--resume continues a run with its own settings, but these differ: {', '.join(changed)}; "
-                         "leave them out, or start a new run without --resume")  # fmt: skip
+                         "leave them out, start a new run without --resume, or add --accept-changes")  # fmt: skip
+    if changed and int(os.environ.get("RANK", 0)) == 0:
+        print(f"note: the run goes on with other settings: {', '.join(changed)}", file=sys.stderr)
     return now
 
 
