@@ -14,7 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from conftest import ROOT
+from tiny import Tiny
+from torch import Tensor
+
+from core.train.method import Batch
 
 _server = multiprocessing.get_context("forkserver")
 # The server imports torch once, computes nothing, and each run is a fork of it.
@@ -53,8 +58,6 @@ def _main(module: str, args: list[str], said: str, fault: tuple[str, int] | None
     os.dup2(descriptor, 2)
     sys.stdout, sys.stderr = os.fdopen(1, "w", buffering=1), os.fdopen(2, "w", buffering=1)
 
-    import torch
-
     torch.set_num_threads(1)
     if fault is not None:
         POINTS[fault[0]](fault[1])
@@ -87,8 +90,6 @@ def _before(owner: Any, name: str) -> Callable[[int], None]:
 
 def _in_write(count: int) -> None:
     """Dies after ``count`` bytes of checkpoints have been written, in the middle of a file."""
-    import torch
-
     really, left = torch.save, [count]
 
     class Dying(io.RawIOBase):
@@ -116,10 +117,36 @@ def _in_write(count: int) -> None:
     torch.save = save
 
 
+def _signalled(kind: signal.Signals) -> Callable[[int], None]:
+    """Is sent the signal so many times, one after the other, in the step after the third."""
+
+    def arm(count: int) -> None:
+        really = Tiny.update
+
+        def update(self: Tiny, batch: Batch, step: int) -> dict[str, Tensor]:
+            for _ in range(count if step == 3 else 0):
+                os.kill(os.getpid(), kind)
+            return really(self, batch, step)
+
+        Tiny.update = update  # type: ignore[method-assign]
+
+    return arm
+
+
 POINTS: dict[str, Callable[[int], None]] = {
     "write": _in_write,  # in the middle of a checkpoint
     "fsync": _before(os, "fsync"),  # it is written, but perhaps not on the disk
     "replace": _before(Path, "replace"),  # it is whole, but under its temporary name; or the link latest is
     "unlink": _before(Path, "unlink"),  # old ones are to be deleted
     "symlink": _before(Path, "symlink_to"),  # the link to the latest run is to be set
+    "step": _before(Tiny, "update"),
+    "SIGINT": _signalled(signal.SIGINT),
+    "SIGTERM": _signalled(signal.SIGTERM),
 }
+
+if __name__ == "__main__":
+    # Under torchrun, python -m faults RANK POINT COUNT ARGS: a tiny run of which that rank has the fault.
+    rank, point, count, *args = sys.argv[1:]
+    if os.environ["RANK"] == rank:
+        POINTS[point](int(count))
+    importlib.import_module("tiny").main(args)

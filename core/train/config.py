@@ -154,10 +154,12 @@ def user_errors() -> Iterator[None]:
     """Turns what a user can mend into one line on stderr: exit code 2, or 1 where training itself broke down."""
     try:
         yield
+    except (FloatingPointError, ConnectionError) as error:
+        _fail(str(error), 1)
     except (ValueError, OSError) as error:
         _fail(str(error), 2)
-    except FloatingPointError as error:
-        _fail(str(error), 1)
+    except KeyboardInterrupt:  # before training, which has its own way of stopping
+        _fail("stopped", 130)
 
 
 def run_command(config: type[T], run: Callable[[T], int], argv: Sequence[str] | None = None) -> None:

@@ -155,7 +155,8 @@ def pick_device(device: Device) -> torch.device:
 
 @contextlib.contextmanager
 def open_world(device: Device, precision: Literal["auto", "fp32", "bf16"], batch: int) -> Iterator[World]:
-    """Joins torchrun's process group if there is one. ValueError where device or batch do not fit."""
+    """Joins torchrun's process group if there is one. ValueError where device or batch do not fit; ConnectionError,
+    in the body, where another rank has died."""
     kind = pick_device(device).type
     bf16 = precision == "bf16" or (precision == "auto" and kind == "cuda")
     rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
@@ -173,5 +174,11 @@ def open_world(device: Device, precision: Literal["auto", "fp32", "bf16"], batch
     dist.init_process_group("nccl" if kind == "cuda" else "gloo", timeout=timedelta(hours=2))
     try:
         yield World(place, rank, size, bf16)
+    except RuntimeError as error:
+        if not isinstance(error, dist.DistError) and "gloo" not in str(error):
+            raise
+        why = str(error).splitlines()[0][:200]
+        raise ConnectionError(f"another process of this run has ended, so rank {rank} ends too: "
+                              f"see what that one has said, and go on with --resume ({why})") from None  # fmt: skip
     finally:
         dist.destroy_process_group()

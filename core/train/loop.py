@@ -328,6 +328,9 @@ class _Signals:
 
     def _note(self, kind: int, frame: FrameType | None) -> None:
         if self.caught is not None:
+            print(
+                "stopped at once, without saving: --resume goes on from the last checkpoint", file=sys.stderr
+            )
             raise SystemExit(128 + kind)
         self.caught = kind
 

@@ -130,6 +130,7 @@ def test_two_ranks_equal_one(tmp_path: Path):
         env={**os.environ, "PYTHONPATH": str(ROOT)},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
+    assert "Warning" not in done.stderr
     one, two = one_step(WORLD), torch.load(tmp_path / "two.pt", weights_only=True)
     assert one.keys() == two.keys() == METHODS.keys()
     for name in METHODS:

@@ -1,4 +1,4 @@
-"""Runs that are killed again and again, also inside a checkpoint's write, end with the weights of one that never was."""
+"""Runs that are killed again and again, also inside a checkpoint's write, end with the weights of one that was not."""
 
 from __future__ import annotations
 
@@ -94,11 +94,26 @@ def test_latest_points_to_a_whole_run_or_to_none(point: tuple[str, int], tmp_pat
         assert faults.finish(process) == 0
 
 
+@pytest.mark.parametrize(("kind", "code"), [("SIGINT", 130), ("SIGTERM", 143)])
+@pytest.mark.parametrize("times", [1, 2])
+def test_signals(kind: str, code: int, times: int, whole: Path, tmp_path: Path):
+    """The first saves at the end of the step; the second leaves at once, with what had been saved before."""
+    folder = tmp_path / "run"
+    assert go_on("tiny", ["--keep", "1"], folder, (kind, times)) == code
+    last = checkpoint.newest(folder)[0].name
+    assert last == ("step-00000004.pt" if times == 1 else "step-00000002.pt")
+    line = "stopped at step 4 and saved" if times == 1 else "stopped at once, without saving"
+    assert line in said(folder).read_text()
+    assert "Traceback" not in said(folder).read_text()
+    assert go_on("tiny", [], folder) == 0, said(folder).read_text()
+    assert_same(whole, folder)
+
+
 # --- a GAN, a queue, an average, at random moments ------------------------------------------------------------
 
 FEW = (
-    "--size 32 --short-side 48 --batch 4 --steps 12 --log-every 2 --show-every 6 --eval-every 4 --save-every 2 --keep 1 "
-    "--eval-images 4 --device cpu"
+    "--size 32 --short-side 48 --batch 4 --steps 12 --log-every 2 --show-every 6 --eval-every 4 --save-every 2 "
+    "--keep 1 --eval-images 4 --device cpu"
 ).split()
 METHODS = {
     "recon.inpainting": [*TINY, "--steps", "12", "--keep", "1", "--adversarial-start", "3"],
@@ -120,7 +135,7 @@ def test_a_run_killed_at_random_moments(module: str, photos: Path, tmp_path: Pat
     draw, kills, runs = random.Random(module), 0, 0
     while kills < -(-KILLS // len(METHODS)):
         folder = tmp_path / f"killed{runs}"
-        for code in iter(lambda: _one_life(module, args, folder, draw, kills, took, size), 0):
+        while code := _one_life(module, args, folder, draw, kills, took, size):
             assert code == -9, said(folder).read_text()
             assert_whole(folder)
             kills += 1
