@@ -22,8 +22,14 @@ from torch import Tensor
 from core.train.method import Batch
 
 _server = multiprocessing.get_context("forkserver")
-# The server imports torch once, computes nothing, and each run is a fork of it.
-_server.set_forkserver_preload(["tiny", "faults"])
+_server.set_forkserver_preload(
+    ["tiny", "faults"]
+)  # imports torch once, computes nothing; each run is a fork of it
+
+
+def preload(*modules: str) -> None:
+    """Spares each run of these their imports, if no run has been started yet."""
+    _server.set_forkserver_preload(["tiny", "faults", *modules])
 
 
 def start(
@@ -41,7 +47,7 @@ def start(
     return process
 
 
-def finish(process: ForkServerProcess, seconds: float = 120) -> int:
+def finish(process: ForkServerProcess, seconds: float = 600) -> int:
     """Waits for its end; the exit code, negative for a signal."""
     process.join(seconds)
     assert process.exitcode is not None, "it hangs"

@@ -112,11 +112,11 @@ def test_signals(kind: str, code: int, times: int, whole: Path, tmp_path: Path):
 # --- a GAN, a queue, an average, at random moments ------------------------------------------------------------
 
 FEW = (
-    "--size 32 --short-side 48 --batch 4 --steps 12 --log-every 2 --show-every 6 --eval-every 4 --save-every 2 "
+    "--size 32 --short-side 48 --batch 4 --steps 12 --log-every 2 --show-every 6 --eval-every 4 --save-every 3 "
     "--keep 1 --eval-images 4 --device cpu"
 ).split()
 METHODS = {
-    "recon.inpainting": [*TINY, "--steps", "12", "--keep", "1", "--adversarial-start", "3"],
+    "recon.inpainting": [*TINY, *"--steps 12 --save-every 3 --keep 1 --adversarial-start 2".split()],
     "contrastive.moco": [*FEW, "--queue", "10", "--symmetric"],
     "contrastive.byol": [*FEW, "--hidden", "16", "--dim", "8"],
 }  # fmt: skip
@@ -127,6 +127,7 @@ KILLS = 50
 @pytest.mark.parametrize("module", METHODS)
 def test_a_run_killed_at_random_moments(module: str, photos: Path, tmp_path: Path):
     """Every third kill falls into a write, after a random number of bytes; the others anywhere."""
+    faults.preload(*METHODS)
     args = [*METHODS[module], "--data", str(photos)]
     begun = time.monotonic()
     assert go_on(module, args, tmp_path / "whole") == 0, said(tmp_path / "whole").read_text()
