@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
+import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -28,22 +29,30 @@ class Log:
             total=steps * batch, initial=start * batch, unit="img", unit_scale=True, desc=title, disable=not main,
             dynamic_ncols=True, smoothing=0.1, mininterval=1.0 if sys.stderr.isatty() else 30.0,
         )  # fmt: skip
-        self.batch = batch
-        if main:
-            with self._writing():
-                # purge_step hides what an interrupted run had logged past the checkpoint it continues from.
-                self.writer = SummaryWriter(str(folder), purge_step=start or None)
+        self.folder, self.start, self.batch, self.main = folder, start, batch, main
 
     def __enter__(self) -> Log:
+        self.report = threading.excepthook
+        threading.excepthook = self._report
+        if self.main:
+            with self._writing():
+                # purge_step hides what an interrupted run had logged past the checkpoint it continues from.
+                self.writer = SummaryWriter(str(self.folder), purge_step=self.start or None)
         return self
+
+    def _report(self, args: threading.ExceptHookArgs) -> None:
+        """Of an OSError in the writer's thread nothing is printed there, because it is raised in the next call."""
+        if not issubclass(args.exc_type, OSError):
+            self.report(args)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.bar.close()
         if self.writer is not None:
             with self._writing():
                 self.writer.close()
+        threading.excepthook = self.report
+        self.bar.close()
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:

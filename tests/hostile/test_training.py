@@ -20,6 +20,9 @@ from torch import Tensor
 from core.train import checkpoint
 from core.train.method import Batch
 
+# An exception in a thread would be a traceback on the user's screen.
+pytestmark = pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning")
+
 Captured = pytest.CaptureFixture[str]
 
 
@@ -77,7 +80,9 @@ def test_training_goes_on_where_tensorboard_cannot_be_written(
     monkeypatch.setattr(RecordWriter, "write", write)
     tiny.main(["--out", str(tmp_path / "run"), "--log-every", "1"])
     said = capsys.readouterr().err
-    assert said.count("TensorBoard's files cannot be written (No space left on device): training goes on") == 1
+    assert (
+        said.count("TensorBoard's files cannot be written (No space left on device): training goes on") == 1
+    )
     assert "Traceback" not in said
     assert checkpoint.load(checkpoint.find(tmp_path / "run"))["step"] == 6
 
