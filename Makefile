@@ -4,9 +4,15 @@
 PYTHON ?= python3
 READY := .venv/.installed
 RUN = $(if $(GPUS),.venv/bin/torchrun --standalone --nproc-per-node=$(GPUS) -m,.venv/bin/python -m)
-data = $(if $(DATA),--data "$(DATA)")
-real = $(if $(REAL),--real "$(REAL)")
-ckpt = $(if $(CKPT),--ckpt "$(CKPT)")
+# --option 'value', as it was given: neither make nor the shell takes anything in it for its own.
+quote = '$(subst ','\'',$(1))'
+option = $(if $(value $(2)),$(1) $(call quote,$(value $(2))))
+data = $(call option,--data,DATA)
+real = $(call option,--real,REAL)
+ckpt = $(call option,--ckpt,CKPT)
+in = $(call option,--in,IN)
+out = $(call option,--out,OUT)
+unexport DATA REAL CKPT IN OUT MASK HINTS
 
 .DEFAULT_GOAL := help
 .PHONY: help setup train-inpainting train-colorization train-superresolution train-splitbrain train-splitbrain-hha train-synthetic train-simclr train-moco train-byol train-cpc train-rotation train-jigsaw train-context train-deepcluster train-sela train-cliquecnn train-frame-order train-odd-one-out train-supervised eval-inpainting eval-superresolution eval-domains eval-classification eval-segmentation eval-geometry eval-detection transfer export mend colorize upscale surfaces scenes tensorboard bench test check format clean
@@ -103,25 +109,25 @@ eval-detection: $(READY)  ## move a checkpoint's features to Faster R-CNN: DATA=
 	@.venv/bin/python -m eval.detection $(ckpt) $(data) $(ARGS)
 
 transfer: $(READY)  ## every method under every task, one table: CKPT="a b" (default: the latest runs), ARGS="--classification ..."
-	@.venv/bin/python -m eval.transfer $(if $(CKPT),--ckpts $(CKPT)) $(ARGS)
+	@.venv/bin/python -m eval.transfer $(if $(value CKPT),--ckpts $(foreach one,$(value CKPT),$(call quote,$(one)))) $(ARGS)
 
 export: $(READY)  ## an encoder for other people's tools, safetensors and ONNX: CKPT= OUT=
-	@.venv/bin/python -m eval.export $(ckpt) $(if $(OUT),--out "$(OUT)") $(ARGS)
+	@.venv/bin/python -m eval.export $(ckpt) $(out) $(ARGS)
 
 mend: $(READY)  ## mend a photo or a folder: IN= MASK= (white = hole) OUT= CKPT=
-	@.venv/bin/python -m recon.mend $(if $(IN),--in "$(IN)") $(if $(MASK),--mask "$(MASK)") $(if $(OUT),--out "$(OUT)") $(ckpt) $(ARGS)
+	@.venv/bin/python -m recon.mend $(in) $(call option,--mask,MASK) $(out) $(ckpt) $(ARGS)
 
 colorize: $(READY)  ## colorize a grey photo or a folder: IN= OUT= CKPT= HINTS=
-	@.venv/bin/python -m recon.colorize $(if $(IN),--in "$(IN)") $(if $(OUT),--out "$(OUT)") $(if $(HINTS),--hints "$(HINTS)") $(ckpt) $(ARGS)
+	@.venv/bin/python -m recon.colorize $(in) $(out) $(call option,--hints,HINTS) $(ckpt) $(ARGS)
 
 upscale: $(READY)  ## enlarge a photo or a folder four times: IN= OUT= CKPT=
-	@.venv/bin/python -m recon.upscale $(if $(IN),--in "$(IN)") $(if $(OUT),--out "$(OUT)") $(ckpt) $(ARGS)
+	@.venv/bin/python -m recon.upscale $(in) $(out) $(ckpt) $(ARGS)
 
 surfaces: $(READY)  ## depth, normals and contours of a photo or a folder, by train-synthetic: IN= OUT= CKPT=
-	@.venv/bin/python -m recon.surfaces $(if $(IN),--in "$(IN)") $(if $(OUT),--out "$(OUT)") $(ckpt) $(ARGS)
+	@.venv/bin/python -m recon.surfaces $(in) $(out) $(ckpt) $(ARGS)
 
 scenes: $(READY)  ## a contact sheet of the built-in scenes: OUT=scenes.png
-	@.venv/bin/python -m core.data.scenes $(if $(OUT),--out "$(OUT)") $(ARGS)
+	@.venv/bin/python -m core.data.scenes $(out) $(ARGS)
 
 tensorboard: $(READY)  ## look at the runs, at http://127.0.0.1:6006
 	@.venv/bin/tensorboard --logdir runs --host 127.0.0.1 --port 6006 $(ARGS)

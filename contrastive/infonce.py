@@ -45,6 +45,9 @@ def retrieval(logits: Tensor, positive: Tensor, temperature: float) -> dict[str,
 COLLAPSED = 0.01
 """A ``spread/deviation`` below it is a collapse; fresh networks have .05 and more."""
 
+COLLAPSED_RANK = 1.5
+"""A ``spread/rank`` below it is a collapse too: one direction holds nearly all. Two images alone have a rank of 1."""
+
 
 def spread(embeddings: Tensor) -> dict[str, Tensor]:
     """How far embeddings (N,D) are from having collapsed.

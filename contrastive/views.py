@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate, normalize
 
-from contrastive.infonce import COLLAPSED, spread
+from contrastive.infonce import COLLAPSED, COLLAPSED_RANK, spread
 from core import knn
 from core.data import colours, views
 from core.data.colours import Recipe
@@ -148,12 +148,15 @@ def within(config: TrainConfig, ranges: Mapping[str, tuple[float, float]]) -> No
 
 
 def collapse_warning(scalars: Mapping[str, float]) -> list[str]:
-    """What to say where the embeddings of all images have become one point."""
-    deviation = scalars.get("spread/deviation", 1.0)
-    if deviation >= COLLAPSED:
+    """What to say where the embeddings of all images have become one point, or lie on one line."""
+    deviation, rank = scalars.get("spread/deviation", 1.0), scalars.get("spread/rank", math.inf)
+    if deviation < COLLAPSED:
+        where = f"are nearly one point (spread/deviation {deviation:.1g})"
+    elif rank < COLLAPSED_RANK:
+        where = f"lie nearly on one line (spread/rank {rank:.2f})"
+    else:
         return []
-    return [f"the embeddings of all images are nearly one point (spread/deviation {deviation:.1g}): "
-            "try a lower --lr or a larger --batch"]  # fmt: skip
+    return [f"the embeddings of all images {where}: try a lower --lr or a larger --batch"]
 
 
 def logged_spread(embeddings: Tensor, config: TrainConfig, step: int) -> dict[str, Tensor]:

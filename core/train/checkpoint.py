@@ -1,8 +1,8 @@
 """Checkpoints: files of plain tensors and plain settings, written whole or not at all, never unpickled.
 
-A file holds ``{"format", "method", "step", "config", "state", "encoders"}``: everything training changes, and each
-encoder that can be moved to other tasks as ``{"spec": plain dict, "state": tensors}``, so that ``eval`` rebuilds it
-without importing the method.
+A file holds ``{"format", "method", "step", "config", "state", "encoders", ...}``: everything training changes, and
+each encoder that can be moved to other tasks as ``{"spec": plain dict, "state": tensors}``, so that ``eval`` rebuilds
+it without importing the method.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import re
 import sys
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from core.nets.backbones import Encoder
 from core.nets.specs import build_spec
 
 FORMAT = 1
+_KEYS = frozenset("method step config state encoders".split())
 _STEP_FILE = re.compile(r"step-(\d+)\.pt")
 
 
@@ -49,18 +51,22 @@ def load(path: Path, method: str | None = None) -> dict[str, Any]:
     if not path.is_file():
         raise ValueError(f"no checkpoint at {path}: train one (make help lists how), or name another")
     try:
+        with zipfile.ZipFile(path) as archive:  # torch writes its checksums and never reads them
+            if damaged := archive.testzip():
+                raise zipfile.BadZipFile(damaged)
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many kinds for a damaged file
+    except Exception as error:  # zipfile and torch raise many kinds for a damaged file
         others = [p for p in newest(path.parent) if p != path]
         hint = f"use the one before it, {others[0]}" if others else "train anew, or name another"
         raise ValueError(f"{path} is not a whole checkpoint ({type(error).__name__}): {hint}") from None
-    if not isinstance(content, dict) or "format" not in content or "method" not in content:
+    format = content.get("format") if isinstance(content, dict) else None
+    if format is not None and format != FORMAT:
+        raise ValueError(f"{path} has checkpoint format {format}, this version reads {FORMAT}: "
+                         "use the version that wrote it")  # fmt: skip
+    if format is None or not content.keys() >= _KEYS:
         raise ValueError(
             f"{path} is not a checkpoint of this project: name a file that a train command wrote"
         )
-    if content["format"] != FORMAT:
-        raise ValueError(f"{path} has checkpoint format {content['format']}, this version reads {FORMAT}: "
-                         "use the version that wrote it")  # fmt: skip
     if method is not None and content["method"] != method:
         raise ValueError(
             f"{path} is a checkpoint of {content['method']}, not of {method}: name one of {method}"
@@ -69,11 +75,12 @@ def load(path: Path, method: str | None = None) -> dict[str, Any]:
 
 
 def find(path: Path) -> Path:
-    """The checkpoint that ``path`` means: itself if a file; of a run's folder the newest whole one."""
+    """The checkpoint that ``path`` means: itself if a file; of a run's folder the newest whole one, or where it was
+    ended before its first step file, another such as best.pt."""
     if path.is_file():
         return path
     steps = newest(path)
-    for candidate in steps:
+    for candidate in [*steps, *sorted(set(path.glob("*.pt")).difference(steps))]:
         try:
             load(candidate)
         except ValueError as error:
@@ -117,6 +124,12 @@ def prune(folder: Path, keep: int) -> None:
     """Deletes all but the ``keep`` newest step files; files under other names (best, before the adversary) stay."""
     for old in newest(folder)[keep:]:
         old.unlink(missing_ok=True)
+
+
+def sweep(folder: Path) -> None:
+    """Deletes the partial files of processes that were killed in ``save``; no other may be writing there."""
+    for part in folder.glob(".*.part"):
+        part.unlink(missing_ok=True)
 
 
 def newest(folder: Path) -> list[Path]:

@@ -7,6 +7,8 @@ import dataclasses
 import difflib
 import io
 import itertools
+import math
+import os
 import re
 import sys
 import typing
@@ -71,6 +73,8 @@ class TrainConfig:
     """This run's own folder, instead of a new one under --runs."""
     resume: bool = False
     """Go on from the newest checkpoint of --out (default: of the latest run), with its settings."""
+    accept_changes: bool = False
+    """With --resume: take options that differ from the run's own, though they change what is trained."""
 
     log_every: int = 20
     """Steps between scalars."""
@@ -90,14 +94,17 @@ class TrainConfig:
                      "keep", "eval_images"):  # fmt: skip
             if getattr(self, name) < 1:
                 raise ValueError(f"{_flag(name)} must be at least 1, not {getattr(self, name)}")
+        for name, value in vars(self).items():
+            if isinstance(value, float) and math.isnan(value):
+                raise ValueError(f"{_flag(name)} must be a number, not nan")
         if self.seed < 0:
             raise ValueError(f"--seed must not be negative, not {self.seed}")
 
 
 # What may differ between a run and its continuation without changing what is trained.
 _FREE_AT_RESUME = frozenset(
-    "steps device runs out resume cache cache_gb device_gb".split()
-    + "log_every show_every eval_every save_every keep eval_images".split()
+    "steps device runs out resume accept_changes cache cache_gb device_gb log_every show_every eval_every save_every "
+    "keep eval_images".split()
 )
 
 
@@ -115,15 +122,18 @@ def parse_training(
         return parse_command(kind, argv, default=presets[_preset(argv)]())
     saved_from = checkpoint.find(where.out or where.runs / method / "latest")
     before = from_plain(kind, checkpoint.load(saved_from, method)["config"])
-    now = parse_command(kind, argv, default=dataclasses.replace(before, out=saved_from.parent))
+    default = dataclasses.replace(before, out=saved_from.parent, accept_changes=False)
+    now = parse_command(kind, argv, default=default)
     changed = [
         f"{_flag(f.name)} {getattr(before, f.name)} -> {getattr(now, f.name)}"
         for f in dataclasses.fields(now)
         if f.name not in _FREE_AT_RESUME and getattr(before, f.name) != getattr(now, f.name)
     ]
-    if changed:
+    if changed and not now.accept_changes:
         raise ValueError(f"--resume continues a run with its own settings, but these differ: {', '.join(changed)}; "
-                         "leave them out, or start a new run without --resume")  # fmt: skip
+                         "leave them out, start a new run without --resume, or add --accept-changes")  # fmt: skip
+    if changed and int(os.environ.get("RANK", 0)) == 0:
+        print(f"note: the run goes on with other settings: {', '.join(changed)}", file=sys.stderr)
     return now
 
 
@@ -131,6 +141,8 @@ def parse_command(config: type[T], argv: Sequence[str] | None = None, *, default
     """Reads ``config`` from the command line. A mistake is a ValueError of one line, naming the nearest option."""
     argv = list(sys.argv[1:] if argv is None else argv)
     known = {*_flags(config), "--help", "-h"}
+    if any(word.startswith("--tyro-") for word in argv):  # tyro's own options, which write files
+        raise ValueError("options that begin with --tyro- are not for use here: see --help")
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
@@ -152,10 +164,12 @@ def user_errors() -> Iterator[None]:
     """Turns what a user can mend into one line on stderr: exit code 2, or 1 where training itself broke down."""
     try:
         yield
+    except (FloatingPointError, ConnectionError) as error:
+        _fail(str(error), 1)
     except (ValueError, OSError) as error:
         _fail(str(error), 2)
-    except FloatingPointError as error:
-        _fail(str(error), 1)
+    except KeyboardInterrupt:  # before training, which has its own way of stopping
+        _fail("stopped", 130)
 
 
 def run_command(config: type[T], run: Callable[[T], int], argv: Sequence[str] | None = None) -> None:
@@ -242,9 +256,12 @@ def _flags(config: type) -> list[str]:
 
 
 def _one_line(box: str) -> str:
-    """tyro explains a mistake in a framed box: title, message, rule, help. Only the message is kept."""
-    lines = [re.sub(r"\x1b\[[0-9;]*m|[│╭╮╰╯─]", "", line).strip() for line in box.splitlines()]
-    message = itertools.takewhile(bool, lines[1:])
+    """tyro explains a mistake in a framed box: title, message, rule, help. Only the message is kept.
+
+    Where the locale is ASCII, there is no frame, and a rule below the title too.
+    """
+    lines = [re.sub(r"\x1b\[[0-9;]*m|[│╭╮╰╯─]|^ *-+ *$", "", line).strip() for line in box.splitlines()]
+    message = itertools.takewhile(bool, itertools.dropwhile(lambda line: not line, lines[1:]))
     return " ".join(message) or "the command line could not be read: see --help"
 
 

@@ -9,14 +9,14 @@ from __future__ import annotations
 import builtins
 import contextlib
 import os
+import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
-import torch.distributed.nn.functional as distributed_functional
 from torch import Tensor, nn
 
 
@@ -54,7 +54,7 @@ class World:
         """
         if self.size == 1:
             return mine
-        return torch.cat(distributed_functional.all_gather(mine.contiguous()))
+        return _Gather.apply(mine)
 
     def place(self, networks: Iterable[nn.Module], *, channels_last: bool, compile: bool) -> None:
         """Moves networks to the device in place and makes them equal on all ranks; parameters keep their identity."""
@@ -111,6 +111,25 @@ class World:
         return _main_first(self)
 
 
+class _Gather(torch.autograd.Function):
+    """All ranks' parts, one after the other; backward: the sum over the ranks of the gradients of this rank's part."""
+
+    @staticmethod
+    def forward(context: Any, mine: Tensor) -> Tensor:
+        parts = [
+            torch.empty_like(mine, memory_format=torch.contiguous_format)
+            for _ in range(dist.get_world_size())
+        ]
+        dist.all_gather(parts, mine.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(context: Any, gradient: Tensor) -> Tensor:
+        whole = gradient.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(whole)
+        return whole.chunk(dist.get_world_size())[dist.get_rank()]
+
+
 @contextlib.contextmanager
 def _main_first(world: World) -> Iterator[None]:
     if world.size > 1 and not world.is_main:
@@ -136,7 +155,8 @@ def pick_device(device: Device) -> torch.device:
 
 @contextlib.contextmanager
 def open_world(device: Device, precision: Literal["auto", "fp32", "bf16"], batch: int) -> Iterator[World]:
-    """Joins torchrun's process group if there is one. ValueError where device or batch do not fit."""
+    """Joins torchrun's process group if there is one. ValueError where device or batch do not fit; ConnectionError,
+    in the body, where another rank has died."""
     kind = pick_device(device).type
     bf16 = precision == "bf16" or (precision == "auto" and kind == "cuda")
     rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
@@ -148,9 +168,17 @@ def open_world(device: Device, precision: Literal["auto", "fp32", "bf16"], batch
     place = torch.device(kind, int(os.environ["LOCAL_RANK"])) if kind == "cuda" else torch.device("cpu")
     if kind == "cuda":
         torch.cuda.set_device(place)
+    if rank > 0:  # what all would print, the main rank prints, to the end of the process
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
     # Rank 0 may render or decode a whole data set before the others' first message.
     dist.init_process_group("nccl" if kind == "cuda" else "gloo", timeout=timedelta(hours=2))
     try:
         yield World(place, rank, size, bf16)
+    except RuntimeError as error:
+        if not isinstance(error, dist.DistError) and "gloo" not in str(error):
+            raise
+        why = str(error).splitlines()[0][:200]
+        raise ConnectionError(f"another process of this run has ended, so rank {rank} ends too: "
+                              f"see what that one has said, and go on with --resume ({why})") from None  # fmt: skip
     finally:
         dist.destroy_process_group()

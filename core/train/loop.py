@@ -7,6 +7,7 @@ import math
 import os
 import signal
 import statistics
+import sys
 import time
 from collections.abc import Callable, Iterator
 from datetime import datetime
@@ -67,13 +68,13 @@ def train(
         method = build(config, world)
         world.place(method.networks.values(), channels_last=config.channels_last, compile=config.compile)
         method.attach(data.train)
-        start = _resume(folder, config, method) if config.resume else 0
+        start, best = _resume(folder, config, method, world) if config.resume else (0, -math.inf)
         title = name if start == 0 else f"{name} from step {start}"
         with (
             Log(folder, title, config.steps, start, config.batch, main=world.is_main) as log,
             _Signals() as signals,
         ):
-            _Loop(config, method, world, data, folder, log).run(start, signals)
+            _Loop(config, method, world, data, folder, log, best).run(start, signals)
         return folder
 
 
@@ -92,22 +93,27 @@ def storage(config: TrainConfig, quiet: bool) -> dict[str, Any]:
 
 class _Loop:
     def __init__(
-        self, config: TrainConfig, method: Method, world: World, data: Data, folder: Path, log: Log
+        self,
+        config: TrainConfig,
+        method: Method,
+        world: World,
+        data: Data,
+        folder: Path,
+        log: Log,
+        best: float,
     ) -> None:
         self.config, self.method, self.world = config, method, world
         self.data, self.folder, self.log = data, folder, log
         self.pending: list[tuple[int, dict[str, Tensor]]] = []  # scalars still on the device
         self.read: dict[str, list[float]] = {}  # read and found finite, not yet logged
         self.figures: dict[str, float] = {}
-        self.best = -math.inf
+        self.best = best
 
     def run(self, start: int, signals: _Signals) -> None:
         config, world, steps = self.config, self.world, self.config.steps
         milestones = self.method.milestones()
         if start == 0:
             self._show(0)
-        elif world.is_main and (self.folder / "best.pt").is_file():
-            self.best = checkpoint.load(self.folder / "best.pt", self.method.name)["score"]
         images = resident(self.data.train, world.device, config.device_gb)
         loader = Loader(images, config.batch, config.seed, world.rank, world.size, world.device)
         clock = _Clock(start)
@@ -215,7 +221,7 @@ class _Loop:
         }
         checkpoint.save(self.folder / name, {
             "method": self.method.name, "config": to_plain(self.config), "step": done, "score": self.best,
-            "state": self.method.state_dict(), "encoders": encoders,
+            "ranks": self.world.size, "state": self.method.state_dict(), "encoders": encoders,
         })  # fmt: skip
         if not self.config.out:
             # Only now: a run that failed before its first checkpoint must not hide the one before.
@@ -265,6 +271,8 @@ def _open_folder(name: str, config: TrainConfig, world: World) -> Path:
     """The run's folder, made or taken up again. ValueError, OSError where that cannot be."""
     made = datetime.now().strftime("%Y%m%d-%H%M%S")
     folder = Path(world.from_main(str(config.out or config.runs / name / made)))
+    if world.is_main:
+        checkpoint.sweep(folder)
     if not world.is_main or config.resume:
         return folder
     if any(folder.glob("*.pt")):
@@ -280,14 +288,23 @@ def _open_folder(name: str, config: TrainConfig, world: World) -> Path:
     return folder
 
 
-def _resume(folder: Path, config: TrainConfig, method: Method) -> int:
-    """Loads the newest checkpoint into the method; the step to go on from."""
+def _resume(folder: Path, config: TrainConfig, method: Method, world: World) -> tuple[int, float]:
+    """Loads the newest checkpoint into the method; the step to go on from, and the best score so far."""
     file = checkpoint.find(folder)
     content = checkpoint.load(file, method.name)
     if content["step"] >= config.steps:
         raise ValueError(f"{file} already has {content['step']} steps: ask for more with --steps")
-    method.load_state_dict(content["state"])
-    return content["step"]
+    try:
+        method.load_state_dict(content["state"])
+    except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
+        why = str(error).partition("\n\t")[2].partition("\n")[0] or error  # torch puts a title above its list
+        raise ValueError(f"{file} does not fit the networks of these settings ({why}): resume without changes, "
+                         "with the version that wrote it") from None  # fmt: skip
+    if world.is_main and (ranks := content.get("ranks", world.size)) != world.size:
+        print(f"note: {file} is of {ranks} ranks, this is a run of {world.size}: it sees the same images and draws, "
+              "but adds up in another order and normalises other parts of the batch, so that its weights are no longer "
+              "bit for bit those of a run that was never stopped", file=sys.stderr)  # fmt: skip
+    return content["step"], content["score"]
 
 
 def _point_latest(folder: Path) -> None:
@@ -312,6 +329,9 @@ class _Signals:
 
     def _note(self, kind: int, frame: FrameType | None) -> None:
         if self.caught is not None:
+            print(
+                "stopped at once, without saving: --resume goes on from the last checkpoint", file=sys.stderr
+            )
             raise SystemExit(128 + kind)
         self.caught = kind
 

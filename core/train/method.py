@@ -76,7 +76,14 @@ class Method(ABC):
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """What ``state_dict`` gave. RuntimeError, ValueError or KeyError where it is of other networks."""
         for name, net in self.networks.items():
             net.load_state_dict(state[f"network.{name}"])
         for name, opt in self.optimizers.items():
-            opt.load_state_dict(state[f"optimizer.{name}"])
+            saved, groups = state[f"optimizer.{name}"], opt.state_dict()["param_groups"]
+            pairs = zip(saved["param_groups"], groups, strict=False)
+            same = all(was.keys() <= now.keys() and was["params"] == now["params"] for was, now in pairs)
+            if not same or len(saved["param_groups"]) != len(groups):
+                raise ValueError(f"its optimizer of {name} is another one")
+            # Rates and the like are the configuration's: saved ones would undo what --accept-changes asks for.
+            opt.load_state_dict({**saved, "param_groups": groups})

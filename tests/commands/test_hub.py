@@ -17,7 +17,10 @@ def test_torch_hub_gives_a_checkpoints_encoder(tmp_path: Path):
     discriminator = DiscriminatorSpec(32, 8).build().encoder
     encoders = {"generator": generator, "discriminator": discriminator}
     saved = {role: {"spec": e.spec.plain(), "state": e.state_dict()} for role, e in encoders.items()}
-    checkpoint.save(tmp_path / "step-00000001.pt", {"method": "toy", "encoders": saved})
+    checkpoint.save(
+        tmp_path / "step-00000001.pt",
+        {"method": "toy", "step": 1, "config": {}, "state": {}, "encoders": saved},
+    )
     encoder = torch.hub.load(str(ROOT), "encoder", str(tmp_path), source="local")
     image = torch.rand(2, 3, 64, 96)
     assert not encoder.training

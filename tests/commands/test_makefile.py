@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 import re
+import subprocess
+from pathlib import Path
 
 import pytest
 from conftest import ROOT
@@ -18,7 +20,13 @@ JOBS = dict(
         re.M,
     )
 )
-VARIABLES = {"$(data)": "--data", "$(real)": "--real", "$(ckpt)": "--ckpt"}
+VARIABLES = {
+    "$(data)": "--data",
+    "$(real)": "--real",
+    "$(ckpt)": "--ckpt",
+    "$(in)": "--in",
+    "$(out)": "--out",
+}
 
 
 def test_there_is_a_job_for_each_command():
@@ -48,6 +56,26 @@ def test_help_and_phony_know_every_job():
         line for line in MAKEFILE.splitlines() if re.match(r"[a-z-]+:(?! ?=)", line) and " ## " not in line
     ]
     assert not undescribed
+
+
+@pytest.mark.parametrize(
+    "said",
+    ["a b; touch mark", "$(touch mark)", "$(shell touch mark)", 'Tom\'s "photos" `touch mark` $HOME $$ \\'],
+)
+def test_what_a_person_names_is_one_word_and_never_run(said: str, tmp_path: Path):
+    """What the recipe's shell hands on to the program: ``make`` with a PYTHON of ours, which prints its arguments."""
+    fake = tmp_path / ".venv/bin/python"
+    fake.parent.mkdir(parents=True)
+    fake.write_text("#!/bin/sh\nprintf '%s\\n' \"$@\"\n")
+    fake.chmod(0o755)
+    for job, option, variable in (("train-inpainting", "--data", "DATA"), ("mend", "--in", "IN")):
+        done = subprocess.run(
+            ["make", "-f", str(ROOT / "Makefile"), "-o", ".venv/.installed", job, f"{variable}={said}"],
+            cwd=tmp_path, capture_output=True, text=True, check=True,
+        )  # fmt: skip
+        words = done.stdout.splitlines()
+        assert words[-2:] == [option, said]
+    assert not (tmp_path / "mark").exists()
 
 
 def test_the_readme_names_every_training_job():

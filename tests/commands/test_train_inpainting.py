@@ -99,12 +99,12 @@ def test_recipes_pass_on_what_they_are_given(job: str):
     assert re.search(r"python -m (recon|contrastive|eval|core)\.", said)
     assert "--size 96" in said
     if job.startswith(("train", "eval")):
-        assert '--data "some folder"' in said
+        assert "--data 'some folder'" in said
     if job in ("mend", "colorize", "upscale"):
-        assert '--in "a.jpg"' in said
-        assert '--out "o.png" --ckpt "x"' in said
+        assert "--in 'a.jpg'" in said
+        assert "--out 'o.png' --ckpt 'x'" in said
     if job == "mend":
-        assert '--mask "m.png"' in said
+        assert "--mask 'm.png'" in said
 
 
 def test_gpus_start_the_same_module_under_torchrun():

@@ -130,6 +130,7 @@ def test_two_ranks_equal_one(tmp_path: Path):
         env={**os.environ, "PYTHONPATH": str(ROOT)},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
+    assert "Warning" not in done.stderr
     one, two = one_step(WORLD), torch.load(tmp_path / "two.pt", weights_only=True)
     assert one.keys() == two.keys() == METHODS.keys()
     for name in METHODS:
@@ -143,6 +144,9 @@ def test_two_ranks_equal_one(tmp_path: Path):
 def test_collapse_is_told():
     (said,) = small_byol().warnings({"spread/deviation": 0.002})
     assert "one point" in said
+    (said,) = small_byol().warnings({"spread/deviation": 0.3, "spread/rank": 1.2})
+    assert "one line" in said
+    assert small_byol().warnings({"spread/deviation": 0.3, "spread/rank": 3.0}) == []
     assert small_byol().warnings({"spread/deviation": 0.3}) == small_cpc().warnings({}) == []
 
 

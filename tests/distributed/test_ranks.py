@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import faults
 import pytest
 import torch
 from conftest import ROOT, TINY, Run
@@ -19,7 +21,7 @@ def torchrun(folder: Path, ranks: int, module: str, *args: str) -> subprocess.Co
         [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}",
          "-m", module, *args],
         cwd=folder, capture_output=True, text=True, timeout=180, check=False,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (ROOT, ROOT / "tests")))},
     )  # fmt: skip
 
 
@@ -45,6 +47,7 @@ def test_two_ranks_equal_one(module: str, run: Run, photos: Path, tmp_path: Path
     assert one.returncode == 0, one.stderr
     two = torchrun(tmp_path, 2, module, *args, "--out", "two")
     assert two.returncode == 0, two.stderr
+    assert two.stdout.count("look: ") == 1  # one rank speaks for all
     states = [checkpoint.load(checkpoint.find(tmp_path / name))["state"] for name in ("one", "two")]
     nets = [name.partition(".")[2] for name in states[0] if name.startswith("optimizer.")]
     for net in nets:
@@ -61,6 +64,25 @@ def test_a_batch_that_does_not_split_is_one_line(photos: Path, tmp_path: Path):
     done = torchrun(tmp_path, 2, "recon.inpainting", *TINY, "--batch", "3", "--data", str(photos))
     assert done.returncode != 0
     assert "error: --batch 3 does not split over 2 ranks" in done.stderr
+
+
+def test_where_one_rank_is_killed_the_other_leaves_and_the_run_goes_on_alone(tmp_path: Path):
+    args = ["1", "step", "5", "--steps", "100000", "--out", "run"]
+    done = torchrun(tmp_path, 2, "faults", *args)
+    assert (
+        time.time() - (tmp_path / "run/step-00000004.pt").stat().st_mtime < 60
+    )  # the last thing before its death
+    assert done.returncode != 0
+    (line,) = (line for line in done.stderr.splitlines() if line.startswith("error: "))
+    assert "another process of this run has ended, so rank 0 ends too" in line
+    assert "--resume" in line
+    assert "[rank0]: Traceback" not in done.stderr
+    process = faults.start(
+        "tiny", ["--resume", "--out", str(tmp_path / "run"), "--steps", "8"], tmp_path / "said"
+    )
+    assert faults.finish(process) == 0
+    assert "is of 2 ranks, this is a run of 1" in (tmp_path / "said").read_text()
+    assert "from step 4" in (tmp_path / "said").read_text()
 
 
 @pytest.mark.parametrize("ranks", [2])

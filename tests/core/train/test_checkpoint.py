@@ -3,6 +3,7 @@ from __future__ import annotations
 import errno
 import os
 import pickle
+import random
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,26 @@ def test_find_takes_the_newest_whole_one(tmp_path: Path, capsys: pytest.CaptureF
     assert checkpoint.find(newest) == newest  # a named file is taken as it is; load says what is wrong
     with pytest.raises(ValueError, match=r"use the one before it, .*step-00000009.pt"):
         checkpoint.load(newest)
+
+
+def test_a_flipped_bit_is_refused_or_changes_nothing(tmp_path: Path):
+    """torch itself would load flipped weights without a word: it never reads the sums that it writes."""
+    path = tmp_path / "step-00000001.pt"
+    weights = torch.arange(500.0)
+    checkpoint.save(path, {**content(), "state": {"w": weights}})
+    whole, draw, refused = path.read_bytes(), random.Random(0), 0
+    for _ in range(200):
+        place = draw.randrange(len(whole))
+        flipped = bytes([whole[place] ^ 1 << draw.randrange(8)])
+        path.write_bytes(whole[:place] + flipped + whole[place + 1 :])
+        try:
+            found = checkpoint.load(path)
+        except ValueError:
+            refused += 1
+        else:
+            assert torch.equal(found["state"]["w"], weights)  # in padding, a date or the like
+            assert {**found, "state": 0} == {**content(), "format": 1, "state": 0}
+    assert refused > 100
 
 
 def test_prune_keeps_the_newest_and_the_named(tmp_path: Path):
@@ -79,8 +100,10 @@ def test_foreign_files_are_refused_in_one_line(tmp_path: Path):
     with pytest.raises(ValueError, match="no whole checkpoint in"):
         checkpoint.find(tmp_path)
     torch.save({"w": torch.zeros(1)}, tmp_path / "weights.pt")
-    with pytest.raises(ValueError, match="not a checkpoint of this project"):
-        checkpoint.load(tmp_path / "weights.pt")
+    torch.save({"format": 1, "method": "toy"}, tmp_path / "empty.pt")
+    for name in ("weights.pt", "empty.pt"):
+        with pytest.raises(ValueError, match="not a checkpoint of this project"):
+            checkpoint.load(tmp_path / name)
     checkpoint.save(tmp_path / "other.pt", content(method="colorization"))
     with pytest.raises(ValueError, match="of colorization, not of inpainting"):
         checkpoint.load(tmp_path / "other.pt", "inpainting")

@@ -1,0 +1,107 @@
+"""What --resume finds in a run's folder, and what it is asked to change: taken, named or refused in one line."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+import torch
+from conftest import Refused, tensors
+
+from core.train import checkpoint
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    tiny.main(["--out", str(folder)])
+    return folder
+
+
+@pytest.fixture
+def run(whole: Path, tmp_path: Path) -> Path:
+    """A copy of that run, of six steps, to be spoilt."""
+    return Path(shutil.copytree(whole, tmp_path / "run"))
+
+
+def rewrite(file: Path, **changed: Any) -> None:
+    content = {**checkpoint.load(file), **changed}
+    content.pop("format")
+    checkpoint.save(file, content)
+
+
+def state(folder: Path) -> list[torch.Tensor]:
+    return tensors(checkpoint.load(checkpoint.newest(folder)[0])["state"])
+
+
+def same(one: list[torch.Tensor], other: list[torch.Tensor]) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+def test_changed_settings_are_refused_unless_they_are_asked_for(
+    run: Path, refused: Refused, capsys: pytest.CaptureFixture[str]
+):
+    resume = ["--resume", "--out", str(run)]
+    line = refused(tiny.main, [*resume, "--steps", "8", "--lr", "0.5", "--batch", "8"])
+    assert "--lr 0.01 -> 0.5" in line
+    assert "--batch 4 -> 8" in line
+    assert "--accept-changes" in line
+    tiny.main([*resume, "--steps", "8", "--lr", "0.5", "--accept-changes"])
+    assert "other settings: --lr 0.01 -> 0.5" in capsys.readouterr().err
+    content = checkpoint.load(checkpoint.find(run))
+    assert content["step"] == 8
+    assert content["state"]["optimizer.net"]["param_groups"][0]["lr"] == 0.5  # and it is what is trained with
+    # It is now the run's own; and changes are to be asked for again.
+    assert "--lr 0.5 -> 0.1" in refused(tiny.main, [*resume, "--steps", "9", "--lr", "0.1"])
+
+
+@pytest.mark.parametrize("change", [["--width", "8"], ["--optimizer", "sgd"], ["--optimizer", "lars"]])
+def test_changes_that_the_saved_weights_do_not_allow(change: list[str], run: Path, refused: Refused):
+    line = refused(tiny.main, ["--resume", "--out", str(run), "--steps", "8", "--accept-changes", *change])
+    assert "does not fit the networks of these settings" in line
+    assert len(line) < 500
+
+
+@pytest.mark.parametrize(
+    "spoilt",
+    [
+        {"state": {}},
+        {"state": 3},
+        {"state": {"network.net": 3, "optimizer.net": {}}},
+        {"state": {"network.net": {"0.weight": "no tensor"}}},
+        {"config": {"colour": 1}},
+    ],
+)
+def test_a_checkpoint_with_other_things_in_it_is_one_line(
+    spoilt: dict[str, Any], run: Path, refused: Refused
+):
+    rewrite(checkpoint.find(run), **spoilt)
+    assert refused(tiny.main, ["--resume", "--out", str(run), "--steps", "8"])
+
+
+@pytest.mark.parametrize("damage", ["truncated", "flipped", "foreign", "of another version"])
+def test_the_one_before_a_damaged_one_is_taken(
+    damage: str, whole: Path, run: Path, capsys: pytest.CaptureFixture[str]
+):
+    newest = checkpoint.find(run)
+    whole_bytes = newest.read_bytes()
+    if damage == "truncated":
+        newest.write_bytes(whole_bytes[:-100])
+    elif damage == "flipped":  # one bit of a weight
+        place = whole_bytes.index(
+            checkpoint.load(newest)["state"]["network.net"]["0.weight"].numpy().tobytes()
+        )
+        newest.write_bytes(whole_bytes[:place] + bytes([whole_bytes[place] ^ 1]) + whole_bytes[place + 1 :])
+    elif damage == "foreign":
+        torch.save({"w": torch.zeros(3)}, newest)
+    else:
+        rewrite(newest, format=2)
+    (run / "best.pt").write_bytes(b"")  # which is not needed for it
+    tiny.main(["--resume", "--out", str(run)])
+    said = capsys.readouterr().err
+    assert f"warning: {newest}" in said
+    assert "from step 4" in said
+    assert same(state(whole), state(run))
