@@ -15,7 +15,7 @@ from core.train.config import _flags
 MAKEFILE = (ROOT / "Makefile").read_text()
 JOBS = dict(
     re.findall(
-        r"^([a-z-]+): \$\(READY\).*\n\t@.*?(?:-m|RUN\)) ((?:core|recon|contrastive|eval)[\w.]+.*)$",
+        r"^([a-z-]+): \$\(READY\).*\n\t@.*?(?:-m|RUN\)) ((?:core|recon|contrastive|pretext|eval)[\w.]+.*)$",
         MAKEFILE,
         re.M,
     )

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -15,8 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import ROOT, Refused
-from contrastive_step import one_step
+from conftest import Refused
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
 
@@ -119,26 +115,6 @@ def test_tensorboard_and_the_encoder_that_is_moved(method: str, photos: Path, tm
 )
 def test_bad_settings_are_one_line(module: str, args: list[str | Path], said: str, refused: Refused):
     assert said in refused(METHODS[module].main, args)
-
-
-def test_two_ranks_equal_one(tmp_path: Path):
-    """Negatives are the whole global batch's, in every method: loss and gradients of two processes are those of one."""
-    done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2",
-         str(ROOT / "tests/contrastive_step.py"), "two.pt"],
-        cwd=tmp_path, capture_output=True, text=True, timeout=180, check=False,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert "Warning" not in done.stderr
-    one, two = one_step(WORLD), torch.load(tmp_path / "two.pt", weights_only=True)
-    assert one.keys() == two.keys() == METHODS.keys()
-    for name in METHODS:
-        gradients = one[name]["gradients"]
-        assert gradients.norm() > 0
-        assert (gradients - two[name]["gradients"]).norm() < 2e-4 * gradients.norm(), name
-        torch.testing.assert_close(two[name]["loss"], one[name]["loss"], rtol=1e-5, atol=0)
-        torch.testing.assert_close(two[name]["queue"], one[name]["queue"], atol=1e-5, rtol=0)
 
 
 def test_collapse_is_told():

@@ -5,18 +5,15 @@ from __future__ import annotations
 import itertools
 import json
 import math
-import os
 import shutil
-import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, Refused, tensors
-from pretext_step import COUNT, WORLD, Noise, build, one_step
+from cluster_cases import COUNT, Noise, build
+from conftest import Refused, tensors
 from scipy import ndimage
 from scipy.cluster.vq import kmeans2
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -115,25 +112,6 @@ def test_bad_settings_are_one_line(module: str, args: list[str | Path], said: st
 def test_too_few_images_are_one_line(module: str, args: str, photos: Path, refused: Refused):
     said = refused(METHODS[module].main, [*TINY, "--data", photos, *args.split()])
     assert "there are only 2" in said
-
-
-def test_two_ranks_equal_one(tmp_path: Path):
-    done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2",
-         str(ROOT / "tests/pretext_step.py"), "two.pt"],
-        cwd=tmp_path, capture_output=True, text=True, timeout=180, check=False,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    one, two = one_step(WORLD), torch.load(tmp_path / "two.pt", weights_only=True)
-    assert one.keys() == two.keys() == METHODS.keys()
-    for name in METHODS:
-        found = "members" if name == "cliquecnn" else "labels"
-        assert torch.equal(one[name][found], two[name][found])
-        gradients = one[name]["gradients"]
-        assert gradients.norm() > 0
-        assert (gradients - two[name]["gradients"]).norm() < 2e-4 * gradients.norm(), name
-        torch.testing.assert_close(two[name]["loss"], one[name]["loss"], rtol=1e-5, atol=0)
 
 
 # --- what the three share -------------------------------------------------------------------------------------

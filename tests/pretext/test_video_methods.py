@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 import shutil
-import subprocess
-import sys
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -16,12 +13,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, Refused, tensors
+from clip_cases import BATCHES, build
+from conftest import Refused, tensors
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
 from torch.nn.functional import avg_pool2d
-from video_step import BATCHES, METHODS, TINY_NETS, one_step
 
 from core.rng import generator
 from core.train import checkpoint
@@ -132,27 +129,8 @@ def test_clips_that_are_too_short_are_one_line(method: str, clips: Path, refused
     assert "use a smaller --tau-max" in said or "use a smaller --window" in said
 
 
-def test_two_ranks_equal_one(tmp_path: Path):
-    done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2",
-         str(ROOT / "tests/video_step.py"), "two.pt"],
-        cwd=tmp_path, capture_output=True, text=True, timeout=180, check=False,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    one, two = one_step(WORLD), torch.load(tmp_path / "two.pt", weights_only=True)
-    assert one.keys() == two.keys() == METHODS.keys()
-    for name in METHODS:
-        gradients = one[name]["gradients"]
-        assert gradients.norm() > 0
-        assert (gradients - two[name]["gradients"]).norm() < 2e-4 * gradients.norm(), name
-        torch.testing.assert_close(two[name]["loss"], one[name]["loss"], rtol=1e-5, atol=0)
-
-
 def built(name: str, **settings: Any) -> Any:
-    torch.manual_seed(0)
-    build, demo = METHODS[name]
-    return build(replace(demo(), **{**TINY_NETS, **settings}), WORLD)
+    return build(name, WORLD, **settings)
 
 
 @pytest.mark.parametrize("size", [32, 100])
