@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import threading
 import warnings
 from pathlib import Path
 
@@ -14,6 +15,9 @@ from core.data.cache import Pixels
 
 SUFFIXES = frozenset((".jpg", ".jpeg", ".jpe", ".png", ".webp", ".bmp", ".tif", ".tiff"))
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")  # by content, whatever the suffix says
+
+_LARGE = 2**25  # pixels; of many threads only one at a time decodes such an image, which takes up to 2 GB
+_ONE_AT_A_TIME = threading.Lock()
 
 # Pillow complains of damaged metadata and of large pictures, one by one; what matters is counted in one line.
 warnings.filterwarnings("ignore", module="PIL")
@@ -30,10 +34,11 @@ def decode(file: Path, short_side: int) -> Pixels:
         with Image.open(file, formats=_FORMATS) as image:
             ratio = max(image.size) / max(1, min(image.size))
             image.draft(None, (2 * short_side, 2 * short_side))  # a JPEG is decoded smaller, for less work
-            image.load()
-            with contextlib.suppress(Exception):  # damaged EXIF is no reason to lose the picture
-                ImageOps.exif_transpose(image, in_place=True)
-            return stored(image, short_side, ratio)
+            with _ONE_AT_A_TIME if image.width * image.height > _LARGE else contextlib.nullcontext():
+                image.load()
+                with contextlib.suppress(Exception):  # damaged EXIF is no reason to lose the picture
+                    ImageOps.exif_transpose(image, in_place=True)
+                return stored(image, short_side, ratio)
     except UnidentifiedImageError:
         return "not an image"
     except Exception as error:  # Pillow's decoders raise whatever a damaged file leads them to

@@ -7,6 +7,7 @@ import dataclasses
 import difflib
 import io
 import itertools
+import math
 import os
 import re
 import sys
@@ -89,6 +90,9 @@ class TrainConfig:
                      "keep", "eval_images"):  # fmt: skip
             if getattr(self, name) < 1:
                 raise ValueError(f"{_flag(name)} must be at least 1, not {getattr(self, name)}")
+        for name, value in vars(self).items():
+            if isinstance(value, float) and math.isnan(value):
+                raise ValueError(f"{_flag(name)} must be a number, not nan")
         if self.seed < 0:
             raise ValueError(f"--seed must not be negative, not {self.seed}")
 
@@ -133,6 +137,8 @@ def parse_command(config: type[T], argv: Sequence[str] | None = None, *, default
     """Reads ``config`` from the command line. A mistake is a ValueError of one line, naming the nearest option."""
     argv = list(sys.argv[1:] if argv is None else argv)
     known = {*_flags(config), "--help", "-h"}
+    if any(word.startswith("--tyro-") for word in argv):  # tyro's own options, which write files
+        raise ValueError("options that begin with --tyro- are not for use here: see --help")
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
@@ -246,9 +252,12 @@ def _flags(config: type) -> list[str]:
 
 
 def _one_line(box: str) -> str:
-    """tyro explains a mistake in a framed box: title, message, rule, help. Only the message is kept."""
-    lines = [re.sub(r"\x1b\[[0-9;]*m|[│╭╮╰╯─]", "", line).strip() for line in box.splitlines()]
-    message = itertools.takewhile(bool, lines[1:])
+    """tyro explains a mistake in a framed box: title, message, rule, help. Only the message is kept.
+
+    Where the locale is ASCII, there is no frame, and a rule below the title too.
+    """
+    lines = [re.sub(r"\x1b\[[0-9;]*m|[│╭╮╰╯─]|^ *-+ *$", "", line).strip() for line in box.splitlines()]
+    message = itertools.takewhile(bool, itertools.dropwhile(lambda line: not line, lines[1:]))
     return " ".join(message) or "the command line could not be read: see --help"
 
 

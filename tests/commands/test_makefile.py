@@ -20,7 +20,13 @@ JOBS = dict(
         re.M,
     )
 )
-VARIABLES = {"$(data)": "--data", "$(real)": "--real", "$(ckpt)": "--ckpt", "$(in)": "--in", "$(out)": "--out"}
+VARIABLES = {
+    "$(data)": "--data",
+    "$(real)": "--real",
+    "$(ckpt)": "--ckpt",
+    "$(in)": "--in",
+    "$(out)": "--out",
+}
 
 
 def test_there_is_a_job_for_each_command():
@@ -53,7 +59,8 @@ def test_help_and_phony_know_every_job():
 
 
 @pytest.mark.parametrize(
-    "said", ["a b; touch mark", "$(touch mark)", "$(shell touch mark)", "Tom's \"photos\" `touch mark` $HOME $$ \\"]
+    "said",
+    ["a b; touch mark", "$(touch mark)", "$(shell touch mark)", 'Tom\'s "photos" `touch mark` $HOME $$ \\'],
 )
 def test_what_a_person_names_is_one_word_and_never_run(said: str, tmp_path: Path):
     """What the recipe's shell hands on to the program: ``make`` with a PYTHON of ours, which prints its arguments."""

@@ -4,11 +4,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from core.train import checkpoint
 from core.train.config import (
     Preset,
     TrainConfig,
+    _flags,
+    _one_line,
     from_plain,
     parse_command,
     parse_training,
@@ -70,6 +74,41 @@ def test_a_mistake_is_one_line(argv: list[str], message: str, capsys: pytest.Cap
     assert said.err.startswith("error: ")
     assert said.err.count("\n") == 1
     assert message in said.err
+
+
+def test_a_mistake_is_one_line_in_an_ascii_terminal_too():
+    box = " Title \n ------- \n  the message,  \n  in two lines  \n ------- \n  For help, see --help \n"
+    assert _one_line(box) == "the message, in two lines"
+
+
+ODD = st.sampled_from(
+    ["", "-", "--", "nan", "-1", "1e400", "0x1", "9" * 40, "None", "a b", "\n", "é\x00", "--steps", "'"]
+)
+ARGUMENT = (
+    st.sampled_from([*_flags(Config), "--steps=", "--widht", "--no-resume", "--tyro-print-completion", "-h"])
+    | ODD
+)
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(ARGUMENT | st.text(st.characters(exclude_categories=["Cs"]), max_size=8), max_size=6))
+def test_any_arguments_give_settings_or_one_line(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, argv: list[str]
+):
+    monkeypatch.chdir(tmp_path)
+    capsys.readouterr()
+    try:
+        with user_errors():
+            assert isinstance(parse(*argv), Config)
+    except SystemExit as stop:
+        said = capsys.readouterr()
+        if stop.code == 2:
+            assert said.err.startswith("error: ")
+            assert said.err.count("\n") == 1
+            assert said.out == ""
+        else:
+            assert stop.code in (0, None)
+            assert {"-h", "--help"} & {word.partition("=")[0] for word in argv}
 
 
 def test_help_lists_the_options_and_succeeds(capsys: pytest.CaptureFixture[str]):

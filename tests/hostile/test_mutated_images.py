@@ -1,0 +1,158 @@
+"""Image files with anything wrong with them: none crashes or hangs the run, and each is counted."""
+
+from __future__ import annotations
+
+import io
+import os
+import random
+import re
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from core.data import decode as decoding
+from core.data.images import Opener, open_images
+
+SUFFIXES = {"JPEG": ".jpg", "PNG": ".png", "TIFF": ".tif", "WEBP": ".webp"}
+OPTIONS: dict[str, list[dict[str, object]]] = {
+    "JPEG": [{}, {"progressive": True}, {"quality": 95, "optimize": True}],
+    "PNG": [{}, {"compress_level": 0}],
+    "TIFF": [{}, {"compression": "tiff_lzw"}, {"compression": "tiff_adobe_deflate"}, {"compression": "jpeg"}],
+    "WEBP": [{}, {"lossless": True}],
+}
+
+
+def originals() -> list[tuple[str, bytes]]:
+    y, x = np.mgrid[0:1:40j, 0:1:56j]
+    picture = Image.fromarray((255 * np.stack([x, y, np.sin(9 * x * y) ** 2], -1)).astype(np.uint8))
+    found = []
+    for kind, options in OPTIONS.items():
+        for option in options:
+            for image in (picture, picture.convert("L"), picture.convert("P")):
+                if image.mode == "P" and kind in ("JPEG", "WEBP"):
+                    image = picture.convert("CMYK" if kind == "JPEG" else "RGBA")
+                if image.mode == "P" and option.get("compression") == "jpeg":
+                    continue
+                file = io.BytesIO()
+                image.save(file, kind, **option)
+                found.append((SUFFIXES[kind], file.getvalue()))
+    return found
+
+
+def mutated(draw: random.Random, whole: bytes) -> bytes:
+    """One of the ways in which files are spoilt, at random places."""
+    data, way = bytearray(whole), draw.randrange(7)
+    if way == 0:  # flipped bits
+        for _ in range(draw.choice([1, 3, 30])):
+            data[draw.randrange(len(data))] ^= 1 << draw.randrange(8)
+    elif way == 1:  # flipped bits of the header, where sizes, offsets and counts are
+        for _ in range(draw.choice([1, 3])):
+            data[draw.randrange(min(200, len(data)))] ^= 1 << draw.randrange(8)
+    elif way == 2:
+        del data[draw.randrange(len(data)) :]
+    elif way == 3:  # absurd numbers: 2 or 4 bytes all ones, or nearly
+        size, place = draw.choice([2, 4]), draw.randrange(min(200, len(data)))
+        data[place : place + size] = draw.choice(
+            [b"\xff" * size, b"\x7f" + b"\xff" * (size - 1), bytes(size)]
+        )
+    elif way == 4:  # a hole of zeros
+        place = draw.randrange(len(data))
+        data[place : place + 64] = bytes(len(data[place : place + 64]))
+    elif way == 5:  # a piece twice
+        place = draw.randrange(len(data))
+        data[place:place] = data[place : place + draw.randrange(200)]
+    else:
+        data[draw.randrange(len(data)) :] = draw.randbytes(draw.randrange(300))
+    return bytes(data)
+
+
+@pytest.mark.parametrize("count", [300, pytest.param(10_000, marks=pytest.mark.slow)])
+def test_mutated_files_are_skipped_and_counted(
+    count: int, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    draw, sources, folder = random.Random(0), originals(), tmp_path / "set"
+    (folder / "more").mkdir(parents=True)
+    for i in range(count - 10):
+        suffix, whole = sources[i % len(sources)]
+        if i % 10 == 9:
+            suffix = draw.choice(list(SUFFIXES.values()))  # whatever it holds
+        name = f"{i}{draw.choice(['', ' ', '%s', os.sep + 'x', chr(10), 'é'])}".replace(os.sep, "-") + suffix
+        (folder / draw.choice(["", "more"]) / name).write_bytes(mutated(draw, whole))
+    for i, (suffix, whole) in enumerate(sources[:4]):
+        (folder / f"whole{i}{suffix}").write_bytes(whole)
+    for name in ("a.png", "b.jpg"):
+        (folder / name).symlink_to(name)  # to itself
+    (folder / "c.png").symlink_to("d.png")
+    (folder / "d.png").symlink_to("c.png")
+    (folder / "loop").symlink_to(folder)
+    (folder / "e.png").write_bytes(b"")
+    os.mkfifo(folder / "f.png")
+
+    longest = [0.0]
+    really = decoding.decode
+
+    def timed(file: Path, short_side: int) -> object:
+        begun = time.thread_time()
+        try:
+            return really(file, short_side)
+        finally:
+            longest[0] = max(longest[0], time.thread_time() - begun)
+
+    monkeypatch.setattr("core.data.images.decode", timed)
+    split = open_images(str(folder), 16, cache_dir=tmp_path / "cache")
+    said = capfd.readouterr().err.splitlines()  # also what the decoders' libraries print
+    (line,) = said
+    match = re.search(r"skipped (\d+) of (\d+) images", line)
+    assert match
+    skipped, whole_count = map(int, match.groups())
+    kept = len(split.train) + len(split.heldout)
+    assert whole_count == count == skipped + kept
+    assert skipped > count / 4
+    (listed,) = (tmp_path / "cache").rglob("*.skipped.txt")
+    assert len(listed.read_text().splitlines()) == skipped
+    assert longest[0] < 10  # seconds of computing, for one file
+    print(f"{count} files: {skipped} skipped, {kept} kept, the slowest took {longest[0]:.2f} s")
+
+
+def test_of_many_threads_one_decodes_a_large_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Several images just below Pillow's limit would take all memory."""
+    for i in range(12):
+        Image.new("RGB", (60, 50)).save(tmp_path / f"{i}.{'png' if i % 2 else 'webp'}")
+    inside, most, really = [0], [0], decoding.stored
+
+    def stored(*args: object) -> np.ndarray:
+        inside[0] += 1
+        most[0] = max(most[0], inside[0])
+        time.sleep(0.01)
+        inside[0] -= 1
+        return really(*args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(decoding, "stored", stored)
+    monkeypatch.setattr("core.data.images._THREADS", 4)
+    for large, expected in ((3001, range(2, 5)), (2999, range(1, 2))):
+        most[0] = 0
+        monkeypatch.setattr(decoding, "_LARGE", large)
+        images = Opener.of(str(tmp_path), 16, 0, tmp_path / f"cache{large}", 1, True).folder(tmp_path)
+        assert len(images) == 12
+        assert most[0] in expected
+    assert not decoding._ONE_AT_A_TIME.locked()
+    assert threading.active_count() < 10
+
+
+@pytest.mark.parametrize("depth", [0.0, 5.0])
+def test_depth_that_is_all_holes_or_nearly(depth: float):
+    import torch
+
+    from core.hha import hha
+
+    holes = torch.zeros(2, 1, 24, 32)
+    holes[:, :, 5, 7] = depth  # a single pixel says something
+    planes = hha(holes, torch.tensor([[[30.0, 0, 16], [0, 30, 12], [0, 0, 1]]]).repeat(2, 1, 1))
+    assert planes.dtype == torch.uint8
+    known = holes > 0
+    assert planes.masked_fill(known, 0).sum() == 0
+    assert known.sum() == (2 if depth else 0)
