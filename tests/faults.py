@@ -139,12 +139,46 @@ def _signalled(kind: signal.Signals) -> Callable[[int], None]:
     return arm
 
 
+def _audited(_: int) -> None:
+    """Prints what it changes on the disk, starts, binds and unpickles, as Python's audit hears it."""
+    changes = {"os.mkdir", "os.rename", "os.remove", "os.symlink"}
+    others = {"subprocess.Popen", "os.system", "os.posix_spawn", "socket.bind", "pickle.find_class"}
+
+    def hear(event: str, args: tuple[Any, ...]) -> None:
+        writing = (
+            event == "open" and isinstance(args[2], int) and args[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
+        )
+        if (writing and not isinstance(args[0], int)) or event in changes | others:
+            place = args[1] if event == "os.symlink" else args[0]
+            text = os.fsdecode(place) if isinstance(place, (str, bytes, os.PathLike)) else repr(place)
+            os.write(1, f"\naudit: {event} {text}\n".encode())
+
+    sys.addaudithook(hear)
+
+
+def _measured(every: int) -> None:
+    """Prints memory (kB), open files and threads, before every so manieth step."""
+    really = Tiny.update
+
+    def update(self: Tiny, batch: Batch, step: int) -> dict[str, Tensor]:
+        if step % every == 0:
+            pages = int(Path("/proc/self/statm").read_text().split()[1])
+            memory = pages * os.sysconf("SC_PAGE_SIZE") // 1024
+            files, threads = len(os.listdir("/proc/self/fd")), len(os.listdir("/proc/self/task"))
+            os.write(1, f"\nmeasured: {step} {memory} {files} {threads}\n".encode())
+        return really(self, batch, step)
+
+    Tiny.update = update  # type: ignore[method-assign]
+
+
 POINTS: dict[str, Callable[[int], None]] = {
     "write": _in_write,  # in the middle of a checkpoint
     "fsync": _before(os, "fsync"),  # it is written, but perhaps not on the disk
     "replace": _before(Path, "replace"),  # it is whole, but under its temporary name; or the link latest is
     "unlink": _before(Path, "unlink"),  # old ones are to be deleted
     "symlink": _before(Path, "symlink_to"),  # the link to the latest run is to be set
+    "audit": _audited,  # it does not die at all
+    "measure": _measured,  # nor here
     "step": _before(Tiny, "update"),
     "SIGINT": _signalled(signal.SIGINT),
     "SIGTERM": _signalled(signal.SIGTERM),

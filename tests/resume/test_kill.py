@@ -128,7 +128,9 @@ KILLS = 50
 def test_a_run_killed_at_random_moments(module: str, photos: Path, tmp_path: Path):
     """Every third kill falls into a write, after a random number of bytes; the others anywhere."""
     faults.preload(*METHODS)
-    faults.finish(faults.start("tiny", ["--help"], tmp_path / "said"))  # starts the server, which is not to be timed
+    faults.finish(
+        faults.start("tiny", ["--help"], tmp_path / "said")
+    )  # starts the server, which is not to be timed
     args = [*METHODS[module], "--data", str(photos)]
     begun = time.monotonic()
     assert go_on(module, args, tmp_path / "whole") == 0, said(tmp_path / "whole").read_text()

@@ -1,0 +1,37 @@
+"""Memory, files and threads do not grow with the steps, and none is left at the end."""
+
+from __future__ import annotations
+
+import os
+import threading
+from pathlib import Path
+
+import faults
+import pytest
+import tiny
+
+STEPS = 5_000
+
+
+@pytest.mark.slow
+def test_memory_and_files_stay_flat(tmp_path: Path):
+    args = f"--steps {STEPS} --log-every 10 --show-every 50 --eval-every 50 --save-every 50 --keep 2 --out run".split()
+    args[-1] = str(tmp_path / "run")
+    process = faults.start("tiny", args, tmp_path / "said", ("measure", STEPS // 5))
+    assert faults.finish(process, 1200) == 0, (tmp_path / "said").read_text()
+    lines = [line for line in (tmp_path / "said").read_text().splitlines() if line.startswith("measured: ")]
+    print(*lines, sep="\n")
+    figures = [list(map(int, line.split()[2:])) for line in lines]  # memory, files, threads
+    first, last = figures[1], figures[-1]  # at the beginning, everything is allocated for the first time
+    assert last[0] < first[0] + 10_000  # kB
+    assert last[1:] == first[1:]
+
+
+def test_nothing_is_left_at_the_end(tmp_path: Path):
+    tiny.main(["--out", str(tmp_path / "before")])  # opens what stays open for good
+    threads, files = set(threading.enumerate()), len(os.listdir("/proc/self/fd"))
+    tiny.main(["--out", str(tmp_path / "run")])
+    assert set(threading.enumerate()) == threads
+    assert len(os.listdir("/proc/self/fd")) == files
+    with pytest.raises(ChildProcessError):  # no child, and so no zombie
+        os.waitpid(-1, os.WNOHANG)
