@@ -139,7 +139,7 @@ def open_rgbd(folder: Path) -> Rgbd:
     Pairs that cannot be read are skipped, counted and named. ValueError of one line for what is missing or does not
     match.
     """
-    intrinsics = read_numbers(folder / "intrinsics.txt", 9).view(3, 3)
+    intrinsics = read_intrinsics(folder)
     gravity = None
     if (folder / "gravity.txt").exists():
         gravity = normalize(read_numbers(folder / "gravity.txt", 3), dim=0)
@@ -148,6 +148,16 @@ def open_rgbd(folder: Path) -> Rgbd:
         raise ValueError(f"{folder}: not one pair of image and depth can be read; replace the files")
     images, depth = _padded(pairs, fill=0)
     return Rgbd(images, depth[:, None].float() / 1000, intrinsics, gravity)
+
+
+def read_intrinsics(folder: Path) -> Tensor:
+    """The camera's matrix in ``folder``/intrinsics.txt, (3,3). ValueError of one line where it is none."""
+    matrix = read_numbers(folder / "intrinsics.txt", 9).view(3, 3)
+    fx, fy = matrix[0, 0].item(), matrix[1, 1].item()
+    if min(fx, fy) <= 0:
+        raise ValueError(f"{folder / 'intrinsics.txt'}: the focal lengths are {fx:g} and {fy:g} px, not above 0: "
+                         "write fx 0 cx, 0 fy cy, 0 0 1")  # fmt: skip
+    return matrix
 
 
 def read_numbers(path: Path, count: int) -> Tensor:

@@ -22,7 +22,7 @@ from core.data.cache import Pixels, Source
 from core.data.decode import reason, rgb, stored
 from core.data.images import Images, Opener, Split, held_out
 from core.data.matched import nearest, open_matched, read_values
-from core.data.pairs import read_numbers
+from core.data.pairs import read_intrinsics
 from core.hha import hha
 
 PLANES = 7
@@ -51,7 +51,7 @@ def open_hha(
     root = Path(spec).expanduser()
     # A folder without rgb/ and depth/ is told so by open_matched, not that it lacks a matrix.
     whole = (root / "rgb").is_dir() and (root / "depth").is_dir()
-    matrix = read_numbers(root / "intrinsics.txt", 9).view(1, 3, 3) if whole else torch.eye(3)[None]
+    matrix = read_intrinsics(root)[None] if whole else torch.eye(3)[None]
     sample = partial(_sample, matrix=matrix, short_side=opener.short_side)
     key = [_code(Path(encoding.__file__)), matrix.tolist()]
     return held_out(open_matched(opener, ("rgb", "depth"), sample, PLANES, "hha", key))

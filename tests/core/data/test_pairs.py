@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 from core.data.pairs import VOID, open_clips, open_pairs, open_rgbd
+from core.data.rgbd import open_hha
 
 
 def write(root: Path, part: str, name: str, size: tuple[int, int], ids: np.ndarray | None = None) -> None:
@@ -125,6 +126,16 @@ def test_depth_that_cannot_be_meant_is_one_line(kitchen: Path):
     (kitchen / "intrinsics.txt").write_text("1 2 3")
     with pytest.raises(ValueError, match="holds 3 values, not 9 numbers"):
         open_rgbd(kitchen)
+    for focal, said in (
+        ("nan", "not 9 numbers"),
+        ("inf", "not 9 numbers"),
+        ("0", "focal lengths are 0 and 5"),
+    ):
+        (kitchen / "intrinsics.txt").write_text(f"{focal} 0 4 0 5 3 0 0 1")
+        with pytest.raises(ValueError, match=said):
+            open_rgbd(kitchen)
+        with pytest.raises(ValueError, match=said):
+            open_hha(str(kitchen), 4)
     (kitchen / "intrinsics.txt").unlink()
     with pytest.raises(ValueError, match=r"cannot read .*intrinsics\.txt \(No such file"):
         open_rgbd(kitchen)
