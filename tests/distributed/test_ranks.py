@@ -67,10 +67,11 @@ def test_a_batch_that_does_not_split_is_one_line(photos: Path, tmp_path: Path):
 
 
 def test_where_one_rank_is_killed_the_other_leaves_and_the_run_goes_on_alone(tmp_path: Path):
-    begun = time.monotonic()
     args = ["1", "step", "5", "--steps", "100000", "--out", "run"]
     done = torchrun(tmp_path, 2, "faults", *args)
-    assert time.monotonic() - begun < 60
+    assert (
+        time.time() - (tmp_path / "run/step-00000004.pt").stat().st_mtime < 60
+    )  # the last thing before its death
     assert done.returncode != 0
     (line,) = (line for line in done.stderr.splitlines() if line.startswith("error: "))
     assert "another process of this run has ended, so rank 0 ends too" in line
