@@ -21,10 +21,9 @@ from torch import Tensor
 
 from core.train.method import Batch
 
+# It imports torch once and computes nothing; each run is a fork of it.
 _server = multiprocessing.get_context("forkserver")
-_server.set_forkserver_preload(
-    ["tiny", "faults"]
-)  # imports torch once, computes nothing; each run is a fork of it
+_server.set_forkserver_preload(["tiny", "faults"])
 
 
 def preload(*modules: str) -> None:
