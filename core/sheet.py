@@ -1,4 +1,4 @@
-"""Pictures side by side."""
+"""Pictures side by side, and what was right of them."""
 
 from __future__ import annotations
 
@@ -7,6 +7,22 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
+
+GREEN, RED = (0.1, 0.7, 0.2), (0.85, 0.1, 0.1)  # right and wrong
+
+
+def judged(right: Tensor) -> Tensor:
+    """Colours (n,3): green where ``right``, bool (n,), else red."""
+    return torch.where(
+        right[:, None], torch.tensor(GREEN, device=right.device), torch.tensor(RED, device=right.device)
+    )
+
+
+def framed(image: Tensor, colour: Tensor, line: int) -> Tensor:
+    """Images (n,3,H,W) with a frame of ``line`` px inside their border, of each its ``colour`` (n,3)."""
+    frame = colour[:, :, None, None].to(image).expand_as(image).clone()
+    frame[:, :, line:-line, line:-line] = image[:, :, line:-line, line:-line]
+    return frame
 
 
 def sheet(columns: Sequence[Tensor], zoom: int = 1) -> Tensor:

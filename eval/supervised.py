@@ -27,6 +27,7 @@ from core.data.colours import Recipe
 from core.data.images import Images, Split, held_out, open_images, open_labelled
 from core.nets.backbones import Backbone, Encoder
 from core.rng import generator
+from core.sheet import judged
 from core.train import optim
 from core.train.config import TrainConfig, parse_training, user_errors
 from core.train.dist import World
@@ -236,10 +237,8 @@ def marked(image: Tensor, right: Tensor, confidence: Tensor) -> Tensor:
     """A sheet (3,h,w) of images (n,3,S,S) in [0,1], each above a bar of ``confidence`` (n,) in [0,1] of its width,
     green where ``right`` (n,), else red."""
     n, _, height, width = image.shape
-    green, red = torch.tensor([[0.1, 0.7, 0.2], [0.85, 0.1, 0.1]], device=image.device)
-    colour = torch.where(right[:, None], green, red)  # (n,3)
     filled = torch.arange(width, device=image.device) + 0.5 < confidence[:, None] * width  # (n,W)
-    bar = (colour[:, :, None] * filled[:, None])[:, :, None].expand(n, 3, max(2, height // 16), width)
+    bar = (judged(right)[:, :, None] * filled[:, None])[:, :, None].expand(n, 3, max(2, height // 16), width)
     tiles = interpolate(torch.cat([image, bar], 2), scale_factor=2, mode="nearest")
     return make_grid(tiles, nrow=4, padding=2, pad_value=1.0)
 

@@ -25,12 +25,12 @@ from torch.nn.functional import interpolate
 from torchvision.utils import draw_bounding_boxes
 
 from core.nets.backbones import IMAGENET_MEAN
-from core.sheet import sheet
+from core.sheet import GREEN, RED, sheet
 from core.train.config import parse_training, user_errors
 from core.train.dist import World
 from core.train.loop import train
 from core.train.method import Batch
-from pretext.puzzles import GREEN, RED, Fusion, PuzzleConfig, PuzzleMethod
+from pretext.puzzles import Fusion, PuzzleConfig, PuzzleMethod
 
 SIDES = torch.tensor([(-1, -1), (-1, 0), (-1, 1), (0, -1), (0, 1), (1, -1), (1, 0), (1, 1)])
 """The neighbours' places, down and right of the middle one, row by row, (8,2)."""

@@ -26,12 +26,13 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from core.data.clips import TupleSplit
 from core.nets.encoder import Encoder
 from core.rng import generator
+from core.sheet import judged
 from core.train import optim
 from core.train.config import parse_training, user_errors
 from core.train.dist import World
 from core.train.loop import train
 from core.train.method import Batch, Method
-from pretext.video import Tower, VideoConfig, centered, framed, opened, rows, verdict, view
+from pretext.video import Tower, VideoConfig, bordered, centered, opened, rows, view
 
 _ORDERS = 3  # what random numbers are for, the last part of their key (``pretext.video`` has the others)
 A, B, C, D, E = range(5)
@@ -189,8 +190,8 @@ class FrameOrder(Method):
             for place in range(3):
                 image = frames[:, which, place].clone()
                 image[:, :, -3:] = says[:, which, None, None, None].to(image)  # white: in order; black: not
-                columns.append(verdict(image, says[:, which] == right[:, which]))
-            columns += [framed(torch.ones_like(image[..., :8]), (1.0, 1.0, 1.0), 3)] * (which == 0)
+                columns.append(bordered(image, judged(says[:, which] == right[:, which])))
+            columns += [torch.ones_like(columns[-1][..., :14])] * (which == 0)
         return {"in order | not in order (white bar: taken to be in order)": rows(columns)}
 
     def evaluate(self, batches: Iterable[Batch]) -> dict[str, float]:

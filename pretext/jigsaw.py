@@ -32,12 +32,12 @@ from torchvision.transforms.functional import rgb_to_grayscale
 
 from core.nets.backbones import IMAGENET_MEAN, IMAGENET_STD
 from core.rng import generator
-from core.sheet import sheet
+from core.sheet import framed, judged, sheet
 from core.train.config import parse_training, user_errors
 from core.train.dist import World
 from core.train.loop import train
 from core.train.method import Batch
-from pretext.puzzles import Fusion, PuzzleConfig, PuzzleMethod, framed
+from pretext.puzzles import Fusion, PuzzleConfig, PuzzleMethod
 
 GRID = 3
 TILES = GRID * GRID
@@ -270,7 +270,7 @@ class Jigsaw(PuzzleMethod):
             apart = mosaic(pad(tiles.clamp(0, 1), (1, 1, 1, 1), value=1.0))
             return pad(apart, (3, 3, 3, 3), value=1.0)
 
-        marked = framed(back.flatten(0, 1), right.flatten()).unflatten(0, (-1, TILES))
+        marked = framed(back.flatten(0, 1), judged(right.flatten()), 2).unflatten(0, (-1, TILES))
         columns = [pieces(shuffled), pieces(shown), pieces(marked), pieces(tiles)]
         title = "shuffled | as the net sees it | put back by the net, green: right, red: wrong | truth"
         return {title: sheet(columns, zoom=2)}

@@ -25,15 +25,16 @@ from torch.nn.functional import cross_entropy, interpolate, pad
 from core.data.clips import TupleSplit, even
 from core.nets.encoder import Encoder
 from core.rng import generator
+from core.sheet import judged
 from core.train import optim
 from core.train.config import parse_training, user_errors
 from core.train.dist import World
 from core.train.loop import train
 from core.train.method import Batch, Method
-from pretext.video import GREEN, RED, Tower, VideoConfig, centered, framed, opened, rows, view
+from pretext.video import Tower, VideoConfig, bordered, centered, opened, rows, view
 
 _ORDERS, _HELDOUT = 3, 4  # what random numbers are for, the last part of their key
-YELLOW = (0.95, 0.8, 0.1)
+YELLOW = torch.tensor([0.95, 0.8, 0.1])
 _MOST_EVEN = 8.0  # how much encodings' contrasts are raised or lowered at most to make them alike
 
 
@@ -226,11 +227,9 @@ class OddOneOut(Method):
             pairs = torch.cat([small[:, 0::2], small[:, 1::2]], 4)  # (n,W/2,3,S,2S)
             below = pairs.transpose(1, 2).flatten(2, 3)  # (n,3,S*W/2,2S)
             column = torch.cat([interpolate(images[:, number], scale_factor=2.0), below], 2)
-            missed = torch.where(
-                _at(odd == number), framed(column, YELLOW, 4), framed(column, (1.0, 1.0, 1.0), 4)
-            )
-            chosen = torch.where(_at(odd == number), framed(column, GREEN, 4), framed(column, RED, 4))
-            columns.append(pad(torch.where(_at(choice == number), chosen, missed), (2, 2, 2, 2), value=1.0))
+            missed = torch.where((odd == number)[:, None], YELLOW.to(odd.device), 1.0)  # (n,3)
+            colour = torch.where((choice == number)[:, None], judged(odd == number), missed)
+            columns.append(pad(bordered(column, colour, 4), (2, 2, 2, 2), value=1.0))
         return {"sub-clips, and their frames in the order shown": rows(columns, zoom=1)}
 
     def evaluate(self, batches: Iterable[Batch]) -> dict[str, float]:
@@ -265,10 +264,6 @@ def shown(frames: Tensor, orders: Tensor) -> Tensor:
     """Frames (n,K*W,3,S,S) as sub-clips, each in its order (n,K,W): (n,K,W,3,S,S)."""
     subclips = frames.unflatten(1, orders.shape[1:])
     return subclips.gather(2, orders.view(*orders.shape, 1, 1, 1).expand(-1, -1, -1, *frames.shape[2:]))
-
-
-def _at(mask: Tensor) -> Tensor:
-    return mask.view(-1, 1, 1, 1)
 
 
 def opening(config: Config, quiet: bool) -> TupleSplit:

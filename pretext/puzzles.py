@@ -28,8 +28,6 @@ from core.train.method import Batch, Method
 
 _CROPS, _QUESTIONS, _HELDOUT, _SHOWN = 1, 2, 3, 4  # what random numbers are for, the last part of their key
 
-GREEN, RED = (0.1, 0.7, 0.2), (0.85, 0.1, 0.1)  # right and wrong
-
 
 @dataclass(frozen=True, kw_only=True)
 class PuzzleConfig(TrainConfig):
@@ -196,14 +194,6 @@ def square_crops(
     draws, flip = views.crop_draws(count, random), views.random_flips(count, random)
     boxes = views.random_boxes(batch["extent"], draws[mine], scale=(smallest, 1.0), ratio=(1.0, 1.0))
     return views.crop_resize(batch["image"], boxes, size, flip=flip[mine])
-
-
-def framed(image: Tensor, right: Tensor, line: int = 2) -> Tensor:
-    """Images (n,3,H,W) with a frame of ``line`` px inside their border, green where ``right``, bool (n,), else red."""
-    colour = torch.where(right[:, None], image.new_tensor(GREEN), image.new_tensor(RED))  # (n,3)
-    framed = colour[:, :, None, None].expand_as(image).clone()
-    framed[:, :, line:-line, line:-line] = image[:, :, line:-line, line:-line]
-    return framed
 
 
 def captioned(image: Tensor, captions: Sequence[str], height: int = 16) -> Tensor:

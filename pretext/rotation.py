@@ -16,13 +16,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from core.sheet import sheet
+from core.sheet import framed, judged, sheet
 from core.train import optim
 from core.train.config import parse_training, user_errors
 from core.train.dist import World
 from core.train.loop import train
 from core.train.method import Batch
-from pretext.puzzles import PuzzleConfig, PuzzleMethod, captioned, enlarged, framed
+from pretext.puzzles import PuzzleConfig, PuzzleMethod, captioned, enlarged
 
 TURNS = 4
 
@@ -107,7 +107,8 @@ class Rotation(PuzzleMethod):
         columns = [
             captioned(enlarged(shown, 2), [f"turned by {90 * k}°" for k in truth.tolist()]),
             captioned(
-                framed(enlarged(back, 2), said == truth, 4), [f"said {90 * k}°" for k in said.tolist()]
+                framed(enlarged(back, 2), judged(said == truth), 4),
+                [f"said {90 * k}°" for k in said.tolist()],
             ),
             captioned(enlarged(image, 2), ["upright"] * len(image)),
         ]

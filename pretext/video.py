@@ -17,6 +17,7 @@ from core.data.colours import Recipe
 from core.nets.backbones import Backbone
 from core.nets.encoder import Encoder
 from core.rng import generator
+from core.sheet import framed
 from core.train import optim
 from core.train.config import TrainConfig
 from core.train.dist import World
@@ -24,8 +25,6 @@ from core.train.loop import storage
 from core.train.method import Batch
 
 _CROPS, _COLOURS = 1, 2  # what random numbers are for, the last part of their key
-
-GREEN, RED = (0.1, 0.7, 0.2), (0.9, 0.1, 0.1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,14 +147,6 @@ def rows(columns: Sequence[Tensor], zoom: int = 2) -> Tensor:
     return make_grid(wide, nrow=1, padding=4, pad_value=1.0)
 
 
-def framed(images: Tensor, colour: tuple[float, float, float], width: int) -> Tensor:
-    """Images (n,3,H,W) with a border of a colour, (n,3,H+2w,W+2w)."""
-    edged = pad(images, (width,) * 4)
-    border = pad(torch.zeros_like(images[:, :1]), (width,) * 4, value=1.0)  # (n,1,H+2w,W+2w)
-    return edged + border * torch.tensor(colour, device=images.device).view(1, 3, 1, 1)
-
-
-def verdict(images: Tensor, right: Tensor, width: int = 3) -> Tensor:
-    """A green border where ``right`` (n,), a red one elsewhere."""
-    good, bad = framed(images, GREEN, width), framed(images, RED, width)
-    return torch.where(right.view(-1, 1, 1, 1), good, bad)
+def bordered(images: Tensor, colour: Tensor, width: int = 3) -> Tensor:
+    """Images (n,3,H,W) with a border around them, of each its ``colour`` (n,3): (n,3,H+2w,W+2w)."""
+    return framed(pad(images, (width,) * 4), colour, width)

@@ -76,11 +76,12 @@ def load(path: Path, method: str | None = None) -> dict[str, Any]:
 
 def find(path: Path) -> Path:
     """The checkpoint that ``path`` means: itself if a file; of a run's folder the newest whole one, or where it was
-    ended before its first step file, another such as best.pt."""
+    ended before its first step file, the newest other, such as best.pt."""
     if path.is_file():
         return path
     steps = newest(path)
-    for candidate in [*steps, *sorted(set(path.glob("*.pt")).difference(steps))]:
+    others = sorted(set(path.glob("*.pt")).difference(steps), key=os.path.getmtime, reverse=True)
+    for candidate in [*steps, *others]:
         try:
             load(candidate)
         except ValueError as error:

@@ -18,10 +18,11 @@ from torch.nn.functional import cross_entropy, interpolate
 
 from core.data import views
 from core.rng import generator
+from core.sheet import GREEN, RED, framed, judged
 from core.train import checkpoint
 from core.train.dist import World
 from pretext import rotation
-from pretext.puzzles import GREEN, RED, captioned, framed, square_crops
+from pretext.puzzles import captioned, square_crops
 
 WORLD = World(torch.device("cpu"))
 TINY = (
@@ -152,7 +153,7 @@ def test_pictures_are_the_same_at_every_call():
 
 def test_frames_and_captions():
     image = torch.full((2, 3, 24, 64), 0.5)
-    marked = framed(image, torch.tensor([True, False]), line=2)
+    marked = framed(image, judged(torch.tensor([True, False])), line=2)
     for i, colour in enumerate((GREEN, RED)):
         for place in (marked[i, :, 0, 5], marked[i, :, 23, 63], marked[i, :, 9, 1], marked[i, :, 1, 30]):
             torch.testing.assert_close(place, torch.tensor(colour))
