@@ -13,8 +13,6 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
-from kornia import enhance
-from kornia.color import rgb_to_grayscale
 from torch import Tensor
 from torch.nn.functional import pad
 
@@ -91,6 +89,9 @@ def recolour(image: Tensor, colours: Colours) -> Tensor:
 
 def _recolour(image: Tensor, colours: Colours) -> None:
     """``recolour``, in place."""
+    from kornia import enhance  # here: --help need not wait for it
+    from kornia.color import rgb_to_grayscale
+
     steps = (
         enhance.adjust_brightness_accumulative,
         enhance.adjust_contrast_with_mean_subtraction,

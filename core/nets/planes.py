@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from kornia.filters import spatial_gradient
 from torch import Tensor, nn
 
 from core.color import rgb_to_lab
@@ -73,6 +72,8 @@ class PlaneEncoder(Encoder):
         if self.spec.planes == "L":
             return (lab[:, :1] / 100).expand(-1, 3, -1, -1)
         if self.spec.planes == "sobel":
+            from kornia.filters import spatial_gradient  # here: --help need not wait for it
+
             gradient = spatial_gradient(lab[:, :1] / 100, "sobel", 1)[:, 0]  # (N,2,H,W): along x, along y
             return torch.cat([torch.full_like(lab[:, :1], 0.5), gradient + 0.5], 1)
         ab = lab[:, 1:] / 220 + 0.5

@@ -10,7 +10,10 @@ from conftest import ROOT
 HEAVY = (
     "kornia lpips scipy skimage sympy tensorboard torch._dynamo torchmetrics torchvision webdataset".split()
 )
-COMMANDS = "recon.inpainting recon.colorization recon.superresolution recon.splitbrain".split()
+COMMANDS = (
+    "recon.inpainting recon.colorization recon.superresolution recon.splitbrain "
+    "contrastive.simclr contrastive.moco contrastive.byol contrastive.cpc"
+).split()
 
 
 def test_help_imports_nothing_heavy_but_torch() -> None:

@@ -96,7 +96,7 @@ def jobs(*prefixes: str) -> list[str]:
 @pytest.mark.parametrize("job", jobs("train", "eval", "mend", "colorize", "upscale", "scenes"))
 def test_recipes_pass_on_what_they_are_given(job: str):
     said = recipe(job)
-    assert re.search(r"python -m (recon|contrastive|eval|core)\.", said)
+    assert re.search(r"python -m (recon|contrastive|pretext|eval|core)\.", said)
     assert "--size 96" in said
     if job.startswith(("train", "eval")):
         assert "--data 'some folder'" in said
