@@ -8,6 +8,7 @@ import random
 import re
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -133,7 +134,8 @@ def test_of_many_threads_one_decodes_a_large_image(tmp_path: Path, monkeypatch: 
         return really(*args)  # type: ignore[arg-type]
 
     monkeypatch.setattr(decoding, "stored", stored)
-    monkeypatch.setattr("core.data.images._THREADS", 4)
+    threads = ThreadPoolExecutor(4)
+    monkeypatch.setattr("core.data.images.pool", lambda: threads)
     for large, expected in ((3001, range(2, 5)), (2999, range(1, 2))):
         most[0] = 0
         monkeypatch.setattr(decoding, "_LARGE", large)

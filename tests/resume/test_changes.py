@@ -91,14 +91,12 @@ def test_the_one_before_a_damaged_one_is_taken(
     if damage == "truncated":
         newest.write_bytes(whole_bytes[:-100])
     elif damage == "flipped":  # one bit of a weight
-        place = whole_bytes.index(
-            checkpoint.load(newest)["state"]["network.net"]["0.weight"].numpy().tobytes()
-        )
+        place = whole_bytes.index(checkpoint.load(newest)["state"]["network.net"]["0.bias"].numpy().tobytes())
         newest.write_bytes(whole_bytes[:place] + bytes([whole_bytes[place] ^ 1]) + whole_bytes[place + 1 :])
     elif damage == "foreign":
         torch.save({"w": torch.zeros(3)}, newest)
     else:
-        rewrite(newest, format=2)
+        torch.save({**checkpoint.load(newest), "format": 2}, newest)
     (run / "best.pt").write_bytes(b"")  # which is not needed for it
     tiny.main(["--resume", "--out", str(run)])
     said = capsys.readouterr().err
