@@ -16,10 +16,10 @@ from torch.nn.functional import interpolate, one_hot
 
 from core.data import views
 from core.rng import generator
+from core.sheet import GREEN, RED
 from core.train import checkpoint
 from core.train.dist import World
 from pretext import context
-from pretext.puzzles import GREEN, RED
 
 WORLD = World(torch.device("cpu"))
 TINY = (

@@ -15,10 +15,10 @@ from torch import Tensor
 from torch.nn.functional import interpolate, one_hot
 
 from core.rng import generator
+from core.sheet import GREEN, RED
 from core.train import checkpoint
 from core.train.dist import World
 from pretext import jigsaw
-from pretext.puzzles import GREEN, RED
 
 WORLD = World(torch.device("cpu"))
 TINY = (

@@ -21,10 +21,11 @@ from torch import Tensor
 from torch.nn.functional import avg_pool2d
 
 from core.rng import generator
+from core.sheet import GREEN, RED
 from core.train import checkpoint
 from core.train.dist import World
 from pretext import frame_order, odd_one_out
-from pretext.video import GREEN, RED, centered, view
+from pretext.video import centered, view
 
 MODULES = {"frame-order": frame_order, "odd-one-out": odd_one_out}
 TINY = (
@@ -374,17 +375,17 @@ def test_questions_stay_the_same_and_the_odd_one_is_seen(monkeypatch: pytest.Mon
     assert not (picture == torch.tensor(RED).view(3, 1, 1)).all(0).any()
     monkeypatch.setattr(method, "logits", lambda images: answers[: len(images)].roll(1, 1))
     (picture,) = method.show(batch).values()
-    for colour in (RED, odd_one_out.YELLOW):
-        assert (picture == torch.tensor(colour).view(3, 1, 1)).all(0).any()
+    for colour in (torch.tensor(RED), odd_one_out.YELLOW):
+        assert (picture == colour.view(3, 1, 1)).all(0).any()
 
 
 def test_the_rule_of_detours():
     """Where an edge moves one way, a path through shuffled frames is longer than its ends are apart, but backwards."""
-    image = torch.zeros(4, 24, 3, 36, 40, dtype=torch.uint8)
+    image = torch.zeros(COUNT, 24, 3, 36, 40, dtype=torch.uint8)
     for frame in range(24):
         image[:, frame, :, :, : 8 + 6 * (frame % 4)] = 200
     method, batch = built("odd-one-out", even=False), {**BATCHES["odd-one-out"], "image": image}
-    drawn = [odd_one_out.draw_odd(1, 6, 4, generator(0, n, 4)) for n in range(4)]
+    drawn = [odd_one_out.draw_odd(1, 6, 4, generator(0, n, 4)) for n in range(COUNT)]
     seen = [orders[0, odd[0]].tolist() != [3, 2, 1, 0] or odd[0] == 0 for orders, odd in drawn]
     assert method.floors([batch])["pixel distances"]["accuracy"] == 100 * np.mean(seen)
 
