@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from clip_cases import BATCHES, build
+from clip_cases import BATCHES, COUNT, build
 from conftest import Refused, tensors
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
