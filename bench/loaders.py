@@ -28,7 +28,7 @@ from contrastive import simclr
 from core.data.images import open_images
 from core.data.loader import Loader
 from core.train.config import parse_command, user_errors
-from core.train.dist import World
+from core.train.dist import World, keep_freed_memory
 
 Pass = Callable[[], Iterator[tuple[Tensor, Tensor]]]
 """One pass over the folder: batches of two views (n,3,S,S), float."""
@@ -150,6 +150,7 @@ def measure(config: Config, folder: Path, size: int) -> dict[str, float]:
 
 
 def run(config: Config) -> None:
+    keep_freed_memory()  # as every training does
     with photos(config.data, config.images) as folder:
         rates = {f"{size} px": measure(config, folder, size) for size in config.sizes}
     ratios = {

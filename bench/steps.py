@@ -30,7 +30,7 @@ from core.data.loader import Loader
 from core.hha import hha
 from core.resample import shrink
 from core.train.config import parse_command, user_errors
-from core.train.dist import World, pick_device
+from core.train.dist import World, keep_freed_memory, pick_device
 from core.train.method import Method
 from recon import inpainting, superresolution
 
@@ -194,6 +194,7 @@ class Bench:
 
 
 def run(config: Config) -> None:
+    keep_freed_memory()  # as every training does
     bench = Bench(config)
     views, gans = bench.views_methods(), bench.gans()
     growth = bench.growth() if config.growth else {}

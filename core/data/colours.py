@@ -79,8 +79,9 @@ def draw(recipe: Recipe, n: int, generator: torch.Generator) -> Colours:
 def recolour(image: Tensor, colours: Colours) -> Tensor:
     """Images (n,3,H,W) in [0,1] with their colours changed: the jitter, grey, blur, solarisation, in [0,1]."""
     image = image.clone()
-    # On a CPU a few at a time: what the many small operations pass on then stays in its cache.
-    few = max(1, 2**16 // (image.shape[2] * image.shape[3])) if image.device.type == "cpu" else len(image)
+    few, pixels = len(image), image.shape[2] * image.shape[3]
+    if image.device.type == "cpu":  # what the many small operations pass on is to stay in its cache
+        few = 1 if pixels >= 2**15 else 2**18 // pixels
     for first in range(0, len(image), few):
         rows = slice(first, first + few)
         _recolour(image[rows], colours[rows])
@@ -98,31 +99,41 @@ def _recolour(image: Tensor, colours: Colours) -> None:
         enhance.adjust_saturation_with_gray_subtraction,
         turn_hue,
     )
-    idle = torch.tensor([1.0, 1.0, 1.0, 0.0])
+    active = colours.factors != torch.tensor([1.0, 1.0, 1.0, 0.0])  # (n,4)
+    todo = [
+        [number for number in order if changes[number]]
+        for order, changes in zip(colours.order.tolist(), active.tolist(), strict=True)
+    ]
     for place in range(4):
         for number, step in enumerate(steps):
-            factors = colours.factors[:, number]
-            _change(image, (colours.order[:, place] == number) & (factors != idle[number]), step, factors)
-    _change(image, colours.grey, lambda part, _: rgb_to_grayscale(part).expand(-1, 3, -1, -1))
+            rows = [row for row, numbers in enumerate(todo) if numbers[place : place + 1] == [number]]
+            _change(image, rows, step, colours.factors[:, number])
+    _change(
+        image, _true(colours.grey), lambda part, _: rgb_to_grayscale(part).expand(-1, 3, -1, -1), colours.grey
+    )
     # Beyond 4 sigma lies under 1e-4 of the whole. Reckoned here, where sigma need not be read from the device.
     reach = math.ceil(4 * colours.sigma.amax().item())
-    _change(image, colours.sigma > 0, partial(blurred, reach=reach), colours.sigma)
-    _change(image, colours.solarise, lambda part, _: enhance.solarize(part, thresholds=0.5))
+    _change(image, _true(colours.sigma > 0), partial(blurred, reach=reach), colours.sigma)
+    _change(
+        image,
+        _true(colours.solarise),
+        lambda part, _: enhance.solarize(part, thresholds=0.5),
+        colours.solarise,
+    )
 
 
-def _change(
-    image: Tensor, chosen: Tensor, how: Callable[[Tensor, Tensor], Tensor], by: Tensor | None = None
-) -> None:
-    """Replaces the ``chosen`` images, bool (n,), by ``how(images, by)``, ``by`` (n,) being a number for each."""
-    rows = chosen.nonzero()[:, 0]
-    if len(rows) == 0:
-        return
-    each = (chosen if by is None else by)[rows].to(image.device)
+def _true(chosen: Tensor) -> list[int]:
+    return chosen.nonzero()[:, 0].tolist()
+
+
+def _change(image: Tensor, rows: list[int], how: Callable[[Tensor, Tensor], Tensor], by: Tensor) -> None:
+    """Replaces the images of ``rows`` by ``how(images, by)``, ``by`` (n,) being a number for each image."""
     if len(rows) == len(image):
-        image.copy_(how(image, each))
-    else:
-        rows = rows.to(image.device)
-        image[rows] = how(image[rows], each)
+        image.copy_(how(image, by.to(image.device)))
+    elif rows:
+        chosen = torch.tensor(rows)
+        where = chosen.to(image.device)
+        image[where] = how(image[where], by[chosen].to(image.device))
 
 
 def turn_hue(image: Tensor, turns: Tensor) -> Tensor:

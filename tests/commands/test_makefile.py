@@ -73,7 +73,7 @@ def test_what_a_person_names_is_one_word_and_never_run(said: str, tmp_path: Path
         done = subprocess.run(
             ["make", "-f", str(ROOT / "Makefile"), "-o", ".venv/.installed", job, f"{variable}={said}"],
             cwd=tmp_path, capture_output=True, text=True, check=True,
-            env={name: value for name, value in os.environ.items() if "MAKE" not in name},  # of `make test`
+            env={"PATH": os.environ["PATH"]},  # without what `make test` leaves there
         )  # fmt: skip
         words = done.stdout.splitlines()
         assert words[-2:] == [option, said]
