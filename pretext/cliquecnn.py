@@ -30,11 +30,11 @@ from torch.nn.functional import cross_entropy, linear, normalize
 from core.data.loader import Indexed
 from core.rng import generator
 from core.train import optim
-from core.train.config import parse_training, user_errors
+from core.train.config import at_least, parse_training, user_errors
 from core.train.dist import World
 from core.train.loop import train
 from core.train.method import Batch
-from pretext.clusters import ClustersConfig, ClustersMethod, at_least, draw_anew, whitened, whitening
+from pretext.clusters import ClustersConfig, ClustersMethod, draw_anew, whitened, whitening
 
 _CLIQUES, _GROUPS, _CLASSIFIER, _ORDER, _PICKS = 3, 4, 5, 6, 7
 

@@ -28,7 +28,7 @@ from core.nets.planes import Planes
 from core.nets.specs import build_spec
 from core.rng import generator
 from core.sheet import sheet
-from core.train.config import TrainConfig
+from core.train.config import TrainConfig, at_least
 from core.train.dist import World
 from core.train.method import Batch, Method
 
@@ -68,14 +68,6 @@ class ClustersConfig(TrainConfig):
     def build(self) -> Encoder:
         backbone = Backbone(name=self.encoder, norm=self.norm, stem=self.stem)
         return backbone.build() if self.sees == "rgb" else Planes("sobel", backbone).build()
-
-
-def at_least(config: TrainConfig, bounds: Mapping[str, float]) -> None:
-    """ValueError of one line for the first setting below its bound."""
-    for name, bound in bounds.items():
-        if getattr(config, name) < bound:
-            flag = name.replace("_", "-")
-            raise ValueError(f"--{flag} must be at least {bound:g}, not {getattr(config, name):g}")
 
 
 class ClustersMethod(Method):

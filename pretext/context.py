@@ -26,7 +26,7 @@ from torchvision.utils import draw_bounding_boxes
 
 from core.nets.backbones import IMAGENET_MEAN
 from core.sheet import GREEN, RED, sheet
-from core.train.config import parse_training, user_errors
+from core.train.config import at_least, parse_training, user_errors
 from core.train.dist import World
 from core.train.loop import train
 from core.train.method import Batch
@@ -58,9 +58,7 @@ class Config(PuzzleConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, least in (("patch", 2), ("gap", 0), ("jitter", 0), ("dim", 1), ("hidden", 1)):
-            if getattr(self, name) < least:
-                raise ValueError(f"--{name} must be at least {least}, not {getattr(self, name)}")
+        at_least(self, {"patch": 2, "gap": 0, "jitter": 0, "dim": 1, "hidden": 1})
         needed = 3 * self.patch + 2 * (self.gap + self.jitter)
         if self.size < needed:
             raise ValueError(

@@ -33,7 +33,7 @@ from torchvision.transforms.functional import rgb_to_grayscale
 from core.nets.backbones import IMAGENET_MEAN, IMAGENET_STD
 from core.rng import generator
 from core.sheet import framed, judged, sheet
-from core.train.config import parse_training, user_errors
+from core.train.config import at_least, parse_training, user_errors
 from core.train.dist import World
 from core.train.loop import train
 from core.train.method import Batch
@@ -88,9 +88,7 @@ class Config(PuzzleConfig):
             raise ValueError(f"--permutations must be from 2 to {MOST}, not {self.permutations}")
         if not 0 <= self.grey <= 1:
             raise ValueError(f"--grey must be in [0, 1], not {self.grey:g}")
-        for name, least in (("shift", 0), ("dim", 1), ("hidden", 1)):
-            if getattr(self, name) < least:
-                raise ValueError(f"--{name} must be at least {least}, not {getattr(self, name)}")
+        at_least(self, {"shift": 0, "dim": 1, "hidden": 1})
 
     @property
     def gap(self) -> int:

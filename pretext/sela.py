@@ -21,11 +21,11 @@ from torch.nn.functional import cross_entropy
 
 from core.data.loader import Indexed
 from core.train import optim
-from core.train.config import parse_training, user_errors
+from core.train.config import at_least, parse_training, user_errors
 from core.train.dist import World
 from core.train.loop import train
 from core.train.method import Batch
-from pretext.clusters import ClustersConfig, ClustersMethod, at_least, clustering_scalars, members
+from pretext.clusters import ClustersConfig, ClustersMethod, clustering_scalars, members
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,7 +19,7 @@ from core.nets.encoder import Encoder
 from core.rng import generator
 from core.sheet import framed
 from core.train import optim
-from core.train.config import TrainConfig
+from core.train.config import TrainConfig, at_least
 from core.train.dist import World
 from core.train.loop import storage
 from core.train.method import Batch
@@ -69,11 +69,7 @@ class VideoConfig(TrainConfig):
         if not 0 <= self.jitter <= 1:
             raise ValueError(f"--jitter must be in [0, 1], not {self.jitter:g}")
         least = {"frames": 2, "every": 1, "tuples": 1, "dim": 1, "lr": 0, "weight_decay": 0, "warmup": 0}
-        for name, bound in least.items():
-            if getattr(self, name) < bound:
-                raise ValueError(
-                    f"--{name.replace('_', '-')} must be at least {bound}, not {getattr(self, name):g}"
-                )
+        at_least(self, least)
         if self.size < 32:
             raise ValueError(f"--size {self.size} is too small for the encoder: use at least 32")
 

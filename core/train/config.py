@@ -90,15 +90,20 @@ class TrainConfig:
     """Held-out images measured at each --eval-every."""
 
     def __post_init__(self) -> None:
-        for name in ("scenes", "size", "batch", "steps", "log_every", "show_every", "eval_every", "save_every",
-                     "keep", "eval_images"):  # fmt: skip
-            if getattr(self, name) < 1:
-                raise ValueError(f"{_flag(name)} must be at least 1, not {getattr(self, name)}")
+        counts = "scenes size batch steps log_every show_every eval_every save_every keep eval_images".split()
+        at_least(self, dict.fromkeys(counts, 1))
         for name, value in vars(self).items():
             if isinstance(value, float) and math.isnan(value):
                 raise ValueError(f"{_flag(name)} must be a number, not nan")
         if self.seed < 0:
             raise ValueError(f"--seed must not be negative, not {self.seed}")
+
+
+def at_least(config: object, bounds: Mapping[str, float]) -> None:
+    """ValueError of one line for the first setting below its bound."""
+    for name, bound in bounds.items():
+        if getattr(config, name) < bound:
+            raise ValueError(f"{_flag(name)} must be at least {bound:g}, not {getattr(config, name):g}")
 
 
 # What may differ between a run and its continuation without changing what is trained.
