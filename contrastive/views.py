@@ -75,11 +75,11 @@ class ViewsMethod(Method):
     def view(self, batch: Batch, which: int, *key: int) -> Tensor:
         """This rank's views (n,3,S,S) in [0,1] of a batch, drawn for ``key`` and for the global batch."""
         config, count = self.views_config, len(batch["image"]) * self.world.size
-        random = generator(config.seed, *key, which, _CROPS)
-        changes = colours.draw(self.recipes()[which], count, generator(config.seed, *key, which, _COLOURS))
-        mine = self.world.part(count)
-        image = views.random_crops(batch, config.size, count, mine, random, config.smallest_crop)
-        return colours.recolour(image.clamp(0, 1), changes[mine])
+        mine, recipe = self.world.part(count), self.recipes()[which]
+        random = (
+            generator(config.seed, *key, which, _CROPS), generator(config.seed, *key, which, _COLOURS),
+        )  # fmt: skip
+        return colours.random_views(batch, recipe, config.size, count, mine, random, config.smallest_crop)
 
     def encoders(self) -> dict[str, Encoder]:
         return {"encoder": self.encoder}

@@ -161,13 +161,14 @@ class Supervised(Method):
     def view(self, batch: Batch, step: int) -> Tensor:
         """This rank's random crops (n,3,S,S) in [0,1], drawn for the global batch."""
         config, count = self.config, len(batch["image"]) * self.world.size
-        mine, random = self.world.part(count), generator(config.seed, step, _CROPS)
-        image = views.random_crops(batch, config.size, count, mine, random, config.smallest_crop)
-        if config.strength:
-            recipe = Recipe(grey=0, blur=0).jittered(config.strength)
-            changes = colours.draw(recipe, count, generator(config.seed, step, _COLOURS))
-            image = colours.recolour(image.clamp(0, 1), changes[mine])
-        return image
+        mine, crops = self.world.part(count), generator(config.seed, step, _CROPS)
+        if not config.strength:
+            return views.random_crops(batch, config.size, count, mine, crops, config.smallest_crop)
+        recipe = Recipe(grey=0, blur=0).jittered(config.strength)
+        changes = generator(config.seed, step, _COLOURS)
+        return colours.random_views(
+            batch, recipe, config.size, count, mine, (crops, changes), config.smallest_crop
+        )
 
     def features(self, image: Tensor) -> Tensor:
         """The encoder's coarsest map, averaged: (n,3,S,S) -> (n,C)."""

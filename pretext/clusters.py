@@ -109,14 +109,14 @@ class ClustersMethod(Method):
     def view(self, batch: Batch, *key: int) -> Tensor:
         """This rank's random crops (n,3,S,S) in [0,1] of a batch, drawn for ``key`` and for the global batch."""
         config, count = self.clusters_config, len(batch["image"]) * self.world.size
-        mine = self.world.part(count)
-        random = generator(config.seed, *key, _CROPS)
-        image = views.random_crops(batch, config.size, count, mine, random, config.smallest_crop)
+        mine, crops = self.world.part(count), generator(config.seed, *key, _CROPS)
         if not config.strength:
-            return image
+            return views.random_crops(batch, config.size, count, mine, crops, config.smallest_crop)
         recipe = Recipe(0.4, 0.4, 0.4, 0.1, jitter=1.0, blur=0.0).jittered(config.strength)
-        changes = colours.draw(recipe, count, generator(config.seed, *key, _COLOURS))
-        return colours.recolour(image.clamp(0, 1), changes[mine])
+        changes = generator(config.seed, *key, _COLOURS)
+        return colours.random_views(
+            batch, recipe, config.size, count, mine, (crops, changes), config.smallest_crop
+        )
 
     @torch.no_grad()
     def represent(self, image: Tensor) -> Tensor:

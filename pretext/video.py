@@ -93,13 +93,13 @@ def view(batch: Batch, config: VideoConfig, world: World, *key: int) -> Tensor:
     frames = _cut(batch["image"], boxes, config.size, flip)
     recipe = Recipe(config.jitter, config.jitter, config.jitter, hue=0, grey=0.2, blur=0)
     changes = colours.draw(recipe, count, generator(config.seed, *key, _COLOURS))[part]
-    frames = _alike(frames.clamp(0, 1), changes)
+    frames = _alike(frames, changes)
     return even(frames) if config.even else frames
 
 
 def centered(batch: Batch, config: VideoConfig) -> Tensor:
     """The frames' middles, for looking and measuring: (n,K,3,H,W) -> (n,K,3,S,S) in [0,1]."""
-    frames = _cut(batch["image"], views.center_boxes(batch["extent"]), config.size).clamp(0, 1)
+    frames = _cut(batch["image"], views.center_boxes(batch["extent"]), config.size)
     return even(frames) if config.even else frames
 
 

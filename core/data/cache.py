@@ -1,5 +1,7 @@
 """Decoded images on disk: one flat uint8 file, memory-mapped, and an index of it, of arrays that load at once.
 
+The channels of a pixel lie together, as decoders give them and as is fastest to resize.
+
 A set is built in a folder of another name, which is renamed when whole: an interrupted build leaves nothing that
 could be mistaken for a set, and of two processes that build the same set at once the second takes the first's.
 """
@@ -24,7 +26,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-FORMAT = 3  # part of every key: raise it when what is stored changes
+FORMAT = 4  # part of every key: raise it when what is stored changes
 _ABANDONED = 3600.0  # seconds without a write after which a build is taken for dead
 
 Pixels = np.ndarray | str
@@ -102,7 +104,10 @@ def load(folder: Path) -> Source | None:
 
     def read(rows: Sequence[int]) -> list[Pixels]:  # views into the file: nothing is copied yet
         places = zip(starts[rows].tolist(), sizes[rows].tolist(), extents[rows].tolist(), strict=True)
-        return [pixels[start : start + size].reshape(planes, *extent) for start, size, extent in places]
+        return [
+            pixels[start : start + size].reshape(*extent, planes).transpose(2, 0, 1)
+            for start, size, extent in places
+        ]
 
     return Source(names, read, labels, classes, planes=planes, extents=extents, skipped=skipped)
 
@@ -158,7 +163,7 @@ def _write(folder: Path, source: Source, limit: float, title: str, quiet: bool) 
                 written += image.nbytes
                 if written > limit:
                     return False
-                file.write(np.ascontiguousarray(image).data)
+                file.write(np.ascontiguousarray(image.transpose(1, 2, 0)).data)
                 extents[row] = image.shape[1:]
             bar.update(len(rows))
         file.flush()

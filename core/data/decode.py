@@ -75,7 +75,7 @@ def stored(image: Image.Image, short_side: int, ratio: float = 0) -> np.ndarray:
         box=(left, top, left + width, top + height),
         reducing_gap=2.0,
     )
-    return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))  # (h,w,3) -> (3,h,w)
+    return np.asarray(image).transpose(2, 0, 1)  # (h,w,3) -> (3,h,w), not moved
 
 
 def rgb(image: Image.Image) -> Image.Image:

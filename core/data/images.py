@@ -83,8 +83,9 @@ class Images:
     def batch(self, indices: Tensor) -> dict[str, Tensor]:
         """The images at ``indices`` (n,), on the CPU:
 
-        image uint8 (n,3,H,W) sRGB, padded with 0 right and below to the batch's largest; extent int64 (n,2), height
-        and width of each; index int64 (n,), as given; label int64 (n,) where the set has labels.
+        image uint8 (n,3,H,W) sRGB, channels last in memory, padded with 0 right and below to the batch's largest;
+        extent int64 (n,2), height and width of each; index int64 (n,), as given; label int64 (n,) where the set has
+        labels.
 
         An image that cannot be read (met only where they are decoded at each use) gives way to the next readable one,
         with its label. ValueError where there is none left.
@@ -98,10 +99,10 @@ class Images:
             images.append(image)
         extent = torch.tensor([image.shape[1:] for image in images])  # (n,2)
         height, width = extent.amax(0).tolist()
-        padded = np.zeros((len(images), len(images[0]), height, width), np.uint8)
+        padded = np.zeros((len(images), height, width, len(images[0])), np.uint8)
         for place, image in zip(padded, images, strict=True):
-            place[:, : image.shape[1], : image.shape[2]] = image
-        batch = {"image": torch.from_numpy(padded), "extent": extent, "index": indices}
+            place[: image.shape[1], : image.shape[2]] = image.transpose(1, 2, 0)
+        batch = {"image": torch.from_numpy(padded).permute(0, 3, 1, 2), "extent": extent, "index": indices}
         if self.source.labels is not None:
             batch["label"] = self.source.labels[rows]
         return batch

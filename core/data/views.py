@@ -6,11 +6,19 @@ A box is (top, left, height, width), int64, in whole pixels.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
+
+from core.data import cores
+
+
+def few(pixels: int) -> int:
+    """How many images of so many pixels a core of a CPU best works on at once: their operations' results should stay in
+    its cache, of which one large image already takes all, and they should not be too many for too little each."""
+    return 1 if pixels >= 2**15 else 2**18 // pixels
 
 
 def crop_draws(n: int, generator: torch.Generator) -> Tensor:
@@ -56,23 +64,40 @@ def center_boxes(extent: Tensor) -> Tensor:
     return torch.cat([corner, side, side], dim=1)
 
 
-def crop_resize(image: Tensor, boxes: Tensor, size: int, flip: Tensor | None = None) -> Tensor:
+def crop_resize(
+    image: Tensor,
+    boxes: Tensor,
+    size: int,
+    flip: Tensor | None = None,
+    then: Callable[[Tensor, slice], Tensor] = lambda views, rows: views,
+) -> Tensor:
     """Cuts each image's box out and resizes it to ``size``; (n,3,H,W) -> float (n,3,size,size) in [0,1].
 
-    image: uint8 in 0..255 or float in [0,1]. boxes (n,4). flip: bool (n,), mirrored left to right where true.
+    image: uint8 in 0..255 or float in [0,1]. boxes (n,4). flip: bool (n,), mirrored left to right where true. then:
+    what is made of the views of some rows of the batch, which on a CPU are few, so that they still lie in its cache.
 
     Bilinear with antialiasing: a triangle filter, widened when shrinking; nothing outside the box is read. Equal to
     ``interpolate(crop, size, mode="bilinear", antialias=True)``, which does it for 8-bit images on a CPU, in 8 bits and
-    image by image. Elsewhere the batch is two matrix products, rows @ image @ columns^T, with weights for each image,
-    as the filter is separable and linear.
+    image by image, three times faster where the channels of a pixel lie together. Elsewhere the batch is two matrix
+    products, rows @ image @ columns^T, with weights for each image, as the filter is separable and linear.
     """
     if image.dtype == torch.uint8 and image.device.type == "cpu":
         views = torch.empty(len(image), image.shape[1], size, size)
-        for i, (top, left, height, width) in enumerate(boxes.tolist()):
-            crop = image[i : i + 1, :, top : top + height, left : left + width]
-            view = interpolate(crop, (size, size), mode="bilinear", antialias=True)[0]
-            views[i] = view.flip(2) if flip is not None and flip[i] else view
-        return views.div_(255)
+        places = boxes.tolist()
+        mirrored = [False] * len(image) if flip is None else flip.tolist()
+
+        def some(rows: slice) -> None:
+            cut = torch.empty_like(views[rows])
+            for i, view in zip(range(len(image))[rows], cut, strict=True):
+                top, left, height, width = places[i]
+                crop = image[i : i + 1, :, top : top + height, left : left + width]
+                resized = interpolate(crop, (size, size), mode="bilinear", antialias=True)[0]
+                torch.div(resized.flip(2) if mirrored[i] else resized, 255, out=view)
+            views[rows] = then(cut, rows)
+
+        cores.share(some, len(image), few(size**2))
+        return views
+    image = image.contiguous()  # planes, of which the products below need no copy then
     height, width = image.shape[-2:]
     boxes = boxes.to(image.device, torch.float32)
     rows = _filters(boxes[:, 0], boxes[:, 2], height, size)  # (n,size,H)
@@ -82,7 +107,8 @@ def crop_resize(image: Tensor, boxes: Tensor, size: int, flip: Tensor | None = N
     if image.dtype == torch.uint8:
         rows = rows / 255
     narrow = image.float().flatten(1, 2) @ columns.mT  # (n,3*H,W) @ (n,W,size) -> (n,3*H,size)
-    return rows[:, None] @ narrow.unflatten(1, (3, height))  # (n,1,size,H) @ (n,3,H,size) -> (n,3,size,size)
+    views = rows[:, None] @ narrow.unflatten(1, (3, height))  # (n,1,size,H) @ (n,3,H,size) -> (n,3,size,size)
+    return then(views.clamp_(0, 1), slice(None))  # rounding may lead out of it
 
 
 def random_crops(
@@ -92,14 +118,16 @@ def random_crops(
     part: slice,
     random: torch.Generator,
     smallest: float = 0.35,
+    then: Callable[[Tensor, slice], Tensor] = lambda views, rows: views,
 ) -> Tensor:
     """Random boxes of a batch's images at ``size``, half of them mirrored: (n,3,size,size) in [0,1].
 
     Drawn for ``count`` images, those of all ranks, of which this rank has ``part``; ``smallest``: part of the area.
+    ``then``: as in ``crop_resize``.
     """
     draws, flip = crop_draws(count, random), random_flips(count, random)
     boxes = random_boxes(batch["extent"], draws[part], scale=(smallest, 1.0))
-    return crop_resize(batch["image"], boxes, size, flip=flip[part])
+    return crop_resize(batch["image"], boxes, size, flip[part], then)
 
 
 def center_crops(batch: Mapping[str, Tensor], size: int) -> Tensor:
