@@ -135,6 +135,7 @@ tensorboard: $(READY)  ## look at the runs, at http://127.0.0.1:6006
 bench: .venv/.bench  ## speed beside lightly, stable-pretraining and torchvision, and beside the least it can cost: DATA= ARGS=
 	@.venv/bin/python -m bench.loaders $(data)
 	@.venv/bin/python -m bench.steps $(ARGS)
+	@.venv/bin/python -m bench.growth $(ARGS)
 
 .venv/.bench: $(READY)
 	@echo "installing the peers to measure beside (once) ..."

@@ -6,20 +6,23 @@ import contextlib
 import json
 import os
 import platform
+import statistics
 import tempfile
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import torch
-from torchvision.transforms.v2.functional import resize, to_pil_image
+from PIL import Image, ImageOps
+from torchvision.transforms.v2.functional import to_pil_image
+from tqdm import tqdm
 
 from core.data.decode import SUFFIXES
 from core.data.images import open_images
 
 IMAGENET = (375, 500)
 """The commonest height and width of ImageNet's photos, px."""
-
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -33,10 +36,14 @@ def write(
     print(text)
     out.mkdir(parents=True, exist_ok=True)
     (out / f"{name}.json").write_text(text + "\n")
+    columns = min(len(bars), 4)
+    rows = -(-len(bars) // columns)
     figure, axes = plt.subplots(
-        1, len(bars), figsize=(4.5 * len(bars), 2.8), squeeze=False, layout="constrained"
+        rows, columns, figsize=(4.5 * columns, 2.8 * rows), squeeze=False, layout="constrained"
     )
-    for axis, (title, values) in zip(axes[0], bars.items(), strict=True):
+    for axis in axes.flat[len(bars) :]:
+        axis.set_axis_off()
+    for axis, (title, values) in zip(axes.flat, bars.items(), strict=False):
         drawn = axis.barh(list(values), list(values.values()), color="#b8860b")
         axis.bar_label(drawn, fmt="%.3g", padding=3)
         axis.invert_yaxis()
@@ -45,6 +52,22 @@ def write(
         axis.spines[["top", "right"]].set_visible(False)
     figure.savefig(out / f"{name}.png", dpi=110)
     plt.close(figure)
+
+
+Job = Callable[[], object]
+
+
+def milliseconds(jobs: Mapping[str, Job], rounds: int, device: torch.device) -> dict[str, float]:
+    """Of each job, in turns: medians of ``rounds``, after one time that does not count."""
+    times: dict[str, list[float]] = {name: [] for name in jobs}
+    for _ in tqdm(range(rounds + 1), desc=", ".join(jobs)[:60], leave=False):
+        for name, job in jobs.items():
+            start = time.perf_counter()
+            job()
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+            times[name].append(1e3 * (time.perf_counter() - start))
+    return {name: round(statistics.median(found[1:]), 2) for name, found in times.items()}
 
 
 def machine() -> dict[str, object]:
@@ -57,9 +80,10 @@ def machine() -> dict[str, object]:
 
 
 @contextlib.contextmanager
-def photos(data: Path | None, count: int) -> Iterator[Path]:
+def photos(data: Path | None, count: int, like_imagenet: bool = False) -> Iterator[Path]:
     """A folder with one class folder of up to ``count`` photos: of ``data``, spread over all that is below it, or of
-    built-in scenes, enlarged to ``IMAGENET``. ValueError where ``data`` has none."""
+    built-in scenes. The latter, and all with ``like_imagenet``, are written as JPEG of ``IMAGENET``'s size. ValueError
+    where ``data`` has none."""
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place) / "photos" / "all"
         folder.mkdir(parents=True)
@@ -67,14 +91,24 @@ def photos(data: Path | None, count: int) -> Iterator[Path]:
             scenes = open_images("scenes", 64, scenes=2048, short_side=80).train
             for index in range(min(count, len(scenes))):
                 scene = scenes.batch(torch.tensor([index]))["image"][0]
-                to_pil_image(resize(scene, list(IMAGENET))).save(folder / f"{index}.jpg", quality=90)
+                _write_jpeg(to_pil_image(scene), folder / f"{index}.jpg")
         else:
             files = sorted(file for file in data.rglob("*") if file.suffix.lower() in SUFFIXES)
             if not files:
                 raise ValueError(f"--data {data}: no images in this folder")
             for file in files[:: max(1, len(files) // count)][:count]:
-                (folder / f"{file.parent.name}-{file.name}").symlink_to(file.resolve())
+                if like_imagenet:
+                    _write_jpeg(Image.open(file), folder / f"{file.parent.name}-{file.stem}.jpg")
+                else:
+                    (folder / f"{file.parent.name}-{file.name}").symlink_to(file.resolve())
         yield folder.parent
+
+
+def _write_jpeg(image: Image.Image, file: Path) -> None:
+    """At ImageNet's size, its long side across or upright as the image's."""
+    short, long = IMAGENET
+    size = (long, short) if image.width >= image.height else (short, long)
+    ImageOps.fit(image.convert("RGB"), size, Image.Resampling.BICUBIC).save(file, quality=95)
 
 
 def _processor() -> str:

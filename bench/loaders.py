@@ -2,23 +2,25 @@
 
 ``make bench``; or ``python -m bench.loaders --data FOLDER``, with lightly and stable-pretraining installed. All have
 the same crops and colours (SimCLR's), the same batches and two workers (ours: two threads of torch). In each round
-every contender goes once through the folder, one after the other; figures are medians over the rounds. "first pass" is
-ours with an empty cache: decoding, writing it and the same pass.
+every contender makes a pass of some epochs, one after the other; figures are medians over the rounds. "first pass" is
+one epoch of ours with an empty cache: decoding, writing it and the views.
 """
 
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 from torchvision import datasets
 from torchvision.transforms import v2
 from tqdm import tqdm
@@ -40,10 +42,14 @@ class Config:
 
     data: Path | None = None
     """A folder of class folders of JPEG; default: built-in scenes, written at ImageNet's size."""
+    like_imagenet: bool = False
+    """Photos of --data are brought to that size as well first."""
     sizes: tuple[int, ...] = (64, 224)
     batch: int = 64
     workers: int = 2
     rounds: int = 3
+    epochs: int = 3
+    """Of each pass, whose start counts as well; workers stay from one epoch to the next. A first pass has one."""
     images: int = 512
     """How many of the folder's images, at most."""
     out: Path = RESULTS
@@ -62,7 +68,7 @@ class Ours:
         split = open_images(str(self.folder), self.size, cache_dir=self.cache, quiet=True)
         loader = Loader(split.train, self.config.batch, seed=0)
         with loader.iterate(0) as batches:
-            for step in range(len(split.train) // self.config.batch):
+            for step in range(self.config.epochs * (len(split.train) // self.config.batch)):
                 batch = next(batches)
                 yield self.method.view(batch, 0, step), self.method.view(batch, 1, step)
 
@@ -72,7 +78,7 @@ class FirstPass(Ours):
 
     def __call__(self) -> Iterator[tuple[Tensor, Tensor]]:
         with tempfile.TemporaryDirectory() as empty:
-            self.cache = Path(empty)
+            self.cache, self.config = Path(empty), replace(self.config, epochs=1)
             yield from super().__call__()
 
 
@@ -85,11 +91,29 @@ def transform(size: int) -> v2.Compose:
     ])  # fmt: skip
 
 
+def passes(data: Dataset[Any], config: Config, views: Callable[[Any], Sequence[Tensor]]) -> Pass:
+    """Passes of torch's own loader; ``views``: where the two are in a batch of ``data``."""
+
+    def one() -> Iterator[tuple[Tensor, Tensor]]:
+        loader = DataLoader(
+            data,
+            config.batch,
+            shuffle=True,
+            num_workers=config.workers,
+            drop_last=True,
+            persistent_workers=config.workers > 0,
+        )
+        for batch in itertools.chain.from_iterable(itertools.repeat(loader, config.epochs)):
+            first, second = views(batch)
+            yield first, second
+
+    return one
+
+
 def torchvisions(folder: Path, size: int, config: Config) -> Pass:
     one = transform(size)
     data = datasets.ImageFolder(folder, lambda image: (one(image), one(image)))
-    loader = DataLoader(data, config.batch, shuffle=True, num_workers=config.workers, drop_last=True)
-    return lambda: ((first, second) for (first, second), _ in loader)
+    return passes(data, config, lambda found: found[0])
 
 
 def lightlys(folder: Path, size: int, config: Config) -> Pass:
@@ -97,8 +121,7 @@ def lightlys(folder: Path, size: int, config: Config) -> Pass:
     from lightly.transforms import SimCLRTransform
 
     data = LightlyDataset(str(folder), transform=SimCLRTransform(input_size=size, cj_strength=1.0))
-    loader = DataLoader(data, config.batch, shuffle=True, num_workers=config.workers, drop_last=True)
-    return lambda: ((views[0], views[1]) for views, _, _ in loader)
+    return passes(data, config, lambda found: found[0])
 
 
 def stable_pretrainings(folder: Path, size: int, config: Config) -> Pass:
@@ -115,8 +138,7 @@ def stable_pretrainings(folder: Path, size: int, config: Config) -> Pass:
 
     both = transforms.MultiViewTransform([view(), view()])
     data = FromTorchDataset(datasets.ImageFolder(folder), ["image", "label"], transform=both)
-    loader = DataLoader(data, config.batch, shuffle=True, num_workers=config.workers, drop_last=True)
-    return lambda: ((found["views"][0]["image"], found["views"][1]["image"]) for found in loader)
+    return passes(data, config, lambda found: [view["image"] for view in found["views"]])
 
 
 PEERS = {"lightly": lightlys, "stable_pretraining": stable_pretrainings, "torchvision": torchvisions}
@@ -151,7 +173,7 @@ def measure(config: Config, folder: Path, size: int) -> dict[str, float]:
 
 def run(config: Config) -> None:
     keep_freed_memory()  # as every training does
-    with photos(config.data, config.images) as folder:
+    with photos(config.data, config.images, config.like_imagenet) as folder:
         rates = {f"{size} px": measure(config, folder, size) for size in config.sizes}
     ratios = {
         size: {name: round(found["ours"] / value, 2) for name, value in found.items() if name != "ours"}

@@ -1,40 +1,30 @@
-"""Training steps beside the least they can cost, and how the cost grows; on the built-in scenes.
+"""Training steps beside the least they can cost; on the built-in scenes.
 
 ``make bench``; or ``python -m bench.steps``. Everything compared is timed in turns, figures are medians:
 
 - *contrastive*: reading, both views, update / the same update fed with views from memory;
-- *GAN*: the update fed from memory / the sum of its networks' own forward and backward passes;
-- *growth*: images a second of SimCLR's update by batch, by size and by threads; of rendering scenes; of HHA.
+- *GAN*: the update fed from memory / the sum of its networks' own forward and backward passes.
 """
 
 from __future__ import annotations
 
-import statistics
-import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
-from bench.common import RESULTS, write
+from bench.common import RESULTS, Job, milliseconds, write
 from contrastive import byol, moco, simclr
 from contrastive.views import ViewsMethod
 from core.adversarial import frozen
-from core.data import scenes
 from core.data.images import open_images
 from core.data.loader import Loader
-from core.hha import hha
 from core.resample import shrink
 from core.train.config import parse_command, user_errors
 from core.train.dist import World, keep_freed_memory, pick_device
 from core.train.method import Method
 from recon import inpainting, superresolution
-
-Job = Callable[[], object]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,8 +38,6 @@ class Config:
     rounds: int = 7
     """How often each job is timed, after one time that does not count."""
     scenes: int = 512
-    growth: bool = True
-    """Also how cost grows."""
     out: Path = RESULTS
     """Where steps.json and steps.png are written."""
 
@@ -63,16 +51,7 @@ class Bench:
         ).train
 
     def milliseconds(self, jobs: dict[str, Job]) -> dict[str, float]:
-        """Of each job, in turns."""
-        times: dict[str, list[float]] = {name: [] for name in jobs}
-        for _ in tqdm(range(self.config.rounds + 1), desc=", ".join(jobs)[:60], leave=False):
-            for name, job in jobs.items():
-                start = time.perf_counter()
-                job()
-                if self.world.device.type == "cuda":
-                    torch.cuda.synchronize()
-                times[name].append(1e3 * (time.perf_counter() - start))
-        return {name: round(statistics.median(found[1:]), 2) for name, found in times.items()}
+        return milliseconds(jobs, self.config.rounds, self.world.device)
 
     def place(self, method: Method) -> None:
         self.world.place(method.networks.values(), channels_last=True, compile=False)
@@ -158,56 +137,19 @@ class Bench:
             "superresolution": self.gan(superresolution.SuperResolution(enlarger, self.world)),
         }
 
-    # --- growth -----------------------------------------------------------------------------------------------
-
-    def update_rate(self, size: int, batch: int) -> float:
-        """Images a second of SimCLR's whole update, of random pixels in memory."""
-        method = simclr.SimCLR(replace(simclr.demo(), size=size, batch=batch), self.world)
-        self.place(method)
-        side = size * 5 // 4
-        pixels = torch.randint(0, 256, (batch, 3, side, side), dtype=torch.uint8, device=self.world.device)
-        held = {"image": pixels, "extent": torch.tensor([[side, side]]).expand(batch, 2)}
-        return batch / self.milliseconds({"update": lambda: method.update(held, 0)})["update"] * 1e3
-
-    def growth(self) -> dict[str, dict[str, float]]:
-        config, device = self.config, self.world.device
-        threads = torch.get_num_threads()
-        by_threads = {}
-        for count in sorted({1, threads}):
-            torch.set_num_threads(count)
-            by_threads[str(count)] = self.update_rate(config.size, config.batch)
-        torch.set_num_threads(threads)
-        camera = torch.tensor([[[518.9, 0, 325.6], [0, 519.5, 253.7], [0, 0, 1]]], device=device)
-        slope = torch.linspace(1, 4, 480, device=device)[:, None].expand(480, 640)
-        room = slope.expand(1, 1, 480, 640).contiguous()
-        rendered = self.milliseconds({"96 px": lambda: scenes.render(0, torch.arange(32), 96, device.type)})
-        rates = {
-            "images a second of SimCLR's update, by batch": {
-                str(batch): self.update_rate(config.size, batch) for batch in (16, 32, 64, 128)
-            },
-            "by size": {str(size): self.update_rate(size, 32) for size in (32, 64, 96, 128)},
-            "by threads": by_threads,
-            "scenes a second": {name: 32e3 / value for name, value in rendered.items()},
-            "milliseconds of HHA, 640x480": self.milliseconds({"frame": lambda: hha(room, camera)}),
-        }
-        return {name: {key: round(value, 1) for key, value in found.items()} for name, found in rates.items()}
-
 
 def run(config: Config) -> None:
     keep_freed_memory()  # as every training does
     bench = Bench(config)
     views, gans = bench.views_methods(), bench.gans()
-    growth = bench.growth() if config.growth else {}
-    result = {
-        "contrastive, ms": views, "GAN, ms": gans, "growth": growth, "settings": asdict(config) | {"out": ""},
-    }  # fmt: skip
+    result = {"contrastive, ms": views, "GAN, ms": gans, "settings": asdict(config) | {"out": ""}}
     ratios = {
         "whole step over model only": {name: found["whole over model"] for name, found in views.items()},
         "whole GAN step over its networks": {
             name: found["whole over networks"] for name, found in gans.items()
         },
     }
-    write(result, ratios | growth, config.out, "steps")
+    write(result, ratios, config.out, "steps")
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from core.data import cores, views
+from core.data import views
 
 
 @dataclass(frozen=True)
@@ -99,11 +99,8 @@ def recolour(image: Tensor, colours: Colours) -> Tensor:
     if image.device.type != "cpu":
         return _recolour(image.clone(), colours)
     changed = torch.empty_like(image)
-
-    def some(rows: slice) -> None:
+    for rows in views.few(len(image), image.shape[2] * image.shape[3]):
         changed[rows] = _recolour(image[rows].clone(), colours[rows])
-
-    cores.share(some, len(image), views.few(image.shape[2] * image.shape[3]))
     return changed
 
 

@@ -12,13 +12,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from core.data import cores
 
-
-def few(pixels: int) -> int:
-    """How many images of so many pixels a core of a CPU best works on at once: their operations' results should stay in
-    its cache, of which one large image already takes all, and they should not be too many for too little each."""
-    return 1 if pixels >= 2**15 else 2**18 // pixels
+def few(count: int, pixels: int) -> list[slice]:
+    """``count`` images of so many pixels in parts, as a CPU best works on them: what many small operations pass on is
+    to stay in its cache, of which one large image takes all, and they should not be too many for too little each."""
+    step = 1 if pixels >= 2**15 else 2**18 // pixels
+    return [slice(first, first + step) for first in range(0, count, step)]
 
 
 def crop_draws(n: int, generator: torch.Generator) -> Tensor:
@@ -85,8 +84,7 @@ def crop_resize(
         views = torch.empty(len(image), image.shape[1], size, size)
         places = boxes.tolist()
         mirrored = [False] * len(image) if flip is None else flip.tolist()
-
-        def some(rows: slice) -> None:
+        for rows in few(len(image), size**2):
             cut = torch.empty_like(views[rows])
             for i, view in zip(range(len(image))[rows], cut, strict=True):
                 top, left, height, width = places[i]
@@ -94,8 +92,6 @@ def crop_resize(
                 resized = interpolate(crop, (size, size), mode="bilinear", antialias=True)[0]
                 torch.div(resized.flip(2) if mirrored[i] else resized, 255, out=view)
             views[rows] = then(cut, rows)
-
-        cores.share(some, len(image), few(size**2))
         return views
     image = image.contiguous()  # planes, of which the products below need no copy then
     height, width = image.shape[-2:]

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from bench import loaders, steps
+from bench import growth, loaders, steps
 
 
 def test_loaders_measures_all_who_are_there(photos: Path, tmp_path: Path):
@@ -24,9 +24,23 @@ def test_loaders_measures_all_who_are_there(photos: Path, tmp_path: Path):
 
 
 def test_steps_sets_whole_steps_beside_their_parts(tmp_path: Path):
-    steps.run(steps.Config(size=64, batch=4, rounds=1, scenes=8, growth=False, out=tmp_path))
+    steps.run(steps.Config(size=64, batch=4, rounds=1, scenes=8, out=tmp_path))
     found = json.loads((tmp_path / "steps.json").read_text())
     assert set(found["contrastive, ms"]) == {"simclr", "moco", "byol"}
     for one in found["contrastive, ms"].values():
         assert one["whole over model"] == pytest.approx(one["whole step"] / one["model only"], abs=0.001)
     assert set(found["GAN, ms"]) == {"inpainting", "superresolution"}
+
+
+def test_growth_measures_one_thing_at_a_time(tmp_path: Path):
+    growth.run(
+        growth.Config(
+            size=32, batch=4, batches=(2, 4), sizes=(32,), folders=(8,), ranks=(1,), compile=False, rounds=1,
+            out=tmp_path,
+        )
+    )  # fmt: skip
+    found = json.loads((tmp_path / "growth.json").read_text())["growth"]
+    assert set(found["images/s of updates by batch"]) == {"2", "4"}
+    assert found["options, times as fast"]["float32, channels last"] == 1
+    assert set(found["seconds to open by images"]) == {"8, decoding", "8, cached"}
+    assert all(value > 0 for one in found.values() for value in one.values())

@@ -1,0 +1,190 @@
+"""How cost grows, and which options pay: SimCLR's training on the built-in scenes, by one thing at a time.
+
+``make bench``; or ``python -m bench.growth``. What is compared is timed in turns; figures are medians, except those of
+opening folders and of ranks, which are one run each.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import torch
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import Tensor
+
+from bench.common import RESULTS, Job, milliseconds, write
+from contrastive import simclr
+from core.data import scenes
+from core.data.images import open_images
+from core.hha import hha
+from core.train.config import parse_command, user_errors
+from core.train.dist import World, keep_freed_memory, pick_device
+
+_RATE = "speed/images_per_second"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """How cost grows with batch, size, threads, images and ranks, and which options pay."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Literal["fp32", "bf16"] = "fp32"
+    size: int = 64
+    batch: int = 64
+    batches: tuple[int, ...] = (16, 32, 64, 128)
+    sizes: tuple[int, ...] = (32, 64, 96, 128, 224)
+    folders: tuple[int, ...] = (1000, 10_000, 50_000)
+    """Numbers of images of folders to open."""
+    ranks: tuple[int, ...] = (1, 2)
+    """Numbers of processes to share a batch: a thread each on a CPU, a GPU each otherwise. None = not measured."""
+    compile: bool = True
+    """Also torch.compile, which takes a minute and, on a CPU, a C++ compiler."""
+    rounds: int = 4
+    out: Path = RESULTS
+    """Where growth.json and growth.png are written."""
+
+
+class Growth:
+    def __init__(self, config: Config) -> None:
+        self.config, self.device = config, pick_device(config.device)
+
+    def rates(self, jobs: dict[str, tuple[int, Job]]) -> dict[str, float]:
+        """A second; jobs: how many each makes, and the job."""
+        found = milliseconds({name: job for name, (_, job) in jobs.items()}, self.config.rounds, self.device)
+        return {name: count / found[name] * 1e3 for name, (count, _) in jobs.items()}
+
+    def method(
+        self, size: int, batch: int, *, bf16: bool, channels_last: bool, compile: bool
+    ) -> simclr.SimCLR:
+        world = World(self.device, bf16=bf16)
+        method = simclr.SimCLR(replace(simclr.demo(), size=size, batch=batch), world)
+        world.place(method.networks.values(), channels_last=channels_last, compile=compile)
+        return method
+
+    def usual(self, size: int, batch: int) -> simclr.SimCLR:
+        return self.method(
+            size, batch, bf16=self.config.precision == "bf16", channels_last=True, compile=False
+        )
+
+    def held(self, size: int, batch: int) -> dict[str, Tensor]:
+        """A batch of random pixels."""
+        side = size * 5 // 4
+        pixels = torch.randint(0, 256, (batch, 3, side, side), dtype=torch.uint8)
+        pixels = pixels.contiguous(memory_format=torch.channels_last).to(self.device)
+        return {"image": pixels, "extent": torch.tensor([[side, side]]).expand(batch, 2)}
+
+    def update(self, method: simclr.SimCLR) -> tuple[int, Job]:
+        batch = self.held(method.config.size, method.config.batch)
+        return len(batch["image"]), lambda: method.update(batch, 0)
+
+    def views(self, size: int) -> tuple[int, Job]:
+        method, batch = self.usual(size, self.config.batch), self.held(size, self.config.batch)
+        return self.config.batch, lambda: [method.view(batch, which, 0) for which in (0, 1)]
+
+    def by_threads(self, made: tuple[int, Job]) -> dict[str, float]:
+        threads = torch.get_num_threads()
+        found = {}
+        for count in sorted({1, threads}):
+            torch.set_num_threads(count)
+            found[str(count)] = self.rates({"": made})[""]
+        torch.set_num_threads(threads)
+        return found
+
+    def options(self) -> dict[str, float]:
+        """Times as fast as float32 with channels last."""
+        size, batch = self.config.size, self.config.batch
+        plain = {"bf16": False, "channels_last": True, "compile": False}
+        variants = {"float32, channels last": plain, "planes": plain | {"channels_last": False},
+                    "bf16": plain | {"bf16": True}}  # fmt: skip
+        if self.config.compile:
+            variants |= {"compiled": plain | {"compile": True}}
+            variants |= {"bf16, compiled": plain | {"bf16": True, "compile": True}}
+        found = self.rates(
+            {name: self.update(self.method(size, batch, **way)) for name, way in variants.items()}
+        )
+        first = found["float32, channels last"]
+        return {name: rate / first for name, rate in found.items()}
+
+    def opening(self) -> dict[str, float]:
+        """Seconds until a folder of so many small PNG can be trained on, the first time and the second."""
+        found = {}
+        for count in self.config.folders:
+            with tempfile.TemporaryDirectory() as place:
+                folder = Path(place) / "images"
+                folder.mkdir()
+                Image.new("RGB", (32, 32)).save(folder / "0.png")
+                for number in range(1, count):
+                    os.link(folder / "0.png", folder / f"{number}.png")
+                for name in ("decoding", "cached"):
+                    start = time.perf_counter()
+                    open_images(str(folder), 32, cache_dir=Path(place) / "cache", quiet=True)
+                    found[f"{count}, {name}"] = time.perf_counter() - start
+        return found
+
+    def by_ranks(self) -> dict[str, float]:
+        """Images a second of whole trainings by torchrun: the same batch for each number of processes."""
+        config, found = self.config, {}
+        for count in config.ranks:
+            with tempfile.TemporaryDirectory() as runs:
+                command = [
+                    sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}",
+                    "-m", "contrastive.simclr", "--size", config.size, "--batch", config.batch, "--scenes", 256,
+                    "--short-side", config.size * 5 // 4, "--steps", 12, "--log-every", 4, "--show-every", 999,
+                    "--eval-every", 999, "--save-every", 999, "--device", self.device.type,
+                    "--precision", config.precision, "--out", f"{runs}/run",
+                ]  # fmt: skip
+                threads = {"OMP_NUM_THREADS": "1"} if self.device.type == "cpu" else {}
+                subprocess.run(
+                    [str(word) for word in command], check=True, env=os.environ | threads, stdout=sys.stderr
+                )
+                events = EventAccumulator(f"{runs}/run")
+                events.Reload()
+                found[str(count)] = events.Scalars(_RATE)[-1].value  # of the last steps: started by then
+        return found
+
+    def measure(self) -> dict[str, dict[str, float]]:
+        config, device = self.config, self.device
+        camera = torch.tensor([[[518.9, 0, 325.6], [0, 519.5, 253.7], [0, 0, 1]]], device=device)
+        slope = torch.linspace(1, 4, 480, device=device)[:, None].expand(480, 640)
+        room = slope.expand(1, 1, 480, 640).contiguous()
+        usual = self.update(self.usual(config.size, config.batch))
+        updates = {str(batch): self.update(self.usual(config.size, batch)) for batch in config.batches}
+        found = {
+            "images/s of updates by batch": self.rates(updates),
+            "by size": self.rates({str(size): self.update(self.usual(size, 32)) for size in config.sizes}),
+            "by threads": self.by_threads(usual),
+            "images/s of two views by size": self.rates(
+                {str(size): self.views(size) for size in config.sizes}
+            ),
+            "views by threads": self.by_threads(self.views(config.size)),
+            "options, times as fast": self.options(),
+            "seconds to open by images": self.opening(),
+            "scenes/s": self.rates(
+                {"96 px": (32, lambda: scenes.render(0, torch.arange(32), 96, device.type))}
+            ),
+            "HHA frames/s, 640x480": self.rates({"one": (1, lambda: hha(room, camera))}),
+        }
+        if config.ranks:
+            found["images/s of trainings by ranks"] = self.by_ranks()
+        return {
+            name: {key: float(f"{value:.3g}") for key, value in one.items()} for name, one in found.items()
+        }
+
+
+def run(config: Config) -> None:
+    keep_freed_memory()  # as every training does
+    found = Growth(config).measure()
+    write({"growth": found, "settings": asdict(config) | {"out": ""}}, found, config.out, "growth")
+
+
+if __name__ == "__main__":
+    with user_errors():
+        run(parse_command(Config))
