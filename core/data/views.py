@@ -84,14 +84,14 @@ def crop_resize(
         views = torch.empty(len(image), image.shape[1], size, size)
         places = boxes.tolist()
         mirrored = [False] * len(image) if flip is None else flip.tolist()
-        for rows in few(len(image), size**2):
-            cut = torch.empty_like(views[rows])
-            for i, view in zip(range(len(image))[rows], cut, strict=True):
+        for part in few(len(image), size**2):
+            cut = torch.empty_like(views[part])
+            for i, view in zip(range(len(image))[part], cut, strict=True):
                 top, left, height, width = places[i]
                 crop = image[i : i + 1, :, top : top + height, left : left + width]
                 resized = interpolate(crop, (size, size), mode="bilinear", antialias=True)[0]
                 torch.div(resized.flip(2) if mirrored[i] else resized, 255, out=view)
-            views[rows] = then(cut, rows)
+            views[part] = then(cut, part)
         return views
     image = image.contiguous()  # planes, of which the products below need no copy then
     height, width = image.shape[-2:]

@@ -91,9 +91,9 @@ def test_what_a_run_leaves(whole: Path):
         ("sela", ["--sharpness", "0"], "--sharpness must be positive, not 0"),
         ("sela", ["--heads", "0"], "--heads must be at least 1, not 0"),
         ("sela", ["--lamda", "1"], "unknown option --lamda"),
-        ("cliquecnn", ["--cliques", "100"], "--cliques 100: use a multiple of --group 16"),
-        ("cliquecnn", ["--batch", "24"], "--batch 24: use a multiple of --group 16"),
-        ("cliquecnn", ["--batch", "144"], "at most 8 times it"),
+        ("cliquecnn", ["--cliques", "100", "--group", "16"], "--cliques 100: use a multiple of --group 16"),
+        ("cliquecnn", ["--batch", "24", "--group", "16"], "--batch 24: use a multiple of --group 16"),
+        ("cliquecnn", ["--batch", "72", "--members", "8"], "at most 8 times it"),
         ("cliquecnn", ["--size", "16"], "HOG wants at least 32 px"),
     ],
 )
