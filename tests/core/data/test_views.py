@@ -8,8 +8,9 @@ from core.data.views import center_boxes, crop_draws, crop_resize, cut, random_b
 from core.rng import generator
 
 
-def images(n: int = 4, height: int = 50, width: int = 71) -> torch.Tensor:
-    return torch.randint(0, 256, (n, 3, height, width), dtype=torch.uint8, generator=generator(0))
+def images(n: int = 4, height: int = 50, width: int = 71, dtype: torch.dtype = torch.uint8) -> torch.Tensor:
+    drawn = torch.randint(0, 256, (n, 3, height, width), dtype=torch.uint8, generator=generator(0))
+    return drawn if dtype == torch.uint8 else drawn.to(dtype) / 255
 
 
 BOXES = torch.tensor(
@@ -39,20 +40,38 @@ def test_whole_pixel_boxes_equal_torchvisions_crop_and_flip(size: int, dtype: to
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
 def test_nothing_outside_the_box_is_read(dtype: torch.dtype) -> None:
-    image = images(1).to(dtype)
+    image = images(1, dtype=dtype)
     boxes = torch.tensor([[10, 20, 17, 23]])
-    spoilt = torch.full_like(image, 255)
+    spoilt = torch.ones_like(image)
     spoilt[..., 10:27, 20:43] = image[..., 10:27, 20:43]
     assert torch.equal(crop_resize(image, boxes, 24), crop_resize(spoilt, boxes, 24))
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
 def test_a_view_does_not_depend_on_the_padding_or_the_rest_of_the_batch(dtype: torch.dtype) -> None:
-    image = images(2, 40, 40).to(dtype)
+    image = images(2, 40, 40, dtype)
     boxes = torch.tensor([[1, 2, 30, 20], [0, 0, 40, 40]])
     padded = torch.nn.functional.pad(image, (0, 30, 0, 9))
     torch.testing.assert_close(crop_resize(padded, boxes, 16), crop_resize(image, boxes, 16))
     torch.testing.assert_close(crop_resize(image[1:], boxes[1:], 16), crop_resize(image, boxes, 16)[1:])
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
+def test_channels_lie_in_memory_as_they_like(dtype: torch.dtype) -> None:
+    image = images(dtype=dtype)
+    last = image.contiguous(memory_format=torch.channels_last)
+    tolerance = 1.01 / 255 if dtype == torch.uint8 else 0  # torch rounds the two kinds of bytes apart
+    torch.testing.assert_close(
+        crop_resize(last, BOXES, 16), crop_resize(image, BOXES, 16), atol=tolerance, rtol=0
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
+@pytest.mark.parametrize("size", [8, 200])
+def test_then_is_done_once_to_each_view_with_its_row(dtype: torch.dtype, size: int) -> None:
+    image, number = images(dtype=dtype), torch.arange(4.0)[:, None, None, None]
+    found = crop_resize(image, BOXES, size, then=lambda views, rows: views + number[rows])
+    torch.testing.assert_close(found, crop_resize(image, BOXES, size) + number)
 
 
 def test_random_boxes_stay_inside_with_the_asked_area_and_ratio() -> None:
