@@ -10,7 +10,9 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import matplotlib.pyplot as plt
 import torch
@@ -20,6 +22,7 @@ from tqdm import tqdm
 
 from core.data.decode import SUFFIXES
 from core.data.images import open_images
+from core.train.dist import Device
 
 IMAGENET = (375, 500)
 """The commonest height and width of ImageNet's photos, px."""
@@ -52,6 +55,20 @@ def write(
         axis.spines[["top", "right"]].set_visible(False)
     figure.savefig(out / f"{name}.png", dpi=110)
     plt.close(figure)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepConfig:
+    """What training steps are measured with."""
+
+    device: Device = "auto"
+    precision: Literal["fp32", "bf16"] = "fp32"
+    size: int = 64
+    batch: int = 64
+    rounds: int = 4
+    """How often each job is timed, after one time that does not count."""
+    out: Path = RESULTS
+    """Where the figures and their plot are written."""
 
 
 Job = Callable[[], object]

@@ -13,14 +13,13 @@ import tempfile
 import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Literal
 
 import torch
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
 
-from bench.common import RESULTS, Job, milliseconds, write
+from bench.common import Job, StepConfig, milliseconds, write
 from contrastive import simclr
 from core.data import scenes
 from core.data.images import open_images
@@ -28,28 +27,19 @@ from core.hha import hha
 from core.train.config import parse_command, user_errors
 from core.train.dist import World, keep_freed_memory, pick_device
 
-_RATE = "speed/images_per_second"
-
 
 @dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(StepConfig):
     """How cost grows with batch, size, threads, images and ranks, and which options pay."""
 
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    precision: Literal["fp32", "bf16"] = "fp32"
-    size: int = 64
-    batch: int = 64
     batches: tuple[int, ...] = (16, 32, 64, 128)
     sizes: tuple[int, ...] = (32, 64, 96, 128, 224)
     folders: tuple[int, ...] = (1000, 10_000, 50_000)
     """Numbers of images of folders to open."""
     ranks: tuple[int, ...] = (1, 2)
-    """Numbers of processes to share a batch: a thread each on a CPU, a GPU each otherwise. None = not measured."""
+    """Numbers of processes to share a batch, a core or a GPU each; left out where there are not so many."""
     compile: bool = True
     """Also torch.compile, which takes a minute and, on a CPU, a C++ compiler."""
-    rounds: int = 4
-    out: Path = RESULTS
-    """Where growth.json and growth.png are written."""
 
 
 class Growth:
@@ -132,7 +122,8 @@ class Growth:
     def by_ranks(self) -> dict[str, float]:
         """Images a second of whole trainings by torchrun: the same batch for each number of processes."""
         config, found = self.config, {}
-        for count in config.ranks:
+        most = torch.cuda.device_count() if self.device.type == "cuda" else os.cpu_count() or 1
+        for count in (count for count in config.ranks if count <= most):
             with tempfile.TemporaryDirectory() as runs:
                 command = [
                     sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}",
@@ -147,7 +138,9 @@ class Growth:
                 )
                 events = EventAccumulator(f"{runs}/run")
                 events.Reload()
-                found[str(count)] = events.Scalars(_RATE)[-1].value  # of the last steps: started by then
+                found[str(count)] = events.Scalars("speed/images_per_second")[
+                    -1
+                ].value  # of the last steps: started by then
         return found
 
     def measure(self) -> dict[str, dict[str, float]]:
@@ -171,9 +164,8 @@ class Growth:
                 {"96 px": (32, lambda: scenes.render(0, torch.arange(32), 96, device.type))}
             ),
             "HHA frames/s, 640x480": self.rates({"one": (1, lambda: hha(room, camera))}),
+            "images/s of trainings by ranks": self.by_ranks(),
         }
-        if config.ranks:
-            found["images/s of trainings by ranks"] = self.by_ranks()
         return {
             name: {key: float(f"{value:.3g}") for key, value in one.items()} for name, one in found.items()
         }

@@ -9,12 +9,10 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
-from typing import Literal
 
 from torch import Tensor, nn
 
-from bench.common import RESULTS, Job, milliseconds, write
+from bench.common import Job, StepConfig, milliseconds, write
 from contrastive import byol, moco, simclr
 from contrastive.views import ViewsMethod
 from core.adversarial import frozen
@@ -28,18 +26,11 @@ from recon import inpainting, superresolution
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(StepConfig):
     """Training steps beside the least they can cost."""
 
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    precision: Literal["fp32", "bf16"] = "fp32"
-    size: int = 64
-    batch: int = 64
     rounds: int = 7
-    """How often each job is timed, after one time that does not count."""
     scenes: int = 512
-    out: Path = RESULTS
-    """Where steps.json and steps.png are written."""
 
 
 class Bench:

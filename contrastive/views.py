@@ -18,7 +18,6 @@ from core.data import colours, views
 from core.data.colours import Recipe
 from core.nets.backbones import Backbone, Encoder
 from core.nets.specs import build_spec
-from core.rng import generator
 from core.sheet import sheet
 from core.train.config import TrainConfig
 from core.train.dist import World
@@ -75,11 +74,9 @@ class ViewsMethod(Method):
     def view(self, batch: Batch, which: int, *key: int) -> Tensor:
         """This rank's views (n,3,S,S) in [0,1] of a batch, drawn for ``key`` and for the global batch."""
         config, count = self.views_config, len(batch["image"]) * self.world.size
-        mine, recipe = self.world.part(count), self.recipes()[which]
-        random = (
-            generator(config.seed, *key, which, _CROPS), generator(config.seed, *key, which, _COLOURS),
-        )  # fmt: skip
-        return colours.random_views(batch, recipe, config.size, count, mine, random, config.smallest_crop)
+        key = (config.seed, *key, which)
+        recipe, mine = self.recipes()[which], self.world.part(count)
+        return colours.random_views(batch, recipe, config.size, config.smallest_crop, count, mine, key)
 
     def encoders(self) -> dict[str, Encoder]:
         return {"encoder": self.encoder}

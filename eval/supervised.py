@@ -26,7 +26,6 @@ from core.data import colours, views
 from core.data.colours import Recipe
 from core.data.images import Images, Split, held_out, open_images, open_labelled
 from core.nets.backbones import Backbone, Encoder
-from core.rng import generator
 from core.sheet import judged
 from core.train import optim
 from core.train.config import TrainConfig, parse_training, user_errors
@@ -161,14 +160,9 @@ class Supervised(Method):
     def view(self, batch: Batch, step: int) -> Tensor:
         """This rank's random crops (n,3,S,S) in [0,1], drawn for the global batch."""
         config, count = self.config, len(batch["image"]) * self.world.size
-        mine, crops = self.world.part(count), generator(config.seed, step, _CROPS)
-        if not config.strength:
-            return views.random_crops(batch, config.size, count, mine, crops, config.smallest_crop)
-        recipe = Recipe(grey=0, blur=0).jittered(config.strength)
-        changes = generator(config.seed, step, _COLOURS)
-        return colours.random_views(
-            batch, recipe, config.size, count, mine, (crops, changes), config.smallest_crop
-        )
+        recipe = Recipe(grey=0, blur=0).jittered(config.strength) if config.strength else None
+        mine, key = self.world.part(count), (config.seed, step)
+        return colours.random_views(batch, recipe, config.size, config.smallest_crop, count, mine, key)
 
     def features(self, image: Tensor) -> Tensor:
         """The encoder's coarsest map, averaged: (n,3,S,S) -> (n,C)."""

@@ -109,14 +109,11 @@ class ClustersMethod(Method):
     def view(self, batch: Batch, *key: int) -> Tensor:
         """This rank's random crops (n,3,S,S) in [0,1] of a batch, drawn for ``key`` and for the global batch."""
         config, count = self.clusters_config, len(batch["image"]) * self.world.size
-        mine, crops = self.world.part(count), generator(config.seed, *key, _CROPS)
-        if not config.strength:
-            return views.random_crops(batch, config.size, count, mine, crops, config.smallest_crop)
         recipe = Recipe(0.4, 0.4, 0.4, 0.1, jitter=1.0, blur=0.0).jittered(config.strength)
-        changes = generator(config.seed, *key, _COLOURS)
         return colours.random_views(
-            batch, recipe, config.size, count, mine, (crops, changes), config.smallest_crop
-        )
+            batch, recipe if config.strength else None, config.size, config.smallest_crop, count,
+            self.world.part(count), (config.seed, *key),
+        )  # fmt: skip
 
     @torch.no_grad()
     def represent(self, image: Tensor) -> Tensor:

@@ -17,6 +17,9 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from core.data import views
+from core.rng import generator
+
+_CROPS, _COLOURS = 1, 2  # what random numbers are for, the last part of their key
 
 
 @dataclass(frozen=True)
@@ -80,17 +83,20 @@ def draw(recipe: Recipe, n: int, generator: torch.Generator) -> Colours:
 
 def random_views(
     batch: Mapping[str, Tensor],
-    recipe: Recipe,
+    recipe: Recipe | None,
     size: int,
+    smallest: float,
     count: int,
     part: slice,
-    random: tuple[torch.Generator, torch.Generator],
-    smallest: float,
+    key: tuple[int, ...],
 ) -> Tensor:
-    """``views.random_crops`` of a batch, recoloured: (n,3,size,size) in [0,1]. random: for crops, and for colours."""
-    changes = draw(recipe, count, random[1])[part]
+    """``views.random_crops`` of a batch drawn for ``key``, recoloured (None: as they are): (n,3,S,S) in [0,1]."""
+    crops = generator(*key, _CROPS)
+    if recipe is None:
+        return views.random_crops(batch, size, count, part, crops, smallest)
+    changes = draw(recipe, count, generator(*key, _COLOURS))[part]
     return views.random_crops(
-        batch, size, count, part, random[0], smallest, lambda image, rows: recolour(image, changes[rows])
+        batch, size, count, part, crops, smallest, lambda image, rows: _recolour(image, changes[rows])
     )
 
 
