@@ -1,7 +1,8 @@
 """Two augmented views of each image of a folder of JPEG: images a second, side by side with peers' loaders.
 
 ``make bench``; or ``python -m bench.loaders --data FOLDER``, with lightly and stable-pretraining installed. All have
-the same crops and colours (SimCLR's), the same batches and two workers (ours: two threads of torch). In each round
+the same crops and colours (SimCLR's), the same batches and two workers (ours: as many threads of one process, as in a
+training by one; "ranks": as many processes of one thread that share each batch, as in one by torchrun). In each round
 every contender makes a pass of some epochs, one after the other; figures are medians over the rounds. "first pass" is
 one epoch of ours with an empty cache: decoding, writing it and the views.
 """
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import importlib.util
 import itertools
+import multiprocessing
 import statistics
 import tempfile
 import time
@@ -48,7 +50,7 @@ class Config:
     batch: int = 64
     workers: int = 2
     rounds: int = 3
-    epochs: int = 3
+    epochs: int = 16
     """Of each pass, whose start counts as well; workers stay from one epoch to the next. A first pass has one."""
     images: int = 512
     """How many of the folder's images, at most."""
@@ -57,20 +59,46 @@ class Config:
 
 
 class Ours:
-    """This project's loader and SimCLR's views, from a cache in ``cache``."""
+    """This project's loader and SimCLR's views, from a cache in ``cache``; by one process, or by ``ranks`` of one
+    thread, this one among them."""
 
-    def __init__(self, folder: Path, size: int, config: Config, cache: Path) -> None:
+    def __init__(self, folder: Path, size: int, config: Config, cache: Path, ranks: int = 1) -> None:
         self.folder, self.size, self.config, self.cache = folder, size, config, cache
         settings = simclr.Config(size=size, batch=config.batch)
-        self.method = simclr.SimCLR(settings, World(torch.device("cpu")))
+        worlds = [World(torch.device("cpu"), rank, ranks) for rank in range(ranks)]
+        self.methods = [simclr.SimCLR(settings, world) for world in worlds]
 
     def __call__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        mine, *theirs = self.methods
+        if not theirs:
+            yield from self.views(mine)
+            return
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        fork = multiprocessing.get_context("fork")
+        others = [fork.Process(target=self.unseen, args=(method,)) for method in theirs]
+        for process in others:
+            process.start()
+        yield from self.views(mine)
+        for process in others:
+            process.join()
+            assert process.exitcode == 0
+        torch.set_num_threads(threads)
+
+    def views(self, method: simclr.SimCLR) -> Iterator[tuple[Tensor, Tensor]]:
+        """Of its rank's part of each batch."""
+        config, world = self.config, method.world
         split = open_images(str(self.folder), self.size, cache_dir=self.cache, quiet=True)
-        loader = Loader(split.train, self.config.batch, seed=0)
+        loader = Loader(split.train, config.batch, seed=0, rank=world.rank, world=world.size)
         with loader.iterate(0) as batches:
-            for step in range(self.config.epochs * (len(split.train) // self.config.batch)):
+            for step in range(config.epochs * (len(split.train) // config.batch)):
                 batch = next(batches)
-                yield self.method.view(batch, 0, step), self.method.view(batch, 1, step)
+                yield method.view(batch, 0, step), method.view(batch, 1, step)
+
+    def unseen(self, method: simclr.SimCLR) -> None:
+        torch.set_num_threads(1)
+        for _ in self.views(method):
+            pass
 
 
 class FirstPass(Ours):
@@ -145,11 +173,11 @@ PEERS = {"lightly": lightlys, "stable_pretraining": stable_pretrainings, "torchv
 
 
 def rate(one: Pass, batch: int) -> float:
-    """Images a second of a whole pass, its start included."""
+    """Images a second of a whole pass, its start included. batch: of all ranks."""
     start, count = time.perf_counter(), 0
     for first, second in one():
         assert first.shape == second.shape
-        assert len(first) == batch
+        assert batch % len(first) == 0
         count += batch
     return count / (time.perf_counter() - start)
 
@@ -158,6 +186,7 @@ def measure(config: Config, folder: Path, size: int) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as cache:
         contenders: dict[str, Pass] = {
             "ours": Ours(folder, size, config, Path(cache)),
+            "ours, ranks": Ours(folder, size, config, Path(cache), config.workers or 1),
             "ours, first pass": FirstPass(folder, size, replace(config, epochs=1), Path(cache)),
         }  # fmt: skip
         contenders |= {
@@ -176,11 +205,14 @@ def run(config: Config) -> None:
     with photos(config.data, config.images, config.like_imagenet) as folder:
         rates = {f"{size} px": measure(config, folder, size) for size in config.sizes}
     ratios = {
-        size: {name: round(found["ours"] / value, 2) for name, value in found.items() if name != "ours"}
-        for size, found in rates.items()
+        f"{ours}, over": {
+            size: {name: round(found[ours] / value, 2) for name, value in found.items() if name != ours}
+            for size, found in rates.items()
+        }
+        for ours in ("ours", "ours, ranks")
     }
     settings = asdict(config) | {"data": (config.data or Path("scenes")).name, "out": ""}
-    result = {"images a second": rates, "ours over": ratios, "settings": settings}
+    result = {"images a second": rates, **ratios, "settings": settings}
     write(
         result,
         {f"two views, {size}: images/s": found for size, found in rates.items()},

@@ -7,7 +7,6 @@ in one batch norm is another method.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -16,10 +15,11 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from contrastive.momentum import follow, follower, rising
-from contrastive.views import ViewsConfig, ViewsMethod, logged_spread, mlp, pooled, within
+from contrastive.views import ViewsConfig, ViewsMethod, logged_spread, mlp
 from core.data.colours import Recipe
+from core.nets.encoder import Encoder
 from core.train import optim
-from core.train.config import parse_training, user_errors
+from core.train.config import parse_training, user_errors, within
 from core.train.dist import World
 from core.train.loop import train
 from core.train.method import Batch
@@ -43,8 +43,7 @@ class Config(ViewsConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        least = {"hidden": 1, "dim": 1, "lr": 0, "weight_decay": 0, "warmup": 0}
-        within(self, {name: (bound, math.inf) for name, bound in least.items()} | {"momentum": (0, 1)})
+        within(self, hidden=1, dim=1, lr=0, weight_decay=0, warmup=0, momentum=(0, 1))
 
 
 def demo() -> Config:
@@ -108,11 +107,12 @@ class BYOL(ViewsMethod):
         self.online.train()
         self.target.train()
         encoder, projector = self.target
+        assert isinstance(encoder, Encoder)
         with self.world.autocast():
-            projections = [self.projector(pooled(self.encoder(view))) for view in views]
+            projections = [self.projector(self.encoder.vectors(view)) for view in views]
             predictions = [self.predictor(projection).float() for projection in projections]
             with torch.no_grad():
-                targets = [projector(pooled(encoder(view))).float() for view in views]
+                targets = [projector(encoder.vectors(view)).float() for view in views]
         loss = regression_loss(predictions[0], targets[1]) + regression_loss(predictions[1], targets[0])
         loss.backward()
         optimizer = self.optimizers["online"]

@@ -13,7 +13,6 @@ the authors' are grey and cut at random by a sixteenth.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -23,21 +22,13 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate, pad
 
 from contrastive.infonce import info_nce, retrieval
-from contrastive.views import (
-    collapse_warning,
-    logged_spread,
-    pixels,
-    pooled,
-    random_features,
-    spread_and_knn,
-    within,
-)
+from contrastive.views import collapse_warning, logged_spread, spread_and_knn, untrained
 from core.data import views
 from core.nets.backbones import Backbone, Encoder
 from core.rng import generator
 from core.sheet import sheet
 from core.train import optim
-from core.train.config import TrainConfig, parse_training, user_errors
+from core.train.config import TrainConfig, parse_training, user_errors, within
 from core.train.dist import World
 from core.train.loop import train
 from core.train.method import Batch, Method
@@ -58,10 +49,7 @@ class Config(TrainConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        within(
-            self,
-            {name: (least, math.inf) for name, least in {"patch": 2, "dim": 2, "rows": 1, "lr": 0}.items()},
-        )
+        within(self, patch=2, dim=2, rows=1, lr=0)
         if self.patch % 2 or self.size % (self.patch // 2):
             raise ValueError(
                 f"--size {self.size} must be a multiple of half of --patch {self.patch}, an even number"
@@ -180,7 +168,7 @@ class CPC(Method):
         count, grid = len(image), config.grid
         cut = patches(image, config.patch).flatten(0, 2)  # (N*G*G,3,p,p)
         with self.world.autocast():
-            code = self.project(pooled(self.encoder(cut)))  # (N*G*G,D)
+            code = self.project(self.encoder.vectors(cut))  # (N*G*G,D)
         return code.float().view(count, grid, grid, -1).permute(0, 3, 1, 2)
 
     def contrasts(
@@ -247,7 +235,7 @@ class CPC(Method):
     @torch.no_grad()
     def embed(self, batch: Batch) -> tuple[Tensor, Tensor]:
         image = self.centered(batch)
-        return pooled(self.encoder(image)).float(), image
+        return self.encoder.vectors(image).float(), image
 
     @torch.no_grad()
     def evaluate(self, batches: Iterable[Batch]) -> dict[str, float]:
@@ -267,10 +255,9 @@ class CPC(Method):
     def floors(self, batches: Iterable[Batch]) -> dict[str, dict[str, float]]:
         every = list(batches)
         labels = [batch["label"] for batch in every if "label" in batch]
-        random = random_features(self.encoder, self.config.seed)
         return {
             name: spread_and_knn(torch.cat([way(self.centered(batch)) for batch in every]), labels)
-            for name, way in (("pixels", pixels), ("random init", random))
+            for name, way in untrained(self.encoder, self.config.seed).items()
         }
 
 

@@ -10,7 +10,6 @@ ranks, and on one device each part of the batch is normalised by itself (``--nor
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -21,11 +20,12 @@ from torch.nn.functional import normalize
 
 from contrastive.infonce import info_nce, retrieval
 from contrastive.momentum import Queue, follow, follower
-from contrastive.views import ViewsConfig, ViewsMethod, logged_spread, mlp, pooled, within
+from contrastive.views import ViewsConfig, ViewsMethod, logged_spread, mlp
 from core.data.colours import Recipe
+from core.nets.encoder import Encoder
 from core.rng import generator
 from core.train import optim
-from core.train.config import parse_training, user_errors
+from core.train.config import parse_training, user_errors, within
 from core.train.dist import World
 from core.train.loop import train
 from core.train.method import Batch
@@ -54,8 +54,7 @@ class Config(ViewsConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        least = {"temperature": 0, "dim": 1, "lr": 0, "weight_decay": 0}
-        within(self, {name: (bound, math.inf) for name, bound in least.items()} | {"momentum": (0, 1)})
+        within(self, temperature=0, dim=1, lr=0, weight_decay=0, momentum=(0, 1))
         keys = self.batch * (2 if self.symmetric else 1)
         if self.queue < keys:
             raise ValueError(f"--queue {self.queue} is shorter than what one step adds, {keys}")
@@ -134,7 +133,7 @@ class MoCo(ViewsMethod):
         losses, pushed, scalars = [], [], {}
         for number, (query_view, key_view) in enumerate(pairs):
             with self.world.autocast():
-                query = self.projector(pooled(self.encoder(query_view)))
+                query = self.projector(self.encoder.vectors(query_view))
             query = normalize(query.float(), dim=1)  # (n,D)
             key = self.key(key_view, 2 * step + number)  # (n,D)
             positive = (query * key).sum(1, keepdim=True)  # (n,1)
@@ -157,9 +156,10 @@ class MoCo(ViewsMethod):
         everywhere = self.world.gather(image)  # (N,3,S,S)
         order = torch.randperm(len(everywhere), generator=generator(self.config.seed, draw, _SHUFFLE))
         encoder, projector = self.keys
+        assert isinstance(encoder, Encoder)
         self.keys.train()
         with self.world.autocast():
-            shuffled = projector(pooled(encoder(everywhere[self.world.slice(order)])))
+            shuffled = projector(encoder.vectors(everywhere[self.world.slice(order)]))
         keys = self.world.gather(normalize(shuffled.float(), dim=1))  # (N,D), in that order
         return keys[self.world.slice(order.argsort())]
 

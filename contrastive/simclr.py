@@ -6,7 +6,6 @@ thrown away. Settings are the paper's. Over ranks the embeddings are gathered: t
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from contrastive.infonce import info_nce, nt_xent_logits, retrieval
-from contrastive.views import ViewsConfig, ViewsMethod, logged_spread, mlp, pooled, within
+from contrastive.views import ViewsConfig, ViewsMethod, logged_spread, mlp
 from core.train import optim
-from core.train.config import parse_training, user_errors
+from core.train.config import parse_training, user_errors, within
 from core.train.dist import World
 from core.train.loop import train
 from core.train.method import Batch
@@ -38,8 +37,7 @@ class Config(ViewsConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        least = {"temperature": 1e-3, "dim": 1, "lr": 0, "weight_decay": 0, "warmup": 0}
-        within(self, {name: (bound, math.inf) for name, bound in least.items()})
+        within(self, temperature=1e-3, dim=1, lr=0, weight_decay=0, warmup=0)
 
 
 def demo() -> Config:
@@ -87,7 +85,7 @@ class SimCLR(ViewsMethod):
         first, second = self.view(batch, 0, step), self.view(batch, 1, step)
         self.encoder.train()
         with self.world.autocast():
-            embeddings = self.projector(pooled(self.encoder(torch.cat([first, second]))))  # (2n,D)
+            embeddings = self.projector(self.encoder.vectors(torch.cat([first, second])))  # (2n,D)
         mine = embeddings.float().chunk(2)
         whole = [self.world.gather(view) for view in mine]  # (N,D) each
         logits, positive = nt_xent_logits(whole[0], whole[1], config.temperature)

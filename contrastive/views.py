@@ -10,20 +10,19 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import interpolate, normalize
+from torch.nn.functional import normalize
 
 from contrastive.infonce import COLLAPSED, COLLAPSED_RANK, spread
 from core import knn
 from core.data import colours, views
 from core.data.colours import Recipe
 from core.nets.backbones import Backbone, Encoder
-from core.nets.specs import build_spec
+from core.nets.pixels import Pixels
+from core.nets.specs import fresh
 from core.sheet import sheet
-from core.train.config import TrainConfig
+from core.train.config import TrainConfig, within
 from core.train.dist import World
 from core.train.method import Batch, Method
-
-_CROPS, _COLOURS = 1, 2  # what random numbers are for, the last part of their key
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,9 +45,7 @@ class ViewsConfig(TrainConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 < self.smallest_crop <= 1:
-            raise ValueError(f"--smallest-crop must be in (0, 1], not {self.smallest_crop}")
-        within(self, {"size": (2, math.inf), "strength": (0, math.inf), "blur": (0, 1)})
+        within(self, size=2, smallest_crop=views.SMALLEST_CROP, strength=0, blur=(0, 1))
         if self.batch < 2:
             raise ValueError("--batch must be at least 2: one image has nothing to differ from")
 
@@ -98,7 +95,7 @@ class ViewsMethod(Method):
         """What eval moves: the encoder's coarsest map, averaged; (N,3,S,S) -> (N,D)."""
         training = self.encoder.training
         with self.world.autocast():
-            features = pooled(self.encoder.eval()(image)).float()
+            features = self.encoder.eval().vectors(image).float()
         self.encoder.train(training)
         return features
 
@@ -111,10 +108,8 @@ class ViewsMethod(Method):
 
     def floors(self, batches: Iterable[Batch]) -> dict[str, dict[str, float]]:
         every = list(batches)
-        random = random_features(self.encoder, self.views_config.seed)
-        return {
-            name: self._figures(every, way) for name, way in (("pixels", pixels), ("random init", random))
-        }
+        ways = untrained(self.encoder, self.views_config.seed)
+        return {name: self._figures(every, way) for name, way in ways.items()}
 
     def _figures(self, batches: Iterable[Batch], represent: Callable[[Tensor], Tensor]) -> dict[str, float]:
         """On held-out images: spread of the features, and how often an image's neighbours have its label.
@@ -133,15 +128,6 @@ class ViewsMethod(Method):
         figures["same_image"] = 100 * own.item()
         figures.setdefault("knn", figures["same_image"])
         return figures
-
-
-def within(config: TrainConfig, ranges: Mapping[str, tuple[float, float]]) -> None:
-    """ValueError of one line for the first setting outside its range, whose ends are allowed."""
-    for name, (least, most) in ranges.items():
-        value = getattr(config, name)
-        if not least <= value <= most:
-            limits = f"at least {least:g}" if most == math.inf else f"in [{least:g}, {most:g}]"
-            raise ValueError(f"--{name.replace('_', '-')} must be {limits}, not {value:g}")
 
 
 def collapse_warning(scalars: Mapping[str, float]) -> list[str]:
@@ -167,23 +153,13 @@ def spread_and_knn(features: Tensor, labels: list[Tensor]) -> dict[str, float]:
     return figures | ({"knn": 100 * knn.leave_one_out(features, torch.cat(labels))} if labels else {})
 
 
-def pixels(image: Tensor) -> Tensor:
-    """Features that need no network: images (N,3,S,S) at 32 px, (N,3072)."""
-    return interpolate(image, (32, 32), mode="bilinear", antialias=True).flatten(1)
-
-
-def random_features(encoder: Encoder, seed: int) -> Callable[[Tensor], Tensor]:
-    """``pooled`` of a network like ``encoder`` with fresh weights."""
-    device = next(encoder.parameters()).device
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        fresh = build_spec(encoder.spec.plain()).to(device).eval()
-    return torch.no_grad()(lambda image: pooled(fresh(image)).float())
-
-
-def pooled(features: dict[int, Tensor]) -> Tensor:
-    """The coarsest feature map averaged over its positions, (N,C)."""
-    return features[max(features)].mean((2, 3))
+def untrained(encoder: Encoder, seed: int) -> dict[str, Callable[[Tensor], Tensor]]:
+    """What needs no training: an image's pixels, and a network like ``encoder`` with random weights; images (N,3,S,S)
+    -> (N,D)."""
+    nets = {"pixels": Pixels().build(), "random init": fresh(encoder, seed)}
+    return {
+        name: torch.no_grad()(lambda image, net=net: net.vectors(image).float()) for name, net in nets.items()
+    }
 
 
 def mlp(widths: tuple[int, ...], *, norm: bool, last_norm: bool = False, bias: bool = True) -> nn.Sequential:

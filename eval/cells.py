@@ -26,6 +26,7 @@ from core.nets.encoder import Encoder
 from core.nets.specs import build_spec
 from core.rng import mixed
 from core.train import checkpoint
+from core.train.config import within
 from core.train.dist import Device, pick_device
 
 T = TypeVar("T")
@@ -45,14 +46,7 @@ class RunSettings:
     """auto: bf16 autocast on a GPU, fp32 elsewhere. bf16 also pays on CPUs with AMX or AVX512-BF16."""
 
     def __post_init__(self) -> None:
-        positive(self, "seeds")
-
-
-def positive(settings: Any, *names: str) -> None:
-    """ValueError where one of these settings is less than 1."""
-    for name in names:
-        if getattr(settings, name) < 1:
-            raise ValueError(f"--{name.replace('_', '-')} must be at least 1, not {getattr(settings, name)}")
+        within(self, seeds=1)
 
 
 @dataclass(frozen=True)

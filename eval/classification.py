@@ -20,7 +20,7 @@ from core.data.images import Split, open_labelled
 from core.data.multilabel import MULTILABEL, open_multilabel
 from core.nets.encoder import Encoder
 from core.train import checkpoint
-from core.train.config import parse_command, user_errors
+from core.train.config import parse_command, user_errors, within
 from eval.cells import (
     Cell,
     Machine,
@@ -29,7 +29,6 @@ from eval.cells import (
     Subject,
     Task,
     named,
-    positive,
     settle_statistics,
     spaced,
 )
@@ -64,8 +63,8 @@ class ClassificationSettings(RunSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        positive(
-            self, "numbers", "steps_linear", "batch_linear", "steps_tuned", "batch_tuned", "labelled_scenes"
+        within(
+            self, numbers=1, steps_linear=1, batch_linear=1, steps_tuned=1, batch_tuned=1, labelled_scenes=1
         )
         if not all(0 < part < 1 for part in self.labels):
             raise ValueError(f"--labels must be between 0 and 1, not {self.labels}")

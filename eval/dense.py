@@ -24,13 +24,13 @@ from tqdm import tqdm
 from core.nets.encoder import Encoder
 from core.rng import generator, mixed
 from core.sheet import sheet
+from core.train.config import within
 from eval.cells import (
     Cell,
     Machine,
     RunSettings,
     Subject,
     Task,
-    positive,
     settle_statistics,
     spaced,
     warmed,
@@ -66,7 +66,7 @@ class DenseSettings(RunSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        positive(self, "steps_frozen", "steps_finetune", "batch_dense", "crop", "train_scenes")
+        within(self, steps_frozen=1, steps_finetune=1, batch_dense=1, crop=1, train_scenes=1)
 
 
 @dataclass(frozen=True)

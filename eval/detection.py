@@ -29,7 +29,7 @@ from tqdm import tqdm
 from core.data.boxes import Boxed, Things, open_boxes
 from core.nets.encoder import Encoder
 from core.rng import generator, mixed
-from core.train.config import parse_command, user_errors
+from core.train.config import parse_command, user_errors, within
 from eval.cells import (
     Cell,
     Machine,
@@ -38,7 +38,6 @@ from eval.cells import (
     Subject,
     Task,
     named,
-    positive,
     settle_statistics,
     spaced,
     warmed,
@@ -69,7 +68,7 @@ class DetectionSettings(RunSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        positive(self, "detection_steps", "detection_batch", "detection_width", "detection_scenes")
+        within(self, detection_steps=1, detection_batch=1, detection_width=1, detection_scenes=1)
         if self.detection_width % 32:
             raise ValueError(f"--detection-width must be a multiple of 32, not {self.detection_width}")
         if self.detection_size < 0 or 0 < self.detection_size < 64:

@@ -39,7 +39,7 @@ def finetune(
 
     def logits(image: Tensor) -> Tensor:
         with machine.autocast():
-            return head(encoder.vector(encoder(image)).float()).float()[:, None]  # (n,1,K)
+            return head(encoder.vectors(image).float()).float()[:, None]  # (n,1,K)
 
     for step in tqdm(range(steps), desc=f"all layers, seed {seed}", leave=False, disable=None):
         random = generator(seed, step, 8)

@@ -28,12 +28,10 @@ from core.data.images import Images, Split, held_out, open_images, open_labelled
 from core.nets.backbones import Backbone, Encoder
 from core.sheet import judged
 from core.train import optim
-from core.train.config import TrainConfig, parse_training, user_errors
+from core.train.config import TrainConfig, parse_training, user_errors, within
 from core.train.dist import World
 from core.train.loop import storage, train
 from core.train.method import Batch, Method
-
-_CROPS, _COLOURS = 1, 2  # what random numbers are for, the last part of their key
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,10 +59,7 @@ class Config(TrainConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 < self.smallest_crop <= 1:
-            raise ValueError(f"--smallest-crop must be in (0, 1], not {self.smallest_crop}")
-        if self.strength < 0:
-            raise ValueError(f"--strength must not be negative, not {self.strength}")
+        within(self, smallest_crop=views.SMALLEST_CROP, strength=0)
         if not 0 <= self.smoothing < 1:
             raise ValueError(f"--smoothing must be in [0, 1), not {self.smoothing}")
 

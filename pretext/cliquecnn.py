@@ -30,7 +30,7 @@ from torch.nn.functional import cross_entropy, linear, normalize
 from core.data.loader import Indexed
 from core.rng import generator
 from core.train import optim
-from core.train.config import at_least, parse_training, user_errors
+from core.train.config import parse_training, user_errors, within
 from core.train.dist import World
 from core.train.loop import train
 from core.train.method import Batch
@@ -55,7 +55,7 @@ class Config(ClustersConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        at_least(self, {"cliques": 2, "members": 2, "group": 2, "rounds": 1, "components": 1})
+        within(self, cliques=2, members=2, group=2, rounds=1, components=1)
         if self.cliques % self.group:
             raise ValueError(f"--cliques {self.cliques}: use a multiple of --group {self.group}")
         if self.batch % self.group or self.batch > self.group * self.members:
@@ -214,7 +214,7 @@ class CliqueCNN(ClustersMethod):
         rows = slice(group * self.config.group, (group + 1) * self.config.group)
         self.encoder.train()
         with self.world.autocast():
-            features = self.encoder.vector(self.encoder(image))
+            features = self.encoder.vectors(image)
             logits = linear(features, self.classifier.weight[rows], self.classifier.bias[rows])  # (n,r)
         loss = cross_entropy(logits.float(), clique)
         loss.backward()

@@ -25,14 +25,13 @@ from core.data.colours import Recipe
 from core.data.loader import Indexed
 from core.nets.backbones import Backbone, Encoder
 from core.nets.planes import Planes
-from core.nets.specs import build_spec
+from core.nets.specs import fresh
 from core.rng import generator
 from core.sheet import sheet
-from core.train.config import TrainConfig, at_least
+from core.train.config import TrainConfig, within
 from core.train.dist import World
 from core.train.method import Batch, Method
 
-_CROPS, _COLOURS = 1, 2  # what random numbers are for, the last part of their key
 _CHUNK = 256  # images whose features are computed at once
 COLLAPSED = 0.5
 """Part of the images in one cluster from which on there is not much to learn."""
@@ -61,9 +60,7 @@ class ClustersConfig(TrainConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 < self.smallest_crop <= 1:
-            raise ValueError(f"--smallest-crop must be in (0, 1], not {self.smallest_crop}")
-        at_least(self, {"strength": 0, "lr": 0, "weight_decay": 0})
+        within(self, smallest_crop=views.SMALLEST_CROP, strength=0, lr=0, weight_decay=0)
 
     def build(self) -> Encoder:
         backbone = Backbone(name=self.encoder, norm=self.norm, stem=self.stem)
@@ -128,7 +125,7 @@ class ClustersMethod(Method):
     def _vectors(self, encoder: Encoder, image: Tensor) -> Tensor:
         training = encoder.training
         with self.world.autocast():
-            features = encoder.vector(encoder.eval()(image)).float()
+            features = encoder.eval().vectors(image).float()
         encoder.train(training)
         return features
 
@@ -209,12 +206,10 @@ class ClustersMethod(Method):
         rows = {"chance": {"accuracy": self.evaluate(every)["chance"], "above_chance": 0.0}}
         labels = [batch["label"] for batch in every if "label" in batch]
         if labels:
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(self.clusters_config.seed)
-                fresh = build_spec(self.encoder.spec.plain()).to(self.world.device).eval()
+            random = fresh(self.encoder, self.clusters_config.seed)
             crops = [views.center_crops(batch, self.clusters_config.size) for batch in every]
             with torch.no_grad():
-                features = torch.cat([fresh.vector(fresh(image)).float() for image in crops])
+                features = torch.cat([random.vectors(image).float() for image in crops])
             rows["random init"] = nearest_figures(features, labels)
         return rows
 

@@ -26,7 +26,7 @@ from torchvision.utils import draw_bounding_boxes
 
 from core.nets.backbones import IMAGENET_MEAN
 from core.sheet import GREEN, RED, sheet
-from core.train.config import at_least, parse_training, user_errors
+from core.train.config import parse_training, user_errors, within
 from core.train.dist import World
 from core.train.loop import train
 from core.train.method import Batch
@@ -58,7 +58,7 @@ class Config(PuzzleConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        at_least(self, {"patch": 2, "gap": 0, "jitter": 0, "dim": 1, "hidden": 1})
+        within(self, patch=2, gap=0, jitter=0, dim=1, hidden=1)
         needed = 3 * self.patch + 2 * (self.gap + self.jitter)
         if self.size < needed:
             raise ValueError(
@@ -187,7 +187,7 @@ class Context(PuzzleMethod):
         return projected(patches) if self.config.colour == "project" else patches
 
     def logits(self, shown: Tensor) -> Tensor:
-        return self.fusion(self.encoder.vector(self.encoder(shown.flatten(0, 1))))  # (2n,3,p,p) -> (n,8)
+        return self.fusion(self.encoder.vectors(shown.flatten(0, 1)))  # (2n,3,p,p) -> (n,8)
 
     # --- looking and measuring --------------------------------------------------------------------------------
 

@@ -26,7 +26,7 @@ from torch.nn.functional import cross_entropy
 from core.data.loader import Indexed
 from core.rng import generator
 from core.train import optim
-from core.train.config import at_least, parse_training, user_errors
+from core.train.config import parse_training, user_errors, within
 from core.train.dist import World
 from core.train.loop import train
 from core.train.method import Batch
@@ -56,7 +56,7 @@ class Config(ClustersConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        at_least(self, {"clusters": 2, "components": 1, "iterations": 1, "every": 0})
+        within(self, clusters=2, components=1, iterations=1, every=0)
 
 
 def demo() -> Config:
@@ -144,7 +144,7 @@ class DeepCluster(ClustersMethod):
         image = self.view(batch, step)
         self.encoder.train()
         with self.world.autocast():
-            logits = self.classifier(self.encoder.vector(self.encoder(image)))  # (n,k)
+            logits = self.classifier(self.encoder.vectors(image))  # (n,k)
         each = cross_entropy(logits.float(), label, reduction="none")
         loss = (self.clusters["weights"][label] * each).mean()
         loss.backward()

@@ -28,7 +28,7 @@ from core.nets.encoder import Encoder
 from core.rng import generator
 from core.sheet import judged
 from core.train import optim
-from core.train.config import parse_training, user_errors
+from core.train.config import parse_training, user_errors, within
 from core.train.dist import World
 from core.train.loop import train
 from core.train.method import Batch, Method
@@ -54,8 +54,7 @@ class Config(VideoConfig):
         super().__post_init__()
         if self.tau_max < 2:
             raise ValueError(f"--tau-max must be at least 2, not {self.tau_max}: a frame must fit between")
-        if self.tau_min < 1:
-            raise ValueError(f"--tau-min must be at least 1, not {self.tau_min}")
+        within(self, tau_min=1)
         if not 0 < self.in_order < 1:
             raise ValueError(f"--in-order must be in (0, 1), not {self.in_order:g}")
 

@@ -33,7 +33,7 @@ from torchvision.transforms.functional import rgb_to_grayscale
 from core.nets.backbones import IMAGENET_MEAN, IMAGENET_STD
 from core.rng import generator
 from core.sheet import framed, judged, sheet
-from core.train.config import at_least, parse_training, user_errors
+from core.train.config import parse_training, user_errors, within
 from core.train.dist import World
 from core.train.loop import train
 from core.train.method import Batch
@@ -86,9 +86,7 @@ class Config(PuzzleConfig):
             )
         if not 2 <= self.permutations <= MOST:
             raise ValueError(f"--permutations must be from 2 to {MOST}, not {self.permutations}")
-        if not 0 <= self.grey <= 1:
-            raise ValueError(f"--grey must be in [0, 1], not {self.grey:g}")
-        at_least(self, {"shift": 0, "dim": 1, "hidden": 1})
+        within(self, grey=(0, 1), shift=0, dim=1, hidden=1)
 
     @property
     def gap(self) -> int:
@@ -238,7 +236,7 @@ class Jigsaw(PuzzleMethod):
         return taken(tiles, self.orders.to(order.device)[order]), order
 
     def logits(self, shown: Tensor) -> Tensor:
-        return self.fusion(self.encoder.vector(self.encoder(shown.flatten(0, 1))))  # (9n,3,t,t) -> (n,K)
+        return self.fusion(self.encoder.vectors(shown.flatten(0, 1)))  # (9n,3,t,t) -> (n,K)
 
     # --- looking and measuring --------------------------------------------------------------------------------
 

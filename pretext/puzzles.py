@@ -22,7 +22,7 @@ from core.data import views
 from core.nets.backbones import Backbone, Encoder
 from core.rng import generator
 from core.train import optim
-from core.train.config import TrainConfig
+from core.train.config import TrainConfig, within
 from core.train.dist import World
 from core.train.method import Batch, Method
 
@@ -50,13 +50,7 @@ class PuzzleConfig(TrainConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 < self.smallest_crop <= 1:
-            raise ValueError(f"--smallest-crop must be in (0, 1], not {self.smallest_crop:g}")
-        for name in ("lr", "weight_decay", "warmup"):
-            if getattr(self, name) < 0:
-                raise ValueError(
-                    f"--{name.replace('_', '-')} must not be negative, not {getattr(self, name):g}"
-                )
+        within(self, smallest_crop=views.SMALLEST_CROP, lr=0, weight_decay=0, warmup=0)
         if self.encoder == "alexnet" and self.stem == "small":
             raise ValueError("--stem small is for ResNets only, not for alexnet")
 
@@ -93,14 +87,9 @@ class PuzzleMethod(Method):
 
     def optimize(self) -> None:
         """One optimizer for all networks."""
-        config, every = self.puzzle_config, list(nn.ModuleList(self.networks.values()).parameters())
-        self.optimizers = {
-            "all": torch.optim.AdamW(every, config.lr, weight_decay=config.weight_decay)
-            if config.optimizer == "adam"
-            else torch.optim.SGD(
-                every, config.lr, momentum=0.9, nesterov=True, weight_decay=config.weight_decay
-            )
-        }
+        config, every = self.puzzle_config, nn.ModuleList(self.networks.values())
+        optimizer = optim.choose(config.optimizer, every, config.lr, config.weight_decay, nesterov=True)
+        self.optimizers = {"all": optimizer}
 
     def falling(self, step: int) -> float:
         """A factor on the learning rate."""
@@ -169,8 +158,7 @@ class PuzzleMethod(Method):
     def embed(self, batch: Batch) -> tuple[Tensor, Tensor]:
         image = views.center_crops(batch, self.puzzle_config.size)
         with self.world.autocast():
-            maps = self.encoder.eval()(image)
-            return self.encoder.vector(maps).float(), image
+            return self.encoder.eval().vectors(image).float(), image
 
 
 class Fusion(nn.Module):

@@ -92,7 +92,7 @@ class Rotation(PuzzleMethod):
         return torch.cat([turned(image, k) for k in range(TURNS)]), turns
 
     def logits(self, shown: Tensor) -> Tensor:
-        return self.classifier(self.encoder.vector(self.encoder(shown)))
+        return self.classifier(self.encoder.vectors(shown))
 
     # --- looking and measuring --------------------------------------------------------------------------------
 

@@ -21,7 +21,7 @@ from torch.nn.functional import cross_entropy
 
 from core.data.loader import Indexed
 from core.train import optim
-from core.train.config import at_least, parse_training, user_errors
+from core.train.config import parse_training, user_errors, within
 from core.train.dist import World
 from core.train.loop import train
 from core.train.method import Batch
@@ -41,7 +41,7 @@ class Config(ClustersConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        at_least(self, {"clusters": 2, "heads": 1, "labellings": 1})
+        within(self, clusters=2, heads=1, labellings=1)
         if self.sharpness <= 0:
             raise ValueError(f"--sharpness must be positive, not {self.sharpness:g}")
 
@@ -147,7 +147,7 @@ class SeLa(ClustersMethod):
         image = self.view(batch, step)
         self.encoder.train()
         with self.world.autocast():
-            logits = self.split(self.heads(self.encoder.vector(self.encoder(image))))
+            logits = self.split(self.heads(self.encoder.vectors(image)))
         loss = cross_entropy(logits.float().flatten(0, 1), labels.flatten())
         loss.backward()
         optimizer = self.optimizers["both"]

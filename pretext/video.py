@@ -19,7 +19,7 @@ from core.nets.encoder import Encoder
 from core.rng import generator
 from core.sheet import framed
 from core.train import optim
-from core.train.config import TrainConfig, at_least
+from core.train.config import TrainConfig, within
 from core.train.dist import World
 from core.train.loop import storage
 from core.train.method import Batch
@@ -64,12 +64,18 @@ class VideoConfig(TrainConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 < self.smallest_crop <= 1:
-            raise ValueError(f"--smallest-crop must be in (0, 1], not {self.smallest_crop:g}")
-        if not 0 <= self.jitter <= 1:
-            raise ValueError(f"--jitter must be in [0, 1], not {self.jitter:g}")
-        least = {"frames": 2, "every": 1, "tuples": 1, "dim": 1, "lr": 0, "weight_decay": 0, "warmup": 0}
-        at_least(self, least)
+        within(
+            self,
+            smallest_crop=views.SMALLEST_CROP,
+            jitter=(0, 1),
+            frames=2,
+            every=1,
+            tuples=1,
+            dim=1,
+            lr=0,
+            weight_decay=0,
+            warmup=0,
+        )
         if self.size < 32:
             raise ValueError(f"--size {self.size} is too small for the encoder: use at least 32")
 

@@ -35,7 +35,7 @@ from core.nets.planes import Planes
 from core.rng import generator
 from core.sheet import sheet
 from core.train import checkpoint, optim
-from core.train.config import TrainConfig, from_plain, parse_training, user_errors
+from core.train.config import TrainConfig, from_plain, parse_training, user_errors, within
 from core.train.dist import World
 from core.train.loop import train
 from core.train.method import Batch, Method
@@ -77,12 +77,9 @@ class Config(TrainConfig):
             raise ValueError(f"--size {self.size}: use a multiple of 32")
         if not 0 < self.rebalance <= 1:
             raise ValueError(f"--rebalance must be in (0, 1], not {self.rebalance}")
-        if not 1 <= self.neighbours <= 313:
-            raise ValueError(f"--neighbours must be from 1 to 313, not {self.neighbours}")
         if self.temperature <= 0:
             raise ValueError(f"--temperature must be positive, not {self.temperature}")
-        if self.classes < 0:
-            raise ValueError(f"--classes must not be negative, not {self.classes}")
+        within(self, neighbours=(1, 313), classes=0)
 
 
 def demo() -> Config:

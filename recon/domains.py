@@ -18,7 +18,7 @@ from typing import Literal
 
 from core import table
 from core.train import checkpoint
-from core.train.config import Preset, parse_training, to_plain, user_errors
+from core.train.config import Preset, parse_training, to_plain, user_errors, within
 from core.train.loop import train
 from recon import synthetic
 from recon.synthetic import Synthetic, open_domains
@@ -42,8 +42,7 @@ class Config(synthetic.Config):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.seeds < 1:
-            raise ValueError(f"--seeds must be at least 1, not {self.seeds}")
+        within(self, seeds=1)
 
     @property
     def folder(self) -> Path:

@@ -34,7 +34,7 @@ from core.resample import enlarge, shrink
 from core.rng import generator
 from core.sheet import sheet
 from core.train import checkpoint, optim
-from core.train.config import TrainConfig, from_plain, parse_training, user_errors
+from core.train.config import TrainConfig, from_plain, parse_training, user_errors, within
 from core.train.dist import World
 from core.train.gan import Gan
 from core.train.loop import train
@@ -83,8 +83,7 @@ class Config(TrainConfig):
             raise ValueError(
                 f"--adversarial-start {self.adversarial_start} must be from 0 to --steps {self.steps}"
             )
-        if self.blocks < 1 or self.width < 1:
-            raise ValueError("--blocks and --width must be at least 1")
+        within(self, blocks=1, width=1)
 
     @property
     def net(self) -> SRResNetSpec:

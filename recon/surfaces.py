@@ -17,7 +17,7 @@ from torch.nn.functional import interpolate
 from core.data import photos
 from core.sheet import sheet
 from core.train import checkpoint
-from core.train.config import run_command
+from core.train.config import run_command, within
 from core.train.dist import pick_device
 from recon.synthetic import Net, Synthetic, load_net, pictures
 
@@ -52,8 +52,7 @@ def run(config: Config) -> int:
     todo = photos.find_jobs(config.source, config.out)
     if config.side < 0:
         raise ValueError(f"--side must be at least 1, not {config.side}")
-    if config.largest < 1:
-        raise ValueError(f"--largest must be at least 1, not {config.largest}")
+    within(config, largest=1)
     device = pick_device(config.device)
     net, trained = load_net(checkpoint.chosen(config.ckpt, Synthetic.name), device)
     side = config.side or trained.short_side or round(1.5 * trained.size)

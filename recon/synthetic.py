@@ -40,7 +40,7 @@ from core.nets.layers import Norm, normalization
 from core.rng import generator
 from core.sheet import sheet
 from core.train import checkpoint, optim
-from core.train.config import TrainConfig, from_plain, parse_training, user_errors
+from core.train.config import TrainConfig, from_plain, parse_training, user_errors, within
 from core.train.dist import World
 from core.train.loop import storage, train
 from core.train.method import Batch, Method
@@ -96,10 +96,7 @@ class Config(TrainConfig):
         super().__post_init__()
         if self.size % 32 or self.size < 64:
             raise ValueError(f"--size {self.size}: use a multiple of 32 from 64 on")
-        if self.adversarial < 0:
-            raise ValueError(f"--adversarial must not be negative, not {self.adversarial}")
-        if self.pool < 0:
-            raise ValueError(f"--pool must not be negative, not {self.pool}")
+        within(self, adversarial=0, pool=0)
 
 
 def demo() -> Config:

@@ -16,7 +16,7 @@ from torch import Tensor
 from core.data import photos
 from core.nets.srresnet import SCALE, SRResNet
 from core.train import checkpoint
-from core.train.config import run_command
+from core.train.config import run_command, within
 from core.train.dist import pick_device
 from recon.superresolution import SuperResolution, load_upscaler
 
@@ -59,8 +59,7 @@ class Config(photos.PhotosConfig):
 def run(config: Config) -> int:
     """Enlarges everything and returns how many files failed; a single file that fails raises."""
     todo = photos.find_jobs(config.source, config.out)
-    if config.tile < 1:
-        raise ValueError(f"--tile must be at least 1, not {config.tile}")
+    within(config, tile=1)
     net = load_upscaler(checkpoint.chosen(config.ckpt, SuperResolution.name), pick_device(config.device))
 
     def upscale_one(job: photos.Job) -> str:

@@ -96,119 +96,141 @@ def random_views(
         return views.random_crops(batch, size, count, part, crops, smallest)
     changes = draw(recipe, count, generator(*key, _COLOURS))[part]
     return views.random_crops(
-        batch, size, count, part, crops, smallest, lambda image, rows: _recolour(image, changes[rows])
+        batch, size, count, part, crops, smallest, lambda image, rows: recolour_(image, changes[rows])
     )
 
 
 def recolour(image: Tensor, colours: Colours) -> Tensor:
-    """Images (n,3,H,W) in [0,1] with their colours changed: the jitter, grey, blur, solarisation, in [0,1]."""
-    if image.device.type != "cpu":
-        return _recolour(image.clone(), colours)
-    changed = torch.empty_like(image)
-    for rows in views.few(len(image), image.shape[2] * image.shape[3]):
-        changed[rows] = _recolour(image[rows].clone(), colours[rows])
+    """Images (n,3,H,W) in [0,1] with their colours changed: the jitter, grey, blur, solarisation; in [0,1] but
+    for rounding."""
+    changed = image.clone(memory_format=torch.contiguous_format)
+    if image.device.type == "cpu":
+        for rows in views.few(len(image), image.shape[2] * image.shape[3]):
+            recolour_(changed[rows], colours[rows])
+    else:
+        recolour_(changed, colours)
     return changed
 
 
-def _recolour(image: Tensor, colours: Colours) -> Tensor:
-    """``recolour``, with ``image`` for its own use."""
-    from kornia.enhance import solarize  # here: --help need not wait for it
-
-    steps: tuple[Change, ...] = (
-        lambda part, factors: _blended(part.new_zeros(()), part, factors),
-        lambda part, factors: _blended(_grey(part.mean((2, 3), keepdim=True)), part, factors),
-        lambda part, factors: _blended(_grey(part), part, factors),
-        turn_hue,
-    )
-    active = (colours.factors != torch.tensor([1.0, 1.0, 1.0, 0.0])).tolist()  # (n,4)
-    orders = colours.order.tolist()
-    for place in range(4):
+def recolour_(image: Tensor, colours: Colours) -> None:
+    """``recolour`` in place, of contiguous images."""
+    factors, sigma = (
+        by.to(image.device)[..., None, None, None] for by in (colours.factors.T, colours.sigma)
+    )  # (4,n,1,1,1) and (n,1,1,1)
+    active = (colours.factors.T != _UNCHANGED).tolist()
+    for steps in colours.order.T.tolist():
         todo: dict[int, list[int]] = {}  # which step -> of which images
-        for row, (order, changes) in enumerate(zip(orders, active, strict=True)):
-            if changes[order[place]]:
-                todo.setdefault(order[place], []).append(row)
-        for number, rows in todo.items():
-            image = _change(image, rows, steps[number], colours.factors[:, number])
-    grey, solarise = colours.grey, colours.solarise
-    image = _change(image, _true(grey), lambda part, _: _grey(part).repeat(1, 3, 1, 1), grey)
+        for row, step in enumerate(steps):
+            if active[step][row]:
+                todo.setdefault(step, []).append(row)
+        for step, rows in todo.items():
+            _change(image, rows, _JITTER[step], factors[step])
+    _change(image, _true(colours.grey), _decolour, sigma)
     # Beyond 3.5 sigma lie 5e-4 of the whole. Reckoned here, where sigma need not be read from the device.
-    reach = math.ceil(3.5 * colours.sigma.amax().item())
-    image = _change(image, _true(colours.sigma > 0), partial(blurred, reach=reach), colours.sigma)
-    return _change(image, _true(solarise), lambda part, _: solarize(part, thresholds=0.5), solarise)
+    reach = math.ceil(3.5 * max(colours.sigma.tolist()))
+    _change(image, _true(colours.sigma), partial(blur, reach=reach), sigma)
+    _change(image, _true(colours.solarise), _solarise, sigma)
 
 
-Change = Callable[[Tensor, Tensor], Tensor]
-"""Images (n,3,H,W) and a number for each, (n,) -> images."""
+Change = Callable[[Tensor, Tensor], object]
+"""Changes images (n,3,H,W) in place, by a number for each, (n,1,1,1)."""
+
+_UNCHANGED = torch.tensor([1.0, 1.0, 1.0, 0.0])[:, None]  # factors
 
 
 def _true(chosen: Tensor) -> list[int]:
-    return chosen.nonzero()[:, 0].tolist()
+    return [row for row, true in enumerate(chosen.tolist()) if true]
 
 
-def _change(image: Tensor, rows: list[int], how: Change, by: Tensor) -> Tensor:
-    """The images with those of ``rows`` changed; ``image`` may be used for it. by: (n,), for all of them."""
+def _change(image: Tensor, rows: list[int], how: Change, by: Tensor) -> None:
+    """Changes those of ``rows``. by: (n,1,1,1), for all images."""
     if len(rows) == len(image):
-        return how(image, by.to(image.device))
-    if rows:
-        chosen = torch.tensor(rows)
-        where = chosen.to(image.device)
-        image[where] = how(image[where], by[chosen].to(image.device))
-    return image
+        how(image, by)
+    elif rows:
+        where = torch.tensor(rows).to(image.device)
+        part = image[where]
+        how(part, by[where])
+        image[where] = part
 
 
-def _blended(other: Tensor, image: Tensor, factors: Tensor) -> Tensor:
-    """From another picture, at 0, to the image, at 1, or beyond: brightness, contrast and saturation vary like this."""
-    return torch.lerp(other, image, factors[:, None, None, None]).clamp_(0, 1)
+# Each operation below is one pass of vector instructions on a CPU: in place, where what it reads is still in the
+# processor's cache, and with at most one operand that is spread over the images' pixels, beyond which torch is slow.
+
+
+def _brighten(image: Tensor, factor: Tensor) -> None:
+    image.mul_(factor).clamp_(0, 1)
+
+
+def _contrast(image: Tensor, factor: Tensor) -> None:
+    mean = _grey(image.mean((2, 3), keepdim=True))
+    image.mul_(factor).add_(mean * (1 - factor)).clamp_(0, 1)
+
+
+def _saturate(image: Tensor, factor: Tensor) -> None:
+    image.lerp_(_grey(image), 1 - factor).clamp_(0, 1)
+
+
+def turn_hue(image: Tensor, turn: Tensor) -> None:
+    """Turns the hue of images (n,3,H,W) in [0,1] by parts (n,1,1,1) of the circle, in place.
+
+    kornia's and torchvision's adjust_hue, without going to HSV and back and without choosing by torch.where, which on a
+    CPU takes as long as 30 additions. With M the least of a pixel's channels, C its chroma and six sixths of a circle,
+    the hue is 1 + (g + b - r - M) / C away from red, towards green where g > b. Where it is h, red is M + C clamp(|h -
+    3| - 1, 0, 1), green M + C clamp(2 - |h - 2|, 0, 1) and blue M + C clamp(2 - |h - 4|, 0, 1).
+    """
+    red, green, blue = image.unbind(1)  # (n,H,W)
+    value = torch.maximum(red, green).maximum(blue)
+    least = torch.minimum(red, green).minimum(blue)
+    chroma = value - least
+    away = (green + blue).sub_(red).sub_(least).div_((3 * chroma).clamp_(min=1e-12)).add_(1 / 3)
+    towards = torch.ge(green, blue, out=torch.empty_like(chroma)).sub_(0.5)  # green; else blue
+    hue = away.mul_(towards).add_(turn[:, 0] + 1).frac_().mul_(6)
+    torch.sub(hue[:, None], _PEAKS.to(image.device), out=image).abs_().clamp_(1, 2)
+    below, above = least.sub_(chroma), value.add_(chroma)
+    torch.addcmul(below, chroma, red, out=red)
+    torch.addcmul(above, chroma, green, value=-1, out=green)
+    torch.addcmul(above, chroma, blue, value=-1, out=blue)
+
+
+_PEAKS = torch.tensor([3.0, 2.0, 4.0])[:, None, None]  # where red, green and blue are, red's opposite
+
+_JITTER: tuple[Change, ...] = (_brighten, _contrast, _saturate, turn_hue)
 
 
 def _grey(image: Tensor) -> Tensor:
     """Luma, (n,3,H,W) -> (n,1,H,W): kornia's rgb_to_grayscale, in a third of the time on few images."""
-    red, green, blue = image.split(1, 1)
-    return (0.299 * red).add_(green, alpha=0.587).add_(blue, alpha=0.114)
+    red, green, blue = image.unbind(1)
+    return (0.299 * red).add_(green, alpha=0.587).add_(blue, alpha=0.114)[:, None]
 
 
-def turn_hue(image: Tensor, turns: Tensor) -> Tensor:
-    """The hue of images (n,3,H,W) in [0,1] turned by parts (n,) of the circle, value and saturation kept.
-
-    kornia's and torchvision's adjust_hue, without going to HSV and back and without choosing by torch.where, which on a
-    CPU takes as long as 30 additions. With the hue h in sixths of the circle, red is M + C clamp(|h - 3| - 1, 0, 1) of
-    the minimum M and the chroma C, green M + C clamp(2 - |h - 2|, 0, 1) and blue M + C clamp(2 - |h - 4|, 0, 1).
-    """
-    red, green, blue = image.unbind(1)  # (n,H,W)
-    value = torch.maximum(torch.maximum(red, green), blue)
-    least = torch.minimum(torch.minimum(red, green), blue)
-    chroma = value - least
-    # Times the chroma, the hue is g - b where red is the largest, else 2 C + b - r where green is, else 4 C + r - g.
-    not_red, not_green = (value - red).sign_(), (value - green).sign_()  # 0 or 1
-    hue = (blue - red).add_(chroma, alpha=2).lerp_((red - green).add_(chroma, alpha=4), not_green)
-    hue = (green - blue).lerp_(hue, not_red).div_(chroma.clamp(min=1e-12))
-    hue.div_(6).add_(turns[:, None, None])
-    hue.sub_(hue.floor()).mul_(6)
-    turned = torch.empty_like(image)
-    for channel, peak in enumerate((3, 2, 4)):
-        part = (hue - peak).abs_()
-        part = part.sub_(1) if channel == 0 else part.neg_().add_(2)
-        torch.addcmul(least, chroma, part.clamp_(0, 1), out=turned[:, channel])
-    return turned
+def _decolour(image: Tensor, _: Tensor) -> None:
+    image.copy_(_grey(image))
 
 
-def blurred(image: Tensor, sigma: Tensor, reach: int) -> Tensor:
-    """Images (n,3,H,W) under a Gaussian of ``sigma`` (n,) px, mirrored at the border.
+def blur(image: Tensor, sigma: Tensor, reach: int) -> None:
+    """Images (n,3,H,W) under a Gaussian of ``sigma`` (n,1,1,1) px, mirrored at the border, in place.
 
     The kernel is a tenth of the image wide, as SimCLR has it, at least 3 px, and goes no further than ``reach`` px from
-    its middle. With so few taps sums of shifted images are faster than a convolution.
+    its middle. With so few taps sums of shifted images are faster than a convolution; they are shifted as lines of all
+    their pixels, whose ends meet in what is padded.
     """
-    reach = min(reach, max(1, min(image.shape[-2:]) // 20))
-    squares = torch.arange(reach + 1, device=image.device).square()  # of distances from the middle
-    weights = torch.exp(-squares / (2 * sigma[:, None].square()))  # (n,reach+1)
-    weights /= 2 * weights.sum(1, keepdim=True) - weights[:, :1]
-    middle, *others = weights[..., None, None, None].unbind(1)  # (n,1,1,1) each
+    height, width = image.shape[-2:]
+    reach = min(reach, max(1, min(height, width) // 20))
+    squares = torch.arange(-reach, reach + 1, device=image.device).square()  # of distances from the middle
+    weights = torch.exp(-squares / (2 * sigma.flatten(1).square()))  # (n,2*reach+1)
+    first, *others = (weights / weights.sum(1, keepdim=True))[..., None].unbind(1)  # (n,1) each
     padded = pad(image, (reach,) * 4, mode="reflect")
-    for dim in (2, 3):
-        length = image.shape[dim]
-        total = middle * padded.narrow(dim, reach, length)
-        for tap, weight in enumerate(others, 1):
-            sides = padded.narrow(dim, reach - tap, length) + padded.narrow(dim, reach + tap, length)
-            total.addcmul_(sides, weight)
-        padded = total
-    return padded
+    plane, row, pixel = padded.stride()[1:]
+    line = padded.flatten(1)
+    for step in (row, pixel):
+        shifted = line.unfold(1, line.shape[1] - 2 * reach * step, step).unbind(1)
+        line = first * shifted[0]
+        for weight, other in zip(others, shifted[1:], strict=True):
+            line.addcmul_(other, weight)
+    image.copy_(line.as_strided(image.shape, (line.shape[1], plane, row, pixel)))
+
+
+def _solarise(image: Tensor, _: Tensor) -> None:
+    from kornia.enhance import solarize  # here: --help need not wait for it
+
+    image.copy_(solarize(image, thresholds=0.5))

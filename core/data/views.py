@@ -12,6 +12,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+SMALLEST_CROP = (1e-3, 1.0)
+"""Between which the least part of an image's area must be that a view may show."""
+
 
 def few(count: int, pixels: int) -> list[slice]:
     """``count`` images of so many pixels in parts, as a CPU best works on them: what many small operations pass on is
@@ -68,12 +71,12 @@ def crop_resize(
     boxes: Tensor,
     size: int,
     flip: Tensor | None = None,
-    then: Callable[[Tensor, slice], Tensor] = lambda views, rows: views,
+    then: Callable[[Tensor, slice], object] = lambda views, rows: None,
 ) -> Tensor:
     """Cuts each image's box out and resizes it to ``size``; (n,3,H,W) -> float (n,3,size,size) in [0,1].
 
     image: uint8 in 0..255 or float in [0,1]. boxes (n,4). flip: bool (n,), mirrored left to right where true. then:
-    what is made of the views of some rows of the batch, which on a CPU are few, so that they still lie in its cache.
+    changes the views of some rows of the batch in place, which on a CPU are few, so that they still lie in its cache.
 
     Bilinear with antialiasing: a triangle filter, widened when shrinking; nothing outside the box is read. Equal to
     ``interpolate(crop, size, mode="bilinear", antialias=True)``, which does it for 8-bit images on a CPU, in 8 bits and
@@ -85,13 +88,12 @@ def crop_resize(
         places = boxes.tolist()
         mirrored = [False] * len(image) if flip is None else flip.tolist()
         for part in few(len(image), size**2):
-            cut = torch.empty_like(views[part])
-            for i, view in zip(range(len(image))[part], cut, strict=True):
+            for i in range(len(image))[part]:
                 top, left, height, width = places[i]
                 crop = image[i : i + 1, :, top : top + height, left : left + width]
                 resized = interpolate(crop, (size, size), mode="bilinear", antialias=True)[0]
-                torch.div(resized.flip(2) if mirrored[i] else resized, 255, out=view)
-            views[part] = then(cut, part)
+                torch.div(resized.flip(2) if mirrored[i] else resized, 255, out=views[i])
+            then(views[part], part)
         return views
     image = image.contiguous()  # planes, of which the products below need no copy then
     height, width = image.shape[-2:]
@@ -104,7 +106,8 @@ def crop_resize(
         rows = rows / 255
     narrow = image.float().flatten(1, 2) @ columns.mT  # (n,3*H,W) @ (n,W,size) -> (n,3*H,size)
     views = rows[:, None] @ narrow.unflatten(1, (3, height))  # (n,1,size,H) @ (n,3,H,size) -> (n,3,size,size)
-    return then(views.clamp_(0, 1), slice(None))  # rounding may lead out of it
+    then(views.clamp_(0, 1), slice(None))  # rounding may lead out of it
+    return views
 
 
 def random_crops(
@@ -114,7 +117,7 @@ def random_crops(
     part: slice,
     random: torch.Generator,
     smallest: float = 0.35,
-    then: Callable[[Tensor, slice], Tensor] = lambda views, rows: views,
+    then: Callable[[Tensor, slice], object] = lambda views, rows: None,
 ) -> Tensor:
     """Random boxes of a batch's images at ``size``, half of them mirrored: (n,3,size,size) in [0,1].
 

@@ -32,3 +32,7 @@ class Encoder(nn.Module):
     def vector(self, maps: dict[int, Tensor]) -> Tensor:
         """One vector an image of what ``forward`` gave, (N,D): the coarsest map averaged over its positions."""
         return maps[max(maps)].mean((2, 3))
+
+    def vectors(self, image: Tensor) -> Tensor:
+        """One vector of each image, (N,D)."""
+        return self.vector(self(image))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+
 from core.nets.backbones import Backbone
 from core.nets.discriminators import DiscriminatorSpec, SRGANDiscriminatorSpec
 from core.nets.encoder import Encoder
@@ -38,6 +40,14 @@ def build_spec(spec: dict[str, Any]) -> Encoder:
     except (TypeError, KeyError):
         raise ValueError(f"unknown settings of a {kind} in {spec}: use the version that wrote them") from None
     raise ValueError(f"unknown kind of encoder {kind!r}: use the version that wrote it")
+
+
+def fresh(encoder: Encoder, seed: int) -> Encoder:
+    """A network like ``encoder`` with random weights, on its device and in evaluation mode."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        built = build_spec(encoder.spec.plain())
+    return built.to(next(encoder.parameters()).device).eval()
 
 
 def _settings(spec: dict[str, Any]) -> dict[str, Any]:

@@ -91,7 +91,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         counts = "scenes size batch steps log_every show_every eval_every save_every keep eval_images".split()
-        at_least(self, dict.fromkeys(counts, 1))
+        within(self, **dict.fromkeys(counts, 1))
         for name, value in vars(self).items():
             if isinstance(value, float) and math.isnan(value):
                 raise ValueError(f"{_flag(name)} must be a number, not nan")
@@ -99,11 +99,14 @@ class TrainConfig:
             raise ValueError(f"--seed must not be negative, not {self.seed}")
 
 
-def at_least(config: object, bounds: Mapping[str, float]) -> None:
-    """ValueError of one line for the first setting below its bound."""
-    for name, bound in bounds.items():
-        if getattr(config, name) < bound:
-            raise ValueError(f"{_flag(name)} must be at least {bound:g}, not {getattr(config, name):g}")
+def within(settings: object, **ranges: float | tuple[float, float]) -> None:
+    """ValueError of one line for the first setting below its least value, or outside its two ends, which are in."""
+    for name, allowed in ranges.items():
+        least, most = allowed if isinstance(allowed, tuple) else (allowed, math.inf)
+        value = getattr(settings, name)
+        if not least <= value <= most:
+            limits = f"at least {least:g}" if most == math.inf else f"in [{least:g}, {most:g}]"
+            raise ValueError(f"{_flag(name)} must be {limits}, not {value:g}")
 
 
 # What may differ between a run and its continuation without changing what is trained.

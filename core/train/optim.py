@@ -51,13 +51,15 @@ def decayed(network: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
 Rule = Literal["lars", "sgd", "adam"]
 
 
-def choose(rule: Rule, network: nn.Module, rate: float, weight_decay: float) -> torch.optim.Optimizer:
-    """LARS; SGD with momentum .9, all weights decayed; or Adam, its decay decoupled (AdamW)."""
+def choose(
+    rule: Rule, network: nn.Module, rate: float, weight_decay: float, *, nesterov: bool = False
+) -> torch.optim.Optimizer:
+    """LARS; SGD with momentum .9, Nesterov's or not, all weights decayed; or Adam, its decay decoupled (AdamW)."""
     if rule == "lars":
         return Lars(decayed(network, weight_decay), rate)
     if rule == "sgd":
         return torch.optim.SGD(
-            network.parameters(), rate, momentum=0.9, weight_decay=weight_decay, fused=True
+            network.parameters(), rate, momentum=0.9, weight_decay=weight_decay, nesterov=nesterov, fused=True
         )
     return torch.optim.AdamW(network.parameters(), rate, weight_decay=weight_decay, fused=True)
 

@@ -11,13 +11,13 @@ from bench import growth, loaders, steps
 def test_loaders_measures_all_who_are_there(photos: Path, tmp_path: Path):
     loaders.run(
         loaders.Config(
-            data=photos, sizes=(32,), batch=4, workers=0, rounds=1, images=12, out=tmp_path / "out"
+            data=photos, sizes=(32,), batch=4, workers=2, rounds=1, epochs=2, images=12, out=tmp_path / "out"
         )
     )
     found = json.loads((tmp_path / "out" / "loaders.json").read_text())
     rates = found["images a second"]["32 px"]
-    assert {"ours", "ours, first pass", "torchvision"} <= set(rates)
-    assert found["ours over"]["32 px"]["torchvision"] == pytest.approx(
+    assert {"ours", "ours, ranks", "ours, first pass", "torchvision"} <= set(rates)
+    assert found["ours, over"]["32 px"]["torchvision"] == pytest.approx(
         rates["ours"] / rates["torchvision"], abs=0.01
     )
     assert (tmp_path / "out" / "loaders.png").is_file()

@@ -121,7 +121,7 @@ def test_bars_are_as_long_as_it_is_sure():
         ([], "--data: name a folder"),
         (["--data", "nowhere"], "--data nowhere"),
         (["--smoothing", "1"], "--smoothing must be in [0, 1)"),
-        (["--strength", "-1"], "--strength must not be negative"),
+        (["--strength", "-1"], "--strength must be at least 0"),
     ],
 )
 def test_bad_settings_are_one_line(args: list[str | Path], said: str, refused: Refused):

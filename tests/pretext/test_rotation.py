@@ -188,9 +188,9 @@ def test_the_command_resumes_bit_for_bit_and_leaves_what_is_moved(photos: Path, 
 @pytest.mark.parametrize(
     ("args", "said"),
     [
-        (["--smallest-crop", "0"], "--smallest-crop must be in (0, 1], not 0"),
-        (["--lr", "-1"], "--lr must not be negative, not -1"),
-        (["--weight-decay", "-1"], "--weight-decay must not be negative"),
+        (["--smallest-crop", "0"], "--smallest-crop must be in [0.001, 1], not 0"),
+        (["--lr", "-1"], "--lr must be at least 0, not -1"),
+        (["--weight-decay", "-1"], "--weight-decay must be at least 0"),
         (["--encoder", "alexnet", "--stem", "small"], "--stem small is for ResNets only"),
         (["--encoder", "vgg"], "'vgg'"),
         (["--turns", "8"], "unknown option --turns"),

@@ -107,7 +107,7 @@ def test_the_built_in_clips_are_enough(method: str, tmp_path: Path):
         ("frame-order", ["--tau-max", "1"], "--tau-max must be at least 2, not 1"),
         ("frame-order", ["--tau-min", "0"], "--tau-min must be at least 1, not 0"),
         ("frame-order", ["--in-order", "1"], "--in-order must be in (0, 1), not 1"),
-        ("frame-order", ["--smallest-crop", "0"], "--smallest-crop must be in (0, 1], not 0"),
+        ("frame-order", ["--smallest-crop", "0"], "--smallest-crop must be in [0.001, 1], not 0"),
         ("frame-order", ["--jitter", "2"], "--jitter must be in [0, 1], not 2"),
         ("frame-order", ["--size", "16"], "use at least 32"),
         ("frame-order", ["--every", "0"], "--every must be at least 1, not 0"),

@@ -70,7 +70,7 @@ def test_channels_lie_in_memory_as_they_like(dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("size", [8, 200])
 def test_then_is_done_once_to_each_view_with_its_row(dtype: torch.dtype, size: int) -> None:
     image, number = images(dtype=dtype), torch.arange(4.0)[:, None, None, None]
-    found = crop_resize(image, BOXES, size, then=lambda views, rows: views + number[rows])
+    found = crop_resize(image, BOXES, size, then=lambda views, rows: views.add_(number[rows]))
     torch.testing.assert_close(found, crop_resize(image, BOXES, size) + number)
 
 
