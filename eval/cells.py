@@ -113,8 +113,7 @@ def saved_rows(ckpt: Path, roles: Sequence[str] = (), name: str = "") -> tuple[P
 
     Rows are called as the method, or ``name``, and a discriminator's by its role too.
     """
-    file = checkpoint.find(ckpt)
-    content = checkpoint.load(file)
+    file, content = checkpoint.read(ckpt)
     encoders = content["encoders"]
     of_rgb = [role for role, saved in encoders.items() if build_spec(saved["spec"]).planes == 3]
     if unknown := sorted(set(roles) - set(of_rgb)):

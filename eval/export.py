@@ -164,7 +164,7 @@ def run(config: Config) -> None:
         )
     if config.out.is_dir():
         raise ValueError(f"--out {config.out} is a folder: name a file in it, {config.out / 'encoder'} say")
-    content = checkpoint.load(checkpoint.find(config.ckpt))
+    content = checkpoint.read(config.ckpt)[1]
     role, encoder = checkpoint.encoder_of(content, config.role)
     said = metadata(content, role, encoder)
     for ending, write in writers.items():

@@ -141,7 +141,7 @@ def _named(spec: str) -> tuple[str, Path]:
 
 def _title(path: Path) -> str:
     """A row's name. An inpainter that was given no holes is a plain autoencoder."""
-    content = checkpoint.load(checkpoint.find(path))
+    content = checkpoint.read(path)[1]
     plain = content["method"] == "inpainting" and content["config"].get("mask") == "none"
     return "autoencoder" if plain else content["method"]
 

@@ -350,7 +350,7 @@ class Colorization(Method):
 
 def load_colorizer(path: Path, device: torch.device) -> Colorizer:
     """The net of a checkpoint (a file or a run's folder). ValueError of one line if it is none."""
-    content = checkpoint.load(checkpoint.find(path), Colorization.name)
+    content = checkpoint.read(path, Colorization.name)[1]
     net = Colorizer(from_plain(Config, content["config"]))
     net.load_state_dict(content["state"]["network.colorizer"])
     return net.eval().to(device)

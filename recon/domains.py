@@ -84,7 +84,7 @@ def run(config: Config) -> Results:
 
 def _same_settings(config: synthetic.Config, folder: Path) -> None:
     """ValueError of one line where the run in ``folder`` was trained otherwise."""
-    saved, now = checkpoint.load(checkpoint.find(folder))["config"], to_plain(config)
+    saved, now = checkpoint.read(folder)[1]["config"], to_plain(config)
     for name in ("data", "real", "size", "short_side", "scenes", "batch", "steps", "encoder", "norm", "channels",
                  "adversary", "adversarial", "discriminator_norm", "pool", "depth_weight", "normal_weight",
                  "contour_weight", "lr", "lr_discriminator"):  # fmt: skip

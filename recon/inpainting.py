@@ -380,7 +380,7 @@ class Mender(nn.Module):
 
 def load_mender(path: Path, device: torch.device) -> Mender:
     """The averaged generator of a checkpoint (a file or a run's folder). ValueError of one line if it is none."""
-    content = checkpoint.load(checkpoint.find(path), Inpainting.name)
+    content = checkpoint.read(path, Inpainting.name)[1]
     config = from_plain(Config, content["config"])
     if config.mask == "none":
         raise ValueError(

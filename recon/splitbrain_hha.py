@@ -97,7 +97,7 @@ class SplitBrainHha(TwoNets):
         lab = interpolate(rgb_to_lab(image), said_lab.shape[-2:], mode="area")  # (n,3,s,s)
         lightness = mse_loss(100 * said_lab[:, :1], lab[:, :1])
         chroma = ab_loss(said_lab[:, 1:], lab[:, 1:])
-        losses = {"hha": masked_l2(said_hha, hha, known), "lab": lightness + AB_WEIGHT * chroma}
+        losses = {"hha": masked_l2(said_hha, hha, known, self.world), "lab": lightness + AB_WEIGHT * chroma}
         return self.learn(losses, step) | {
             "loss/lightness": lightness.detach(),
             "loss/ab": chroma.detach(),
@@ -172,7 +172,7 @@ class SplitBrainHha(TwoNets):
         return {"hha_psnr": hha_psnr, **planes, **errors.means(), "lightness_rms": light_rms}
 
 
-def masked_l2(said: Tensor, hha: Tensor, known: Tensor) -> Tensor:
+def masked_l2(said: Tensor, hha: Tensor, known: Tensor, world: World) -> Tensor:
     """Mean squared error of what is said at a quarter of the size, (N,3,s,s), where depth is known; 0-d.
 
     hha (N,3,S,S), known (N,1,S,S) bool. The mean over a position's known pixels is its truth, and it counts by how many
@@ -180,7 +180,7 @@ def masked_l2(said: Tensor, hha: Tensor, known: Tensor) -> Tensor:
     """
     weight = interpolate(known.float(), said.shape[-2:], mode="area")  # (N,1,s,s)
     truth = interpolate(hha * known, said.shape[-2:], mode="area") / weight.clamp(min=1e-6)
-    return (weight * (said - truth).square()).sum() / (3 * weight.sum()).clamp(min=1)
+    return world.weighted_mean((said - truth).square().mean(1, keepdim=True), weight)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

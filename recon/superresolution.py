@@ -276,25 +276,30 @@ class SuperResolution(Gan):
 # --- using it -------------------------------------------------------------------------------------------------
 
 
-def _weights(path: Path, wanted: SRResNetSpec) -> dict[str, Tensor]:
-    """The averaged generator's weights of a checkpoint. ValueError of one line if its net is another."""
-    content = checkpoint.load(checkpoint.find(path), SuperResolution.name)
-    spec = from_plain(Config, content["config"]).net
+def _averaged(content: dict[str, Any]) -> tuple[SRResNetSpec, dict[str, Tensor]]:
+    """The generator of a checkpoint: what it is built from, and its averaged weights."""
+    average = content["state"]["network.average"]
+    weights = {name.removeprefix("module."): w for name, w in average.items() if name != "n_averaged"}
+    return from_plain(Config, content["config"]).net, weights
+
+
+def _initial(path: Path, wanted: SRResNetSpec) -> dict[str, Tensor]:
+    """The weights of ``--init``. ValueError of one line if its net is another."""
+    file, content = checkpoint.read(path, SuperResolution.name)
+    spec, weights = _averaged(content)
     if spec != wanted:
         raise ValueError(
-            f"{path} has {spec.blocks} blocks of {spec.width} ({spec.norm}), not {wanted.blocks} of {wanted.width} "
+            f"{file} has {spec.blocks} blocks of {spec.width} ({spec.norm}), not {wanted.blocks} of {wanted.width} "
             f"({wanted.norm}): use --blocks {spec.blocks} --width {spec.width} --norm {spec.norm}"
         )
-    average = content["state"]["network.average"]
-    return {name.removeprefix("module."): w for name, w in average.items() if name != "n_averaged"}
+    return weights
 
 
 def load_upscaler(path: Path, device: torch.device) -> SRResNet:
     """The averaged generator of a checkpoint (a file or a run's folder). ValueError of one line if it is none."""
-    file = checkpoint.find(path)
-    spec = from_plain(Config, checkpoint.load(file, SuperResolution.name)["config"]).net
+    spec, weights = _averaged(checkpoint.read(path, SuperResolution.name)[1])
     net = spec.build()
-    net.load_state_dict(_weights(file, spec))
+    net.load_state_dict(weights)
     return net.eval().to(device)
 
 
@@ -302,7 +307,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     with user_errors():
         config = parse_training(SuperResolution.name, {"demo": demo, "small": small, "paper": paper}, argv)
         # Before the run's folder is made, as --init may name the latest run; a resumed run has weights of its own.
-        initial = _weights(Path(config.init), config.net) if config.init and not config.resume else None
+        initial = _initial(Path(config.init), config.net) if config.init and not config.resume else None
         folder = train(SuperResolution.name, config, partial(SuperResolution, initial=initial))
         print(f"look: make tensorboard; enlarge a photo: make upscale IN= OUT= CKPT={folder}")
 

@@ -250,21 +250,19 @@ class Pool:
 # --- losses ---------------------------------------------------------------------------------------------------
 
 
-def depth_loss(log_depth: Tensor, depth: Tensor) -> Tensor:
+def depth_loss(log_depth: Tensor, depth: Tensor, world: World) -> Tensor:
     """Mean square of the difference in log depth where depth is known, (n,1,S,S); depth in metres, 0 = missing.
 
     The authors' code takes the logarithm of what is missing too, and adds the square of the mean difference.
     """
-    known = depth > 0
-    difference = torch.where(known, log_depth - depth.clamp(min=1e-3).log(), 0)
-    return difference.square().sum() / known.sum().clamp(min=1)
+    difference = log_depth - depth.clamp(min=1e-3).log()
+    return world.weighted_mean(difference.square(), depth > 0)
 
 
-def normal_loss(normal: Tensor, truth: Tensor) -> Tensor:
+def normal_loss(normal: Tensor, truth: Tensor, world: World) -> Tensor:
     """Mean of 1 - cos of the angle between normals (n,3,S,S), both unit, where the truth is not 0."""
     known = truth.square().sum(1) > 0.25  # (n,S,S)
-    cosine = (normal * truth).sum(1)
-    return torch.where(known, 1 - cosine, 0).sum() / known.sum().clamp(min=1)
+    return world.weighted_mean(1 - (normal * truth).sum(1), known)
 
 
 def contour_loss(logits: Tensor, contour: Tensor) -> Tensor:
@@ -312,7 +310,8 @@ class Synthetic(Method):
             features, guess = self.net(torch.cat([image, photo]), labelled=len(image))
         fake, real = features.split(len(image))
 
-        depth, normal = depth_loss(guess.log_depth, labels.depth), normal_loss(guess.normal, labels.normal)
+        depth = depth_loss(guess.log_depth, labels.depth, self.world)
+        normal = normal_loss(guess.normal, labels.normal, self.world)
         contour = contour_loss(guess.contour, synthetic.contours(labels.instance))
         task = config.depth_weight * depth + config.normal_weight * normal + config.contour_weight * contour
         scalars = {"loss/depth": depth, "loss/normal": normal, "loss/contour": contour, "loss/task": task}
@@ -562,7 +561,7 @@ def pictures(guess: Guess) -> list[Tensor]:
 
 def load_net(path: Path, device: torch.device) -> tuple[Net, Config]:
     """Encoder and heads of a checkpoint (a file or a run's folder). ValueError of one line if it is none."""
-    content = checkpoint.load(checkpoint.find(path), Synthetic.name)
+    content = checkpoint.read(path, Synthetic.name)[1]
     config = from_plain(Config, content["config"])
     net = Net(config)
     net.load_state_dict(content["state"]["network.net"])

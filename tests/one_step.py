@@ -19,6 +19,7 @@ from core.rng import generator
 from core.train.dist import World, open_world
 from core.train.method import Batch, Method
 from pretext import context, jigsaw, rotation
+from recon import splitbrain_hha
 
 COUNT = 8
 # Group norm, because torch has batch statistics over several processes for GPUs only.
@@ -29,6 +30,15 @@ FEW = {"dim": 8, "hidden": 16}
 def photos(height: int, width: int) -> dict[str, Tensor]:
     image = torch.randint(0, 256, (COUNT, 3, height, width), generator=generator(0), dtype=torch.uint8)
     return {"image": image, "extent": torch.tensor([[height, width]]).repeat(COUNT, 1)}
+
+
+def with_depth() -> dict[str, Tensor]:
+    """RGB, HHA, and a depth that is known nearly everywhere in the first images and next to nowhere in the last."""
+    image = photos(40, 44)["image"].repeat(1, 3, 1, 1)[:, :7]
+    image[:, 6] = 0
+    for number in range(COUNT):
+        image[number, 6, number * 5 :] = 255
+    return photos(40, 44) | {"image": image}
 
 
 SMALL, LARGE = photos(40, 44), photos(48, 52)
@@ -56,6 +66,10 @@ CASES: dict[str, Case] = {
     "deepcluster": (lambda w: cluster_cases.build("deepcluster", w), CLUSTERED),
     "sela": (lambda w: cluster_cases.build("sela", w), CLUSTERED),
     "cliquecnn": (lambda w: cluster_cases.build("cliquecnn", w), CLUSTERED),
+    "splitbrain-hha": (
+        lambda w: splitbrain_hha.SplitBrainHha(replace(splitbrain_hha.demo(), **SAME, size=32), w),
+        with_depth(),
+    ),
     "frame-order": (lambda w: clip_cases.build("frame-order", w), clip_cases.BATCHES["frame-order"]),
     "odd-one-out": (lambda w: clip_cases.build("odd-one-out", w), clip_cases.BATCHES["odd-one-out"]),
 }  # fmt: skip
@@ -71,8 +85,8 @@ def one_step(name: str, world: World) -> dict[str, Tensor]:
     method.attach(cluster_cases.Noise())
     batch = {key: world.slice(value) for key, value in whole.items()}
     scalars = method.update(batch, 0)
-    (optimizer,) = method.optimizers.values()
-    moments = [inner.get("exp_avg", inner.get("momentum_buffer")) for inner in optimizer.state.values()]
+    states = [inner for optimizer in method.optimizers.values() for inner in optimizer.state.values()]
+    moments = [inner.get("exp_avg", inner.get("momentum_buffer")) for inner in states]
     loss = next(value for key, value in scalars.items() if key.startswith("loss/"))
     left = {"loss": world.mean(loss), "gradients": torch.cat([m.flatten() for m in moments])}
     if isinstance(method, moco.MoCo):

@@ -67,6 +67,11 @@ def load(path: Path, method: str | None = None) -> dict[str, Any]:
         raise ValueError(
             f"{path} is not a checkpoint of this project: name a file that a train command wrote"
         )
+    return _of(content, path, method)
+
+
+def _of(content: dict[str, Any], path: Path, method: str | None) -> dict[str, Any]:
+    """The same; ValueError where it is of another method."""
     if method is not None and content["method"] != method:
         raise ValueError(
             f"{path} is a checkpoint of {content['method']}, not of {method}: name one of {method}"
@@ -77,17 +82,22 @@ def load(path: Path, method: str | None = None) -> dict[str, Any]:
 def find(path: Path) -> Path:
     """The checkpoint that ``path`` means: itself if a file; of a run's folder the newest whole one, or where it was
     ended before its first step file, the newest other, such as best.pt."""
+    return path if path.is_file() else read(path)[0]
+
+
+def read(path: Path, method: str | None = None) -> tuple[Path, dict[str, Any]]:
+    """The checkpoint that ``path`` means, as in ``find``, and what ``load`` gives of it."""
     if path.is_file():
-        return path
+        return path, load(path, method)
     steps = newest(path)
     others = sorted(set(path.glob("*.pt")).difference(steps), key=os.path.getmtime, reverse=True)
     for candidate in [*steps, *others]:
         try:
-            load(candidate)
+            content = load(candidate)
         except ValueError as error:
             print(f"warning: {error}", file=sys.stderr)
         else:
-            return candidate
+            return candidate, _of(content, candidate, method)
     if not path.exists():
         raise ValueError(f"no checkpoint at {path}: train one (make help lists how), or name another")
     raise ValueError(f"no whole checkpoint in {path}: train one (make help lists how), or name another")
@@ -104,8 +114,7 @@ def chosen(ckpt: Path | None, method: str) -> Path:
 def load_encoder(path: Path, role: str = "") -> Encoder:
     """An encoder of a checkpoint (a file or a run's folder), in eval mode. Without ``role`` the first: a GAN's
     generator, a contrastive method's only one. ValueError of one line where there is none."""
-    file = find(path)
-    return encoder_of(load(file), role)[1]
+    return encoder_of(read(path)[1], role)[1]
 
 
 def encoder_of(content: dict[str, Any], role: str = "") -> tuple[str, Encoder]:

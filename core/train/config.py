@@ -128,8 +128,8 @@ def parse_training(
     where = _resumed(argv)
     if where is None:
         return parse_command(kind, argv, default=presets[_preset(argv)]())
-    saved_from = checkpoint.find(where.out or where.runs / method / "latest")
-    before = from_plain(kind, checkpoint.load(saved_from, method)["config"])
+    saved_from, content = checkpoint.read(where.out or where.runs / method / "latest", method)
+    before = from_plain(kind, content["config"])
     default = dataclasses.replace(before, out=saved_from.parent, accept_changes=False)
     now = parse_command(kind, argv, default=default)
     changed = [

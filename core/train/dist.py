@@ -91,6 +91,15 @@ class World:
             values = values / self.size
         return values
 
+    def weighted_mean(self, values: Tensor, weights: Tensor) -> Tensor:
+        """This rank's share in the weighted mean of the global batch: its own sum over the ranks' mean sum of weights.
+
+        So the mean over the ranks, of losses and of gradients, is that of one process with the whole batch, however
+        unevenly the weights are spread. values, weights: of one shape; returns (), 0 where there are no weights.
+        """
+        total = self.mean(weights.detach().sum().float())
+        return (values * weights).sum() / total.clamp(min=1)
+
     def any(self, flag: bool) -> bool:
         """Whether any rank says so; all ranks must ask together."""
         if self.size == 1:

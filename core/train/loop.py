@@ -290,8 +290,7 @@ def _open_folder(name: str, config: TrainConfig, world: World) -> Path:
 
 def _resume(folder: Path, config: TrainConfig, method: Method, world: World) -> tuple[int, float]:
     """Loads the newest checkpoint into the method; the step to go on from, and the best score so far."""
-    file = checkpoint.find(folder)
-    content = checkpoint.load(file, method.name)
+    file, content = checkpoint.read(folder, method.name)
     if content["step"] >= config.steps:
         raise ValueError(f"{file} already has {content['step']} steps: ask for more with --steps")
     try:

@@ -78,7 +78,7 @@ def test_missing_depth_counts_for_nothing():
     known = torch.rand(2, 1, 16, 16, generator=generator(5)) < 0.6
     known[:, :, :4, :4] = False
     said = torch.rand(2, 3, 4, 4, generator=generator(6), requires_grad=True)
-    loss = masked_l2(said, hha, known)
+    loss = masked_l2(said, hha, known, WORLD)
     expected, weight = 0.0, 0.0
     for n in range(2):
         for y in range(4):
@@ -94,8 +94,8 @@ def test_missing_depth_counts_for_nothing():
     assert said.grad is not None
     assert not said.grad[:, :, 0, 0].any()
     noise = torch.where(known, hha, torch.rand(hha.shape, generator=generator(7)))
-    assert masked_l2(said, noise, known).item() == pytest.approx(loss.item(), rel=1e-6)
-    assert masked_l2(said, hha, torch.zeros_like(known)).item() == 0
+    assert masked_l2(said, noise, known, WORLD).item() == pytest.approx(loss.item(), rel=1e-6)
+    assert masked_l2(said, hha, torch.zeros_like(known), WORLD).item() == 0
 
 
 # --- what each half sees --------------------------------------------------------------------------------------

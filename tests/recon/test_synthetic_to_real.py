@@ -80,10 +80,10 @@ def test_the_depth_loss_is_that_of_a_loop_over_what_is_known():
         for g, d in zip(guess.flatten().tolist(), depth.flatten().tolist(), strict=True)
         if d > 0
     ]
-    assert depth_loss(guess, depth).item() == pytest.approx(sum(squares) / 20, rel=1e-5)
-    assert depth_loss(guess, torch.zeros_like(depth)).item() == 0
+    assert depth_loss(guess, depth, WORLD).item() == pytest.approx(sum(squares) / 20, rel=1e-5)
+    assert depth_loss(guess, torch.zeros_like(depth), WORLD).item() == 0
     guess.requires_grad_()
-    depth_loss(guess, depth).backward()
+    depth_loss(guess, depth, WORLD).backward()
     assert guess.grad is not None
     assert torch.equal(guess.grad == 0, depth == 0)
 
@@ -100,8 +100,8 @@ def test_the_normal_loss_is_that_of_a_loop_over_what_is_known():
         for x in range(5)
         if (n, y) != (1, 2)
     ]
-    assert normal_loss(guess, truth).item() == pytest.approx(sum(losses) / 35, rel=1e-5)
-    assert normal_loss(truth[:1], truth[:1]).item() == pytest.approx(0, abs=1e-6)
+    assert normal_loss(guess, truth, WORLD).item() == pytest.approx(sum(losses) / 35, rel=1e-5)
+    assert normal_loss(truth[:1], truth[:1], WORLD).item() == pytest.approx(0, abs=1e-6)
 
 
 def test_the_contour_loss_weighs_images_by_how_rare_their_contours_are():
