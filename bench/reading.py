@@ -1,7 +1,7 @@
 """What reading costs: opening many files, decoding at each use beside a torchvision loader, indexing shards.
 
-``python bench/reading.py FOLDER_OF_JPEGS [FILES]`` prints CPU seconds, which say the same on a busy machine; FILES, a
-million by default, are made empty in a temporary folder and stand for images of one pixel.
+``python -m bench.reading --data FOLDER``. CPU seconds on one thread of torch, which say the same on a busy machine. The
+many files are empty and stand for images of one pixel.
 """
 
 from __future__ import annotations
@@ -10,54 +10,77 @@ import io
 import itertools
 import os
 import resource
-import sys
 import tarfile
 import tempfile
 from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from unittest import mock
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
+from torchvision import transforms
 
+from bench.common import RESULTS, photos, write
 from core.data import images, shards
 from core.data.decode import decode
 from core.data.loader import Loader
+from core.train.config import parse_command, user_errors, within
 
-T = TypeVar("T")
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """What reading costs."""
+
+    data: Path | None = None
+    """A folder of class folders of JPEG; default: built-in scenes, written at ImageNet's size."""
+    images: int = 512
+    """How many of the folder's images, at most."""
+    batch: int = 64
+    files: int = 1_000_000
+    """How many empty files to open."""
+    samples: int = 20_000
+    """Of the shard to index."""
+    out: Path = RESULTS
+    """Where reading.json and reading.png are written."""
+
+    def __post_init__(self) -> None:
+        within(self, images=1, batch=1, files=1, samples=1)
 
 
-def seconds(job: Callable[[], T]) -> tuple[float, T]:
+def seconds(job: Callable[[], object]) -> float:
     """CPU seconds of this process and of those it has waited for."""
     before = os.times()
-    result = job()
-    return sum(os.times()[:4]) - sum(before[:4]), result
+    job()
+    return sum(os.times()[:4]) - sum(before[:4])
 
 
-def opening(folder: Path, count: int) -> None:
+def opening(folder: Path, count: int) -> dict[str, float]:
+    """Seconds to open a folder of so many files, at first and then from the cache, and by how much memory grew, MB."""
     for number in range(count):
         file = folder / "files" / f"n{number % 1000:08d}" / f"{number}.JPEG"
         if number < 1000:
             file.parent.mkdir(parents=True)
         file.touch()
-    images.decode = lambda file, short_side: np.zeros((3, 1, 1), np.uint8)
-    for time in ("first", "then"):
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        spent, _ = seconds(lambda: images.open_images(str(folder / "files"), 1, cache_dir=folder, quiet=True))
-        grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1e3
-        print(f"opening {count} files, {time}: {spent:.2f} s, peak memory grew by {grown:.0f} MB")
+    found = {}
+    open_them = partial(images.open_images, str(folder / "files"), 1, cache_dir=folder, quiet=True)
+    with mock.patch.object(images, "decode", return_value=np.zeros((3, 1, 1), np.uint8)):
+        for time in ("at first", "then"):
+            before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+            found[f"{time}, s"] = seconds(open_them)
+            grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+            found[f"{time}, MB more"] = grown / 1e3
+    return found
 
 
 class Plain(Dataset[Tensor]):
     """What a torchvision script does with the same files."""
 
     def __init__(self, files: list[Path]) -> None:
-        from torchvision import transforms
-
         self.files = files
         self.change = transforms.Compose(
             [transforms.Resize(96), transforms.CenterCrop(96), transforms.PILToTensor()]
@@ -70,34 +93,48 @@ class Plain(Dataset[Tensor]):
         return self.change(Image.open(self.files[row]).convert("RGB"))
 
 
-def decoding(folder: Path, kept: Path) -> None:
-    files = sorted(folder.rglob("*.jpg"))
+def decoding(folder: Path, batch: int, kept: Path) -> dict[str, float]:
+    """Milliseconds an image: decoding alone at two sizes; at each use, without a cache; and torchvision's."""
+    files = sorted(file for file in folder.rglob("*") if file.is_file())
+    found = {}
     for side in (96, 256):
-        spent, _ = seconds(partial(lambda side: [decode(file, side) for file in files[:60]], side))
-        print(f"decoding one at {side} px: {1e3 * spent / len(files[:60]):.2f} ms")
+        spent = seconds(lambda side=side: [decode(file, side) for file in files[:60]])
+        found[f"decoded at {side} px"] = spent / len(files[:60])
     train = images.open_images(str(folder), 64, short_side=96, cache_dir=kept, cache_gb=0, quiet=True).train
-    batches = len(train) // 64
-    with Loader(train, 64, 0).iterate(0) as ours:
-        spent, _ = seconds(lambda: [() for _ in itertools.islice(ours, batches)])
-    print(f"decoded at each use: {1e3 * spent / (64 * batches):.2f} ms an image")
-    theirs = DataLoader(Plain(files), 64, shuffle=True, num_workers=2)
-    spent, _ = seconds(lambda: [() for _ in theirs])
-    print(f"torchvision, two workers: {1e3 * spent / len(files):.2f} ms an image")
+    batches = max(1, len(train) // batch)
+    with Loader(train, batch, 0).iterate(0) as ours:
+        spent = seconds(lambda: list(itertools.islice(ours, batches)))
+    found["at each use, 96 px"] = spent / (batch * batches)
+    theirs = DataLoader(Plain(files), batch, shuffle=True, num_workers=2)
+    found["torchvision, two workers"] = seconds(lambda: list(theirs)) / len(files)
+    return {name: 1e3 * value for name, value in found.items()}
 
 
-def indexing(folder: Path, count: int = 20_000) -> None:
+def indexing(folder: Path, count: int) -> float:
+    """Microseconds for a sample of a shard."""
     with tarfile.open(folder / "set.tar", "w") as tar:
         for number, (kind, content) in itertools.product(range(count), (("jpg", b"0" * 9000), ("cls", b"7"))):
             member = tarfile.TarInfo(f"{number:06d}.{kind}")
             member.size = len(content)
             tar.addfile(member, io.BytesIO(content))
-    spent, _ = seconds(lambda: shards._indexed([folder / "set.tar"]))
-    print(f"indexing a shard: {1e6 * spent / count:.0f} us a sample")
+    return 1e6 * seconds(lambda: shards._indexed([folder / "set.tar"])) / count
+
+
+def run(config: Config) -> None:
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as made, photos(config.data, config.images) as folder:
+        found = {
+            "decoding, ms": decoding(folder, config.batch, Path(made)),
+            "indexing, us": {"a sample": indexing(Path(made), config.samples)},
+            f"opening {config.files} files": opening(Path(made), config.files),
+        }
+    rounded = {
+        name: {key: float(f"{value:.3g}") for key, value in one.items()} for name, one in found.items()
+    }
+    settings = asdict(config) | {"data": (config.data or Path("scenes")).name, "out": ""}
+    write({"reading": rounded, "settings": settings}, rounded, config.out, "reading")
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(1)
-    with tempfile.TemporaryDirectory() as made:
-        indexing(Path(made))
-        decoding(Path(sys.argv[1]), Path(made))
-        opening(Path(made), int(sys.argv[2]) if len(sys.argv) > 2 else 1_000_000)
+    with user_errors():
+        run(parse_command(Config))

@@ -4,8 +4,9 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
-from bench import growth, loaders, steps
+from bench import growth, loaders, reading, steps
 
 
 def test_loaders_measures_all_who_are_there(photos: Path, tmp_path: Path):
@@ -44,3 +45,15 @@ def test_growth_measures_one_thing_at_a_time(tmp_path: Path):
     assert found["options, times as fast"]["float32, channels last"] == 1
     assert set(found["seconds to open by images"]) == {"8, decoding", "8, cached"}
     assert all(value > 0 for one in found.values() for value in one.values())
+
+
+def test_reading_measures_decoding_opening_and_shards(photos: Path, tmp_path: Path):
+    threads = torch.get_num_threads()
+    reading.run(reading.Config(data=photos, images=12, batch=4, files=1200, samples=2000, out=tmp_path / "out"))
+    torch.set_num_threads(threads)
+    found = json.loads((tmp_path / "out" / "reading.json").read_text())["reading"]
+    assert {"decoded at 96 px", "at each use, 96 px", "torchvision, two workers"} <= set(
+        found["decoding, ms"]
+    )
+    assert {"at first, s", "then, s", "at first, MB more"} <= set(found["opening 1200 files"])
+    assert set(found["indexing, us"]) == {"a sample"}
