@@ -49,7 +49,9 @@ def test_growth_measures_one_thing_at_a_time(tmp_path: Path):
 
 def test_reading_measures_decoding_opening_and_shards(photos: Path, tmp_path: Path):
     threads = torch.get_num_threads()
-    reading.run(reading.Config(data=photos, images=12, batch=4, files=1200, samples=2000, out=tmp_path / "out"))
+    reading.run(
+        reading.Config(data=photos, images=12, batch=4, files=1200, samples=2000, out=tmp_path / "out")
+    )
     torch.set_num_threads(threads)
     found = json.loads((tmp_path / "out" / "reading.json").read_text())["reading"]
     assert {"decoded at 96 px", "at each use, 96 px", "torchvision, two workers"} <= set(
