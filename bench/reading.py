@@ -98,7 +98,7 @@ def decoding(folder: Path, batch: int, kept: Path) -> dict[str, float]:
     files = sorted(file for file in folder.rglob("*") if file.is_file())
     found = {}
     for side in (96, 256):
-        spent = seconds(lambda side=side: [decode(file, side) for file in files[:60]])
+        spent = seconds(partial(lambda side: [decode(file, side) for file in files[:60]], side))
         found[f"decoded at {side} px"] = spent / len(files[:60])
     train = images.open_images(str(folder), 64, short_side=96, cache_dir=kept, cache_gb=0, quiet=True).train
     batches = max(1, len(train) // batch)

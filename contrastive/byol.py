@@ -31,6 +31,9 @@ class Config(ViewsConfig):
     """Width inside projector and predictor."""
     dim: int = 256
     """Width of the projection."""
+    output_norm: bool = False
+    """Also a batch norm at the projector's end, as SimSiam has it (Chen and He 2021, arXiv:2011.10566): without it a
+    short run learns no more than what all projections have in common."""
     momentum: float = 0.996
     """Of the target at the beginning."""
     optimizer: optim.Rule = "lars"
@@ -47,10 +50,11 @@ class Config(ViewsConfig):
 
 
 def demo() -> Config:
-    """Minutes on two CPU cores, built-in scenes."""
+    """Minutes on two CPU cores, built-in scenes. A target that follows quickly, as there are few steps."""
     return Config(
-        preset="demo", scenes=2048, short_side=80, steps=350, batch=64, hidden=512, dim=128, optimizer="adam",
-        lr=1e-3, warmup=30, momentum=0.98, smallest_crop=0.2, show_every=175, eval_every=50, save_every=50,
+        preset="demo", scenes=2048, short_side=80, steps=700, batch=64, hidden=512, dim=128, output_norm=True,
+        optimizer="adam", lr=1e-3, warmup=30, momentum=0.9, smallest_crop=0.2, show_every=350, eval_every=100,
+        save_every=100,
     )  # fmt: skip
 
 
@@ -82,7 +86,9 @@ class BYOL(ViewsMethod):
         super().__init__(config, world)
         self.config = config
         width, norm = max(self.encoder.channels.items())[1], config.norm != "group"
-        self.projector = mlp((width, config.hidden, config.dim), norm=norm)
+        self.projector = mlp(
+            (width, config.hidden, config.dim), norm=norm, last_norm=norm and config.output_norm
+        )
         self.predictor = mlp((config.dim, config.hidden, config.dim), norm=norm)
         self.followed = nn.ModuleList([self.encoder, self.projector])
         self.target = follower(self.followed)

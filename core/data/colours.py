@@ -186,6 +186,7 @@ def turn_hue(image: Tensor, turn: Tensor) -> None:
     towards = torch.ge(green, blue, out=torch.empty_like(chroma)).sub_(0.5)  # green; else blue
     hue = away.mul_(towards).add_(turn[:, 0] + 1).frac_().mul_(6)
     torch.sub(hue[:, None], _PEAKS.to(image.device), out=image).abs_().clamp_(1, 2)
+    # clamp(x - 1, 0, 1) is clamp(x, 1, 2) - 1, and clamp(2 - x, 0, 1) is 2 - clamp(x, 1, 2).
     below, above = least.sub_(chroma), value.add_(chroma)
     torch.addcmul(below, chroma, red, out=red)
     torch.addcmul(above, chroma, green, value=-1, out=green)
