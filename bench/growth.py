@@ -138,9 +138,8 @@ class Growth:
                 )
                 events = EventAccumulator(f"{runs}/run")
                 events.Reload()
-                found[str(count)] = events.Scalars("speed/images_per_second")[
-                    -1
-                ].value  # of the last steps: started by then
+                last = events.Scalars("speed/images_per_second")[-1]  # of the last steps: started by then
+                found[str(count)] = last.value
         return found
 
     def measure(self) -> dict[str, dict[str, float]]:

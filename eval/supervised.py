@@ -141,7 +141,7 @@ class Supervised(Method):
         image = self.view(batch, step)
         self.encoder.train()
         with self.world.autocast():
-            logits = self.classifier(self.features(image)).float()  # (n,K)
+            logits = self.classifier(self.encoder.vectors(image)).float()  # (n,K)
         loss = cross_entropy(logits, label, label_smoothing=config.smoothing)
         loss.backward()
         optimizer = self.optimizers["both"]
@@ -158,11 +158,6 @@ class Supervised(Method):
         recipe = Recipe(grey=0, blur=0).jittered(config.strength) if config.strength else None
         mine, key = self.world.part(count), (config.seed, step)
         return colours.random_views(batch, recipe, config.size, config.smallest_crop, count, mine, key)
-
-    def features(self, image: Tensor) -> Tensor:
-        """The encoder's coarsest map, averaged: (n,3,S,S) -> (n,C)."""
-        maps = self.encoder(image)
-        return maps[max(maps)].mean((2, 3))
 
     def encoders(self) -> dict[str, Encoder]:
         return {"encoder": self.encoder}
@@ -184,7 +179,7 @@ class Supervised(Method):
         image = views.center_crops(batch, self.config.size)
         self.encoder.eval()
         with self.world.autocast():
-            return self.features(image), image
+            return self.encoder.vectors(image), image
 
     @torch.no_grad()
     def logits(self, batch: Batch) -> Tensor:

@@ -232,7 +232,7 @@ def test_bad_input_is_one_line(refused: Refused, run_folder: Path, trained: Path
     [
         (["--size", "70"], "use a multiple of 32"),
         (["--rebalance", "0"], "--rebalance must be in"),
-        (["--neighbours", "400"], "--neighbours must be in"),
+        (["--neighbours", "400"], r"--neighbours must be in \[1, 313\]"),
         (["--temperature", "0"], "--temperature must be positive"),
         (["--classes", "-1"], "--classes must be at least 0"),
     ],
