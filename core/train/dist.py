@@ -18,6 +18,11 @@ from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
+
+# Before any process group is made: the functions in it take the group of the moment as a default, and torch's
+# optimizers import it when the first is built. Then the group, and gloo's threads, would outlive the training, and one
+# that still lets go of a tensor while Python ends aborts the process.
+import torch.distributed.nn
 from torch import Tensor, nn
 
 

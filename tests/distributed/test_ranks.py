@@ -85,6 +85,11 @@ def test_where_one_rank_is_killed_the_other_leaves_and_the_run_goes_on_alone(tmp
     assert "from step 4" in (tmp_path / "said").read_text()
 
 
+def test_no_thread_of_gloo_outlives_the_training(tmp_path: Path):
+    done = torchrun(tmp_path, 2, "world_ends")
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.parametrize("ranks", [2])
 def test_ranks_share_an_epoch_without_repeats(ranks: int, photos: Path):
     from core.data.images import open_images
