@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
@@ -109,16 +109,49 @@ class Stuff:
 
 @dataclass(frozen=True)
 class Parts:
-    """All parts of a world, (N,P) and (N,P,3): boxes, then cylinders, then spheres."""
+    """Whatever rays may meet in N scenes, a column each: the L parts, then the N rooms' walls, floors and ceilings."""
 
-    shapes: tracer.Shapes
-    semantic: Tensor
-    instance: Tensor
-    texture: Tensor
-    first: Tensor
-    second: Tensor
-    scale: Tensor
-    gloss: Tensor
+    shapes: tracer.Shapes  # of the L parts alone
+    columns: Tensor  # (18, L+3N): ``FIELDS``
+
+
+FIELDS = ("semantic", "instance", "texture", "scale", "gloss", "yaw")
+"""The first rows of ``Parts.columns``; then centre, half sizes, first and second colour, three rows each."""
+
+
+@dataclass(frozen=True)
+class Scenes:
+    """N scenes, all that is needed to see them; what is a colour is linear RGB."""
+
+    room: Tensor  # (N,3) width, height, depth
+    eye: Tensor  # (N,3)
+    axes: Tensor  # (N,3,3) the camera's: right, down, ahead
+    field: Tensor  # (N,) of view along the longer side, radians
+    lamp_at: Tensor  # (N,3)
+    lamp_light: Tensor  # (N,3)
+    lamp_on: Tensor  # (N,) bool
+    window_at: Tensor  # (N,3)
+    window_way: Tensor  # (N,3) into the room
+    window_light: Tensor  # (N,3)
+    has_window: Tensor  # (N,) bool
+    ambient: Tensor  # (N,3)
+    exposure: Tensor  # (N,)
+    trim: Tensor  # (N,3) of ceilings and skirtings
+    table: Tensor  # (N,P+3,19) parts, sunk ones too, by kind; then walls, floor, ceiling
+
+    def __len__(self) -> int:
+        return len(self.room)
+
+    def some(self, first: int, count: int) -> Scenes:
+        return Scenes(*(getattr(self, field.name)[first : first + count] for field in fields(self)))
+
+    def parts(self) -> Parts:
+        pieces = self.table[:, :-3].transpose(0, 1)  # (P,N,19)
+        present = (pieces[..., 8] > _GONE / 2).nonzero()  # by kind, for P is in that order
+        columns = pieces[present[:, 0], present[:, 1]].T
+        room = self.table[:, -3:].transpose(0, 1).flatten(0, 1).T  # (19,3N)
+        shapes = tracer.Shapes(present[:, 1], columns[0].long(), columns[7:10], columns[10:13], columns[6])
+        return Parts(shapes, torch.cat([columns[1:], room[1:]], 1))
 
 
 # --- the world ------------------------------------------------------------------------------------------------
@@ -130,7 +163,7 @@ class World:
     def __init__(self, draws: Draws, moment: Tensor) -> None:
         self.draws, self.moment = draws, moment
         self.zero = torch.zeros_like(moment)
-        self.rows: dict[str, list[Tensor]] = {"box": [], "cylinder": [], "sphere": []}
+        self.rows: dict[str, list[Tensor]] = {kind: [] for kind in tracer.KINDS}
         self.instances = 6  # 1 floor, 2 ceiling, 3..6 walls
         d = draws
         self.width, self.depth, self.height = d.between(3.4, 5.6), d.between(4.2, 6.5), d.between(2.4, 2.9)
@@ -139,7 +172,6 @@ class World:
         self.wall_stuff = self._wall()
         self.trim = d.colour(WALLS[:1], 0.02)
         self._furnish()
-        self.parts = self._packed()
         self._lights()
         self._camera()
 
@@ -182,37 +214,32 @@ class World:
         cos, sin = place.yaw.cos(), place.yaw.sin()
         if own:
             self.instances += 1
-        row = [
-            place.x + cos * x + sin * z, torch.where(here, place.y + y, _GONE), place.z - sin * x + cos * z,
-            hx, hy, hz, place.yaw, self.zero + what, self.zero + self.instances, stuff.texture, *stuff.first.unbind(-1),
-            *stuff.second.unbind(-1), stuff.scale, stuff.gloss,
-        ]  # fmt: skip
-        self.rows[shape].append(torch.stack([value.float() for value in row], -1))  # (N,17)
+        height = torch.where(here, place.y + y, _GONE)
+        centre = (place.x + cos * x + sin * z, height, place.z - sin * x + cos * z)
+        self.rows[shape].append(self._row(tracer.KINDS.index(shape), what, self.instances, stuff, place.yaw, centre,
+                                          (hx, hy, hz)))  # fmt: skip
 
-    def _packed(self) -> Parts:
-        """The parts in one tensor; what no scene of the batch has is left out."""
-        groups = []
-        for shape in ("box", "cylinder", "sphere"):
-            rows = torch.stack(self.rows[shape], 1)  # (N,P,17)
-            gone = rows[..., 1] < _GONE / 2
-            order = gone.float().sort(dim=1, stable=True).indices  # those present first, in order
-            most = int((~gone).sum(1).amax())
-            groups.append(rows.gather(1, order[:, :most, None].expand(-1, -1, rows.shape[-1])))
-        table = torch.cat(groups, 1)
-        center, half, yaw, semantic, instance, texture, first, second, scale, gloss = table.split(
-            [3, 3, 1, 1, 1, 1, 3, 3, 1, 1], dim=-1
-        )
-        shapes = tracer.Shapes(center, half, yaw[..., 0], groups[0].shape[1], groups[1].shape[1])
-        return Parts(
-            shapes,
-            semantic[..., 0],
-            instance[..., 0],
-            texture[..., 0],
-            first,
-            second,
-            scale[..., 0],
-            gloss[..., 0],
-        )
+    def _row(self, kind: int, what: int, instance: int | Tensor, stuff: Stuff, yaw: Tensor, centre: Sequence[Tensor],
+             half: Sequence[Tensor]) -> Tensor:  # fmt: skip
+        """Of ``Scenes.table``, (N,19): the kind of shape, then as in ``Parts.columns``."""
+        row = [
+            self.zero + kind, self.zero + what, self.zero + instance, stuff.texture, stuff.scale, stuff.gloss, yaw,
+            *centre, *half, *stuff.first.unbind(-1), *stuff.second.unbind(-1),
+        ]  # fmt: skip
+        return torch.stack([value.float() for value in row], -1)
+
+    def scenes(self) -> Scenes:
+        """The world as it is seen."""
+        middle = (self.room / 2).unbind(-1)
+        ceiling = replace(self.wall_stuff, texture=0 * self.zero + PLAIN, first=self.trim, gloss=self.zero)
+        rooms = ((WALL, self.wall_stuff), (FLOOR, self.floor_stuff), (CEILING, ceiling))
+        table = [row for kind in tracer.KINDS for row in self.rows[kind]]
+        table += [self._row(0, what, 0, stuff, self.zero, middle, middle) for what, stuff in rooms]
+        return Scenes(
+            self.room, self.eye, self.axes, self.field, self.lamp_at, self.lamp_light, self.lamp_on, self.window_at,
+            self.window_way, self.window_light, self.has_window, self.ambient, self.exposure, self.trim,
+            torch.stack(table, 1),
+        )  # fmt: skip
 
     # Furniture. Pieces stand with their back at z = 0 of their place and look along z; x is to their side.
 

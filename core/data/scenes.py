@@ -19,8 +19,9 @@ from torch import Tensor
 from torchvision.utils import make_grid
 
 from core.data import rooms, textures, tracer
-from core.data.rooms import CEILING, CLASSES, DRAWS, FLOOR, LAMP, WALL, WINDOW, Draws, World
+from core.data.rooms import CLASSES, DRAWS, LAMP, WINDOW, Draws, Parts, Scenes, World
 from core.data.textures import SKY
+from core.data.tracer import Cameras, Pairs, dot, length_of
 from core.rng import generator
 from core.train.config import parse_command, user_errors
 
@@ -29,8 +30,9 @@ __all__ = ["CLASSES", "SOURCE_FILES", "render", "render_clip"]
 SOURCE_FILES = [Path(file or "") for file in (rooms.__file__, textures.__file__, tracer.__file__, __file__)]
 """What a scene's looks depend on: a cache of scenes is keyed by them."""
 
-_RAYS = 65_536  # traced together on a CPU: few enough for its cache, enough for torch to split them over its threads
+_RAYS = 131_072  # traced together on a CPU, in some 200 MB
 _CHUNK_GPU = 256
+_WORLDS = 256  # laid out together
 
 
 def render(
@@ -60,12 +62,11 @@ def _rendered(
     height, width = (size, size) if isinstance(size, int) else size
     on_cpu = torch.device(device).type == "cpu"
     chunk = max(1, _RAYS // (height * width)) if on_cpu else _CHUNK_GPU
-
-    def view(rows: Tensor, moment: Tensor) -> dict[str, Tensor]:
+    parts = []
+    for rows, moment in zip(indices.split(_WORLDS), moments.split(_WORLDS), strict=True):
         draws = torch.stack([torch.rand(DRAWS, generator=generator(seed, int(row))) for row in rows])
-        return _view(World(Draws(draws.to(device)), moment.to(device)), height, width)
-
-    parts = [view(*part) for part in zip(indices.split(chunk), moments.split(chunk), strict=True)]
+        world = World(Draws(draws.to(device)), moment.to(device)).scenes()
+        parts += [_view(world.some(i, chunk), height, width) for i in range(0, len(world), chunk)]
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
@@ -73,252 +74,292 @@ def _rendered(
 
 
 @dataclass(frozen=True)
+class _Stage:
+    """A batch of N scenes, what is in them, and the pictures of R pixels that are taken of them."""
+
+    scenes: Scenes
+    parts: Parts
+    eyes: Cameras
+    x: Tensor  # (R,) of the pixels' centres, px
+    y: Tensor  # (R,)
+
+
+@dataclass(frozen=True)
 class _Surface:
-    """What each ray of a batch meets; all (N,R,...)."""
+    """What A x B rays meet; those of each a are of one scene."""
 
-    point: Tensor  # world
-    normal: Tensor  # world
-    depth: Tensor  # along the camera's axis
-    part: Tensor  # -1 = the room
-    side: Tensor  # of the room: 0 floor, 1 ceiling, 2..5 walls; or 6 + the axis of a part's normal
+    scene: Tensor  # (A,)
+    point: Tensor  # (3,A,B) world
+    normal: Tensor  # (3,A,B) world, unit
+    depth: Tensor  # (A,B) along the camera's axis
+    slot: Tensor  # (A,B) into the columns of Parts
+    side: Tensor  # (A,B) of the room: 0 floor, 1 ceiling, 2..5 walls; or 6 + the axis of a part's normal
+
+    def key(self) -> Tensor:
+        """One number for each smooth piece of surface, (A,B)."""
+        return 16 * self.slot + self.side
 
 
-def _view(world: World, height: int, width: int) -> dict[str, Tensor]:
+class _Columns:
+    """The properties of the parts at points: of ``slot`` (...), each (...) or (3,...)."""
+
+    def __init__(self, parts: Parts, slot: Tensor) -> None:
+        found = parts.columns.index_select(1, slot.flatten()).unflatten(1, slot.shape)
+        self.semantic, self.instance, self.texture, self.scale, self.gloss, self.yaw = found[:6]
+        self.center, self.half, self.first, self.second = found[6:].split(3)
+
+
+def _of(values: Tensor, scene: Tensor) -> Tensor:
+    """What each scene has, (N,3) or (N,), for a ``_Surface`` of theirs: (3,A,1) or (A,1)."""
+    return values.movedim(0, -1).index_select(-1, scene)[..., None]
+
+
+def _unit(vector: Tensor) -> Tensor:
+    return vector / length_of(vector).clamp(min=1e-12)
+
+
+def _view(scenes: Scenes, height: int, width: int) -> dict[str, Tensor]:
     """One batch traced at pixel centres, and shaded at four points of each pixel."""
-    focal = 0.5 * max(height, width) / (world.field / 2).tan()  # (N,) px
-    surface = _look(world, _rays(world, focal, height, width, torch.zeros(1, 2)))
-    light = _lit(world, surface, height, width)  # (N,R,2)
-    fine, fine_light = _refined(world, surface, light, focal, height, width)
-    colour = _shaded(world, fine, fine_light)  # (N,4*R,3)
-    glare = colour.mean((1, 2), keepdim=True)
-    exposed = 1 - torch.exp(-colour * (1.35 * world.exposure[:, None, None] / glare.clamp(min=1e-3)))
-    image = _srgb(exposed).unflatten(1, (height, width, 4)).mean(3).permute(0, 3, 1, 2)
+    count = len(scenes)
+    focal = 0.5 * max(height, width) / (scenes.field / 2).tan()  # (N,) px
+    eyes, index = Cameras(scenes.eye, scenes.axes, focal, height, width), torch.arange(height * width)
+    x, y = (index % width + 0.5).to(focal.device), (index // width + 0.5).to(focal.device)
+    stage = _Stage(scenes, scenes.parts(), eyes, x, y)
+    pairs = tracer.covered(stage.parts.shapes, eyes)
+    pixel = (pairs.pixel % len(x))[:, None]
+    centre = _look(stage, torch.arange(count, device=focal.device), x.expand(count, -1), y.expand(count, -1), pairs,
+                   pairs.pixel[:, None], x[pixel], y[pixel])  # fmt: skip
+    light = _lit(stage, centre)  # (2,N,R)
+    colour = _smooth(stage, centre, light).flatten(1, 2)  # (3,N*R,4)
+    at, sharp = _edges(stage, centre, light, pairs)
+    colour[:, at] = sharp
+    colour = colour.view(3, count, -1)  # (3,N,R*4)
 
-    rows = torch.arange(len(focal), device=focal.device)[:, None]
-    parts, part = world.parts, surface.part.clamp(min=0)
-    in_room = surface.part < 0
-    room_class = torch.tensor([FLOOR, CEILING, WALL, WALL, WALL, WALL, 0, 0, 0], device=focal.device)[
-        surface.side
-    ]
-    semantic = torch.where(in_room, room_class, parts.semantic[rows, part].long())
-    instance = torch.where(in_room, surface.side + 1, parts.instance[rows, part].long())
-    normal = torch.einsum("nij,nrj->nri", world.axes, surface.normal)
+    # In double, because the order of a sum depends on the batch.
+    glare = colour.mean((0, 2), dtype=torch.float64).float()[:, None]
+    exposed = -torch.expm1(-colour * (1.35 * scenes.exposure[:, None] / glare.clamp(min=1e-3)))
+    image = _srgb(exposed).unflatten(2, (height, width, 4)).mean(-1).transpose(0, 1)
+
+    side, slot = centre.side, centre.slot
+    semantic, instance = stage.parts.columns[:2, slot]
+    instance = torch.where(side < 6, side + 1, instance)
+    normal = scenes.axes @ centre.normal.transpose(0, 1)  # (N,3,R)
     zero, one = torch.zeros_like(focal), torch.ones_like(focal)
     intrinsics = torch.stack(
         [focal, zero, width / 2 * one, zero, focal, height / 2 * one, zero, zero, one], -1
     )
     return {
-        "image": image.clamp(0, 1),
-        "depth": surface.depth.unflatten(1, (1, height, width)),
-        "normal": normal.unflatten(1, (height, width)).permute(0, 3, 1, 2),
+        "image": image.clamp(0, 1).contiguous(),
+        "depth": centre.depth.unflatten(1, (1, height, width)),
+        "normal": normal.unflatten(2, (height, width)),
         "instance": instance.unflatten(1, (height, width)).to(torch.int16),
         "semantic": semantic.unflatten(1, (height, width)).to(torch.uint8),
         "intrinsics": intrinsics.view(-1, 3, 3),
-        "gravity": -world.axes[:, :, 1],
+        "gravity": -scenes.axes[:, :, 1],
     }
 
 
-def _rays(world: World, focal: Tensor, height: int, width: int, offsets: Tensor) -> Tensor:
-    """Rays through each pixel's centre plus ``offsets`` (S,2) px, one metre long along the axis; (N,H*W*S,3), world."""
-    y, x = torch.meshgrid(
-        torch.arange(height) + 0.5 - height / 2, torch.arange(width) + 0.5 - width / 2, indexing="ij"
-    )
-    grid = (torch.stack([x, y], -1).view(-1, 1, 2) + offsets).view(-1, 2).to(focal.device)
-    flat = grid / focal[:, None, None]
-    return torch.cat([flat, torch.ones_like(flat[..., :1])], -1) @ world.axes
+def _look(stage: _Stage, scene: Tensor, x: Tensor, y: Tensor, pairs: Pairs, ray: Tensor, ray_x: Tensor,
+          ray_y: Tensor) -> _Surface:  # fmt: skip
+    """The surface that each ray through ``x``, ``y`` (A,B) px meets; the rest is as for ``tracer.nearest``."""
+    shapes, eyes = stage.parts.shapes, stage.eyes
+    way = torch.stack(tracer.ways(_of(eyes.lens().flatten(1), scene), x, y))  # (3,A,B)
+    eye, room = _of(eyes.eye, scene), _of(stage.scenes.room, scene)
+    far = tracer.room_exit(eye, way, room)
+    depth, part = tracer.nearest(shapes, eyes, pairs, ray, ray_x, ray_y, far.flatten())
+    depth, part = depth.view_as(far), part.view_as(far)
+    point = eye + depth * way
+
+    middle = room / 2
+    unit = (point - middle) / middle
+    axis = tracer.largest(unit)  # of the side of the room
+    above = unit.gather(0, axis[None])[0] > 0
+    side = torch.tensor([2, 0, 4], device=x.device)[axis] + above
+    floor_or_ceiling = torch.where(axis == 1, 1 + above.long(), 0)  # else a wall
+    slot = len(shapes.scene) + len(eyes.eye) * floor_or_ceiling + scene[:, None]
+    normal = torch.stack([-unit[i].sign() * (axis == i) for i in range(3)])
+
+    rows, columns = (part >= 0).nonzero(as_tuple=True)
+    met = part[rows, columns]
+    own = tracer.local_normal(shapes, met, point[:, rows, columns])
+    slot[rows, columns] = met
+    side[rows, columns] = 6 + tracer.largest(own)
+    normal[:, rows, columns] = torch.stack(tracer.turned(own, -shapes.yaw[met]))
+    return _Surface(scene, point, normal, depth, slot, side)
 
 
-def _look(world: World, ray: Tensor) -> _Surface:
-    """The surface that each ray (N,R,3) from the eye meets."""
-    origin, shapes = world.eye[:, None], world.parts.shapes
-    hits = tracer.nearest(origin, ray, shapes, world.room)
-    point = origin + hits.distance[..., None] * ray
-
-    low, high = point.abs().unbind(-1), (world.room[:, None] - point).abs().unbind(-1)
-    side = torch.stack([low[1], high[1], low[0], high[0], low[2], high[2]], -1).argmin(-1)
-    inwards = torch.tensor(
-        [[0, 1, 0], [0, -1, 0], [1, 0, 0], [-1, 0, 0], [0, 0, 1], [0, 0, -1]], device=ray.device
-    )
-    part = hits.part.clamp(min=0)
-    rows = torch.arange(len(ray), device=ray.device)[:, None]
-    local = tracer.to_local(point, shapes, part)
-    own = tracer.local_normal(local, shapes.half[rows, part], part, shapes)
-    in_room = hits.part < 0
-    normal = torch.where(
-        in_room[..., None], inwards[side].float(), tracer.to_world(own, shapes.yaw[rows, part])
-    )
-    return _Surface(
-        point, normal, hits.distance, hits.part, torch.where(in_room, side, 6 + own.abs().argmax(-1))
-    )
-
-
-def _lit(world: World, surface: _Surface, height: int, width: int) -> Tensor:
-    """How much of the lamp and of the window each point sees, (N,R,2) in [0,1].
+def _lit(stage: _Stage, surface: _Surface) -> Tensor:
+    """How much of the lamp and of the window each point sees, (2,N,R) in [0,1].
 
     Each pixel looks at one point of one light; those of a 4x4 block look at different ones, and each takes the mean
     over its neighbours on the same surface: soft shadows for one ray a pixel.
     """
-    device = surface.point.device
-    index = torch.arange(height * width, device=device)
-    y, x = index // width, index % width
-    place = 4 * (y % 4) + x % 4
-    u = ((place * 0.7548776662) % 1.0 - 0.5)[:, None]  # the R2 sequence: spread evenly in two dimensions
-    v = ((place * 0.5698402910) % 1.0 - 0.5)[:, None]
-    upwards = torch.tensor([0.0, 1.0, 0.0], device=device)
-    on_lamp = world.lamp_at[:, None] + 0.36 * torch.cat([u, torch.zeros_like(u), v], -1)
-    across = torch.stack([world.window_way[:, 2], world.zero, -world.window_way[:, 0]], -1)[:, None]
-    on_window = world.window_at[:, None] + 1.1 * u * across + 0.9 * v * upwards  # (N,R,3)
-    to_window = world.has_window[:, None] & (((x + y) % 2 == 1) | ~world.lamp_on[:, None])  # (N,R)
-    spot = torch.where(to_window[..., None], on_window, on_lamp)
-    origin = surface.point + 2e-3 * surface.normal
-    see_through = (world.parts.semantic == LAMP) | (world.parts.semantic == WINDOW)
-    free = ~tracer.blocked(origin, spot - origin, world.parts.shapes, see_through)
+    scenes, parts, height, width = stage.scenes, stage.parts, stage.eyes.height, stage.eyes.width
+    device, count = surface.point.device, len(scenes)
+    # Rays of a block of 8x8 to the same light are traced together: those with x + y even, and those with x + y odd.
+    block = torch.tensor([[y, x] for odd in (0, 1) for y in range(8) for x in range(8) if (x + y) % 2 == odd])
+    within_y, within_x = block.view(2, 32, 2).to(device).unbind(-1)  # (2,32)
+    y = torch.arange(0, height, 8, device=device)[:, None, None, None] + within_y
+    x = torch.arange(0, width, 8, device=device)[:, None, None] + within_x
+    inside = ((y < height) & (x < width)).flatten(
+        0, 1
+    )  # (T,2,32); beyond the border the last pixel is traced again
+    pixel = (y.clamp(max=height - 1) * width + x.clamp(max=width - 1)).flatten(0, 1)  # (T,2,32)
+    odd = torch.tensor([False, True], device=device)
+    to_window = scenes.has_window[:, None] & (odd | ~scenes.lamp_on[:, None])  # (N,2)
 
-    key = _key(surface).unflatten(1, (height, width))
-    seen = torch.stack([free & ~to_window, ~to_window, free & to_window, to_window], -1).float()
-    seen = seen.unflatten(1, (height, width))  # (N,H,W,4)
+    spot = (4 * (y % 4) + x % 4).flatten(0, 1)  # (T,2,32)
+    u = (spot * 0.7548776662) % 1.0 - 0.5  # the R2 sequence: spread evenly in two dimensions
+    v = (spot * 0.5698402910) % 1.0 - 0.5
+    flat = torch.stack([u, torch.zeros_like(u), v])[:, None]  # (3,1,T,2,32)
+    upright = torch.stack([torch.zeros_like(v), v, torch.zeros_like(v)])[:, None]
+    out = scenes.window_way
+    across = torch.stack([out[:, 2], torch.zeros_like(out[:, 0]), -out[:, 0]])[..., None, None, None]
+    on_lamp = scenes.lamp_at.T[..., None, None, None] + 0.36 * flat
+    on_window = scenes.window_at.T[..., None, None, None] + 1.1 * u * across + 0.9 * upright
+    end = torch.where(to_window[:, None, :, None], on_window, on_lamp)  # (3,N,T,2,32)
+    origin = (surface.point + 2e-3 * surface.normal)[:, :, pixel]
+    opaque = (parts.columns[0] != LAMP) & (parts.columns[0] != WINDOW)
+    shapes = parts.shapes.only(opaque[: len(parts.shapes.scene)])
+    scene = torch.arange(count, device=device).repeat_interleave(pixel[..., 0].numel())
+    free = ~tracer.blocked(shapes, scene, origin.flatten(1, 3), end.flatten(1, 3))
+
+    # Four counts in the bytes of one number: rays to the lamp, and those that reach it; the same of the window.
+    seen = torch.zeros(count, height * width, dtype=torch.int32, device=device)
+    bits = (1 + (free.view(count, -1, 2, 32).int() << 8)) << (16 * to_window.int())[:, None, :, None]
+    seen[:, pixel[inside]] = bits[:, inside]
+    seen, key = seen.unflatten(1, (height, width)), surface.key().unflatten(1, (height, width))
     total = torch.zeros_like(seen)
     for dy in range(-2, 2):
         for dx in range(-2, 2):
             # Rolling over the border meets the far side of the image, which is rarely the same surface.
-            alike = key.roll((dy, dx), (1, 2)) == key
-            total += alike[..., None] * seen.roll((dy, dx), (1, 2))
-    total = total.flatten(1, 2)
-    return total[..., 0::2] / total[..., 1::2].clamp(min=1)
+            total += (key.roll((dy, dx), (1, 2)) == key) * seen.roll((dy, dx), (1, 2))
+    asked = torch.stack([total & 255, (total >> 16) & 255]).flatten(2)
+    reached = torch.stack([(total >> 8) & 255, (total >> 24) & 255]).flatten(2)
+    return reached / asked.clamp(min=1)
 
 
-def _key(surface: _Surface) -> Tensor:
-    """One number for each smooth piece of surface, (N,R)."""
-    return 16 * surface.part + surface.side
-
-
-def _refined(
-    world: World, surface: _Surface, light: Tensor, focal: Tensor, height: int, width: int
-) -> tuple[_Surface, Tensor]:
-    """Surface and light at four points of each pixel, (N,R*4).
-
-    Within a surface they lie on its tangent plane; only at edges, where a pixel's neighbour is on another surface, are
-    rays traced, and their light is that of a neighbour on the same surface.
-    """
-    offsets = torch.tensor([[-0.25, -0.25], [0.25, -0.25], [-0.25, 0.25], [0.25, 0.25]])
-    ray = _rays(world, focal, height, width, offsets).unflatten(1, (-1, 4))  # (N,R,4,3)
-    normal = surface.normal[:, :, None]
-    facing = (ray * normal).sum(-1)
-    towards = ((surface.point - world.eye[:, None])[:, :, None] * normal).sum(-1)
-    distance = towards / torch.where(facing.abs() < 1e-3, torch.full_like(facing, torch.inf), facing)
-    centre = surface.depth[:, :, None]
+def _smooth(stage: _Stage, surface: _Surface, light: Tensor) -> Tensor:
+    """Linear RGB at four points of each pixel, (3,N,R,4), as if its surface went on beyond its edges: the points lie on
+    the tangent plane at the pixel's centre, and have its light."""
+    eyes = stage.eyes
+    eye = _of(eyes.eye, surface.scene)
+    lens = _of(eyes.lens().flatten(1), surface.scene)[..., None]  # (9,N,1,1)
+    ray = torch.stack(tracer.ways(lens, _four(stage.x, _FINE_X), _four(stage.y, _FINE_Y)))  # (3,N,R,4)
+    facing = dot(ray, surface.normal[..., None])
+    towards = dot(surface.point - eye, surface.normal)[..., None]
+    distance = towards / facing.masked_fill(facing.abs() < 1e-3, torch.inf)
+    centre = surface.depth[..., None]
     distance = torch.where((distance > 0.8 * centre) & (distance < 1.25 * centre), distance, centre)
-    point = world.eye[:, None, None] + distance[..., None] * ray
+    point = eye[..., None] + distance * ray  # (3,N,R,4)
+    return _outgoing(*_material(stage, surface, point), *_received(stage.scenes, surface, light))
 
-    key = _key(surface)  # (N,R)
-    around = [(dy, dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1)]
+
+def _edges(stage: _Stage, surface: _Surface, light: Tensor, pairs: Pairs) -> tuple[Tensor, Tensor]:
+    """Which pixels (E,) of (N,R) made flat have a neighbour on another surface, and the linear RGB at four points of
+    each, (3,E,4): there rays are traced, and their light is that of a neighbour on the same surface."""
+    height, width, count = stage.eyes.height, stage.eyes.width, len(stage.x)
+    key = surface.key()
     maps = key.unflatten(1, (height, width))
-    keys = torch.stack([maps.roll(move, (1, 2)).flatten(1) for move in around], -1)  # (N,R,9)
-    lights = torch.stack(
-        [light.unflatten(1, (height, width)).roll(m, (1, 2)).flatten(1, 2) for m in around], 2
-    )
-    edge = (keys != key[..., None]).any(-1)
-    most = int(edge.sum(1).amax())  # a batch's images share a shape; what is not an edge is thrown away below
-    chosen = edge.float().sort(dim=1, descending=True, stable=True).indices[:, :most]  # (N,K)
-    rows = torch.arange(len(edge), device=edge.device)[:, None]
-    traced = _look(world, ray[rows, chosen].flatten(1, 2))  # (N,K*4)
-    alike = _key(traced).unflatten(1, (-1, 4))[..., None] == keys[rows, chosen][:, :, None]  # (N,K,4,9)
-    weight = alike.float() / alike.sum(-1, keepdim=True).clamp(min=1)
-    weight[..., 4] += (~alike.any(-1)).float()  # nobody around is on that surface: the pixel's own light
-    traced_light = weight @ lights[rows, chosen]  # (N,K,4,9) @ (N,K,9,2)
+    edge = torch.zeros_like(maps, dtype=torch.bool)
+    around = [(dy, dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1)]
+    for move in around:
+        edge |= maps.roll(move, (1, 2)) != maps
+    at = edge.flatten().nonzero()[:, 0]  # (E,)
+    scene, pixel = at // count, at % count
 
-    keep = edge[rows, chosen][:, :, None].expand(-1, -1, 4)  # (N,K,4)
+    number = torch.full((key.numel(),), -1, device=at.device)
+    number[at] = torch.arange(len(at), device=at.device)
+    mine = pairs.at((number[pairs.pixel] >= 0).nonzero()[:, 0])
+    ray = number[mine.pixel][:, None] * 4 + torch.arange(4, device=at.device)
+    fine_x, fine_y = _four(stage.x, _FINE_X), _four(stage.y, _FINE_Y)  # (R,4)
+    spot = mine.pixel % count
+    traced = _look(stage, scene, fine_x[pixel], fine_y[pixel], mine, ray, fine_x[spot], fine_y[spot])
 
-    def merged(smooth: Tensor, sharp: Tensor) -> Tensor:
-        """Values (N,R,4,...) with those at the edges replaced."""
-        mask = keep.view(*keep.shape, *[1] * (smooth.ndim - 3))
-        smooth = smooth.clone()
-        smooth[rows, chosen] = torch.where(mask, sharp.unflatten(1, (-1, 4)), smooth[rows, chosen])
-        return smooth.flatten(1, 2)
-
-    def four(values: Tensor) -> Tensor:
-        return values[:, :, None].expand(-1, -1, 4, *values.shape[2:])
-
-    fine = _Surface(
-        merged(point, traced.point), merged(four(surface.normal), traced.normal), merged(distance, traced.depth),
-        merged(four(surface.part), traced.part), merged(four(surface.side), traced.side),
-    )  # fmt: skip
-    return fine, merged(four(light), traced_light.flatten(1, 2))
+    dy, dx = torch.tensor(around, device=at.device).T
+    near_y, near_x = (pixel[:, None] // width + dy) % height, (pixel[:, None] % width + dx) % width
+    near = scene[:, None] * count + near_y * width + near_x  # (E,9)
+    alike = traced.key()[..., None] == key.flatten()[near][:, None]  # (E,4,9)
+    lights = light.flatten(1)[:, near][:, :, None]  # (2,E,1,9)
+    shared = (alike * lights).sum(-1) / alike.sum(-1).clamp(min=1)
+    own = light.flatten(1)[:, at, None]  # where nobody around is on that surface
+    light = torch.where(alike.any(-1), shared, own)  # (2,E,4)
+    material = _material(stage, traced, traced.point[..., None])
+    return at, _outgoing(*material, *_received(stage.scenes, traced, light))[..., 0]
 
 
-def _shaded(world: World, surface: _Surface, light: Tensor) -> Tensor:
-    """Linear RGB (N,R,3) that leaves each point towards the camera."""
-    albedo, gloss, glow = _material(world, surface)
-    point, normal = surface.point, surface.normal
-    to_eye = torch.nn.functional.normalize(world.eye[:, None] - point, dim=-1)
+_FINE_X, _FINE_Y = (-0.25, 0.25, -0.25, 0.25), (-0.25, -0.25, 0.25, 0.25)
 
-    gap = torch.stack([point[..., 1], world.height[:, None] - point[..., 1], point[..., 0],
-                       world.width[:, None] - point[..., 0], world.depth[:, None] - point[..., 2]], -1)  # fmt: skip
-    near = torch.where(gap < 1e-3, torch.zeros_like(gap), torch.exp(-gap.clamp(min=0) / 0.22))
-    closed = (1 - 0.38 * near).prod(-1)  # corners get less light from all around
-    sky_side = 0.75 + 0.25 * normal[..., 1]
-    total = albedo * world.ambient[:, None] * (closed * sky_side)[..., None]
 
-    for number, (at, power) in enumerate(
-        ((world.lamp_at, world.lamp_light), (world.window_at, world.window_light))
-    ):
-        way = at[:, None] - point
-        distance = way.norm(dim=-1).clamp(min=0.05)
-        way = way / distance[..., None]
-        facing = (normal * way).sum(-1).clamp(min=0)
-        strength = light[..., number] / (0.6 + distance**2)
+def _four(centre: Tensor, offsets: tuple[float, ...]) -> Tensor:
+    """Four points of each pixel, from its centre."""
+    return centre[:, None] + torch.tensor(offsets, device=centre.device)
+
+
+def _outgoing(albedo: Tensor, gloss: Tensor, glow: Tensor, diffuse: Tensor, shine: Tensor) -> Tensor:
+    """Linear RGB (3,A,B,S) that leaves S points around each of A x B towards the eye: ``_material``, ``_received``."""
+    reflected = albedo * diffuse[..., None] + (gloss * shine)[..., None]
+    return torch.where(glow > 0, albedo * glow, reflected)
+
+
+def _received(scenes: Scenes, surface: _Surface, light: Tensor) -> tuple[Tensor, Tensor]:
+    """Light that reaches each point: what a white surface would send back of it, and what a glossy one reflects to the
+    eye, (3,A,B) linear RGB each. light (2,A,B): how much of lamp and window is seen."""
+    scene, point, normal = surface.scene, surface.point, surface.normal
+    to_eye = _unit(_of(scenes.eye, scene) - point)
+    beyond = _of(scenes.room, scene) - point
+    # Corners get less light from all around: from floor, ceiling, both side walls and the one at the back.
+    closed = torch.ones_like(surface.depth)
+    for gap in (point[1], beyond[1], point[0], beyond[0], beyond[2]):
+        closed = closed * (1 - torch.where(gap < 1e-3, 0.0, 0.38 * torch.exp(gap.clamp(min=0) / -0.22)))
+    diffuse = _of(scenes.ambient, scene) * (closed * (0.75 + 0.25 * normal[1]))
+    shine = torch.zeros_like(diffuse)
+    lights = ((scenes.lamp_at, scenes.lamp_light), (scenes.window_at, scenes.window_light))
+    for number, (at, power) in enumerate(lights):
+        way = _of(at, scene) - point
+        distance = length_of(way).clamp(min=0.05)
+        way = way / distance
+        strength = light[number] / (0.6 + distance * distance)
         if number == 1:
-            strength = strength * (-(way * world.window_way[:, None]).sum(-1)).clamp(min=0)
-        half = torch.nn.functional.normalize(way + to_eye, dim=-1)
-        shine = gloss * (normal * half).sum(-1).clamp(min=0) ** 40
-        total = total + power[:, None] * (albedo * facing[..., None] + shine[..., None]) * strength[..., None]
-    return torch.where(glow[..., None] > 0, albedo * glow[..., None], total)
+            strength = strength * -dot(way, _of(scenes.window_way, scene)).clamp(max=0)
+        half = _unit(way + to_eye)
+        power = _of(power, scene)
+        diffuse = diffuse + power * (dot(normal, way).clamp(min=0) * strength)
+        shine = shine + power * ((40 * dot(normal, half).clamp(min=0).log()).exp() * strength)  # to the 40th
+    return diffuse, shine
 
 
-def _material(world: World, surface: _Surface) -> tuple[Tensor, Tensor, Tensor]:
-    """Albedo (N,R,3), gloss and glow (N,R) of each point."""
-    parts, part = world.parts, surface.part.clamp(min=0)
-    rows = torch.arange(len(part), device=part.device)[:, None]
-    in_room = surface.part < 0
-    local = torch.where(
-        in_room[..., None],
-        surface.point - world.room[:, None] / 2,
-        tracer.to_local(surface.point, parts.shapes, part),
-    )
-    half = torch.where(in_room[..., None], world.room[:, None] / 2, parts.shapes.half[rows, part])
-    axis = torch.where(
-        in_room, torch.tensor([1, 1, 0, 0, 2, 2, 0, 0, 0], device=part.device)[surface.side], surface.side - 6
-    )
-    across = torch.where(axis == 0, 2, 0)[..., None]  # the part's z on its x sides, else its x
-    along = torch.where(axis == 1, 2, 1)[..., None]  # its z on top and below, else its height
-    u, v = local.gather(-1, across)[..., 0], local.gather(-1, along)[..., 0]
-    reach = torch.cat([half.gather(-1, across), half.gather(-1, along)], -1)
+def _material(stage: _Stage, surface: _Surface, point: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Albedo (3,A,B,S), gloss (A,B) and glow (A,B,S) of S points (3,A,B,S) on the surface of each of A x B."""
+    scenes, own, side = stage.scenes, _Columns(stage.parts, surface.slot), surface.side
+    axis = torch.tensor([1, 1, 0, 0, 2, 2, 0, 1, 2], device=side.device)[side]
+    # Along a surface: u is the part's z on its x sides, else its x; v its z on top and below, else its height.
+    cos, sin, (x, y, z) = own.yaw.cos(), own.yaw.sin(), point - own.center[..., None]
+    level, beside = axis == 1, axis == 0
+    u = torch.where(beside, sin, cos)[..., None] * x + torch.where(beside, cos, -sin)[..., None] * z
+    v = torch.where(level[..., None], sin[..., None] * x + cos[..., None] * z, y)
+    reach_u = torch.where(beside, own.half[2], own.half[0])
+    reach_v = torch.where(level, own.half[2], own.half[1])
 
-    is_floor, is_ceiling = in_room & (surface.side == 0), in_room & (surface.side == 1)
+    instance = torch.where(side < 6, side + 1, own.instance)
+    seed = instance + _of((1000 * scenes.exposure).floor(), surface.scene)  # other scenes have other patterns
+    flat = (u.flatten(0, 1), v.flatten(0, 1), own.first.flatten(1), own.second.flatten(1), own.scale.flatten(),
+            seed.flatten(), reach_u.flatten(), reach_v.flatten())  # fmt: skip
+    colour = textures.shade(own.texture.flatten(), *flat)  # (3,A*B,S)
+    glow = torch.zeros_like(flat[0])
+    shade = (own.semantic == LAMP) & (own.first.amin(0) > 0.15) & _of(scenes.lamp_on, surface.scene)
+    glow[shade.flatten()] = 1.3
 
-    def of(name: str) -> Tensor:
-        room, floor = getattr(world.wall_stuff, name), getattr(world.floor_stuff, name)
-        own = getattr(parts, name)[rows, part]
-        pick = (lambda mask: mask[..., None]) if own.ndim == 3 else (lambda mask: mask)
-        value = torch.where(pick(in_room), room[:, None].to(own), own)
-        return torch.where(pick(is_floor), floor[:, None].to(own), value)
+    window = (own.texture == SKY).flatten().nonzero()[:, 0]
+    s, t = flat[0][window] / flat[6][window, None], flat[1][window] / flat[7][window, None]
+    frame = (s.abs() > 0.93) | (t.abs() > 0.93) | (s.abs() < 0.03) | (axis.flatten()[window, None] != 2)
+    outside = textures.sky(s, t, flat[2][:, window], flat[5][window])
+    colour[:, window] = outside.masked_fill(frame, 0.75)
+    glow[window] = (~frame).float()
 
-    kind = torch.where(is_ceiling, torch.zeros_like(u), of("texture"))
-    first = torch.where(is_ceiling[..., None], world.trim[:, None], of("first"))
-    instance = torch.where(in_room, surface.side + 1, parts.instance[rows, part].long()).float()
-    seed = instance + (1000 * world.exposure[:, None]).floor()  # other scenes have other patterns
-    colour = textures.shade(kind, u, v, first, of("second"), of("scale"), seed, reach)
-    skirting = in_room & (surface.side >= 2) & (surface.point[..., 1] < 0.09)
-    colour = torch.where(skirting[..., None], world.trim[:, None], colour)
-
-    s, t = u / reach[..., 0], v / reach[..., 1]
-    frame = (s.abs() > 0.93) | (t.abs() > 0.93) | (s.abs() < 0.03)
-    glass = (kind == SKY) & ~frame & (axis == 2)
-    colour = torch.where(glass[..., None], textures.sky(s, t, first, seed), colour)
-    colour = torch.where(((kind == SKY) & ~glass)[..., None], torch.full_like(colour, 0.75), colour)
-    shade = ~in_room & (parts.semantic[rows, part] == LAMP) & (first.amin(-1) > 0.15) & world.lamp_on[:, None]
-    glow = torch.where(glass, 1.0, torch.where(shade, 1.3, 0.0))
-    return colour, torch.where(is_ceiling, torch.zeros_like(u), of("gloss")), glow
+    colour, glow = colour.unflatten(1, side.shape), glow.unflatten(0, side.shape)
+    skirting = ((side >= 2) & (side < 6))[..., None] & (point[1] < 0.09)
+    return torch.where(skirting, _of(scenes.trim, surface.scene)[..., None], colour), own.gloss, glow
 
 
 def _srgb(linear: Tensor) -> Tensor:

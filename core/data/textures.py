@@ -13,9 +13,13 @@ def value_noise(u: Tensor, v: Tensor, seed: Tensor) -> Tensor:
     cell_u, cell_v = u.floor(), v.floor()
     x, y = u - cell_u, v - cell_v
     x, y = x * x * (3 - 2 * x), y * y * (3 - 2 * y)
-    low = _mix(_hash(cell_u, cell_v, seed), _hash(cell_u + 1, cell_v, seed), x)
-    high = _mix(_hash(cell_u, cell_v + 1, seed), _hash(cell_u + 1, cell_v + 1, seed), x)
-    return _mix(low, high, y)
+    here = _whole(cell_u, _U) + _whole(seed, _SEED)
+    low, high = _whole(cell_v, _V), _whole(cell_v + 1, _V)
+    there = here + _U
+    return _mix(
+        _mix(_scrambled(here + low), _scrambled(there + low), x),
+        _mix(_scrambled(here + high), _scrambled(there + high), x), y,
+    )  # fmt: skip
 
 
 def shade(
@@ -26,83 +30,109 @@ def shade(
     second: Tensor,
     scale: Tensor,
     seed: Tensor,
-    reach: Tensor,
+    reach_u: Tensor,
+    reach_v: Tensor,
 ) -> Tensor:
-    """Linear RGB (...,3) of surfaces of ``kind`` (...) at (u,v) metres from the middle of their part.
+    """Linear RGB (3,M,S) of M surfaces of ``kind`` (M,), at S points of each, (u,v) (M,S) metres from its middle.
 
-    first, second (...,3): the two colours of the pattern. scale: the size of its repeat, metres. seed: tells alike
-    parts apart. reach (...,2): half the part's size along u and v, for patterns that fill their part once.
+    first, second (3,M): the two colours of the pattern. scale (M,): the size of its repeat, metres. seed (M,): tells
+    alike parts apart. reach_u, reach_v (M,): half the part's size along u and v, for patterns that fill it once.
     """
-    rough = value_noise(7 * u, 7 * v, seed)
-    fine = value_noise(31 * u, 31 * v, seed + 1)
-    a, b = u / scale, v / scale
-    s, t = u / reach[..., 0], v / reach[..., 1]  # -1..1 over the part
+    rough = value_noise(7 * u, 7 * v, seed[:, None])
+    fine = value_noise(31 * u, 31 * v, seed[:, None] + 1)
+    mix = 0.12 * rough
+    light = 1 + 0.14 * (rough - 0.5) + 0.1 * (fine - 0.5)
+    for number, pattern in _PATTERNS.items():  # each is computed where it is
+        there = (kind == number).nonzero()[:, 0]
+        a, b = u[there] / scale[there, None], v[there] / scale[there, None]
+        s, t = u[there] / reach_u[there, None], v[there] / reach_v[there, None]
+        mix[there] = pattern(a, b, s, t, seed[there, None]).clamp(0, 1)
+    bricks = (kind == BRICKS).nonzero()[:, 0]
+    row = (v[bricks] / scale[bricks, None]).floor()
+    column = (u[bricks] / scale[bricks, None] / 2 + 0.5 * (row % 2)).floor()
+    light[bricks] += 0.25 * (_hash(column, row, seed[bricks, None]) - 0.5)
+    colour = _mix(first[..., None], second[..., None], mix) * light
 
-    plank = (b).floor()
-    grain = value_noise(1.5 * a + 5 * plank, 9 * b, seed) * 0.6 + 0.4 * _hash(
-        plank, (a / 6 + _hash(plank, plank, seed)).floor(), seed
-    )
-    seam = _line(b, 0.03)
-    row = b.floor()
-    brick_a = a / 2 + 0.5 * (row % 2)
-    mortar = torch.maximum(_line(brick_a, 0.03), _line(b, 0.06))
+    books = (kind == BOOKS).nonzero()[:, 0]
+    spine = (u[books] / 0.045).floor()
+    tint = torch.stack([_hash(spine, spine, seed[books, None] + k) for k in range(3)])
+    colour[:, books] = 0.05 + 0.6 * tint * tint * (1 - 0.7 * _line(u[books] / 0.045, 0.12))
+    prints = (kind == PICTURE).nonzero()[:, 0]
+    colour[:, prints] = _picture(
+        u[prints] / reach_u[prints, None], v[prints] / reach_v[prints, None], first[:, prints, None],
+        second[:, prints, None], seed[prints, None],
+    )  # fmt: skip
+    return colour
+
+
+# How much of the second colour there is, (M,S), of (a,b) in repeats, of (s,t) in -1..1 over the part, and of the seed.
+
+
+def _wood(a: Tensor, b: Tensor, s: Tensor, t: Tensor, seed: Tensor) -> Tensor:
+    plank = b.floor()
+    grain = 0.6 * value_noise(1.5 * a + 5 * plank, 9 * b, seed)
+    length = 0.4 * _hash(plank, (a / 6 + _hash(plank, plank, seed)).floor(), seed)
+    return torch.maximum(grain + length, 1.3 * _line(b, 0.03))
+
+
+def _tiles(a: Tensor, b: Tensor, s: Tensor, t: Tensor, seed: Tensor) -> Tensor:
     grout = torch.maximum(_line(a, 0.035), _line(b, 0.035))
-    board = (a.floor() + b.floor()) % 2
-    stripe = ((a - a.floor()) < 0.5).to(u)
-    check = 0.5 * stripe + 0.5 * ((b - b.floor()) < 0.5).to(u)
-    veins = (torch.sin(6 * a + 9 * value_noise(2 * a, 2 * b, seed)) * 0.5 + 0.5) ** 2
+    return torch.maximum(0.9 * grout, 0.25 * ((a.floor() + b.floor()) % 2))
+
+
+def _bricks(a: Tensor, b: Tensor, s: Tensor, t: Tensor, seed: Tensor) -> Tensor:
+    return torch.maximum(_line(a / 2 + 0.5 * (b.floor() % 2), 0.03), _line(b, 0.06))
+
+
+def _stripes(a: Tensor, b: Tensor, s: Tensor, t: Tensor, seed: Tensor) -> Tensor:
+    return ((a - a.floor()) < 0.5).to(a)
+
+
+def _checks(a: Tensor, b: Tensor, s: Tensor, t: Tensor, seed: Tensor) -> Tensor:
+    return 0.5 * _stripes(a, b, s, t, seed) + 0.5 * _stripes(b, a, s, t, seed)
+
+
+def _marble(a: Tensor, b: Tensor, s: Tensor, t: Tensor, seed: Tensor) -> Tensor:
+    return 0.8 * (torch.sin(6 * a + 9 * value_noise(2 * a, 2 * b, seed)) * 0.5 + 0.5) ** 2
+
+
+def _border(a: Tensor, b: Tensor, s: Tensor, t: Tensor, seed: Tensor) -> Tensor:
     edge = torch.maximum(s.abs(), t.abs())
-    border = ((edge > 0.78) & (edge < 0.9)).to(u)
-    gap = torch.maximum(_line(s, 0.02), (edge > 0.96).to(u))
+    return ((edge > 0.78) & (edge < 0.9)).to(a)
 
-    mix = torch.zeros_like(u)
-    for number, amount in (
-        (PLAIN, 0.12 * rough), (WOOD, torch.maximum(grain, 1.3 * seam)),
-        (TILES, torch.maximum(0.9 * grout, 0.25 * board)),
-        (BRICKS, mortar), (STRIPES, stripe), (CHECKS, check), (MARBLE, veins * 0.8), (BORDER, border),
-        (PANELS, 0.8 * gap),
-    ):  # fmt: skip
-        mix = torch.where(kind == number, amount, mix)
-    colour = _mix(first, second, mix[..., None].clamp(0, 1))
-    per_brick = torch.where(
-        kind == BRICKS, 0.25 * (_hash(brick_a.floor(), row, seed) - 0.5), torch.zeros_like(u)
-    )
-    colour = colour * (1 + per_brick + 0.14 * (rough - 0.5) + 0.1 * (fine - 0.5))[..., None]
 
-    spine = (u / 0.045).floor()
-    tint = torch.stack([_hash(spine, spine, seed + k) for k in range(3)], -1)
-    colour = torch.where(
-        (kind == BOOKS)[..., None],
-        0.05 + 0.6 * tint * tint * (1 - 0.7 * _line(u / 0.045, 0.12))[..., None],
-        colour,
-    )
-    return torch.where((kind == PICTURE)[..., None], _picture(s, t, first, second, seed), colour)
+def _panels(a: Tensor, b: Tensor, s: Tensor, t: Tensor, seed: Tensor) -> Tensor:
+    return 0.8 * torch.maximum(_line(s, 0.02), (torch.maximum(s.abs(), t.abs()) > 0.96).to(a))
+
+
+_PATTERNS = {
+    WOOD: _wood, TILES: _tiles, BRICKS: _bricks, STRIPES: _stripes, CHECKS: _checks, MARBLE: _marble, BORDER: _border,
+    PANELS: _panels,
+}  # fmt: skip
 
 
 def sky(s: Tensor, t: Tensor, first: Tensor, seed: Tensor) -> Tensor:
-    """What is seen through a window, linear RGB (...,3), brighter than the room; s, t in -1..1, t upwards."""
+    """What is seen through a window, linear RGB (3,M,S), brighter than the room; s, t (M,S) in -1..1, t upwards; first
+    (3,M), seed (M,)."""
+    seed = seed[:, None]
     hills = -0.35 + 0.5 * (value_noise(1.7 * s, torch.zeros_like(s), seed) - 0.5)
     leaves = 0.4 + 0.9 * value_noise(9 * s, 9 * t, seed)
-    clouds = value_noise(2 * s, 4 * t, seed + 3)[..., None] ** 2
-    blue = _mix(
-        torch.tensor([0.75, 0.85, 1.0], device=s.device), first, (0.5 + 0.5 * t).clamp(0, 1)[..., None]
+    clouds = value_noise(2 * s, 4 * t, seed + 3) ** 2
+    zenith, forest = (
+        torch.tensor(c, device=s.device)[:, None, None] for c in ([0.75, 0.85, 1.0], [0.13, 0.22, 0.07])
     )
-    green = torch.tensor([0.13, 0.22, 0.07], device=s.device) * leaves[..., None]
-    return 1.6 * torch.where((t < hills)[..., None], green, _mix(blue, torch.ones_like(blue), 0.6 * clouds))
+    blue = _mix(zenith, first[..., None], (0.5 + 0.5 * t).clamp(0, 1))
+    return 1.6 * torch.where(t < hills, forest * leaves, _mix(blue, torch.ones_like(blue), 0.6 * clouds))
 
 
 def _picture(s: Tensor, t: Tensor, first: Tensor, second: Tensor, seed: Tensor) -> Tensor:
     """A framed print: a horizon, a disc and washes of colour."""
-    wash = value_noise(1.5 * s, 1.5 * t, seed)[..., None]
-    ground = _mix(first, second, ((t < -0.2 + 0.4 * wash[..., 0]).to(s))[..., None])
-    disc = ((s - 0.4 * torch.sin(seed)) ** 2 + (t - 0.3) ** 2 < 0.08).to(s)[..., None]
+    wash = value_noise(1.5 * s, 1.5 * t, seed)
+    ground = _mix(first, second, (t < -0.2 + 0.4 * wash).to(s))
+    disc = ((s - 0.4 * torch.sin(seed)) ** 2 + (t - 0.3) ** 2 < 0.08).to(s)
     image = _mix(ground * (0.6 + 0.7 * wash), 1 - first, 0.8 * disc)
-    edge = torch.maximum(s.abs(), t.abs())[..., None]
-    return torch.where(
-        edge > 0.9,
-        0.08 * torch.ones_like(image),
-        torch.where(edge > 0.72, 0.8 * torch.ones_like(image), image),
-    )
+    edge = torch.maximum(s.abs(), t.abs())
+    return image.masked_fill(edge > 0.72, 0.8).masked_fill(edge > 0.9, 0.08)
 
 
 def _mix(a: Tensor, b: Tensor, amount: Tensor | float) -> Tensor:
@@ -115,8 +145,19 @@ def _line(x: Tensor, width: Tensor | float) -> Tensor:
     return ((x - x.round()).abs() < width).to(x)
 
 
+# Hashes are of integers, so that every device makes the same pattern.
+_U, _V, _SEED = 374761393, 668265263, 974634533
+
+
+def _whole(number: Tensor, factor: int) -> Tensor:
+    return number.to(torch.int32) * factor
+
+
 def _hash(u: Tensor, v: Tensor, seed: Tensor) -> Tensor:
-    """Whole numbers to [0,1); with integers, so that every device makes the same pattern."""
-    h = u.to(torch.int32) * 374761393 + v.to(torch.int32) * 668265263 + seed.to(torch.int32) * 974634533
+    """Whole numbers to [0,1)."""
+    return _scrambled(_whole(u, _U) + _whole(v, _V) + _whole(seed, _SEED))
+
+
+def _scrambled(h: Tensor) -> Tensor:
     h = (h ^ ((h >> 13) & 0x7FFFF)) * 1274126177
-    return ((h ^ (h >> 16)) & 0xFFFFFF).to(u) / 2**24
+    return ((h ^ (h >> 16)) & 0xFFFFFF).float() / 2**24

@@ -10,6 +10,7 @@ from conftest import Run
 from torch import Tensor
 
 from core.data import scenes, tracer
+from core.data.rooms import DRAWS, Draws, World
 from core.data.scenes import CLASSES, render, render_clip
 
 SIDE = 48
@@ -109,55 +110,114 @@ def test_clips_move_and_begin_with_the_still():
     assert (far > steps.mean(1)).all()  # smooth: neighbours differ less than the ends
 
 
-def brute_force(
+def marched(
     origin: np.ndarray, direction: np.ndarray, center: np.ndarray, half: np.ndarray, yaw: float, kind: str
-) -> float:
-    """The first t of many at which the point is inside the part; inf if there is none."""
-    t = np.linspace(0, 12, 60001)
-    points = origin + t[:, None] * direction - center
+) -> np.ndarray:
+    """For each ray (R,3) from origin (3,), the first t of many at which the point is inside the part; or inf."""
+    t = np.linspace(0, 12, 12001)
+    points = origin + t[:, None, None] * direction - center
     cos, sin = math.cos(yaw), math.sin(yaw)
-    x = (cos * points[:, 0] - sin * points[:, 2]) / half[0]
-    y = points[:, 1] / half[1]
-    z = (sin * points[:, 0] + cos * points[:, 2]) / half[2]
+    x = (cos * points[..., 0] - sin * points[..., 2]) / half[0]
+    y = points[..., 1] / half[1]
+    z = (sin * points[..., 0] + cos * points[..., 2]) / half[2]
     inside = {
         "box": (abs(x) <= 1) & (abs(y) <= 1) & (abs(z) <= 1),
         "cylinder": (x**2 + z**2 <= 1) & (abs(y) <= 1),
         "sphere": x**2 + y**2 + z**2 <= 1,
     }[kind]
-    return float(t[inside.argmax()]) if inside.any() else math.inf
+    return np.where(inside.any(0), t[inside.argmax(0)], math.inf)
 
 
-@pytest.mark.parametrize(
-    ("kind", "boxes", "cylinders"), [("box", 1, 0), ("cylinder", 0, 1), ("sphere", 0, 0)]
-)
-def test_intersections_against_marching(kind: str, boxes: int, cylinders: int):
+def camera(rng: np.random.Generator, height: int, width: int) -> tracer.Cameras:
+    """One near the corner of a room of 10 m, which looks somewhere into it."""
+    eye = rng.uniform(0.1, 1.0, 3)
+    ahead = rng.uniform(4, 6, 3) - eye
+    ahead /= np.linalg.norm(ahead)
+    right = np.cross([0, 1, 0], ahead)
+    right /= np.linalg.norm(right)
+    axes = np.stack([right, np.cross(ahead, right), ahead])
+    eyes, turned = torch.tensor(eye)[None].float(), torch.tensor(axes)[None].float()
+    return tracer.Cameras(eyes, turned, torch.tensor([16.0]), height, width)
+
+
+@pytest.mark.parametrize("kind", tracer.KINDS)
+def test_intersections_against_marching(kind: str):
     rng = np.random.default_rng(1)
-    room = torch.tensor([[10.0, 10.0, 10.0]])
+    height, width = 5, 7
+    y, x = (
+        grid.flatten() + 0.5
+        for grid in torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    )
     hits = 0
-    for _ in range(60):
+    for _ in range(20):
         center, half, yaw = rng.uniform(3, 7, 3), rng.uniform(0.3, 1.5, 3), rng.uniform(-3, 3)
-        origin = rng.uniform(0.1, 1.0, 3)
-        direction = center + rng.normal(size=3) * 0.8 - origin
-        direction /= np.linalg.norm(direction)
         shapes = tracer.Shapes(
-            torch.tensor(center)[None, None].float(), torch.tensor(half)[None, None].float(),
-            torch.tensor([[yaw]]).float(),
-            boxes, cylinders,
+            torch.tensor([0]), torch.tensor([tracer.KINDS.index(kind)]), torch.tensor(center)[:, None].float(),
+            torch.tensor(half)[:, None].float(), torch.tensor([yaw]).float(),
         )  # fmt: skip
-        o, d = torch.tensor(origin)[None, None].float(), torch.tensor(direction)[None, None].float()
-        found = tracer.nearest(o, d, shapes, room)
-        expected = brute_force(origin, direction, center, half, yaw, kind)
-        if math.isinf(expected):
-            assert found.part.item() == -1
-            continue
-        hits += 1
-        assert found.part.item() == 0
-        assert abs(found.distance.item() - expected) < 1e-3
-        there = tracer.blocked(o, 12 * d, shapes, torch.tensor([[False]]))
-        assert there.item()
-        assert not tracer.blocked(o, 0.9 * expected * d, shapes, torch.tensor([[False]])).item()
-        assert not tracer.blocked(o, 12 * d, shapes, torch.tensor([[True]])).item()
-    assert 15 < hits < 60
+        eyes = camera(rng, height, width)
+        way = eyes.lens()[0] @ torch.stack([x, y, torch.ones_like(x)])  # (3,R)
+        start = eyes.eye.T.expand(3, len(x))
+        far = tracer.room_exit(start, way, torch.full((3, 1), 10.0))
+        pairs = tracer.covered(shapes, eyes)
+        ray = pairs.pixel[:, None]
+        depth, part = tracer.nearest(shapes, eyes, pairs, ray, x[ray], y[ray], far)
+        expected = torch.tensor(marched(eyes.eye[0].numpy(), way.T.numpy(), center, half, yaw, kind))
+        met = expected.isfinite()
+        sure = (part >= 0) == met  # but for rays that graze it, which steps of a millimetre may pass by
+        assert (~sure).sum() <= 1
+        assert (depth - expected)[met & sure].abs().lt(5e-3).all()
+        assert torch.equal(depth[part < 0], far[part < 0])
+        hits += int(met.sum())
+
+        there = tracer.blocked(shapes, torch.tensor([0]), start[:, None], (start + 12 * way)[:, None])[0]
+        assert torch.equal(there, part >= 0)
+        before = start + 0.99 * depth * way
+        assert not tracer.blocked(shapes, torch.tensor([0]), start[:, None], before[:, None]).any()
+        nothing = shapes.only(torch.tensor([False]))
+        assert not tracer.blocked(
+            nothing, torch.tensor([0]), start[:, None], (start + 12 * way)[:, None]
+        ).any()
+    assert 100 < hits < 20 * len(x) - 100
+
+
+def test_what_is_left_out_would_not_have_been_met(monkeypatch: pytest.MonkeyPatch):
+    """Every part against every ray of its scene finds what the parts near each ray find."""
+    count, side = 3, 40
+    draws = torch.rand(count, DRAWS, generator=torch.Generator().manual_seed(0))
+    furnished = World(Draws(draws), torch.zeros(count)).scenes()
+    shapes = furnished.parts().shapes
+    eyes = tracer.Cameras(furnished.eye, furnished.axes, torch.full((count,), 30.0), side, side)
+    pixel = torch.arange(side * side)
+    far, some, all_there = (
+        torch.full((count * side**2,), 9.0),
+        tracer.covered(shapes, eyes),
+        len(shapes.scene),
+    )
+    every = tracer.Pairs(
+        torch.arange(all_there).repeat_interleave(side**2),
+        (shapes.scene[:, None] * side**2 + pixel).flatten(),
+    )
+    assert len(some.slot) < 0.1 * len(every.slot)
+
+    def nearest(pairs: tracer.Pairs) -> tuple[Tensor, Tensor]:
+        ray = pairs.pixel[:, None]
+        return tracer.nearest(
+            shapes, eyes, pairs, ray, ray % side**2 % side + 0.5, ray % side**2 // side + 0.5, far
+        )
+
+    for found, expected in zip(nearest(some), nearest(every), strict=True):
+        assert torch.equal(found, expected)
+
+    scene = torch.arange(count).repeat_interleave(50)
+    ends = torch.rand(2, 3, len(scene), 1, generator=torch.Generator().manual_seed(1))
+    ends = ends * furnished.room.T[:, scene, None]
+    near = ends + 0.2 * torch.rand(2, 3, len(scene), 8, generator=torch.Generator().manual_seed(2))
+    found = tracer.blocked(shapes, scene, *near)
+    owner, group = (shapes.scene[:, None] == scene).nonzero().unbind(1)
+    monkeypatch.setattr(tracer, "_near", lambda *_: (owner, group))
+    assert torch.equal(found, tracer.blocked(shapes, scene, *near))
+    assert 0.05 < found.float().mean() < 0.9
 
 
 def test_the_contact_sheet_command(run: Run, tmp_path: Path):
