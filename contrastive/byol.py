@@ -96,7 +96,7 @@ class BYOL(ViewsMethod):
             "encoder": self.encoder, "projector": self.projector, "predictor": self.predictor, "target": self.target,
         }  # fmt: skip
         self.online = nn.ModuleList([self.encoder, self.projector, self.predictor])
-        self.rate = config.lr * (1 if config.optimizer == "adam" else config.batch / 256)
+        self.rate = optim.rate(config.optimizer, config.lr, config.batch)
         self.optimizers = {
             "online": optim.choose(config.optimizer, self.online, self.rate, config.weight_decay)
         }

@@ -48,8 +48,10 @@ class Config(ViewsConfig):
     """Of the keys' network."""
     symmetric: bool = False
     """Each view is both query and key, at twice the cost; the two losses are added (the authors' demo on CIFAR-10)."""
+    optimizer: optim.Rule = "sgd"
+    """sgd, the paper's; adam for short runs; lars."""
     lr: float = 0.03
-    """SGD's rate per 256 images."""
+    """Learning rate: for lars and sgd per 256 images, for adam as it is."""
     weight_decay: float = 1e-4
 
     def __post_init__(self) -> None:
@@ -109,12 +111,8 @@ class MoCo(ViewsMethod):
         }  # fmt: skip
         self.both = nn.ModuleList([self.encoder, self.projector])
         self.temperature = config.temperature or (0.07 if config.version == 1 else 0.2)
-        self.rate = config.lr * config.batch / 256
-        self.optimizers = {
-            "both": torch.optim.SGD(
-                self.both.parameters(), self.rate, momentum=0.9, weight_decay=config.weight_decay, fused=True
-            )
-        }
+        self.rate = optim.rate(config.optimizer, config.lr, config.batch)
+        self.optimizers = {"both": optim.choose(config.optimizer, self.both, self.rate, config.weight_decay)}
 
     def recipes(self) -> tuple[Recipe, Recipe]:
         config = self.config

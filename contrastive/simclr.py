@@ -77,7 +77,7 @@ class SimCLR(ViewsMethod):
         self.projector = mlp((width, width, config.dim), norm=norm, last_norm=norm, bias=not norm)
         self.networks = {"encoder": self.encoder, "projector": self.projector}
         both = nn.ModuleList([self.encoder, self.projector])
-        self.rate = config.lr * (1 if config.optimizer == "adam" else config.batch / 256)
+        self.rate = optim.rate(config.optimizer, config.lr, config.batch)
         self.optimizers = {"both": optim.choose(config.optimizer, both, self.rate, config.weight_decay)}
 
     def update(self, batch: Batch, step: int) -> dict[str, Tensor]:

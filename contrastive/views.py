@@ -54,6 +54,9 @@ class ViewsConfig(TrainConfig):
         return Backbone(name=self.encoder, norm=self.norm, stem=self.stem)
 
 
+PAIRS = 4  # pairs of views of each held-out image that ``same_image`` is measured on
+
+
 class ViewsMethod(Method):
     """Two random views of each image; the rest is the method's."""
 
@@ -114,18 +117,26 @@ class ViewsMethod(Method):
     def _figures(self, batches: Iterable[Batch], represent: Callable[[Tensor], Tensor]) -> dict[str, float]:
         """On held-out images: spread of the features, and how often an image's neighbours have its label.
 
-        knn is leave-one-out among the held-out images, per cent; where the data has no labels it is the part of images
-        whose second view is nearest to their own first one.
+        same_image is the part of views whose nearest one, among those of the other kind, is of their own image, over
+        several pairs of views of each, per cent. knn is leave-one-out among the held-out images; where the data has no
+        labels it is same_image.
         """
         features, labels, pairs = [], [], []
         for number, batch in enumerate(batches):
             features.append(represent(views.center_crops(batch, self.views_config.size)))
-            pairs.append([represent(self.view(batch, which, number)) for which in (0, 1)])
+            seeds = range(PAIRS * number, PAIRS * (number + 1))
+            pairs.append([[represent(self.view(batch, kind, seed)) for seed in seeds] for kind in (0, 1)])
             labels += [batch["label"]] if "label" in batch else []
         figures = spread_and_knn(torch.cat(features), labels)
-        first, second = (normalize(torch.cat(views), dim=1) for views in zip(*pairs, strict=True))
-        own = ((first @ second.T).argmax(1) == torch.arange(len(first), device=first.device)).float().mean()
-        figures["same_image"] = 100 * own.item()
+        # Of each kind, the batches' views one after the other, (PAIRS,N,D).
+        first, second = (
+            normalize(torch.cat([torch.stack(views) for views in kind], dim=1), dim=2)
+            for kind in zip(*pairs, strict=True)
+        )
+        alike = first @ second.mT  # (PAIRS,N,N)
+        own = torch.arange(alike.shape[1], device=alike.device)
+        found = torch.stack([alike.argmax(1) == own, alike.argmax(2) == own])
+        figures["same_image"] = 100 * found.float().mean().item()
         figures.setdefault("knn", figures["same_image"])
         return figures
 

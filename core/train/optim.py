@@ -51,6 +51,11 @@ def decayed(network: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
 Rule = Literal["lars", "sgd", "adam"]
 
 
+def rate(rule: Rule, lr: float, batch: int) -> float:
+    """The learning rate: for LARS and SGD ``lr`` is that of 256 images, for Adam it is as it is."""
+    return lr if rule == "adam" else lr * batch / 256
+
+
 def choose(
     rule: Rule, network: nn.Module, rate: float, weight_decay: float, *, nesterov: bool = False
 ) -> torch.optim.Optimizer:

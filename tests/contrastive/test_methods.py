@@ -17,6 +17,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import Tensor
 
 from contrastive import byol, cpc, moco, simclr
+from contrastive.views import PAIRS
 from core.rng import generator
 from core.train import checkpoint
 from core.train.dist import World
@@ -115,6 +116,29 @@ def test_tensorboard_and_the_encoder_that_is_moved(method: str, photos: Path, tm
 )
 def test_bad_settings_are_one_line(module: str, args: list[str | Path], said: str, refused: Refused):
     assert said in refused(METHODS[module].main, args)
+
+
+def test_same_image_equals_a_loop():
+    method = simclr.SimCLR(replace(simclr.demo(), size=24), WORLD)
+    method.encoder.eval()
+    images = torch.randint(0, 256, (7, 3, 30, 30), generator=generator(4), dtype=torch.uint8)
+    batches = [{"image": part, "extent": torch.full((len(part), 2), 30)} for part in images.split(4)]
+    with torch.no_grad():
+        vectors = [
+            [torch.cat([method.encoder.vectors(method.view(batch, kind, PAIRS * number + pair))
+                        for number, batch in enumerate(batches)]) for kind in (0, 1)]
+            for pair in range(PAIRS)
+        ]  # fmt: skip
+    found, asked = 0, 0
+    for pair in vectors:
+        for one, other in (pair, pair[::-1]):
+            for i in range(7):
+                alike = [float(torch.cosine_similarity(one[i], candidate, dim=0)) for candidate in other]
+                found += alike.index(max(alike)) == i
+                asked += 1
+    assert asked == 7 * 2 * PAIRS
+    assert 0 < found < asked
+    assert method.evaluate(batches)["same_image"] == pytest.approx(100 * found / asked)
 
 
 def test_collapse_is_told():
