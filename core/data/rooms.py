@@ -112,11 +112,28 @@ class Parts:
     """Whatever rays may meet in N scenes, a column each: the L parts, then the N rooms' walls, floors and ceilings."""
 
     shapes: tracer.Shapes  # of the L parts alone
-    columns: Tensor  # (18, L+3N): ``FIELDS``
+    columns: Tensor  # (18, L+3N), rows in the order of ``Properties``
+
+    def at(self, slot: Tensor) -> Properties:
+        """Of the columns ``slot`` (...)."""
+        found = self.columns.index_select(1, slot.flatten()).unflatten(1, slot.shape)
+        return Properties(*found[:6], *found[6:].split(3))
 
 
-FIELDS = ("semantic", "instance", "texture", "scale", "gloss", "yaw")
-"""The first rows of ``Parts.columns``; then centre, half sizes, first and second colour, three rows each."""
+@dataclass(frozen=True)
+class Properties:
+    """Of what points lie on, each (...) or (3,...)."""
+
+    semantic: Tensor
+    instance: Tensor
+    texture: Tensor
+    scale: Tensor
+    gloss: Tensor
+    yaw: Tensor
+    center: Tensor
+    half: Tensor
+    first: Tensor
+    second: Tensor
 
 
 @dataclass(frozen=True)

@@ -100,15 +100,6 @@ class _Surface:
         return 16 * self.slot + self.side
 
 
-class _Columns:
-    """The properties of the parts at points: of ``slot`` (...), each (...) or (3,...)."""
-
-    def __init__(self, parts: Parts, slot: Tensor) -> None:
-        found = parts.columns.index_select(1, slot.flatten()).unflatten(1, slot.shape)
-        self.semantic, self.instance, self.texture, self.scale, self.gloss, self.yaw = found[:6]
-        self.center, self.half, self.first, self.second = found[6:].split(3)
-
-
 def _of(values: Tensor, scene: Tensor) -> Tensor:
     """What each scene has, (N,3) or (N,), for a ``_Surface`` of theirs: (3,A,1) or (A,1)."""
     return values.movedim(0, -1).index_select(-1, scene)[..., None]
@@ -331,7 +322,7 @@ def _received(scenes: Scenes, surface: _Surface, light: Tensor) -> tuple[Tensor,
 
 def _material(stage: _Stage, surface: _Surface, point: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Albedo (3,A,B,S), gloss (A,B) and glow (A,B,S) of S points (3,A,B,S) on the surface of each of A x B."""
-    scenes, own, side = stage.scenes, _Columns(stage.parts, surface.slot), surface.side
+    scenes, own, side = stage.scenes, stage.parts.at(surface.slot), surface.side
     axis = torch.tensor([1, 1, 0, 0, 2, 2, 0, 1, 2], device=side.device)[side]
     # Along a surface: u is the part's z on its x sides, else its x; v its z on top and below, else its height.
     cos, sin, (x, y, z) = own.yaw.cos(), own.yaw.sin(), point - own.center[..., None]
