@@ -42,6 +42,9 @@ class Config(ViewsConfig):
     """0: the version's own, .07 or .2."""
     dim: int = 128
     """Width of the embedding."""
+    head_norm: bool = False
+    """Batch norms in the projector and at its end, as version 3 has them (Chen 2021, arXiv:2104.02057). Without them
+    short runs tell keys by their age: all embeddings move the same way together, and the newest keys are nearest."""
     queue: int = 65_536
     """How many keys are remembered."""
     momentum: float = 0.999
@@ -63,11 +66,11 @@ class Config(ViewsConfig):
 
 
 def demo() -> Config:
-    """Minutes on two CPU cores, built-in scenes. A short queue and a slow network of keys: where keys change quickly,
-    a query tells them by their age."""
+    """Minutes on two CPU cores, built-in scenes. A short queue, and keys of a network that follows quickly, as there
+    are few steps."""
     return Config(
-        preset="demo", scenes=2048, short_side=80, steps=400, batch=64, queue=512, momentum=0.996, lr=0.24,
-        smallest_crop=0.2, show_every=150, eval_every=100, save_every=100,
+        preset="demo", scenes=2048, short_side=80, steps=400, batch=64, queue=512, momentum=0.9, head_norm=True,
+        optimizer="adam", lr=1e-3, smallest_crop=0.2, show_every=150, eval_every=100, save_every=100,
     )  # fmt: skip
 
 
@@ -101,9 +104,9 @@ class MoCo(ViewsMethod):
         super().__init__(config, world)
         self.config = config
         width = max(self.encoder.channels.items())[1]
-        self.projector = mlp(
-            (width, config.dim) if config.version == 1 else (width, width, config.dim), norm=False
-        )
+        widths = (width, config.dim) if config.version == 1 else (width, width, config.dim)
+        norm = config.head_norm and config.norm != "group"
+        self.projector = mlp(widths, norm=norm, last_norm=norm)
         self.keys = follower(nn.ModuleList([self.encoder, self.projector]))
         self.queue = Queue(config.queue, config.dim)
         self.networks = {

@@ -12,6 +12,7 @@ import clip_cases
 import cluster_cases
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from contrastive import byol, cpc, moco, simclr
 from core.data.loader import Loader
@@ -41,13 +42,20 @@ def with_depth() -> dict[str, Tensor]:
     return photos(40, 44) | {"image": image}
 
 
+def moco_with_keys(world: World) -> moco.MoCo:
+    """With something in its queue, for a first step knows no other image, and its loss is 0."""
+    method = moco.MoCo(replace(moco.demo(), **SAME, size=32, queue=20, symmetric=True), world)
+    method.queue.push(normalize(torch.randn(20, method.config.dim, generator=generator(1)), dim=1))
+    return method
+
+
 SMALL, LARGE = photos(40, 44), photos(48, 52)
 CLUSTERED = cluster_cases.Noise().batch(Loader(cluster_cases.Noise(), COUNT, 0).indices(0))
 Case = tuple[Callable[[World], Method], Batch]
 """What builds the method, and the global batch that it sees."""
 CASES: dict[str, Case] = {
     "simclr": (lambda w: simclr.SimCLR(replace(simclr.demo(), **SAME, size=32, optimizer="lars"), w), SMALL),
-    "moco": (lambda w: moco.MoCo(replace(moco.demo(), **SAME, size=32, queue=20, symmetric=True), w), SMALL),
+    "moco": (moco_with_keys, SMALL),
     "byol": (lambda w: byol.BYOL(replace(byol.demo(), **SAME, **FEW, size=32), w), SMALL),
     "cpc": (lambda w: cpc.CPC(replace(cpc.demo(), size=32, batch=COUNT, patch=8, dim=16), w), SMALL),
     "rotation": (lambda w: rotation.Rotation(replace(rotation.demo(), **SAME, size=48), w), LARGE),

@@ -15,6 +15,7 @@ import torch
 from conftest import Refused
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from contrastive import byol, cpc, moco, simclr
 from contrastive.views import PAIRS
@@ -248,12 +249,15 @@ def test_symmetric_adds_the_losses_of_both_directions():
     """The gradient of a symmetric step is the sum of two steps, the second with the views exchanged."""
     grads = []
     for symmetric, exchanged in ((True, False), (False, False), (False, True)):
-        method = small_moco(symmetric=symmetric, lr=0.0, weight_decay=0.0)
+        method = small_moco(symmetric=symmetric, optimizer="sgd", lr=0.0, weight_decay=0.0)
+        method.queue.push(normalize(torch.randn(24, 16, generator=generator(1)), dim=1))
         view = method.view
         method.view = lambda batch, which, step, e=exchanged, v=view: v(batch, which ^ e, step)  # type: ignore[method-assign]
         method.update(BATCH, 0)
         moments = method.optimizers["both"].state.values()
         grads.append(torch.cat([inner["momentum_buffer"].flatten() for inner in moments]))
+    assert grads[1].norm() > 0.1
+    assert (grads[1] - grads[2]).norm() > 0.1 * grads[1].norm()
     torch.testing.assert_close(grads[0], grads[1] + grads[2], atol=1e-4, rtol=1e-3)
 
 
@@ -263,6 +267,18 @@ def test_symmetric_adds_the_losses_of_both_directions():
 def small_byol() -> byol.BYOL:
     torch.manual_seed(0)
     return byol.BYOL(replace(byol.demo(), size=32, batch=8, hidden=64, dim=32, steps=40, warmup=5), WORLD)
+
+
+@pytest.mark.parametrize("norms", [False, True])
+def test_a_norm_at_the_heads_end_takes_away_what_all_projections_share(norms: bool):
+    vectors = 3 + torch.randn(16, 512, generator=generator(1))
+    methods = (
+        moco.MoCo(replace(moco.demo(), head_norm=norms), WORLD),
+        byol.BYOL(replace(byol.demo(), output_norm=norms), WORLD),
+    )  # fmt: skip
+    for method in methods:
+        shared = method.projector.train()(vectors).mean(0).norm()
+        assert (shared < 1e-3) == norms
 
 
 def test_views_never_share_a_batch():
