@@ -43,8 +43,9 @@ class Config(ViewsConfig):
     dim: int = 128
     """Width of the embedding."""
     head_norm: bool = False
-    """Batch norms in the projector and at its end, as version 3 has them (Chen 2021, arXiv:2104.02057). Without them
-    short runs tell keys by their age: all embeddings move the same way together, and the newest keys are nearest."""
+    """Batch norms in the projector and at its end, as version 3 has them (Chen 2021, arXiv:2104.02057); none with
+    ``--norm group``. Without them short runs tell keys by their age: all embeddings move the same way together, and
+    the newest keys are nearest."""
     queue: int = 65_536
     """How many keys are remembered."""
     momentum: float = 0.999
