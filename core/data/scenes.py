@@ -9,6 +9,7 @@ Results are in camera axes (x right, y down, z forward); the world's are those o
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,8 +32,7 @@ SOURCE_FILES = [Path(file or "") for file in (rooms.__file__, textures.__file__,
 """What a scene's looks depend on: a cache of scenes is keyed by them."""
 
 _RAYS = 131_072  # traced together on a CPU, in some 200 MB
-_CHUNK_GPU = 256
-_WORLDS = 256  # laid out together
+_SCENES = 256  # laid out together, and on a GPU traced together
 
 
 def render(
@@ -61,9 +61,9 @@ def _rendered(
 ) -> dict[str, Tensor]:
     height, width = (size, size) if isinstance(size, int) else size
     on_cpu = torch.device(device).type == "cpu"
-    chunk = max(1, _RAYS // (height * width)) if on_cpu else _CHUNK_GPU
+    chunk = max(1, _RAYS // (height * width)) if on_cpu else _SCENES
     parts = []
-    for rows, moment in zip(indices.split(_WORLDS), moments.split(_WORLDS), strict=True):
+    for rows, moment in zip(indices.split(_SCENES), moments.split(_SCENES), strict=True):
         draws = torch.stack([torch.rand(DRAWS, generator=generator(seed, int(row))) for row in rows])
         world = World(Draws(draws.to(device)), moment.to(device)).scenes()
         parts += [_view(world.some(i, chunk), height, width) for i in range(0, len(world), chunk)]
@@ -82,6 +82,14 @@ class _Stage:
     eyes: Cameras
     x: Tensor  # (R,) of the pixels' centres, px
     y: Tensor  # (R,)
+
+    @functools.cached_property
+    def fine(self) -> tuple[Tensor, Tensor]:
+        """x and y of four points of each pixel, (R,4)."""
+        across, along = torch.tensor(
+            [[-0.25, 0.25, -0.25, 0.25], [-0.25, -0.25, 0.25, 0.25]], device=self.x.device
+        )
+        return self.x[:, None] + across, self.y[:, None] + along
 
 
 @dataclass(frozen=True)
@@ -154,7 +162,7 @@ def _look(stage: _Stage, scene: Tensor, x: Tensor, y: Tensor, pairs: Pairs, ray:
           ray_y: Tensor) -> _Surface:  # fmt: skip
     """The surface that each ray through ``x``, ``y`` (A,B) px meets; the rest is as for ``tracer.nearest``."""
     shapes, eyes = stage.parts.shapes, stage.eyes
-    way = torch.stack(tracer.ways(_of(eyes.lens().flatten(1), scene), x, y))  # (3,A,B)
+    way = torch.stack(tracer.ways(_of(eyes.lens.flatten(1), scene), x, y))  # (3,A,B)
     eye, room = _of(eyes.eye, scene), _of(stage.scenes.room, scene)
     far = tracer.room_exit(eye, way, room)
     depth, part = tracer.nearest(shapes, eyes, pairs, ray, ray_x, ray_y, far.flatten())
@@ -168,7 +176,7 @@ def _look(stage: _Stage, scene: Tensor, x: Tensor, y: Tensor, pairs: Pairs, ray:
     side = torch.tensor([2, 0, 4], device=x.device)[axis] + above
     floor_or_ceiling = torch.where(axis == 1, 1 + above.long(), 0)  # else a wall
     slot = len(shapes.scene) + len(eyes.eye) * floor_or_ceiling + scene[:, None]
-    normal = torch.stack([-unit[i].sign() * (axis == i) for i in range(3)])
+    normal = -tracer.cube_normal(unit)
 
     rows, columns = (part >= 0).nonzero(as_tuple=True)
     met = part[rows, columns]
@@ -192,9 +200,8 @@ def _lit(stage: _Stage, surface: _Surface) -> Tensor:
     within_y, within_x = block.view(2, 32, 2).to(device).unbind(-1)  # (2,32)
     y = torch.arange(0, height, 8, device=device)[:, None, None, None] + within_y
     x = torch.arange(0, width, 8, device=device)[:, None, None] + within_x
-    inside = ((y < height) & (x < width)).flatten(
-        0, 1
-    )  # (T,2,32); beyond the border the last pixel is traced again
+    # Beyond the border the last pixel is traced again, for nothing.
+    inside = ((y < height) & (x < width)).flatten(0, 1)  # (T,2,32)
     pixel = (y.clamp(max=height - 1) * width + x.clamp(max=width - 1)).flatten(0, 1)  # (T,2,32)
     odd = torch.tensor([False, True], device=device)
     to_window = scenes.has_window[:, None] & (odd | ~scenes.lamp_on[:, None])  # (N,2)
@@ -235,8 +242,8 @@ def _smooth(stage: _Stage, surface: _Surface, light: Tensor) -> Tensor:
     the tangent plane at the pixel's centre, and have its light."""
     eyes = stage.eyes
     eye = _of(eyes.eye, surface.scene)
-    lens = _of(eyes.lens().flatten(1), surface.scene)[..., None]  # (9,N,1,1)
-    ray = torch.stack(tracer.ways(lens, _four(stage.x, _FINE_X), _four(stage.y, _FINE_Y)))  # (3,N,R,4)
+    lens = _of(eyes.lens.flatten(1), surface.scene)[..., None]  # (9,N,1,1)
+    ray = torch.stack(tracer.ways(lens, *stage.fine))  # (3,N,R,4)
     facing = dot(ray, surface.normal[..., None])
     towards = dot(surface.point - eye, surface.normal)[..., None]
     distance = towards / facing.masked_fill(facing.abs() < 1e-3, torch.inf)
@@ -263,7 +270,7 @@ def _edges(stage: _Stage, surface: _Surface, light: Tensor, pairs: Pairs) -> tup
     number[at] = torch.arange(len(at), device=at.device)
     mine = pairs.at((number[pairs.pixel] >= 0).nonzero()[:, 0])
     ray = number[mine.pixel][:, None] * 4 + torch.arange(4, device=at.device)
-    fine_x, fine_y = _four(stage.x, _FINE_X), _four(stage.y, _FINE_Y)  # (R,4)
+    fine_x, fine_y = stage.fine
     spot = mine.pixel % count
     traced = _look(stage, scene, fine_x[pixel], fine_y[pixel], mine, ray, fine_x[spot], fine_y[spot])
 
@@ -277,14 +284,6 @@ def _edges(stage: _Stage, surface: _Surface, light: Tensor, pairs: Pairs) -> tup
     light = torch.where(alike.any(-1), shared, own)  # (2,E,4)
     material = _material(stage, traced, traced.point[..., None])
     return at, _outgoing(*material, *_received(stage.scenes, traced, light))[..., 0]
-
-
-_FINE_X, _FINE_Y = (-0.25, 0.25, -0.25, 0.25), (-0.25, -0.25, 0.25, 0.25)
-
-
-def _four(centre: Tensor, offsets: tuple[float, ...]) -> Tensor:
-    """Four points of each pixel, from its centre."""
-    return centre[:, None] + torch.tensor(offsets, device=centre.device)
 
 
 def _outgoing(albedo: Tensor, gloss: Tensor, glow: Tensor, diffuse: Tensor, shine: Tensor) -> Tensor:
@@ -324,27 +323,31 @@ def _material(stage: _Stage, surface: _Surface, point: Tensor) -> tuple[Tensor, 
     """Albedo (3,A,B,S), gloss (A,B) and glow (A,B,S) of S points (3,A,B,S) on the surface of each of A x B."""
     scenes, own, side = stage.scenes, stage.parts.at(surface.slot), surface.side
     axis = torch.tensor([1, 1, 0, 0, 2, 2, 0, 1, 2], device=side.device)[side]
-    # Along a surface: u is the part's z on its x sides, else its x; v its z on top and below, else its height.
-    cos, sin, (x, y, z) = own.yaw.cos(), own.yaw.sin(), point - own.center[..., None]
-    level, beside = axis == 1, axis == 0
-    u = torch.where(beside, sin, cos)[..., None] * x + torch.where(beside, cos, -sin)[..., None] * z
-    v = torch.where(level[..., None], sin[..., None] * x + cos[..., None] * z, y)
-    reach_u = torch.where(beside, own.half[2], own.half[0])
-    reach_v = torch.where(level, own.half[2], own.half[1])
-
+    x, y, z = tracer.turned(point - own.center[..., None], own.yaw[..., None])
+    # Along a surface: u is the part's z on its x sides, else its x; v its z on top and below, else its height. All that
+    # textures are told is (A*B,...).
+    beside, level = axis == 0, axis == 1
+    u, v = (
+        torch.where(beside[..., None], z, x).flatten(0, 1),
+        torch.where(level[..., None], z, y).flatten(0, 1),
+    )
+    reach_u = torch.where(beside, own.half[2], own.half[0]).flatten()
+    reach_v = torch.where(level, own.half[2], own.half[1]).flatten()
+    first, kind = own.first.flatten(1), own.texture.flatten()
     instance = torch.where(side < 6, side + 1, own.instance)
     seed = instance + _of((1000 * scenes.exposure).floor(), surface.scene)  # other scenes have other patterns
-    flat = (u.flatten(0, 1), v.flatten(0, 1), own.first.flatten(1), own.second.flatten(1), own.scale.flatten(),
-            seed.flatten(), reach_u.flatten(), reach_v.flatten())  # fmt: skip
-    colour = textures.shade(own.texture.flatten(), *flat)  # (3,A*B,S)
-    glow = torch.zeros_like(flat[0])
+    seed = seed.flatten()
+    colour = textures.shade(
+        kind, u, v, first, own.second.flatten(1), own.scale.flatten(), seed, reach_u, reach_v
+    )
+    glow = torch.zeros_like(u)
     shade = (own.semantic == LAMP) & (own.first.amin(0) > 0.15) & _of(scenes.lamp_on, surface.scene)
     glow[shade.flatten()] = 1.3
 
-    window = (own.texture == SKY).flatten().nonzero()[:, 0]
-    s, t = flat[0][window] / flat[6][window, None], flat[1][window] / flat[7][window, None]
+    window = (kind == SKY).nonzero()[:, 0]
+    s, t = u[window] / reach_u[window, None], v[window] / reach_v[window, None]
     frame = (s.abs() > 0.93) | (t.abs() > 0.93) | (s.abs() < 0.03) | (axis.flatten()[window, None] != 2)
-    outside = textures.sky(s, t, flat[2][:, window], flat[5][window])
+    outside = textures.sky(s, t, first[:, window], seed[window])
     colour[:, window] = outside.masked_fill(frame, 0.75)
     glow[window] = (~frame).float()
 

@@ -48,9 +48,8 @@ def shade(
         s, t = u[there] / reach_u[there, None], v[there] / reach_v[there, None]
         mix[there] = pattern(a, b, s, t, seed[there, None]).clamp(0, 1)
     bricks = (kind == BRICKS).nonzero()[:, 0]
-    row = (v[bricks] / scale[bricks, None]).floor()
-    column = (u[bricks] / scale[bricks, None] / 2 + 0.5 * (row % 2)).floor()
-    light[bricks] += 0.25 * (_hash(column, row, seed[bricks, None]) - 0.5)
+    a, b = u[bricks] / scale[bricks, None], v[bricks] / scale[bricks, None]
+    light[bricks] += 0.25 * (_hash(_along_course(a, b).floor(), b.floor(), seed[bricks, None]) - 0.5)
     colour = _mix(first[..., None], second[..., None], mix) * light
 
     books = (kind == BOOKS).nonzero()[:, 0]
@@ -81,7 +80,12 @@ def _tiles(a: Tensor, b: Tensor, s: Tensor, t: Tensor, seed: Tensor) -> Tensor:
 
 
 def _bricks(a: Tensor, b: Tensor, s: Tensor, t: Tensor, seed: Tensor) -> Tensor:
-    return torch.maximum(_line(a / 2 + 0.5 * (b.floor() % 2), 0.03), _line(b, 0.06))
+    return torch.maximum(_line(_along_course(a, b), 0.03), _line(b, 0.06))
+
+
+def _along_course(a: Tensor, b: Tensor) -> Tensor:
+    """In bricks, two repeats long; every other course is shifted by half of one."""
+    return a / 2 + 0.5 * (b.floor() % 2)
 
 
 def _stripes(a: Tensor, b: Tensor, s: Tensor, t: Tensor, seed: Tensor) -> Tensor:
@@ -97,12 +101,12 @@ def _marble(a: Tensor, b: Tensor, s: Tensor, t: Tensor, seed: Tensor) -> Tensor:
 
 
 def _border(a: Tensor, b: Tensor, s: Tensor, t: Tensor, seed: Tensor) -> Tensor:
-    edge = torch.maximum(s.abs(), t.abs())
+    edge = _outwards(s, t)
     return ((edge > 0.78) & (edge < 0.9)).to(a)
 
 
 def _panels(a: Tensor, b: Tensor, s: Tensor, t: Tensor, seed: Tensor) -> Tensor:
-    return 0.8 * torch.maximum(_line(s, 0.02), (torch.maximum(s.abs(), t.abs()) > 0.96).to(a))
+    return 0.8 * torch.maximum(_line(s, 0.02), (_outwards(s, t) > 0.96).to(a))
 
 
 _PATTERNS = {
@@ -131,13 +135,18 @@ def _picture(s: Tensor, t: Tensor, first: Tensor, second: Tensor, seed: Tensor) 
     ground = _mix(first, second, (t < -0.2 + 0.4 * wash).to(s))
     disc = ((s - 0.4 * torch.sin(seed)) ** 2 + (t - 0.3) ** 2 < 0.08).to(s)
     image = _mix(ground * (0.6 + 0.7 * wash), 1 - first, 0.8 * disc)
-    edge = torch.maximum(s.abs(), t.abs())
+    edge = _outwards(s, t)
     return image.masked_fill(edge > 0.72, 0.8).masked_fill(edge > 0.9, 0.08)
 
 
 def _mix(a: Tensor, b: Tensor, amount: Tensor | float) -> Tensor:
     """torch.lerp, whose last bit depends on the tensors' layout and so on the batch that a scene is rendered in."""
     return a + (b - a) * amount
+
+
+def _outwards(s: Tensor, t: Tensor) -> Tensor:
+    """0 in the middle of a part, 1 at its edges."""
+    return torch.maximum(s.abs(), t.abs())
 
 
 def _line(x: Tensor, width: Tensor | float) -> Tensor:

@@ -10,6 +10,7 @@ part and a ray that may meet: of a part's rectangle in the picture for rays from
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -32,6 +33,7 @@ class Shapes:
     half: Tensor  # (3,L)
     yaw: Tensor  # (L,)
 
+    @functools.cached_property
     def frames(self) -> Tensor:
         """What turns and scales vectors of the world into each part's frame, in which it is a unit shape, (L,3,3)."""
         cos, sin, zero = self.yaw.cos(), self.yaw.sin(), torch.zeros_like(self.yaw)
@@ -45,9 +47,8 @@ class Shapes:
 
     def runs(self, slot: Tensor) -> Iterator[tuple[str, slice]]:
         """The kinds, and where in an ascending list (M,) of parts' numbers each has its own."""
-        ends = torch.searchsorted(
-            self.kind[slot].contiguous(), torch.arange(3, device=slot.device), right=True
-        )
+        kinds = torch.arange(len(KINDS), device=slot.device)
+        ends = torch.searchsorted(self.kind[slot], kinds, right=True)
         first = 0
         for kind, end in zip(KINDS, ends.tolist(), strict=True):
             yield kind, slice(first, end)
@@ -64,6 +65,7 @@ class Cameras:
     height: int
     width: int
 
+    @functools.cached_property
     def lens(self) -> Tensor:
         """The matrices that make of (x, y, 1) a direction in the world, one metre long along the axis, (N,3,3)."""
         scale = 1 / self.focal
@@ -89,9 +91,8 @@ def covered(shapes: Shapes, cameras: Cameras) -> Pairs:
     signs = torch.tensor([[x, y, z] for x in (-1.0, 1) for y in (-1.0, 1) for z in (-1.0, 1)]).T
     corner = signs.to(shapes.half)[:, None] * shapes.half[..., None]  # (3,L,8)
     corner = torch.stack(turned(corner, -shapes.yaw[:, None])) + shapes.center[..., None]
-    seen = (corner - cameras.eye.T[:, shapes.scene, None]).permute(1, 2, 0) @ cameras.axes[
-        shapes.scene
-    ].transpose(1, 2)
+    from_eye = (corner - cameras.eye.T[:, shapes.scene, None]).permute(1, 2, 0)  # (L,8,3)
+    seen = from_eye @ cameras.axes[shapes.scene].transpose(1, 2)
     right, down, ahead = seen.unbind(-1)  # (L,8) each
     scale = cameras.focal[shapes.scene, None] / ahead.clamp(min=_NEAR)
     everywhere = ahead.amin(1) < _NEAR
@@ -120,8 +121,8 @@ def nearest(shapes: Shapes, cameras: Cameras, pairs: Pairs, ray: Tensor, x: Tens
     Pair i asks for rays ``ray`` (M,S) int64, which go through ``x``, ``y`` (M,S) px; ``far`` (R,): how far each ray
     goes if it meets nothing.
     """
-    frames = shapes.frames()
-    into = (frames @ cameras.lens()[shapes.scene]).flatten(1).T.contiguous()  # (9,L): pixels to parts' frames
+    frames = shapes.frames
+    into = (frames @ cameras.lens[shapes.scene]).flatten(1).T.contiguous()  # (9,L): pixels to parts' frames
     from_centre = cameras.eye[shapes.scene] - shapes.center.T
     origin = (frames @ from_centre[..., None])[..., 0].T.contiguous()  # (3,L)
     # One number tells the distance, whose bits ascend with it, and then the part: the least of them is the nearest.
@@ -140,11 +141,11 @@ def nearest(shapes: Shapes, cameras: Cameras, pairs: Pairs, ray: Tensor, x: Tens
 def blocked(shapes: Shapes, scene: Tensor, origin: Tensor, end: Tensor) -> Tensor:
     """Whether one of the parts stands between ``origin`` and ``end`` (3,G,S); bool (G,S).
 
-    The S segments of a group, of scene ``scene`` (G,), should lie together: only parts that come near enough to them
-    all are looked at.
+    The S segments of a group, of scene ``scene`` (G,), ascending, should lie together: only parts that come near enough
+    to them all are looked at.
     """
     part, group = _near(shapes, scene, origin, end)
-    frames, centre = shapes.frames(), shapes.center.T[..., None]
+    frames, centre = shapes.frames, shapes.center.T[..., None]
     hit = torch.zeros(origin[0].shape, dtype=torch.bool, device=origin.device)
     for kind, mine in shapes.runs(part):
         slot, which = part[mine], group[mine]
@@ -171,12 +172,9 @@ def _near(shapes: Shapes, scene: Tensor, origin: Tensor, end: Tensor) -> tuple[T
     wide = torch.where(shapes.kind == 1, torch.maximum(half[0], half[2]), torch.hypot(half[0], half[2]))
     radius = torch.where(shapes.kind == 2, half.amax(0), torch.hypot(wide, half[1]))
 
-    # Every part with each group of its scene.
-    order = scene.argsort(stable=True)
-    count = scene.bincount(minlength=int(shapes.scene.amax()) + 1 if len(shapes.scene) else 1)
-    first = count.cumsum(0) - count
-    part, place = _ranges(first[shapes.scene], count[shapes.scene])
-    group = order[place]
+    first = torch.searchsorted(scene, shapes.scene)
+    last = torch.searchsorted(scene, shapes.scene, right=True)
+    part, group = _ranges(first, last - first)  # every part with each group of its scene
 
     axis, growth = b - a, b_radius - a_radius
     length = length_of(axis).clamp(min=_TINY)
@@ -209,8 +207,7 @@ def local_normal(shapes: Shapes, part: Tensor, point: Tensor) -> Tensor:
     """Unit outward normals (3,M), in the frames of the parts (M,), at points (3,M) of the world on their surfaces."""
     half = shapes.half[:, part]
     unit = torch.stack(turned(point - shapes.center[:, part], shapes.yaw[part])) / half
-    axis = largest(unit)
-    normal = torch.stack([unit[i].sign() * (axis == i) for i in range(3)])
+    normal = cube_normal(unit)
     for kind, mine in (("cylinder", shapes.kind[part] == 1), ("sphere", shapes.kind[part] == 2)):
         which = mine.nonzero()[:, 0]
         slope = unit[:, which] / half[:, which]
@@ -221,6 +218,12 @@ def local_normal(shapes: Shapes, part: Tensor, point: Tensor) -> Tensor:
             slope = torch.where(y.abs() > torch.hypot(x, z), cap, slope)
         normal[:, which] = slope
     return normal / length_of(normal).clamp(min=_TINY)
+
+
+def cube_normal(point: Tensor) -> Tensor:
+    """Unit outward normals, at points (3,...) on the sides of the unit cube."""
+    axis = largest(point)
+    return torch.stack([point[i].sign() * (axis == i) for i in range(3)])
 
 
 def room_exit(origin: Tensor, direction: Tensor, room: Tensor) -> Tensor:
