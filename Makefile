@@ -31,103 +31,103 @@ $(READY): pyproject.toml constraints.txt
 	@touch $@
 
 train-inpainting: $(READY)  ## train the context encoder: DATA= folder or set (default: built-in scenes), ARGS="--preset small", GPUS=n
-	@$(RUN) recon.inpainting $(data) $(ARGS)
+	@$(RUN) kintsugi.recon.inpainting $(data) $(ARGS)
 
 train-colorization: $(READY)  ## train the colorizer (ARGS="--loss l2", "--hints", "--classes 100"): DATA= ARGS= GPUS= as above
-	@$(RUN) recon.colorization $(data) $(ARGS)
+	@$(RUN) kintsugi.recon.colorization $(data) $(ARGS)
 
 train-superresolution: $(READY)  ## train SRResNet, then SRGAN (ARGS="--content-weights download"): DATA= ARGS= GPUS= as above
-	@$(RUN) recon.superresolution $(data) $(ARGS)
+	@$(RUN) kintsugi.recon.superresolution $(data) $(ARGS)
 
 train-splitbrain: $(READY)  ## train the split-brain autoencoder of Lab (ARGS="--loss l2"): DATA= ARGS= GPUS= as above
-	@$(RUN) recon.splitbrain $(data) $(ARGS)
+	@$(RUN) kintsugi.recon.splitbrain $(data) $(ARGS)
 
 train-splitbrain-hha: $(READY)  ## the same of images with depth: DATA= folder with rgb/, depth/ and intrinsics.txt
-	@$(RUN) recon.splitbrain_hha $(data) $(ARGS)
+	@$(RUN) kintsugi.recon.splitbrain_hha $(data) $(ARGS)
 
 train-synthetic: $(READY)  ## learn depth, normals and contours of scenes, adapted to photos: REAL= folder, DATA= ARGS= GPUS=
-	@$(RUN) recon.synthetic $(data) $(real) $(ARGS)
+	@$(RUN) kintsugi.recon.synthetic $(data) $(real) $(ARGS)
 
 train-simclr: $(READY)  ## train SimCLR: DATA= ARGS= GPUS= as above
-	@$(RUN) contrastive.simclr $(data) $(ARGS)
+	@$(RUN) kintsugi.contrastive.simclr $(data) $(ARGS)
 
 train-moco: $(READY)  ## train MoCo v2 (v1: ARGS="--version 1"): DATA= ARGS= GPUS=
-	@$(RUN) contrastive.moco $(data) $(ARGS)
+	@$(RUN) kintsugi.contrastive.moco $(data) $(ARGS)
 
 train-byol: $(READY)  ## train BYOL: DATA= ARGS= GPUS=
-	@$(RUN) contrastive.byol $(data) $(ARGS)
+	@$(RUN) kintsugi.contrastive.byol $(data) $(ARGS)
 
 train-cpc: $(READY)  ## train CPC: DATA= ARGS= GPUS=
-	@$(RUN) contrastive.cpc $(data) $(ARGS)
+	@$(RUN) kintsugi.contrastive.cpc $(data) $(ARGS)
 
 train-rotation: $(READY)  ## train rotation, by how many quarters an image was turned: DATA= ARGS= GPUS=
-	@$(RUN) pretext.rotation $(data) $(ARGS)
+	@$(RUN) kintsugi.pretext.rotation $(data) $(ARGS)
 
 train-jigsaw: $(READY)  ## train jigsaw, in what order an image's tiles were (ARGS="--permutations 1000"): DATA= ARGS= GPUS=
-	@$(RUN) pretext.jigsaw $(data) $(ARGS)
+	@$(RUN) kintsugi.pretext.jigsaw $(data) $(ARGS)
 
-train-context: $(READY)  ## train context prediction, where one patch lies from another (ARGS="--colour project"): DATA= ARGS= GPUS=
-	@$(RUN) pretext.context $(data) $(ARGS)
+train-context: $(READY)  ## train context prediction, where one patch lies from another (ARGS="--color project"): DATA= ARGS= GPUS=
+	@$(RUN) kintsugi.pretext.context $(data) $(ARGS)
 
 train-deepcluster: $(READY)  ## train DeepCluster: DATA= ARGS= GPUS=
-	@$(RUN) pretext.deepcluster $(data) $(ARGS)
+	@$(RUN) kintsugi.pretext.deepcluster $(data) $(ARGS)
 
 train-sela: $(READY)  ## train SeLa: DATA= ARGS= GPUS=
-	@$(RUN) pretext.sela $(data) $(ARGS)
+	@$(RUN) kintsugi.pretext.sela $(data) $(ARGS)
 
 train-cliquecnn: $(READY)  ## train CliqueCNN: DATA= ARGS= GPUS=
-	@$(RUN) pretext.cliquecnn $(data) $(ARGS)
+	@$(RUN) kintsugi.pretext.cliquecnn $(data) $(ARGS)
 
 train-frame-order: $(READY)  ## train Shuffle and Learn on clips: DATA= folder of folders of frames, or of videos; ARGS= GPUS=
-	@$(RUN) pretext.frame_order $(data) $(ARGS)
+	@$(RUN) kintsugi.pretext.frame_order $(data) $(ARGS)
 
 train-odd-one-out: $(READY)  ## train Odd-one-out on clips (ARGS="--encoding stack --length 4"): DATA= ARGS= GPUS= as above
-	@$(RUN) pretext.odd_one_out $(data) $(ARGS)
+	@$(RUN) kintsugi.pretext.odd_one_out $(data) $(ARGS)
 
 train-supervised: $(READY)  ## the row to measure others against, from scratch on labels: DATA= folder with train/ and test/, or cifar10
-	@$(RUN) eval.supervised $(data) $(ARGS)
+	@$(RUN) kintsugi.eval.supervised $(data) $(ARGS)
 
 eval-inpainting: $(READY)  ## quality of mended holes beside classical methods: CKPT= DATA=
-	@.venv/bin/python -m recon.quality $(ckpt) $(data) $(ARGS)
+	@.venv/bin/python -m kintsugi.eval.hole_quality $(ckpt) $(data) $(ARGS)
 
 eval-superresolution: $(READY)  ## PSNR and SSIM of a folder's images beside bicubic, as on Set5: CKPT= DATA=
-	@.venv/bin/python -m recon.upscale_quality $(ckpt) $(data) $(ARGS)
+	@.venv/bin/python -m kintsugi.eval.upscaling_quality $(ckpt) $(data) $(ARGS)
 
 eval-domains: $(READY)  ## synthetic to real with and without its discriminator, three seeds each: REAL= DATA= ARGS=
-	@.venv/bin/python -m recon.domains $(data) $(real) $(ARGS)
+	@.venv/bin/python -m kintsugi.eval.domains $(data) $(real) $(ARGS)
 
 eval-classification: $(READY)  ## move a checkpoint's features to classification: DATA= folder with train/ and test/, or cifar10; CKPT=
-	@.venv/bin/python -m eval.classification $(ckpt) $(data) $(ARGS)
+	@.venv/bin/python -m kintsugi.eval.classification $(ckpt) $(data) $(ARGS)
 
 eval-segmentation: $(READY)  ## move a checkpoint's features to segmentation, against random init: CKPT= DATA=
-	@.venv/bin/python -m eval.segmentation $(ckpt) $(data) $(ARGS)
+	@.venv/bin/python -m kintsugi.eval.segmentation $(ckpt) $(data) $(ARGS)
 
 eval-geometry: $(READY)  ## move a checkpoint's features to depth and normals: DATA= folder with rgb/, depth/, intrinsics.txt; CKPT=
-	@.venv/bin/python -m eval.geometry $(ckpt) $(data) $(ARGS)
+	@.venv/bin/python -m kintsugi.eval.geometry $(ckpt) $(data) $(ARGS)
 
 eval-detection: $(READY)  ## move a checkpoint's features to Faster R-CNN: DATA= voc2007, a folder like it, scenes; CKPT=
-	@.venv/bin/python -m eval.detection $(ckpt) $(data) $(ARGS)
+	@.venv/bin/python -m kintsugi.eval.detection $(ckpt) $(data) $(ARGS)
 
 transfer: $(READY)  ## every method under every task, one table: CKPT="a b" (default: the latest runs), ARGS="--classification ..."
-	@.venv/bin/python -m eval.transfer $(if $(value CKPT),--ckpts $(foreach one,$(value CKPT),$(call quote,$(one)))) $(ARGS)
+	@.venv/bin/python -m kintsugi.eval.transfer $(if $(value CKPT),--ckpts $(foreach one,$(value CKPT),$(call quote,$(one)))) $(ARGS)
 
 export: $(READY)  ## an encoder for other people's tools, safetensors and ONNX: CKPT= OUT=
-	@.venv/bin/python -m eval.export $(ckpt) $(out) $(ARGS)
+	@.venv/bin/python -m kintsugi.eval.export $(ckpt) $(out) $(ARGS)
 
 mend: $(READY)  ## mend a photo or a folder: IN= MASK= (white = hole) OUT= CKPT=
-	@.venv/bin/python -m recon.mend $(in) $(call option,--mask,MASK) $(out) $(ckpt) $(ARGS)
+	@.venv/bin/python -m kintsugi.apps.mend $(in) $(call option,--mask,MASK) $(out) $(ckpt) $(ARGS)
 
-colorize: $(READY)  ## colorize a grey photo or a folder: IN= OUT= CKPT= HINTS=
-	@.venv/bin/python -m recon.colorize $(in) $(out) $(call option,--hints,HINTS) $(ckpt) $(ARGS)
+colorize: $(READY)  ## colorize a gray photo or a folder: IN= OUT= CKPT= HINTS=
+	@.venv/bin/python -m kintsugi.apps.colorize $(in) $(out) $(call option,--hints,HINTS) $(ckpt) $(ARGS)
 
 upscale: $(READY)  ## enlarge a photo or a folder four times: IN= OUT= CKPT=
-	@.venv/bin/python -m recon.upscale $(in) $(out) $(ckpt) $(ARGS)
+	@.venv/bin/python -m kintsugi.apps.upscale $(in) $(out) $(ckpt) $(ARGS)
 
 surfaces: $(READY)  ## depth, normals and contours of a photo or a folder, by train-synthetic: IN= OUT= CKPT=
-	@.venv/bin/python -m recon.surfaces $(in) $(out) $(ckpt) $(ARGS)
+	@.venv/bin/python -m kintsugi.apps.surfaces $(in) $(out) $(ckpt) $(ARGS)
 
 scenes: $(READY)  ## a contact sheet of the built-in scenes: OUT=scenes.png
-	@.venv/bin/python -m core.data.scenes $(out) $(ARGS)
+	@.venv/bin/python -m kintsugi.apps.scenes $(out) $(ARGS)
 
 tensorboard: $(READY)  ## look at the runs, at http://127.0.0.1:6006
 	@.venv/bin/tensorboard --logdir runs --host 127.0.0.1 --port 6006 $(ARGS)

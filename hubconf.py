@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from core.nets.encoder import Encoder
-from core.train.checkpoint import load_encoder
+from kintsugi.nets.encoder import Encoder
+from kintsugi.train.checkpoint import load_encoder
 
 dependencies = ["torch", "torchvision", "kornia", "numpy", "safetensors", "scipy"]
 

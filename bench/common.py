@@ -20,9 +20,9 @@ from PIL import Image, ImageOps
 from torchvision.transforms.v2.functional import to_pil_image
 from tqdm import tqdm
 
-from core.data.decode import SUFFIXES
-from core.data.images import open_images
-from core.train.dist import Device
+from kintsugi.data.decode import SUFFIXES
+from kintsugi.data.images import open_images
+from kintsugi.train.dist import Device
 
 IMAGENET = (375, 500)
 """The commonest height and width of ImageNet's photos, px."""
@@ -30,9 +30,7 @@ IMAGENET = (375, 500)
 RESULTS = Path(__file__).parent / "results"
 
 
-def write(
-    result: Mapping[str, object], bars: Mapping[str, Mapping[str, float]], out: Path, name: str
-) -> None:
+def write(result: Mapping[str, object], bars: Mapping[str, Mapping[str, float]], out: Path, name: str) -> None:
     """Prints ``result`` with the machine, and leaves it in ``out`` as NAME.json, and ``bars`` (a panel each, bar ->
     length) as NAME.png."""
     text = json.dumps({**result, "machine": machine()}, indent=1, default=str)
@@ -41,9 +39,7 @@ def write(
     (out / f"{name}.json").write_text(text + "\n")
     columns = min(len(bars), 4)
     rows = -(-len(bars) // columns)
-    figure, axes = plt.subplots(
-        rows, columns, figsize=(4.5 * columns, 2.8 * rows), squeeze=False, layout="constrained"
-    )
+    figure, axes = plt.subplots(rows, columns, figsize=(4.5 * columns, 2.8 * rows), squeeze=False, layout="constrained")
     for axis in axes.flat[len(bars) :]:
         axis.set_axis_off()
     for axis, (title, values) in zip(axes.flat, bars.items(), strict=False):
@@ -91,9 +87,13 @@ def machine() -> dict[str, object]:
     """Processor, cores, load, threads, GPU and torch's version."""
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
     return {
-        "processor": _processor(), "cores": os.cpu_count(), "threads": torch.get_num_threads(), "gpu": gpu,
-        "load before": round(os.getloadavg()[0], 1), "torch": torch.__version__,
-    }  # fmt: skip
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "gpu": gpu,
+        "load before": round(os.getloadavg()[0], 1),
+        "torch": torch.__version__,
+    }
 
 
 @contextlib.contextmanager

@@ -16,15 +16,12 @@ import torch
 from lightly.loss import NegativeCosineSimilarity, NTXentLoss
 from torch import Tensor
 
-from contrastive.byol import regression_loss
-from contrastive.infonce import info_nce, nt_xent_logits
+from kintsugi.contrastive.byol import regression_loss
+from kintsugi.losses.infonce import info_nce, nt_xent_logits
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 PAIRS: dict[str, tuple[Loss, Loss]] = {
-    "NT-Xent, temperature .5": (
-        lambda a, b: info_nce(*nt_xent_logits(a, b, 0.5)),
-        NTXentLoss(temperature=0.5),
-    ),
+    "NT-Xent, temperature .5": (lambda a, b: info_nce(*nt_xent_logits(a, b, 0.5)), NTXentLoss(temperature=0.5)),
     # |p - z|^2 of unit vectors is 2 - 2 cos.
     "BYOL's regression": (regression_loss, lambda a, b: 2 + 2 * NegativeCosineSimilarity()(a, b)),
 }
@@ -55,12 +52,13 @@ def main() -> None:
             "ratio": round(times[1] / times[0], 2),
         }
     result["settings"] = {
-        "batch": 512, "dimensions": 128, "threads": torch.get_num_threads(), "torch": torch.__version__,
-    }  # fmt: skip
+        "batch": 512,
+        "dimensions": 128,
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+    }
     print(json.dumps(result, indent=1))
-    (Path(__file__).parent / "results" / "contrastive-losses.json").write_text(
-        json.dumps(result, indent=1) + "\n"
-    )
+    (Path(__file__).parent / "results" / "contrastive-losses.json").write_text(json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":

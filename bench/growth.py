@@ -20,12 +20,12 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import Tensor
 
 from bench.common import Job, StepConfig, milliseconds, write
-from contrastive import simclr
-from core.data import scenes
-from core.data.images import open_images
-from core.hha import hha
-from core.train.config import parse_command, user_errors
-from core.train.dist import World, keep_freed_memory, pick_device
+from kintsugi.contrastive import simclr
+from kintsugi.data.hha import hha
+from kintsugi.data.images import open_images
+from kintsugi.scenes import rendering
+from kintsugi.train.config import parse_command, user_errors
+from kintsugi.train.dist import World, keep_freed_memory, pick_device
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,18 +51,14 @@ class Growth:
         found = milliseconds({name: job for name, (_, job) in jobs.items()}, self.config.rounds, self.device)
         return {name: count / found[name] * 1e3 for name, (count, _) in jobs.items()}
 
-    def method(
-        self, size: int, batch: int, *, bf16: bool, channels_last: bool, compile: bool
-    ) -> simclr.SimCLR:
+    def method(self, size: int, batch: int, *, bf16: bool, channels_last: bool, compile: bool) -> simclr.SimCLR:
         world = World(self.device, bf16=bf16)
         method = simclr.SimCLR(replace(simclr.demo(), size=size, batch=batch), world)
         world.place(method.networks.values(), channels_last=channels_last, compile=compile)
         return method
 
     def usual(self, size: int, batch: int) -> simclr.SimCLR:
-        return self.method(
-            size, batch, bf16=self.config.precision == "bf16", channels_last=True, compile=False
-        )
+        return self.method(size, batch, bf16=self.config.precision == "bf16", channels_last=True, compile=False)
 
     def held(self, size: int, batch: int) -> dict[str, Tensor]:
         """A batch of random pixels."""
@@ -92,14 +88,15 @@ class Growth:
         """Times as fast as float32 with channels last."""
         size, batch = self.config.size, self.config.batch
         plain = {"bf16": False, "channels_last": True, "compile": False}
-        variants = {"float32, channels last": plain, "planes": plain | {"channels_last": False},
-                    "bf16": plain | {"bf16": True}}  # fmt: skip
+        variants = {
+            "float32, channels last": plain,
+            "planes": plain | {"channels_last": False},
+            "bf16": plain | {"bf16": True},
+        }
         if self.config.compile:
             variants |= {"compiled": plain | {"compile": True}}
             variants |= {"bf16, compiled": plain | {"bf16": True, "compile": True}}
-        found = self.rates(
-            {name: self.update(self.method(size, batch, **way)) for name, way in variants.items()}
-        )
+        found = self.rates({name: self.update(self.method(size, batch, **way)) for name, way in variants.items()})
         first = found["float32, channels last"]
         return {name: rate / first for name, rate in found.items()}
 
@@ -126,16 +123,40 @@ class Growth:
         for count in (count for count in config.ranks if count <= most):
             with tempfile.TemporaryDirectory() as runs:
                 command = [
-                    sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}",
-                    "-m", "contrastive.simclr", "--size", config.size, "--batch", config.batch, "--scenes", 256,
-                    "--short-side", config.size * 5 // 4, "--steps", 12, "--log-every", 4, "--show-every", 999,
-                    "--eval-every", 999, "--save-every", 999, "--device", self.device.type,
-                    "--precision", config.precision, "--out", f"{runs}/run",
-                ]  # fmt: skip
+                    sys.executable,
+                    "-m",
+                    "torch.distributed.run",
+                    "--standalone",
+                    f"--nproc-per-node={count}",
+                    "-m",
+                    "kintsugi.contrastive.simclr",
+                    "--size",
+                    config.size,
+                    "--batch",
+                    config.batch,
+                    "--scenes",
+                    256,
+                    "--short-side",
+                    config.size * 5 // 4,
+                    "--steps",
+                    12,
+                    "--log-every",
+                    4,
+                    "--show-every",
+                    999,
+                    "--eval-every",
+                    999,
+                    "--save-every",
+                    999,
+                    "--device",
+                    self.device.type,
+                    "--precision",
+                    config.precision,
+                    "--out",
+                    f"{runs}/run",
+                ]
                 threads = {"OMP_NUM_THREADS": "1"} if self.device.type == "cpu" else {}
-                subprocess.run(
-                    [str(word) for word in command], check=True, env=os.environ | threads, stdout=sys.stderr
-                )
+                subprocess.run([str(word) for word in command], check=True, env=os.environ | threads, stdout=sys.stderr)
                 events = EventAccumulator(f"{runs}/run")
                 events.Reload()
                 last = events.Scalars("speed/images_per_second")[-1]  # of the last steps: started by then
@@ -153,21 +174,15 @@ class Growth:
             "images/s of updates by batch": self.rates(updates),
             "by size": self.rates({str(size): self.update(self.usual(size, 32)) for size in config.sizes}),
             "by threads": self.by_threads(usual),
-            "images/s of two views by size": self.rates(
-                {str(size): self.views(size) for size in config.sizes}
-            ),
+            "images/s of two views by size": self.rates({str(size): self.views(size) for size in config.sizes}),
             "views by threads": self.by_threads(self.views(config.size)),
             "options, times as fast": self.options(),
             "seconds to open by images": self.opening(),
-            "scenes/s": self.rates(
-                {"96 px": (32, lambda: scenes.render(0, torch.arange(32), 96, device.type))}
-            ),
+            "scenes/s": self.rates({"96 px": (32, lambda: rendering.render(0, torch.arange(32), 96, device.type))}),
             "HHA frames/s, 640x480": self.rates({"one": (1, lambda: hha(room, camera))}),
             "images/s of trainings by ranks": self.by_ranks(),
         }
-        return {
-            name: {key: float(f"{value:.3g}") for key, value in one.items()} for name, one in found.items()
-        }
+        return {name: {key: float(f"{value:.3g}") for key, value in one.items()} for name, one in found.items()}
 
 
 def run(config: Config) -> None:

@@ -1,7 +1,7 @@
 """Two augmented views of each image of a folder of JPEG: images a second, side by side with peers' loaders.
 
 ``make bench``; or ``python -m bench.loaders --data FOLDER``, with lightly and stable-pretraining installed. All have
-the same crops and colours (SimCLR's), the same batches and two workers (ours: as many threads of one process, as in a
+the same crops and colors (SimCLR's), the same batches and two workers (ours: as many threads of one process, as in a
 training by one; "ranks": as many processes of one thread that share each batch, as in one by torchrun). In each round
 every contender makes a pass of some epochs, one after the other; figures are medians over the rounds. "first pass" is
 one epoch of ours with an empty cache: decoding, writing it and the views.
@@ -28,11 +28,11 @@ from torchvision.transforms import v2
 from tqdm import tqdm
 
 from bench.common import RESULTS, photos, write
-from contrastive import simclr
-from core.data.images import open_images
-from core.data.loader import Loader
-from core.train.config import parse_command, user_errors
-from core.train.dist import World, keep_freed_memory
+from kintsugi.contrastive import simclr
+from kintsugi.data.images import open_images
+from kintsugi.data.loader import Loader
+from kintsugi.train.config import parse_command, user_errors
+from kintsugi.train.dist import World, keep_freed_memory
 
 Pass = Callable[[], Iterator[tuple[Tensor, Tensor]]]
 """One pass over the folder: batches of two views (n,3,S,S), float."""
@@ -112,11 +112,17 @@ class FirstPass(Ours):
 
 def transform(size: int) -> v2.Compose:
     """SimCLR's, of torchvision: PIL image -> float (3,S,S)."""
-    return v2.Compose([
-        v2.ToImage(), v2.RandomResizedCrop(size, scale=(0.08, 1), antialias=True), v2.RandomHorizontalFlip(),
-        v2.RandomApply([v2.ColorJitter(0.8, 0.8, 0.8, 0.2)], 0.8), v2.RandomGrayscale(0.2),
-        v2.RandomApply([v2.GaussianBlur(2 * (size // 20) + 1, (0.1, 2))], 0.5), v2.ToDtype(torch.float32, scale=True),
-    ])  # fmt: skip
+    return v2.Compose(
+        [
+            v2.ToImage(),
+            v2.RandomResizedCrop(size, scale=(0.08, 1), antialias=True),
+            v2.RandomHorizontalFlip(),
+            v2.RandomApply([v2.ColorJitter(0.8, 0.8, 0.8, 0.2)], 0.8),
+            v2.RandomGrayscale(0.2),
+            v2.RandomApply([v2.GaussianBlur(2 * (size // 20) + 1, (0.1, 2))], 0.5),
+            v2.ToDtype(torch.float32, scale=True),
+        ]
+    )
 
 
 def passes(data: Dataset[Any], config: Config, views: Callable[[Any], Sequence[Tensor]]) -> Pass:
@@ -157,12 +163,14 @@ def stable_pretrainings(folder: Path, size: int, config: Config) -> Pass:
 
     def view() -> transforms.Compose:
         return transforms.Compose(
-            transforms.RGB(), transforms.RandomResizedCrop((size, size), scale=(0.08, 1)),
+            transforms.RGB(),
+            transforms.RandomResizedCrop((size, size), scale=(0.08, 1)),
             transforms.RandomHorizontalFlip(p=0.5),
             transforms.ColorJitter(brightness=0.8, contrast=0.8, saturation=0.8, hue=0.2, p=0.8),
             transforms.RandomGrayscale(p=0.2),
-            transforms.PILGaussianBlur(p=0.5), transforms.ToImage(mean=[0.485, 0.456, 0.406], std=[0.229] * 3),
-        )  # fmt: skip
+            transforms.PILGaussianBlur(p=0.5),
+            transforms.ToImage(mean=[0.485, 0.456, 0.406], std=[0.229] * 3),
+        )
 
     both = transforms.MultiViewTransform([view(), view()])
     data = FromTorchDataset(datasets.ImageFolder(folder), ["image", "label"], transform=both)
@@ -188,7 +196,7 @@ def measure(config: Config, folder: Path, size: int) -> dict[str, float]:
             "ours": Ours(folder, size, config, Path(cache)),
             "ours, ranks": Ours(folder, size, config, Path(cache), config.workers or 1),
             "ours, first pass": FirstPass(folder, size, replace(config, epochs=1), Path(cache)),
-        }  # fmt: skip
+        }
         contenders |= {
             name: make(folder, size, config) for name, make in PEERS.items() if importlib.util.find_spec(name)
         }
@@ -213,12 +221,7 @@ def run(config: Config) -> None:
     }
     settings = asdict(config) | {"data": (config.data or Path("scenes")).name, "out": ""}
     result = {"images a second": rates, **ratios, "settings": settings}
-    write(
-        result,
-        {f"two views, {size}: images/s": found for size, found in rates.items()},
-        config.out,
-        "loaders",
-    )
+    write(result, {f"two views, {size}: images/s": found for size, found in rates.items()}, config.out, "loaders")
 
 
 if __name__ == "__main__":

@@ -26,10 +26,10 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
 from bench.common import RESULTS, photos, write
-from core.data import images, shards
-from core.data.decode import decode
-from core.data.loader import Loader
-from core.train.config import parse_command, user_errors, within
+from kintsugi.data import images, shards
+from kintsugi.data.decode import decode
+from kintsugi.data.loader import Loader
+from kintsugi.train.config import parse_command, user_errors, within
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,9 +82,7 @@ class Plain(Dataset[Tensor]):
 
     def __init__(self, files: list[Path]) -> None:
         self.files = files
-        self.change = transforms.Compose(
-            [transforms.Resize(96), transforms.CenterCrop(96), transforms.PILToTensor()]
-        )
+        self.change = transforms.Compose([transforms.Resize(96), transforms.CenterCrop(96), transforms.PILToTensor()])
 
     def __len__(self) -> int:
         return len(self.files)
@@ -128,9 +126,7 @@ def run(config: Config) -> None:
             "indexing, us": {"a sample": indexing(Path(made), config.samples)},
             f"opening {config.files} files": opening(Path(made), config.files),
         }
-    rounded = {
-        name: {key: float(f"{value:.3g}") for key, value in one.items()} for name, one in found.items()
-    }
+    rounded = {name: {key: float(f"{value:.3g}") for key, value in one.items()} for name, one in found.items()}
     settings = asdict(config) | {"data": (config.data or Path("scenes")).name, "out": ""}
     write({"reading": rounded, "settings": settings}, rounded, config.out, "reading")
 

@@ -13,16 +13,16 @@ from dataclasses import asdict, dataclass, replace
 from torch import Tensor, nn
 
 from bench.common import Job, StepConfig, milliseconds, write
-from contrastive import byol, moco, simclr
-from contrastive.views import ViewsMethod
-from core.adversarial import frozen
-from core.data.images import open_images
-from core.data.loader import Loader
-from core.resample import shrink
-from core.train.config import parse_command, user_errors
-from core.train.dist import World, keep_freed_memory, pick_device
-from core.train.method import Method
-from recon import inpainting, superresolution
+from kintsugi.augment.bicubic import shrink
+from kintsugi.contrastive import byol, moco, simclr
+from kintsugi.contrastive.views import ViewsMethod
+from kintsugi.data.images import open_images
+from kintsugi.data.loader import Loader
+from kintsugi.losses.adversarial import frozen
+from kintsugi.recon import inpainting, superresolution
+from kintsugi.train.config import parse_command, user_errors
+from kintsugi.train.dist import World, keep_freed_memory, pick_device
+from kintsugi.train.method import Method
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,9 +37,7 @@ class Bench:
     def __init__(self, config: Config) -> None:
         device = pick_device(config.device)
         self.config, self.world = config, World(device, bf16=config.precision == "bf16")
-        self.images = open_images(
-            "scenes", config.size, scenes=config.scenes, short_side=config.size * 5 // 4
-        ).train
+        self.images = open_images("scenes", config.size, scenes=config.scenes, short_side=config.size * 5 // 4).train
 
     def milliseconds(self, jobs: dict[str, Job]) -> dict[str, float]:
         return milliseconds(jobs, self.config.rounds, self.world.device)
@@ -136,9 +134,7 @@ def run(config: Config) -> None:
     result = {"contrastive, ms": views, "GAN, ms": gans, "settings": asdict(config) | {"out": ""}}
     ratios = {
         "whole step over model only": {name: found["whole over model"] for name, found in views.items()},
-        "whole GAN step over its networks": {
-            name: found["whole over networks"] for name, found in gans.items()
-        },
+        "whole GAN step over its networks": {name: found["whole over networks"] for name, found in gans.items()},
     }
     write(result, ratios, config.out, "steps")
 

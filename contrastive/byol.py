@@ -1,6 +1,6 @@
 """BYOL: one view predicts what a slow copy of the network says of the other (Grill et al. 2020, arXiv:2006.07733).
 
-No negatives: an online network (encoder, projector, predictor) regresses the target's normalised projection (eq. 2),
+No negatives: an online network (encoder, projector, predictor) regresses the target's normalized projection (eq. 2),
 both ways; the target follows with a momentum that rises to 1. The two views pass in batches of their own: joining them
 in one batch norm is another method.
 """
@@ -14,15 +14,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from contrastive.momentum import follow, follower, rising
-from contrastive.views import ViewsConfig, ViewsMethod, logged_spread, mlp
-from core.data.colours import Recipe
-from core.nets.encoder import Encoder
-from core.train import optim
-from core.train.config import parse_training, user_errors, within
-from core.train.dist import World
-from core.train.loop import train
-from core.train.method import Batch
+from kintsugi.augment.color_jitter import Recipe
+from kintsugi.contrastive.views import ViewsConfig, ViewsMethod, logged_spread, mlp
+from kintsugi.nets.encoder import Encoder
+from kintsugi.train import optim
+from kintsugi.train.config import parse_training, user_errors, within
+from kintsugi.train.dist import World
+from kintsugi.train.ema import cosine_momentum, ema_copy, ema_update
+from kintsugi.train.loop import train
+from kintsugi.train.method import Batch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,30 +52,65 @@ class Config(ViewsConfig):
 def demo() -> Config:
     """Minutes on two CPU cores, built-in scenes. A target that follows quickly, as there are few steps."""
     return Config(
-        preset="demo", scenes=2048, short_side=80, steps=700, batch=64, hidden=512, dim=128, output_norm=True,
-        optimizer="adam", lr=1e-3, warmup=30, momentum=0.9, smallest_crop=0.2, show_every=350, eval_every=100,
+        preset="demo",
+        scenes=2048,
+        short_side=80,
+        steps=700,
+        batch=64,
+        hidden=512,
+        dim=128,
+        output_norm=True,
+        optimizer="adam",
+        lr=1e-3,
+        warmup=30,
+        momentum=0.9,
+        smallest_crop=0.2,
+        show_every=350,
+        eval_every=100,
         save_every=100,
-    )  # fmt: skip
+    )
 
 
 def small() -> Config:
     """One GPU, tens of minutes."""
     return Config(
-        preset="small", size=64, batch=256, steps=20_000, hidden=2048, optimizer="adam", lr=1e-3, warmup=500,
-        smallest_crop=0.2, momentum=0.99, scenes=50_000, show_every=1_000, eval_every=1_000, save_every=2_000,
-    )  # fmt: skip
+        preset="small",
+        size=64,
+        batch=256,
+        steps=20_000,
+        hidden=2048,
+        optimizer="adam",
+        lr=1e-3,
+        warmup=500,
+        smallest_crop=0.2,
+        momentum=0.99,
+        scenes=50_000,
+        show_every=1_000,
+        eval_every=1_000,
+        save_every=2_000,
+    )
 
 
 def paper() -> Config:
     """The paper's ResNet-50 on ImageNet, batch 4096, 100 epochs of it."""
     return Config(
-        preset="paper", data="imagenet:imagenet", encoder="resnet50", size=224, short_side=256, batch=4096,
-        steps=31_300, warmup=3_130, cache_gb=400, show_every=1_000, eval_every=2_000, save_every=1_000,
-    )  # fmt: skip
+        preset="paper",
+        data="imagenet:imagenet",
+        encoder="resnet50",
+        size=224,
+        short_side=256,
+        batch=4096,
+        steps=31_300,
+        warmup=3_130,
+        cache_gb=400,
+        show_every=1_000,
+        eval_every=2_000,
+        save_every=1_000,
+    )
 
 
 def regression_loss(prediction: Tensor, target: Tensor) -> Tensor:
-    """2 - 2 cos, mean, (): the squared distance of the normalised vectors (N,D) (eq. 2)."""
+    """2 - 2 cos, mean, (): the squared distance of the normalized vectors (N,D) (eq. 2)."""
     return (2 - 2 * (normalize(prediction, dim=1) * normalize(target, dim=1)).sum(1)).mean()
 
 
@@ -86,26 +121,27 @@ class BYOL(ViewsMethod):
         super().__init__(config, world)
         self.config = config
         width, norm = max(self.encoder.channels.items())[1], config.norm != "group"
-        self.projector = mlp(
-            (width, config.hidden, config.dim), norm=norm, last_norm=norm and config.output_norm
-        )
+        self.projector = mlp((width, config.hidden, config.dim), norm=norm, last_norm=norm and config.output_norm)
         self.predictor = mlp((config.dim, config.hidden, config.dim), norm=norm)
         self.followed = nn.ModuleList([self.encoder, self.projector])
-        self.target = follower(self.followed)
+        self.target = ema_copy(self.followed)
         self.networks = {
-            "encoder": self.encoder, "projector": self.projector, "predictor": self.predictor, "target": self.target,
-        }  # fmt: skip
+            "encoder": self.encoder,
+            "projector": self.projector,
+            "predictor": self.predictor,
+            "target": self.target,
+        }
         self.online = nn.ModuleList([self.encoder, self.projector, self.predictor])
-        self.rate = optim.rate(config.optimizer, config.lr, config.batch)
+        self.rate = optim.scaled_lr(config.optimizer, config.lr, config.batch)
         self.optimizers = {
-            "online": optim.choose(config.optimizer, self.online, self.rate, config.weight_decay)
+            "online": optim.make_optimizer(config.optimizer, self.online, self.rate, config.weight_decay)
         }
 
     def recipes(self) -> tuple[Recipe, Recipe]:
-        """View 1 is always blurred, view 2 rarely, and sometimes solarised (table 6)."""
+        """View 1 is always blurred, view 2 rarely, and sometimes solarized (table 6)."""
         config = self.config
         first = Recipe(0.4, 0.4, 0.2, 0.1, blur=2 * config.blur).jittered(config.strength)
-        return first, replace(first, blur=config.blur / 5, solarise=0.2)
+        return first, replace(first, blur=config.blur / 5, solarize=0.2)
 
     def update(self, batch: Batch, step: int) -> dict[str, Tensor]:
         config = self.config
@@ -122,19 +158,17 @@ class BYOL(ViewsMethod):
         loss = regression_loss(predictions[0], targets[1]) + regression_loss(predictions[1], targets[0])
         loss.backward()
         optimizer = self.optimizers["online"]
-        optim.set_rate(optimizer, self.rate * optim.warmed_cosine(step, config.steps, config.warmup))
-        scalars = {"loss/byol": loss.detach(), "grad_norm/online": optim.step(optimizer, self.world)}
-        momentum = rising(config.momentum, step, config.steps)
-        follow(self.target, self.followed, momentum)
+        optim.set_lr(optimizer, self.rate * optim.warmup_cosine(step, config.steps, config.warmup))
+        scalars = {"loss/byol": loss.detach(), "grad_norm/online": optim.take_step(optimizer, self.world)}
+        momentum = cosine_momentum(config.momentum, step, config.steps)
+        ema_update(self.target, self.followed, momentum)
         scalars["momentum"] = torch.tensor(momentum, device=loss.device)
         return scalars | logged_spread(projections[0], config, step)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     with user_errors():
-        folder = train(
-            BYOL.name, parse_training(BYOL.name, {"demo": demo, "small": small, "paper": paper}, argv), BYOL
-        )
+        folder = train(BYOL.name, parse_training(BYOL.name, {"demo": demo, "small": small, "paper": paper}, argv), BYOL)
         print(f"look: make tensorboard; move the features: make eval-segmentation CKPT={folder}")
 
 

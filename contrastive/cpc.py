@@ -7,8 +7,8 @@ other patches, of the same image and of others (eq. 4).
 No batch norm: it would tell the answer. Rows so near that their patches overlap the context's are not predicted.
 
 Deviations: torchvision's ResNet with group norm instead of a ResNet v2 without norms; the last stack's map instead of
-the third's as the patch's code, so that all of the encoder that is moved is trained; whole patches in colour, where
-the authors' are grey and cut at random by a sixteenth.
+the third's as the patch's code, so that all of the encoder that is moved is trained; whole patches in color, where
+the authors' are gray and cut at random by a sixteenth.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate, pad
 
-from contrastive.infonce import info_nce, retrieval
-from contrastive.views import collapse_warning, logged_spread, spread_and_knn, untrained
-from core.data import views
-from core.nets.backbones import Backbone, Encoder
-from core.rng import generator
-from core.sheet import sheet
-from core.train import optim
-from core.train.config import TrainConfig, parse_training, user_errors, within
-from core.train.dist import World
-from core.train.loop import train
-from core.train.method import Batch, Method
+from kintsugi.augment import cropping
+from kintsugi.contrastive.views import collapse_warning, logged_spread, spread_and_knn, untrained
+from kintsugi.losses.infonce import info_nce, retrieval
+from kintsugi.nets.backbones import Backbone, Encoder
+from kintsugi.pictures import sheet
+from kintsugi.rng import generator
+from kintsugi.train import optim
+from kintsugi.train.config import TrainConfig, parse_training, user_errors, within
+from kintsugi.train.dist import World
+from kintsugi.train.loop import train
+from kintsugi.train.method import Batch, Method
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,9 +51,7 @@ class Config(TrainConfig):
         super().__post_init__()
         within(self, patch=2, dim=2, rows=1, lr=0)
         if self.patch % 2 or self.size % (self.patch // 2):
-            raise ValueError(
-                f"--size {self.size} must be a multiple of half of --patch {self.patch}, an even number"
-            )
+            raise ValueError(f"--size {self.size} must be a multiple of half of --patch {self.patch}, an even number")
         if self.grid < 4:
             raise ValueError(f"--size {self.size} has {self.grid} rows of patches: use a smaller --patch")
 
@@ -66,26 +64,53 @@ class Config(TrainConfig):
 def demo() -> Config:
     """Minutes on two CPU cores, built-in scenes: the paper's grid of 7x7, patches of 16 px."""
     return Config(
-        preset="demo", scenes=2048, short_side=80, stem="large", steps=300, batch=32, dim=128, lr=5e-4,
-        show_every=100, eval_every=100, save_every=100,
-    )  # fmt: skip
+        preset="demo",
+        scenes=2048,
+        short_side=80,
+        stem="large",
+        steps=300,
+        batch=32,
+        dim=128,
+        lr=5e-4,
+        show_every=100,
+        eval_every=100,
+        save_every=100,
+    )
 
 
 def small() -> Config:
     """One GPU, tens of minutes."""
     return Config(
-        preset="small", batch=128, steps=20_000, lr=5e-4, scenes=50_000, show_every=1_000, eval_every=1_000,
+        preset="small",
+        batch=128,
+        steps=20_000,
+        lr=5e-4,
+        scenes=50_000,
+        show_every=1_000,
+        eval_every=1_000,
         save_every=2_000,
-    )  # fmt: skip
+    )
 
 
 def paper() -> Config:
     """256 px, patches of 64, on ImageNet."""
     return Config(
-        preset="paper", data="imagenet:imagenet", encoder="resnet50", stem="large", size=256, short_side=300, patch=64,
-        dim=1024, rows=4, batch=128, steps=1_000_000, cache_gb=400, show_every=5_000, eval_every=10_000,
+        preset="paper",
+        data="imagenet:imagenet",
+        encoder="resnet50",
+        stem="large",
+        size=256,
+        short_side=300,
+        patch=64,
+        dim=1024,
+        rows=4,
+        batch=128,
+        steps=1_000_000,
+        cache_gb=400,
+        show_every=5_000,
+        eval_every=10_000,
         save_every=10_000,
-    )  # fmt: skip
+    )
 
 
 def patches(image: Tensor, side: int) -> Tensor:
@@ -105,7 +130,7 @@ class CausalContext(nn.Module):
 
 
 class CausalBlock(nn.Module):
-    """A row's neighbours, then the row above, added to what was given."""
+    """A row's neighbors, then the row above, added to what was given."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -134,8 +159,11 @@ class CPC(Method):
         self.first = 2  # row i + 1 overlaps row i, which the context has seen
         self.predict = nn.ModuleList(nn.Conv2d(config.dim, config.dim, 1) for _ in self.steps_ahead)
         self.networks = {
-            "encoder": self.encoder, "project": self.project, "context": self.context, "predict": self.predict,
-        }  # fmt: skip
+            "encoder": self.encoder,
+            "project": self.project,
+            "context": self.context,
+            "predict": self.predict,
+        }
         every = nn.ModuleList(self.networks.values())
         self.optimizers = {"all": torch.optim.Adam(every.parameters(), config.lr, fused=True)}
 
@@ -146,7 +174,7 @@ class CPC(Method):
     def update(self, batch: Batch, step: int) -> dict[str, Tensor]:
         config, count = self.config, len(batch["image"]) * self.world.size
         random = generator(config.seed, step)
-        image = views.random_crops(batch, config.size, count, self.world.part(count), random)
+        image = cropping.random_crops(batch, config.size, count, self.world.part(count), random)
         losses: list[Tensor] = []
         scalars: dict[str, Tensor] = {}
         codes, contrasts = self.contrasts(image, everywhere=True)
@@ -158,7 +186,7 @@ class CPC(Method):
         loss.backward()
         return scalars | {
             "loss/info_nce": loss.detach(),
-            "grad_norm/all": optim.step(self.optimizers["all"], self.world),
+            "grad_norm/all": optim.take_step(self.optimizers["all"], self.world),
             **logged_spread(codes.mean((2, 3)), config, step),
         }
 
@@ -171,9 +199,7 @@ class CPC(Method):
             code = self.project(self.encoder.vectors(cut))  # (N*G*G,D)
         return code.float().view(count, grid, grid, -1).permute(0, 3, 1, 2)
 
-    def contrasts(
-        self, image: Tensor, *, everywhere: bool = False
-    ) -> tuple[Tensor, dict[int, tuple[Tensor, Tensor]]]:
+    def contrasts(self, image: Tensor, *, everywhere: bool = False) -> tuple[Tensor, dict[int, tuple[Tensor, Tensor]]]:
         """The codes, and for each number of rows ahead the logits of all candidates (eq. 4) and the positives.
 
         Candidates of a prediction are the codes of all positions of all these images, ``everywhere``: of all ranks'.
@@ -205,7 +231,7 @@ class CPC(Method):
     # --- looking and measuring ----------------------------------------------------------------------------
 
     def centered(self, batch: Batch) -> Tensor:
-        return views.center_crops(batch, self.config.size)
+        return cropping.center_crops(batch, self.config.size)
 
     @torch.no_grad()
     def show(self, batch: Batch) -> dict[str, Tensor]:
@@ -223,7 +249,7 @@ class CPC(Method):
         truth, chosen = positive.view(shape)[:, row], logits.argmax(1).view(shape)[:, row]  # (N,G)
 
         def strip(numbers: Tensor) -> Tensor:
-            """(N,G) patches side by side, (N,3,S,S) with grey above and below."""
+            """(N,G) patches side by side, (N,3,S,S) with gray above and below."""
             line = all_patches[numbers].permute(0, 2, 3, 1, 4).flatten(3)  # (N,3,p,G*p)
             line = interpolate(line, (config.size // grid, config.size), mode="bilinear", antialias=True)
             above = (config.size - line.shape[2]) // 2
@@ -252,7 +278,7 @@ class CPC(Method):
         figures = {"loss": sum(losses) / len(losses), "accuracy": sum(hits) / len(hits)}
         return figures | spread_and_knn(torch.cat(features), labels)
 
-    def floors(self, batches: Iterable[Batch]) -> dict[str, dict[str, float]]:
+    def baselines(self, batches: Iterable[Batch]) -> dict[str, dict[str, float]]:
         every = list(batches)
         labels = [batch["label"] for batch in every if "label" in batch]
         return {
@@ -263,9 +289,7 @@ class CPC(Method):
 
 def main(argv: Sequence[str] | None = None) -> None:
     with user_errors():
-        folder = train(
-            CPC.name, parse_training(CPC.name, {"demo": demo, "small": small, "paper": paper}, argv), CPC
-        )
+        folder = train(CPC.name, parse_training(CPC.name, {"demo": demo, "small": small, "paper": paper}, argv), CPC)
         print(f"look: make tensorboard; move the features: make eval-segmentation CKPT={folder}")
 
 

@@ -5,7 +5,7 @@ and enqueued after. ``--version 2`` (Chen 2020, arXiv:2003.04297): a deeper head
 ``--version 1``: a linear head, no blur, two falls of the rate, temperature .07.
 
 A batch norm would betray the partner: both pass in batches of the same make-up. The keys' images are shuffled over the
-ranks, and on one device each part of the batch is normalised by itself (``--norm split``).
+ranks, and on one device each part of the batch is normalized by itself (``--norm split``).
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from contrastive.infonce import info_nce, retrieval
-from contrastive.momentum import Queue, follow, follower
-from contrastive.views import ViewsConfig, ViewsMethod, logged_spread, mlp
-from core.data.colours import Recipe
-from core.nets.encoder import Encoder
-from core.rng import generator
-from core.train import optim
-from core.train.config import parse_training, user_errors, within
-from core.train.dist import World
-from core.train.loop import train
-from core.train.method import Batch
+from kintsugi.augment.color_jitter import Recipe
+from kintsugi.contrastive.views import ViewsConfig, ViewsMethod, logged_spread, mlp
+from kintsugi.losses.infonce import info_nce, retrieval
+from kintsugi.nets.encoder import Encoder
+from kintsugi.rng import generator
+from kintsugi.train import optim
+from kintsugi.train.config import parse_training, user_errors, within
+from kintsugi.train.dist import World
+from kintsugi.train.ema import ema_copy, ema_update
+from kintsugi.train.loop import train
+from kintsugi.train.method import Batch
 
 _SHUFFLE = 3
 
@@ -37,7 +37,7 @@ _SHUFFLE = 3
 class Config(ViewsConfig):
     norm: Literal["batch", "group", "split"] = "split"
     version: Literal[1, 2] = 2
-    """1 or 2, each with its paper's head, colours, schedule and temperature."""
+    """1 or 2, each with its paper's head, colors, schedule and temperature."""
     temperature: float = 0.0
     """0: the version's own, .07 or .2."""
     dim: int = 128
@@ -70,32 +70,92 @@ def demo() -> Config:
     """Minutes on two CPU cores, built-in scenes. A short queue, and keys of a network that follows quickly, as there
     are few steps."""
     return Config(
-        preset="demo", scenes=2048, short_side=80, steps=400, batch=64, queue=512, momentum=0.9, head_norm=True,
-        optimizer="adam", lr=1e-3, smallest_crop=0.2, show_every=150, eval_every=100, save_every=100,
-    )  # fmt: skip
+        preset="demo",
+        scenes=2048,
+        short_side=80,
+        steps=400,
+        batch=64,
+        queue=512,
+        momentum=0.9,
+        head_norm=True,
+        optimizer="adam",
+        lr=1e-3,
+        smallest_crop=0.2,
+        show_every=150,
+        eval_every=100,
+        save_every=100,
+    )
 
 
 def small() -> Config:
     """One GPU, tens of minutes."""
     return Config(
-        preset="small", size=64, batch=256, steps=20_000, queue=4096, momentum=0.99, smallest_crop=0.2, lr=0.06,
-        scenes=50_000, show_every=1_000, eval_every=1_000, save_every=2_000,
-    )  # fmt: skip
+        preset="small",
+        size=64,
+        batch=256,
+        steps=20_000,
+        queue=4096,
+        momentum=0.99,
+        smallest_crop=0.2,
+        lr=0.06,
+        scenes=50_000,
+        show_every=1_000,
+        eval_every=1_000,
+        save_every=2_000,
+    )
 
 
 def paper() -> Config:
     """Version 2, ResNet-50 on ImageNet, 200 epochs of batch 256."""
     return Config(
-        preset="paper", data="imagenet:imagenet", encoder="resnet50", size=224, short_side=256, batch=256,
-        steps=1_000_000, smallest_crop=0.2, cache_gb=400, show_every=10_000, eval_every=10_000, save_every=10_000,
-    )  # fmt: skip
+        preset="paper",
+        data="imagenet:imagenet",
+        encoder="resnet50",
+        size=224,
+        short_side=256,
+        batch=256,
+        steps=1_000_000,
+        smallest_crop=0.2,
+        cache_gb=400,
+        show_every=10_000,
+        eval_every=10_000,
+        save_every=10_000,
+    )
 
 
 def schedule(version: Literal[1, 2], step: int, steps: int) -> float:
     """The factor on the learning rate: version 1 falls tenfold at .6 and .8 of the run (He 2020), 2 by a cosine."""
     if version == 1:
         return 0.1 ** ((step >= 0.6 * steps) + (step >= 0.8 * steps))
-    return optim.warmed_cosine(step, steps, 0)
+    return optim.warmup_cosine(step, steps, 0)
+
+
+class Queue(nn.Module):
+    """The last ``length`` keys, unit vectors (length,D): a ring written in place; a checkpoint holds it whole.
+
+    Places that no key was written to are no candidates. (The authors fill them with random vectors, to which the
+    quickest answer is a collapse: one and the same embedding tells all images from noise. Long runs recover from it.)
+    """
+
+    keys: Tensor
+    written: Tensor
+
+    def __init__(self, length: int, dim: int) -> None:
+        super().__init__()
+        self.register_buffer("keys", torch.zeros(length, dim))
+        self.register_buffer("written", torch.zeros((), dtype=torch.int64))
+
+    def similarities(self, query: Tensor) -> Tensor:
+        """Of queries (N,D) with all keys, (N,length); -inf where there is none yet."""
+        empty = torch.arange(len(self.keys), device=query.device) >= self.written
+        return (query @ self.keys.T).masked_fill(empty, -torch.inf)
+
+    @torch.no_grad()
+    def push(self, keys: Tensor) -> None:
+        """Replaces the oldest keys by these (N,D)."""
+        places = (self.written + torch.arange(len(keys), device=keys.device)) % len(self.keys)
+        self.keys[places] = keys.to(self.keys)
+        self.written += len(keys)
 
 
 class MoCo(ViewsMethod):
@@ -108,19 +168,17 @@ class MoCo(ViewsMethod):
         widths = (width, config.dim) if config.version == 1 else (width, width, config.dim)
         norm = config.head_norm and config.norm != "group"
         self.projector = mlp(widths, norm=norm, last_norm=norm)
-        self.keys = follower(nn.ModuleList([self.encoder, self.projector]))
+        self.keys = ema_copy(nn.ModuleList([self.encoder, self.projector]))
         self.queue = Queue(config.queue, config.dim)
-        self.networks = {
-            "encoder": self.encoder, "projector": self.projector, "keys": self.keys, "queue": self.queue,
-        }  # fmt: skip
+        self.networks = {"encoder": self.encoder, "projector": self.projector, "keys": self.keys, "queue": self.queue}
         self.both = nn.ModuleList([self.encoder, self.projector])
         self.temperature = config.temperature or (0.07 if config.version == 1 else 0.2)
-        self.rate = optim.rate(config.optimizer, config.lr, config.batch)
-        self.optimizers = {"both": optim.choose(config.optimizer, self.both, self.rate, config.weight_decay)}
+        self.rate = optim.scaled_lr(config.optimizer, config.lr, config.batch)
+        self.optimizers = {"both": optim.make_optimizer(config.optimizer, self.both, self.rate, config.weight_decay)}
 
     def recipes(self) -> tuple[Recipe, Recipe]:
         config = self.config
-        if config.version == 1:  # Wu 2018's: no blur, grey .2, a mild jitter that is always there
+        if config.version == 1:  # Wu 2018's: no blur, gray .2, a mild jitter that is always there
             recipe = Recipe(0.4, 0.4, 0.4, 0.4, jitter=1.0, blur=0.0).jittered(config.strength)
         else:
             recipe = Recipe(0.4, 0.4, 0.4, 0.1, blur=config.blur).jittered(config.strength)
@@ -130,7 +188,7 @@ class MoCo(ViewsMethod):
         config = self.config
         first, second = self.view(batch, 0, step), self.view(batch, 1, step)
         self.both.train()
-        follow(self.keys, self.both, config.momentum)
+        ema_update(self.keys, self.both, config.momentum)
         pairs = [(first, second), (second, first)] if config.symmetric else [(first, second)]
         losses, pushed, scalars = [], [], {}
         for number, (query_view, key_view) in enumerate(pairs):
@@ -148,9 +206,9 @@ class MoCo(ViewsMethod):
         loss.backward()
         self.queue.push(torch.cat(pushed))  # after the logits, in which a key would meet itself
         optimizer = self.optimizers["both"]
-        optim.set_rate(optimizer, self.rate * schedule(config.version, step, config.steps))
+        optim.set_lr(optimizer, self.rate * schedule(config.version, step, config.steps))
         scalars["loss/info_nce"] = loss.detach() / len(losses)
-        return scalars | {"grad_norm/both": optim.step(optimizer, self.world)}
+        return scalars | {"grad_norm/both": optim.take_step(optimizer, self.world)}
 
     @torch.no_grad()
     def key(self, image: Tensor, draw: int) -> Tensor:
@@ -168,9 +226,7 @@ class MoCo(ViewsMethod):
 
 def main(argv: Sequence[str] | None = None) -> None:
     with user_errors():
-        folder = train(
-            MoCo.name, parse_training(MoCo.name, {"demo": demo, "small": small, "paper": paper}, argv), MoCo
-        )
+        folder = train(MoCo.name, parse_training(MoCo.name, {"demo": demo, "small": small, "paper": paper}, argv), MoCo)
         print(f"look: make tensorboard; move the features: make eval-segmentation CKPT={folder}")
 
 

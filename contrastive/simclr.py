@@ -12,13 +12,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from contrastive.infonce import info_nce, nt_xent_logits, retrieval
-from contrastive.views import ViewsConfig, ViewsMethod, logged_spread, mlp
-from core.train import optim
-from core.train.config import parse_training, user_errors, within
-from core.train.dist import World
-from core.train.loop import train
-from core.train.method import Batch
+from kintsugi.contrastive.views import ViewsConfig, ViewsMethod, logged_spread, mlp
+from kintsugi.losses.infonce import info_nce, nt_xent_logits, retrieval
+from kintsugi.train import optim
+from kintsugi.train.config import parse_training, user_errors, within
+from kintsugi.train.dist import World
+from kintsugi.train.loop import train
+from kintsugi.train.method import Batch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,26 +43,58 @@ class Config(ViewsConfig):
 def demo() -> Config:
     """Minutes on two CPU cores, built-in scenes."""
     return Config(
-        preset="demo", scenes=2048, short_side=80, steps=400, batch=64, optimizer="adam", lr=1e-3, warmup=30,
-        temperature=0.2, smallest_crop=0.2, show_every=150,
-        eval_every=100, save_every=100,
-    )  # fmt: skip
+        preset="demo",
+        scenes=2048,
+        short_side=80,
+        steps=400,
+        batch=64,
+        optimizer="adam",
+        lr=1e-3,
+        warmup=30,
+        temperature=0.2,
+        smallest_crop=0.2,
+        show_every=150,
+        eval_every=100,
+        save_every=100,
+    )
 
 
 def small() -> Config:
     """One GPU, tens of minutes."""
     return Config(
-        preset="small", data="scenes", size=64, batch=256, steps=20_000, optimizer="adam", lr=1e-3, warmup=500,
-        temperature=0.2, smallest_crop=0.2, show_every=1_000, eval_every=1_000, save_every=2_000, scenes=50_000,
-    )  # fmt: skip
+        preset="small",
+        data="scenes",
+        size=64,
+        batch=256,
+        steps=20_000,
+        optimizer="adam",
+        lr=1e-3,
+        warmup=500,
+        temperature=0.2,
+        smallest_crop=0.2,
+        show_every=1_000,
+        eval_every=1_000,
+        save_every=2_000,
+        scenes=50_000,
+    )
 
 
 def paper() -> Config:
     """The paper's ResNet-50 on ImageNet, batch 4096, 100 epochs of it."""
     return Config(
-        preset="paper", data="imagenet:imagenet", encoder="resnet50", size=224, short_side=256, batch=4096,
-        steps=31_300, warmup=3_130, cache_gb=400, show_every=1_000, eval_every=2_000, save_every=1_000,
-    )  # fmt: skip
+        preset="paper",
+        data="imagenet:imagenet",
+        encoder="resnet50",
+        size=224,
+        short_side=256,
+        batch=4096,
+        steps=31_300,
+        warmup=3_130,
+        cache_gb=400,
+        show_every=1_000,
+        eval_every=2_000,
+        save_every=1_000,
+    )
 
 
 class SimCLR(ViewsMethod):
@@ -77,8 +109,8 @@ class SimCLR(ViewsMethod):
         self.projector = mlp((width, width, config.dim), norm=norm, last_norm=norm, bias=not norm)
         self.networks = {"encoder": self.encoder, "projector": self.projector}
         both = nn.ModuleList([self.encoder, self.projector])
-        self.rate = optim.rate(config.optimizer, config.lr, config.batch)
-        self.optimizers = {"both": optim.choose(config.optimizer, both, self.rate, config.weight_decay)}
+        self.rate = optim.scaled_lr(config.optimizer, config.lr, config.batch)
+        self.optimizers = {"both": optim.make_optimizer(config.optimizer, both, self.rate, config.weight_decay)}
 
     def update(self, batch: Batch, step: int) -> dict[str, Tensor]:
         config = self.config
@@ -92,8 +124,8 @@ class SimCLR(ViewsMethod):
         loss = info_nce(logits, positive)
         loss.backward()
         optimizer = self.optimizers["both"]
-        optim.set_rate(optimizer, self.rate * optim.warmed_cosine(step, config.steps, config.warmup))
-        scalars = {"loss/nt_xent": loss.detach(), "grad_norm/both": optim.step(optimizer, self.world)}
+        optim.set_lr(optimizer, self.rate * optim.warmup_cosine(step, config.steps, config.warmup))
+        scalars = {"loss/nt_xent": loss.detach(), "grad_norm/both": optim.take_step(optimizer, self.world)}
         scalars |= retrieval(logits, positive, config.temperature)
         return scalars | logged_spread(whole[0], config, step)
 
@@ -101,9 +133,7 @@ class SimCLR(ViewsMethod):
 def main(argv: Sequence[str] | None = None) -> None:
     with user_errors():
         folder = train(
-            SimCLR.name,
-            parse_training(SimCLR.name, {"demo": demo, "small": small, "paper": paper}, argv),
-            SimCLR,
+            SimCLR.name, parse_training(SimCLR.name, {"demo": demo, "small": small, "paper": paper}, argv), SimCLR
         )
         print(f"look: make tensorboard; move the features: make eval-segmentation CKPT={folder}")
 

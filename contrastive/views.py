@@ -12,17 +12,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from contrastive.infonce import COLLAPSED, COLLAPSED_RANK, spread
-from core import knn
-from core.data import colours, views
-from core.data.colours import Recipe
-from core.nets.backbones import Backbone, Encoder
-from core.nets.pixels import Pixels
-from core.nets.specs import fresh
-from core.sheet import sheet
-from core.train.config import TrainConfig, within
-from core.train.dist import World
-from core.train.method import Batch, Method
+from kintsugi.augment import color_jitter, cropping
+from kintsugi.augment.color_jitter import Recipe
+from kintsugi.metrics import neighbors
+from kintsugi.metrics.spread import COLLAPSED, COLLAPSED_RANK, spread
+from kintsugi.nets.backbones import Backbone, Encoder
+from kintsugi.nets.pixels import Pixels
+from kintsugi.nets.specs import fresh
+from kintsugi.pictures import sheet
+from kintsugi.train.config import TrainConfig, within
+from kintsugi.train.dist import World
+from kintsugi.train.method import Batch, Method
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,13 +31,13 @@ class ViewsConfig(TrainConfig):
 
     encoder: Literal["resnet18", "resnet50"] = "resnet18"
     norm: Literal["batch", "group", "split"] = "batch"
-    """split: batch normalisation of each part of the batch by itself; group: nothing of the batch at all."""
+    """split: batch normalization of each part of the batch by itself; group: nothing of the batch at all."""
     stem: Literal["large", "small"] = "large"
     """small: for views of about 32 px, a 3x3 convolution without stride and pooling."""
     smallest_crop: float = 0.08
     """A view shows at least this part of its image's area."""
     strength: float = 1.0
-    """How strongly colours vary, as a factor on the method's own. At 32 px SimCLR's is .5; MoCo's and BYOL's own, which
+    """How strongly colors vary, as a factor on the method's own. At 32 px SimCLR's is .5; MoCo's and BYOL's own, which
     are about half of SimCLR's, stay."""
     blur: float = 0.5
     """Probability that a view is blurred; the papers do not blur views of 32 px. With BYOL it is twice as high for the
@@ -45,7 +45,7 @@ class ViewsConfig(TrainConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        within(self, size=2, smallest_crop=views.SMALLEST_CROP, strength=0, blur=(0, 1))
+        within(self, size=2, smallest_crop=cropping.SMALLEST_CROP, strength=0, blur=(0, 1))
         if self.batch < 2:
             raise ValueError("--batch must be at least 2: one image has nothing to differ from")
 
@@ -67,7 +67,7 @@ class ViewsMethod(Method):
         self.encoder = config.backbone.build()
 
     def recipes(self) -> tuple[Recipe, Recipe]:
-        """How the colours of the first and of the second view vary."""
+        """How the colors of the first and of the second view vary."""
         recipe = Recipe(blur=self.views_config.blur).jittered(self.views_config.strength)
         return recipe, recipe
 
@@ -76,7 +76,7 @@ class ViewsMethod(Method):
         config, count = self.views_config, len(batch["image"]) * self.world.size
         key = (config.seed, *key, which)
         recipe, mine = self.recipes()[which], self.world.part(count)
-        return colours.random_views(batch, recipe, config.size, config.smallest_crop, count, mine, key)
+        return color_jitter.random_views(batch, recipe, config.size, config.smallest_crop, count, mine, key)
 
     def encoders(self) -> dict[str, Encoder]:
         return {"encoder": self.encoder}
@@ -89,7 +89,7 @@ class ViewsMethod(Method):
     @torch.no_grad()
     def show(self, batch: Batch) -> dict[str, Tensor]:
         """Columns: image | first view | second view. The same at every call."""
-        image = views.center_crops(batch, self.views_config.size)
+        image = cropping.center_crops(batch, self.views_config.size)
         columns = [image, self.view(batch, 0, 0), self.view(batch, 1, 0)]
         return {"image | view 1 | view 2": sheet(columns, zoom=2)}
 
@@ -103,19 +103,19 @@ class ViewsMethod(Method):
         return features
 
     def embed(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        image = views.center_crops(batch, self.views_config.size)
+        image = cropping.center_crops(batch, self.views_config.size)
         return self.represent(image), image
 
     def evaluate(self, batches: Iterable[Batch]) -> dict[str, float]:
         return self._figures(batches, self.represent)
 
-    def floors(self, batches: Iterable[Batch]) -> dict[str, dict[str, float]]:
+    def baselines(self, batches: Iterable[Batch]) -> dict[str, dict[str, float]]:
         every = list(batches)
         ways = untrained(self.encoder, self.views_config.seed)
         return {name: self._figures(every, way) for name, way in ways.items()}
 
     def _figures(self, batches: Iterable[Batch], represent: Callable[[Tensor], Tensor]) -> dict[str, float]:
-        """On held-out images: spread of the features, and how often an image's neighbours have its label.
+        """On held-out images: spread of the features, and how often an image's neighbors have its label.
 
         same_image is the part of views whose nearest one, among those of the other kind, is of their own image, over
         several pairs of views of each, per cent. knn is leave-one-out among the held-out images; where the data has no
@@ -123,7 +123,7 @@ class ViewsMethod(Method):
         """
         features, labels, pairs = [], [], []
         for number, batch in enumerate(batches):
-            features.append(represent(views.center_crops(batch, self.views_config.size)))
+            features.append(represent(cropping.center_crops(batch, self.views_config.size)))
             seeds = range(PAIRS * number, PAIRS * (number + 1))
             pairs.append([[represent(self.view(batch, kind, seed)) for seed in seeds] for kind in (0, 1)])
             labels += [batch["label"]] if "label" in batch else []
@@ -154,27 +154,26 @@ def collapse_warning(scalars: Mapping[str, float]) -> list[str]:
 
 
 def logged_spread(embeddings: Tensor, config: TrainConfig, step: int) -> dict[str, Tensor]:
-    """``infonce.spread`` at the steps that are logged, else nothing: its singular values make a GPU wait."""
+    """``metrics.spread.spread`` at the steps that are logged, else nothing: its singular values make a GPU wait."""
     return spread(embeddings) if (step + 1) % config.log_every == 0 else {}
 
 
 def spread_and_knn(features: Tensor, labels: list[Tensor]) -> dict[str, float]:
-    """Figures of held-out features (N,D): ``infonce.spread``; with labels, of batches, knn, leave-one-out, per cent."""
+    """Figures of held-out features (N,D): ``metrics.spread.spread``; with labels, of batches, knn, leave-one-out, per
+    cent."""
     figures = {name.partition("/")[2]: value.item() for name, value in spread(features).items()}
-    return figures | ({"knn": 100 * knn.leave_one_out(features, torch.cat(labels))} if labels else {})
+    return figures | ({"knn": 100 * neighbors.leave_one_out(features, torch.cat(labels))} if labels else {})
 
 
 def untrained(encoder: Encoder, seed: int) -> dict[str, Callable[[Tensor], Tensor]]:
     """What needs no training: an image's pixels, and a network like ``encoder`` with random weights; images (N,3,S,S)
     -> (N,D)."""
     nets = {"pixels": Pixels().build(), "random init": fresh(encoder, seed)}
-    return {
-        name: torch.no_grad()(lambda image, net=net: net.vectors(image).float()) for name, net in nets.items()
-    }
+    return {name: torch.no_grad()(lambda image, net=net: net.vectors(image).float()) for name, net in nets.items()}
 
 
 def mlp(widths: tuple[int, ...], *, norm: bool, last_norm: bool = False, bias: bool = True) -> nn.Sequential:
-    """Linear layers of these widths with ReLU between them and, with ``norm``, batch normalisation before it."""
+    """Linear layers of these widths with ReLU between them and, with ``norm``, batch normalization before it."""
     layers: list[nn.Module] = []
     pairs = list(itertools.pairwise(widths))
     for number, (narrow, wide) in enumerate(pairs):

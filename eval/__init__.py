@@ -1,1 +1,1 @@
-"""Moving what was learnt to other tasks. Imports ``core`` only; methods reach it as checkpoints."""
+"""Moving what was learned to other tasks. Imports ``core`` only; methods reach it as checkpoints."""

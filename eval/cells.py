@@ -22,12 +22,12 @@ from typing import Any, ClassVar, Literal, TypeVar, cast
 import torch
 from torch import Tensor, nn
 
-from core.nets.encoder import Encoder
-from core.nets.specs import build_spec
-from core.rng import mixed
-from core.train import checkpoint
-from core.train.config import within
-from core.train.dist import Device, pick_device
+from kintsugi.nets.encoder import Encoder
+from kintsugi.nets.specs import build_spec
+from kintsugi.rng import derive_seed
+from kintsugi.train import checkpoint
+from kintsugi.train.config import within
+from kintsugi.train.dist import Device, pick_device
 
 T = TypeVar("T")
 
@@ -93,7 +93,7 @@ class Row:
 
     def encoder(self, seed: int) -> Encoder:
         """On the CPU."""
-        torch.manual_seed(mixed(seed, 1))
+        torch.manual_seed(derive_seed(seed, 1))
         encoder = build_spec(dict(self.spec))
         if self.state is not None:
             encoder.load_state_dict(self.state)
@@ -122,11 +122,13 @@ def saved_rows(ckpt: Path, roles: Sequence[str] = (), name: str = "") -> tuple[P
     seen = content["step"] * content["config"].get("batch", 0) or None
     return file, [
         Row(
-            name if role != "discriminator" else f"{name}, {role}", encoders[role]["spec"],
-            encoders[role]["state"], seen=seen,
+            name if role != "discriminator" else f"{name}, {role}",
+            encoders[role]["spec"],
+            encoders[role]["state"],
+            seen=seen,
         )
         for role in roles or of_rgb
-    ]  # fmt: skip
+    ]
 
 
 def with_random(rows: Sequence[Row]) -> list[Row]:
@@ -178,7 +180,7 @@ def settle_statistics(encoder: Encoder, batches: Iterable[Tensor], machine: Mach
 
 
 def spaced(count: int, most: int) -> Tensor:
-    """Up to ``most`` indices below ``count``, evenly spaced: neighbours are often frames of one film."""
+    """Up to ``most`` indices below ``count``, evenly spaced: neighbors are often frames of one film."""
     return torch.arange(min(count, most)) * count // min(count, most)
 
 
@@ -279,15 +281,7 @@ class Store:
 
     @staticmethod
     def key(task: Task, row: Row, protocol: str, seed: int, machine: Machine) -> str:
-        said = [
-            task.name,
-            dict(task.settings()),
-            row.digest,
-            protocol,
-            seed,
-            str(machine.device.type),
-            machine.bf16,
-        ]
+        said = [task.name, dict(task.settings()), row.digest, protocol, seed, str(machine.device.type), machine.bf16]
         return hashlib.sha256(json.dumps(said, sort_keys=True, default=str).encode()).hexdigest()[:24]
 
     def get(self, key: str) -> Cell | None:
@@ -352,10 +346,7 @@ def _attempt(task: Task, subject: Subject, protocol: str, seed: int) -> Cell:
 
 
 def _line(place: Place, cell: Cell) -> str:
-    said = (
-        ", ".join(f"{name} {100 * value:.1f}" for name, value in cell.figures.items())
-        or f"failed: {cell.error}"
-    )
+    said = ", ".join(f"{name} {100 * value:.1f}" for name, value in cell.figures.items()) or f"failed: {cell.error}"
     return f"{place.task} | {place.row} | {place.protocol} | seed {place.seed}: {said} ({cell.seconds:.1f} s)"
 
 
@@ -399,9 +390,6 @@ def figures(results: Results, rows: Sequence[Row]) -> dict[str, dict[Column, Fig
         for name, value in cell.figures.items():
             values[place.row].setdefault((place.task, name), {})[place.seed] = value
     return {
-        row: {
-            column: Figure(found, values.get(base[row], {}).get(column, {}))
-            for column, found in columns.items()
-        }
+        row: {column: Figure(found, values.get(base[row], {}).get(column, {})) for column, found in columns.items()}
         for row, columns in values.items()
     }

@@ -1,6 +1,6 @@
 """What features are worth for naming images, against random weights of the same network.
 
-``python -m eval.classification --ckpt runs/simclr/latest --data caltech101``
+``python -m kintsugi.eval.classification --ckpt runs/simclr/latest --data caltech101``
 
 Frozen features are computed once: ``knn`` votes among the nearest training images, ``linear`` reads each layer's map,
 pooled to about 9,000 numbers, by a linear classifier, ``few`` the same with few labels of each class. ``finetune``
@@ -16,27 +16,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from core.data.images import Split, open_labelled
-from core.data.multilabel import MULTILABEL, open_multilabel
-from core.nets.encoder import Encoder
-from core.train import checkpoint
-from core.train.config import parse_command, user_errors, within
-from eval.cells import (
-    Cell,
-    Machine,
-    Results,
-    RunSettings,
-    Subject,
-    Task,
-    named,
-    settle_statistics,
-    spaced,
-)
-from eval.features import Features, extract, squares
-from eval.finetune import finetune
-from eval.knn import vote
-from eval.linear import probe, some_of_each
-from eval.report import Comparison, compare
+from kintsugi.data.images import Split, open_labeled
+from kintsugi.data.multilabel import MULTILABEL, open_multilabel
+from kintsugi.eval.cells import Cell, Machine, Results, RunSettings, Subject, Task, named, settle_statistics, spaced
+from kintsugi.eval.features import Features, extract, squares
+from kintsugi.eval.finetune import finetune
+from kintsugi.eval.linear import probe, some_of_each
+from kintsugi.eval.report import Comparison, compare
+from kintsugi.metrics.neighbors import classify as knn_classify
+from kintsugi.nets.encoder import Encoder
+from kintsugi.train import checkpoint
+from kintsugi.train.config import parse_command, user_errors, within
 
 Protocol = Literal["knn", "linear", "few", "finetune"]
 
@@ -58,14 +48,12 @@ class ClassificationSettings(RunSettings):
     """Images per step of all layers."""
     lr_tuned: float = 1e-3
     """AdamW's highest rate for all layers."""
-    labelled_scenes: int = 1000
+    labeled_scenes: int = 1000
     """How many scenes to train on, where scenes are asked what is in them."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        within(
-            self, numbers=1, steps_linear=1, batch_linear=1, steps_tuned=1, batch_tuned=1, labelled_scenes=1
-        )
+        within(self, numbers=1, steps_linear=1, batch_linear=1, steps_tuned=1, batch_tuned=1, labeled_scenes=1)
         if not all(0 < part < 1 for part in self.labels):
             raise ValueError(f"--labels must be between 0 and 1, not {self.labels}")
 
@@ -77,11 +65,9 @@ class Classification(Task):
     def __init__(self, data: str, size: int, settings: ClassificationSettings, machine: Machine) -> None:
         self.data, self.size, self.given, self.machine = data, size, settings, machine
         if data in MULTILABEL:
-            self.split: Split = open_multilabel(
-                data, size, scenes=settings.labelled_scenes, cache_dir=settings.cache
-            )
+            self.split: Split = open_multilabel(data, size, scenes=settings.labeled_scenes, cache_dir=settings.cache)
         else:
-            self.split = open_labelled(data, size, cache_dir=settings.cache)
+            self.split = open_labeled(data, size, cache_dir=settings.cache)
         self.several = data in MULTILABEL
         self.name = named(data) if not self.several else f"what is in {data}"
         self.protocols = tuple(
@@ -94,23 +80,33 @@ class Classification(Task):
     def settings(self) -> Mapping[str, Any]:
         given = self.given
         return {
-            "data": self.data, "size": self.size, "images": [len(self.split.train), len(self.split.heldout)],
+            "data": self.data,
+            "size": self.size,
+            "images": [len(self.split.train), len(self.split.heldout)],
             "linear": [given.numbers, given.steps_linear, given.batch_linear],
             "tuned": [given.steps_tuned, given.batch_tuned, given.lr_tuned],
-        }  # fmt: skip
+        }
 
     def cell(self, subject: Subject, protocol: str, seed: int) -> Cell:
         given = self.given
         if protocol == "finetune":
             found = finetune(
-                subject.encoder(), self.split.train, self.split.heldout, len(self.split.train.classes), self.size,
-                seed, given.steps_tuned, given.batch_tuned, given.lr_tuned, self.machine,
-            )  # fmt: skip
+                subject.encoder(),
+                self.split.train,
+                self.split.heldout,
+                len(self.split.train.classes),
+                self.size,
+                seed,
+                given.steps_tuned,
+                given.batch_tuned,
+                given.lr_tuned,
+                self.machine,
+            )
             return Cell({"fine-tuned": found})
         train, test = subject.once(self.features)
         if protocol == "knn":
-            neighbours = 200 if len(train.labels) > 10_000 else 20
-            said = vote(train.vector, train.labels, test.vector, len(self.split.train.classes), neighbours)
+            neighbors = 200 if len(train.labels) > 10_000 else 20
+            said = knn_classify(train.vector, train.labels, test.vector, len(self.split.train.classes), neighbors)
             return Cell({"kNN": (said == test.labels).float().mean().item()})
         rows = slice(None)
         if protocol != "linear":
@@ -118,11 +114,16 @@ class Classification(Task):
             rows = some_of_each(train.labels, part, seed, least=2)  # type: ignore[assignment]
         by_layer = {
             stride: probe(
-                x[rows], train.labels[rows], test.layers[stride], test.labels, seed, given.steps_linear,
+                x[rows],
+                train.labels[rows],
+                test.layers[stride],
+                test.labels,
+                seed,
+                given.steps_linear,
                 given.batch_linear,
             )
             for stride, x in train.layers.items()
-        }  # fmt: skip
+        }
         # The best layer is that which is best on the training images kept aside.
         best = max(by_layer.values(), key=lambda scores: scores[1])[0]
         layers = {f"stride {stride}": found[0] for stride, found in by_layer.items()}

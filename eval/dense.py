@@ -21,20 +21,11 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 from tqdm import tqdm
 
-from core.nets.encoder import Encoder
-from core.rng import generator, mixed
-from core.sheet import sheet
-from core.train.config import within
-from eval.cells import (
-    Cell,
-    Machine,
-    RunSettings,
-    Subject,
-    Task,
-    settle_statistics,
-    spaced,
-    warmed,
-)
+from kintsugi.eval.cells import Cell, Machine, RunSettings, Subject, Task, settle_statistics, spaced, warmed
+from kintsugi.nets.encoder import Encoder
+from kintsugi.pictures import sheet
+from kintsugi.rng import derive_seed, generator
+from kintsugi.train.config import within
 
 Protocol = Literal["frozen", "finetune"]
 TITLES = {"frozen": "frozen", "finetune": "fine-tuned"}
@@ -70,7 +61,7 @@ class DenseSettings(RunSettings):
 
 
 @dataclass(frozen=True)
-class Labelled:
+class Labeled:
     """``images`` uint8 (N,3,H,W) and what is known of their pixels, ``targets`` (N,...,H,W)."""
 
     images: Tensor
@@ -98,12 +89,10 @@ class FCN(nn.Module):
         super().__init__()
         self.encoder = encoder
         self.strides = strides(encoder)
-        # Each map is normalised first, so that the scale of its features, odd in random nets, is no handicap.
+        # Each map is normalized first, so that the scale of its features, odd in random nets, is no handicap.
         self.scores = nn.ModuleDict(
             {
-                str(s): nn.Sequential(
-                    nn.BatchNorm2d(encoder.channels[s]), nn.Conv2d(encoder.channels[s], planes, 1)
-                )
+                str(s): nn.Sequential(nn.BatchNorm2d(encoder.channels[s]), nn.Conv2d(encoder.channels[s], planes, 1))
                 for s in self.strides
             }
         )
@@ -162,13 +151,7 @@ class DenseTask(Task):
     """
 
     def __init__(
-        self,
-        name: str,
-        train: Labelled,
-        val: Labelled,
-        planes: int,
-        settings: DenseSettings,
-        machine: Machine,
+        self, name: str, train: Labeled, val: Labeled, planes: int, settings: DenseSettings, machine: Machine
     ) -> None:
         self.name, self.train, self.val, self.planes = name, train, val, planes
         self.given, self.machine = settings, machine
@@ -176,9 +159,7 @@ class DenseTask(Task):
         self.crop = settings.crop
         self.shown = spaced(len(val), PICTURED)
         self._predicted: dict[tuple[str, str], Tensor] = {}  # of the shown images: row, protocol -> seed 0's
-        self._base: dict[
-            str, str | None
-        ] = {}  # rows of which pictures are made -> random weights of their network
+        self._base: dict[str, str | None] = {}  # rows of which pictures are made -> random weights of their network
 
     @abstractmethod
     def loss(self, output: Tensor, target: Tensor) -> Tensor:
@@ -203,10 +184,12 @@ class DenseTask(Task):
     def settings(self) -> Mapping[str, Any]:
         given = self.given
         return {
-            "data": [self.train.digest, self.val.digest], "planes": self.planes, "batch": given.batch_dense,
+            "data": [self.train.digest, self.val.digest],
+            "planes": self.planes,
+            "batch": given.batch_dense,
             "frozen": [given.steps_frozen, given.lr_frozen],
             "finetune": [given.steps_finetune, given.lr_finetune, self.crop],
-        }  # fmt: skip
+        }
 
     def cell(self, subject: Subject, protocol: str, seed: int) -> Cell:
         """``finetune`` begins where ``frozen`` ends: a head that is still random would spoil the features it is given
@@ -230,10 +213,7 @@ class DenseTask(Task):
         for (row, protocol), predicted in self._predicted.items():
             if row in self._base:
                 random = self._predicted.get((self._base[row] or "", protocol))
-                columns = [
-                    self.val.images[self.shown].float() / 255,
-                    *self.painted(self.val.targets[self.shown]),
-                ]
+                columns = [self.val.images[self.shown].float() / 255, *self.painted(self.val.targets[self.shown])]
                 columns += self.painted(predicted) + ([] if random is None else self.painted(random))
                 names = "input, truth, predicted" + ("" if random is None else ", by random weights")
                 found[f"{row}, {TITLES[protocol]}: {names}"] = sheet(columns)
@@ -263,7 +243,7 @@ class DenseTask(Task):
     def _with_head(self, frozen: Frozen, seed: int) -> FCN:
         """The frozen encoder with a head trained on its features."""
         given, count = self.given, len(frozen.rows)
-        torch.manual_seed(mixed(seed, _HEAD))
+        torch.manual_seed(derive_seed(seed, _HEAD))
         net = FCN(frozen.encoder, self.planes).to(self.machine.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         net.train()
 

@@ -1,6 +1,6 @@
 """What features are worth for detection, against random weights of the same network.
 
-``python -m eval.detection --ckpt runs/inpainting/latest --data scenes``
+``python -m kintsugi.eval.detection --ckpt runs/inpainting/latest --data scenes``
 
 torchvision's Faster R-CNN (Ren et al. 2015, arXiv:1506.01497) with the encoder as its body, through a feature pyramid
 (Lin et al. 2017, arXiv:1612.03144). ``finetune`` trains all layers, ``frozen`` all but the encoder. The figure is the
@@ -26,11 +26,8 @@ from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 from tqdm import tqdm
 
-from core.data.boxes import Boxed, Things, open_boxes
-from core.nets.encoder import Encoder
-from core.rng import generator, mixed
-from core.train.config import parse_command, user_errors, within
-from eval.cells import (
+from kintsugi.data.boxes import Boxed, Things, open_boxes
+from kintsugi.eval.cells import (
     Cell,
     Machine,
     Results,
@@ -42,7 +39,10 @@ from eval.cells import (
     spaced,
     warmed,
 )
-from eval.report import Comparison, compare
+from kintsugi.eval.report import Comparison, compare
+from kintsugi.nets.encoder import Encoder
+from kintsugi.rng import derive_seed, generator
+from kintsugi.train.config import parse_command, user_errors, within
 
 Protocol = Literal["frozen", "finetune"]
 STRIDES = (4, 8, 16, 32)
@@ -80,9 +80,7 @@ class Detection(Task):
 
     def __init__(self, data: str, settings: DetectionSettings, machine: Machine) -> None:
         if importlib.util.find_spec("pycocotools") is None:
-            raise ValueError(
-                "detection is measured by pycocotools, which is not installed: pip install pycocotools"
-            )
+            raise ValueError("detection is measured by pycocotools, which is not installed: pip install pycocotools")
         self.data, self.given, self.machine = data, settings, machine
         self.size = settings.detection_size or (128 if data == "scenes" else 480)
         self.train, self.test = open_boxes(
@@ -94,13 +92,15 @@ class Detection(Task):
     def settings(self) -> Mapping[str, Any]:
         given = self.given
         return {
-            "data": self.data, "size": self.size, "images": [len(self.train), len(self.test)],
+            "data": self.data,
+            "size": self.size,
+            "images": [len(self.train), len(self.test)],
             "classes": list(self.train.classes),
             "training": [given.detection_steps, given.detection_batch, given.detection_lr, given.detection_width],
-        }  # fmt: skip
+        }
 
     def cell(self, subject: Subject, protocol: str, seed: int) -> Cell:
-        torch.manual_seed(mixed(seed, 3))  # the heads, and which anchors and proposals are looked at
+        torch.manual_seed(derive_seed(seed, 3))  # the heads, and which anchors and proposals are looked at
         frozen = protocol == "frozen"
         width, classes = self.given.detection_width, len(self.train.classes)
         net = detector(subject.encoder(), classes, self.size, width, self.machine, frozen)
@@ -129,9 +129,11 @@ class Body(nn.Module):
         }
         self.strides = [*self.source, 2 * STRIDES[-1]]
         self.pyramid = FeaturePyramidNetwork(
-            [encoder.channels[own] for own in self.source.values()], width, LastLevelMaxPool(),
+            [encoder.channels[own] for own in self.source.values()],
+            width,
+            LastLevelMaxPool(),
             norm_layer=partial(nn.GroupNorm, 32),
-        )  # fmt: skip
+        )
 
     def train(self, mode: bool = True) -> Body:
         super().train(mode)
@@ -149,9 +151,7 @@ class Body(nn.Module):
         return {name: value.float() for name, value in found.items()}  # boxes are computed in float32
 
 
-def detector(
-    encoder: Encoder, classes: int, size: int, width: int, machine: Machine, frozen: bool
-) -> FasterRCNN:
+def detector(encoder: Encoder, classes: int, size: int, width: int, machine: Machine, frozen: bool) -> FasterRCNN:
     """Faster R-CNN over ``Body``, on the machine. Class 0 of its own is the background.
 
     Deviations: two anchors an octave from 4 times the stride (the paper's: one, 8 times), as images are small. 128
@@ -161,12 +161,19 @@ def detector(
     body = Body(encoder, machine, frozen, width)
     sizes = tuple((round(4 * stride), round(4 * 2**0.5 * stride)) for stride in body.strides)
     net = FasterRCNN(
-        body, classes + 1, min_size=size, max_size=2 * size,
-        image_mean=[0.0] * 3, image_std=[1.0] * 3,  # the encoder normalises inside
+        body,
+        classes + 1,
+        min_size=size,
+        max_size=2 * size,
+        image_mean=[0.0] * 3,
+        image_std=[1.0] * 3,  # the encoder normalizes inside
         rpn_anchor_generator=AnchorGenerator(sizes, ((0.5, 1.0, 2.0),) * len(sizes)),
-        rpn_pre_nms_top_n_train=1000, rpn_post_nms_top_n_train=1000, rpn_post_nms_top_n_test=300,
-        box_batch_size_per_image=128, box_score_thresh=0.01,
-    )  # fmt: skip
+        rpn_pre_nms_top_n_train=1000,
+        rpn_post_nms_top_n_train=1000,
+        rpn_post_nms_top_n_test=300,
+        box_batch_size_per_image=128,
+        box_score_thresh=0.01,
+    )
     return net.to(machine.device)
 
 
@@ -218,10 +225,7 @@ def _image(images: Boxed, index: int, machine: Machine) -> Tensor:
 def _target(things: Things, machine: Machine) -> dict[str, Tensor]:
     """What Faster R-CNN is to find: what is not difficult, its classes counted from 1."""
     easy = ~things.difficult
-    return {
-        "boxes": things.boxes[easy].to(machine.device),
-        "labels": things.labels[easy].to(machine.device) + 1,
-    }
+    return {"boxes": things.boxes[easy].to(machine.device), "labels": things.labels[easy].to(machine.device) + 1}
 
 
 @torch.no_grad()
@@ -231,9 +235,7 @@ def detect(net: FasterRCNN, images: Boxed, machine: Machine) -> list[dict[str, T
     found = []
     for index in range(len(images)):
         (said,) = net([_image(images, index, machine)])
-        found.append(
-            {"boxes": said["boxes"].cpu(), "labels": said["labels"].cpu() - 1, "scores": said["scores"].cpu()}
-        )
+        found.append({"boxes": said["boxes"].cpu(), "labels": said["labels"].cpu() - 1, "scores": said["scores"].cpu()})
     return found
 
 
@@ -252,9 +254,7 @@ def average_precision(found: Sequence[Mapping[str, Tensor]], truth: Boxed) -> tu
         ],
     )
     figures = metric.compute()
-    numbers = zip(
-        figures["classes"].view(-1).tolist(), figures["map_per_class"].view(-1).tolist(), strict=True
-    )
+    numbers = zip(figures["classes"].view(-1).tolist(), figures["map_per_class"].view(-1).tolist(), strict=True)
     # -1: there is none to be found.
     return figures["map"].item(), {truth.classes[i]: value for i, value in numbers if value >= 0}
 

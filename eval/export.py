@@ -1,6 +1,6 @@
 """A checkpoint's encoder in files that other people's tools read: safetensors and ONNX.
 
-``python -m eval.export --ckpt runs/simclr/latest --out encoder``
+``python -m kintsugi.eval.export --ckpt runs/simclr/latest --out encoder``
 
 The safetensors holds the weights; those of a plain ResNet have torchvision's and timm's names and lack only the
 classifier: ``torchvision.models.resnet18().load_state_dict(load_file(FILE), strict=False)``. The ONNX is the whole
@@ -22,10 +22,10 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from core.nets.backbones import IMAGENET_MEAN, IMAGENET_STD
-from core.nets.encoder import Encoder
-from core.train import checkpoint
-from core.train.config import parse_command, user_errors
+from kintsugi.nets.backbones import IMAGENET_MEAN, IMAGENET_STD
+from kintsugi.nets.encoder import Encoder
+from kintsugi.train import checkpoint
+from kintsugi.train.config import parse_command, user_errors
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,9 +60,7 @@ def metadata(content: Mapping[str, Any], role: str, encoder: Encoder) -> dict[st
         "images_seen": str(seen or ""),
     }
     if is_torchvision(spec):
-        said["loads"] = (
-            f"torchvision.models.{spec['name']} and timm's {spec['name']}, strict=False: fc is missing"
-        )
+        said["loads"] = f"torchvision.models.{spec['name']} and timm's {spec['name']}, strict=False: fc is missing"
     return {name: value for name, value in said.items() if value}
 
 
@@ -89,9 +87,12 @@ def sees(spec: Mapping[str, Any]) -> str:
 def is_torchvision(spec: Mapping[str, Any]) -> bool:
     """Whether torchvision's network of that name takes the weights as they are."""
     return (
-        spec["kind"] == "backbone" and spec["name"].startswith("resnet") and spec["norm"] in ("batch", "split")
-        and spec["stem"] == "large" and spec["width"] == 1
-    )  # fmt: skip
+        spec["kind"] == "backbone"
+        and spec["name"].startswith("resnet")
+        and spec["norm"] in ("batch", "split")
+        and spec["stem"] == "large"
+        and spec["width"] == 1
+    )
 
 
 # --- files ----------------------------------------------------------------------------------------------------
@@ -112,16 +113,18 @@ def write_onnx(encoder: Encoder, said: Mapping[str, str], file: Path) -> None:
         import onnx  # noqa: F401
         import onnxscript  # noqa: F401
     except ImportError as error:
-        raise ValueError(
-            f"{file} is not written, for {error.name} is missing: pip install onnx onnxscript"
-        ) from None
+        raise ValueError(f"{file} is not written, for {error.name} is missing: pip install onnx onnxscript") from None
     with warnings.catch_warnings():  # of torch, about its own parts
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
-            _Maps(encoder).eval(), (torch.zeros(2, encoder.planes, 64, 96),), dynamo=True, verbose=False,
+            _Maps(encoder).eval(),
+            (torch.zeros(2, encoder.planes, 64, 96),),
+            dynamo=True,
+            verbose=False,
             dynamic_shapes=({0: "batch", 2: "height", 3: "width"},),
-            input_names=["image"], output_names=[f"stride_{stride}" for stride in encoder.channels],
-        )  # fmt: skip
+            input_names=["image"],
+            output_names=[f"stride_{stride}" for stride in encoder.channels],
+        )
     assert program is not None
     program.model.metadata_props.update(said)
     _whole(file, program.save)
@@ -149,9 +152,7 @@ def _whole(file: Path, write: Callable[[Path], object]) -> None:
         with contextlib.suppress(OSError):  # where the folder is none
             part.unlink(missing_ok=True)
         reason = error.strerror or error
-        raise OSError(
-            f"could not write {file} ({reason}): name a file in another folder with --out"
-        ) from None
+        raise OSError(f"could not write {file} ({reason}): name a file in another folder with --out") from None
     print(f"wrote {file}")
 
 
@@ -159,9 +160,7 @@ def run(config: Config) -> None:
     writers = {".safetensors": write_safetensors, ".onnx": write_onnx}
     suffix = config.out.suffix
     if suffix and suffix not in writers:
-        raise ValueError(
-            f"--out must end in {' or '.join(writers)}, or in none of them to write both, not in {suffix}"
-        )
+        raise ValueError(f"--out must end in {' or '.join(writers)}, or in none of them to write both, not in {suffix}")
     if config.out.is_dir():
         raise ValueError(f"--out {config.out} is a folder: name a file in it, {config.out / 'encoder'} say")
     content = checkpoint.read(config.ckpt)[1]

@@ -1,4 +1,4 @@
-"""Frozen features of labelled images, computed once: what kNN and linear probes read."""
+"""Frozen features of labeled images, computed once: what kNN and linear probes read."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 from tqdm import tqdm
 
-from core.data import views
-from core.data.images import Images
-from core.nets.encoder import Encoder
-from eval.cells import Machine
+from kintsugi.augment import cropping
+from kintsugi.data.images import Images
+from kintsugi.eval.cells import Machine
+from kintsugi.nets.encoder import Encoder
 
 
 @dataclass(frozen=True)
@@ -51,4 +51,4 @@ def squares(images: Images, size: int, machine: Machine, rows: Tensor) -> Iterat
     """Central squares (n,3,size,size) in [0,1] and labels, in batches, on the device."""
     for some in tqdm(rows.split(64), desc="features", leave=False, disable=None):
         batch = {name: value.to(machine.device) for name, value in images.batch(some).items()}
-        yield views.center_crops(batch, size), batch["label"]
+        yield cropping.center_crops(batch, size), batch["label"]

@@ -6,14 +6,14 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from core.data import views
-from core.data.images import Images
-from core.nets.encoder import Encoder
-from core.rng import generator, mixed
-from core.train.optim import set_rate
-from eval.cells import Machine, warmed
-from eval.features import squares
-from eval.linear import loss, score
+from kintsugi.augment import cropping
+from kintsugi.data.images import Images
+from kintsugi.eval.cells import Machine, warmed
+from kintsugi.eval.features import squares
+from kintsugi.eval.linear import loss, score
+from kintsugi.nets.encoder import Encoder
+from kintsugi.rng import derive_seed, generator
+from kintsugi.train.optim import set_lr
 
 
 def finetune(
@@ -30,9 +30,9 @@ def finetune(
 ) -> float:
     """``score`` on the test images of encoder and linear head, trained on random mirrored crops by AdamW along a
     cosine. From random weights this is supervised training from scratch on the same labels and budget."""
-    torch.manual_seed(mixed(seed, 2))
+    torch.manual_seed(derive_seed(seed, 2))
     width = len(encoder.vector({s: torch.zeros(1, c, 4, 4) for s, c in encoder.channels.items()})[0])
-    # Normalised first, so that the scale of features, odd in random nets, is no handicap.
+    # Normalized first, so that the scale of features, odd in random nets, is no handicap.
     head = nn.Sequential(nn.BatchNorm1d(width), nn.Linear(width, classes)).to(machine.device)
     net = nn.ModuleList([encoder, head]).train()
     optimizer = torch.optim.AdamW(net.parameters(), lr, weight_decay=1e-2)
@@ -45,15 +45,13 @@ def finetune(
         random = generator(seed, step, 8)
         rows = torch.randint(len(train), (batch,), generator=random)
         found = {name: value.to(machine.device) for name, value in train.batch(rows).items()}
-        image = views.random_crops(found, size, batch, slice(batch), random)
+        image = cropping.random_crops(found, size, batch, slice(batch), random)
         loss(logits(image), found["label"]).backward()
-        set_rate(optimizer, lr * warmed(step, steps))
+        set_lr(optimizer, lr * warmed(step, steps))
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
     net.eval()
     with torch.no_grad():
-        parts = [
-            (logits(image), label) for image, label in squares(test, size, machine, torch.arange(len(test)))
-        ]
+        parts = [(logits(image), label) for image, label in squares(test, size, machine, torch.arange(len(test)))]
     said, truth = (torch.cat(each) for each in zip(*parts, strict=True))
     return score(said, truth).item()

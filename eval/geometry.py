@@ -1,12 +1,12 @@
 """What a checkpoint's features are worth for seeing depth and surface normals, against random weights.
 
-``python -m eval.geometry --ckpt runs/inpainting/latest --data rgbd_kitchen``
+``python -m kintsugi.eval.geometry --ckpt runs/inpainting/latest --data rgbd_kitchen``
 
 One network says both (Eigen and Fergus 2015, arXiv:1411.4734, whose figures these are): the logarithm of depth, by L1,
-and normals, by their cosine, each where it is known. Protocols and network: ``eval.dense``.
+and normals, by their cosine, each where it is known. Protocols and network: ``kintsugi.eval.dense``.
 
 Frames of an RGB-D folder are of one film, in the order of their names: the last fifth of it is held out, and the
-twentieth before that is left out, so that no validation frame is a neighbour of a training frame. It is the same place
+twentieth before that is left out, so that no validation frame is a neighbor of a training frame. It is the same place
 nonetheless: how well places are seen that were never seen before, such a folder cannot tell; the scenes can.
 """
 
@@ -20,12 +20,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from core.data.pairs import open_rgbd, open_scenes
-from core.hha import fit_normals
-from core.train.config import parse_command, user_errors
-from eval.cells import Cell, Machine, Results, named
-from eval.dense import TITLES, DenseSettings, DenseTask, Labelled
-from eval.report import Comparison, compare
+from kintsugi.data.hha import fit_normals
+from kintsugi.data.pairs import open_rgbd, open_scenes
+from kintsugi.eval.cells import Cell, Machine, Results, named
+from kintsugi.eval.dense import TITLES, DenseSettings, DenseTask, Labeled
+from kintsugi.eval.report import Comparison, compare
+from kintsugi.train.config import parse_command, user_errors
 
 SCENE_SIZE = 96
 DEPTH, NORMAL = slice(0, 1), slice(1, 4)  # of a target's planes
@@ -34,9 +34,9 @@ RADIUS = 1 / 80
 
 
 class Geometry(DenseTask):
-    """data: ``scenes``, with exact depth and normals, or an RGB-D folder (``core.data.pairs.open_rgbd``), whose normals
-    are of planes fitted to depth. Targets (N,4,H,W): depth in metres and unit normals towards the camera (x right, y
-    down, z forward), each 0 where it is missing.
+    """data: ``scenes``, with exact depth and normals, or an RGB-D folder (``kintsugi.data.pairs.open_rgbd``), whose
+    normals are of planes fitted to depth. Targets (N,4,H,W): depth in meters and unit normals towards the camera (x
+    right, y down, z forward), each 0 where it is missing.
 
     Figures: the part of the pixels whose depth is within 25 % (delta < 1.25), and of those whose normal is within
     22.5 degrees. Details: other errors, and all of these of the mean frame: for each pixel the mean log depth and mean
@@ -79,7 +79,7 @@ class Geometry(DenseTask):
         )
 
     def painted(self, targets: Tensor) -> list[Tensor]:
-        """Depth on a logarithmic scale, white is near and black is missing; normals, grey is missing."""
+        """Depth on a logarithmic scale, white is near and black is missing; normals, gray is missing."""
         known = self.val.targets[:, DEPTH]
         near, far = known[known > 0].log().aminmax()
         depth = targets[:, DEPTH]
@@ -90,17 +90,15 @@ class Geometry(DenseTask):
 # --- data -----------------------------------------------------------------------------------------------------
 
 
-def opened(data: str, scenes: int) -> tuple[Labelled, Labelled]:
+def opened(data: str, scenes: int) -> tuple[Labeled, Labeled]:
     """For training and for validation; targets as ``Geometry`` describes. ValueError of one line where it cannot be."""
     if data == "scenes":
         rendered = [open_scenes(part, scenes, SCENE_SIZE) for part in ("train", "val")]
-        train, val = (Labelled(r["image"], torch.cat([r["depth"], r["normal"]], 1)) for r in rendered)
+        train, val = (Labeled(r["image"], torch.cat([r["depth"], r["normal"]], 1)) for r in rendered)
         return train, val
     root = Path(data).expanduser()
     if not root.is_dir():
-        raise ValueError(
-            f"--data {data}: no such folder; name one with rgb/, depth/ and intrinsics.txt, or scenes"
-        )
+        raise ValueError(f"--data {data}: no such folder; name one with rgb/, depth/ and intrinsics.txt, or scenes")
     frames = open_rgbd(root)
     held, gap = len(frames) // 5, max(1, len(frames) // 20)
     if held < 1:
@@ -109,19 +107,17 @@ def opened(data: str, scenes: int) -> tuple[Labelled, Labelled]:
         )
     targets = torch.cat([frames.depth, normals_of(frames.depth, frames.intrinsics)], 1)
     count = len(frames) - held
-    parts = [
-        Labelled(frames.images[rows], targets[rows]) for rows in (slice(count - gap), slice(count, None))
-    ]
+    parts = [Labeled(frames.images[rows], targets[rows]) for rows in (slice(count - gap), slice(count, None))]
     if not all((part.targets[:, DEPTH] > 0).any() for part in parts):
-        raise ValueError(f"--data {data}: its depth is 0, that is missing, all over; is it in millimetres?")
+        raise ValueError(f"--data {data}: its depth is 0, that is missing, all over; is it in millimeters?")
     return parts[0], parts[1]
 
 
 def normals_of(depth: Tensor, intrinsics: Tensor) -> Tensor:
-    """Normals towards the camera (N,3,H,W), unit, 0 = missing, of depth (N,1,H,W) in metres, 0 = missing.
+    """Normals towards the camera (N,3,H,W), unit, 0 = missing, of depth (N,1,H,W) in meters, 0 = missing.
 
-    Planes are fitted to the squares around the pixels (``core.hha.fit_normals``); intrinsics (3,3), px, of pixel
-    centres at integers.
+    Planes are fitted to the squares around the pixels (``kintsugi.data.hha.fit_normals``); intrinsics (3,3), px, of
+    pixel centers at integers.
     """
     radius = max(1, round(RADIUS * depth.shape[-1]))
     found = [
@@ -149,7 +145,7 @@ def mean_frame(targets: Tensor) -> Tensor:
 
 
 def depth_loss(log_depth: Tensor, depth: Tensor) -> Tensor:
-    """Mean absolute difference in log depth where depth is known, (B,1,H,W); depth in metres, 0 = missing."""
+    """Mean absolute difference in log depth where depth is known, (B,1,H,W); depth in meters, 0 = missing."""
     known = depth > 0
     difference = torch.where(known, log_depth - depth.clamp(min=1e-3).log(), 0)
     return difference.abs().sum() / known.sum().clamp(min=1)
@@ -177,16 +173,18 @@ def errors(prediction: Tensor, targets: Tensor) -> tuple[dict[str, float], dict[
     p, t = prediction[:, 0][depth > 0], depth[depth > 0]
     ratio = torch.maximum(p / t, t / p)
     of_depth = {
-        "within 25 %": (ratio < 1.25).float().mean(), "absolute relative": ((p - t).abs() / t).mean(),
+        "within 25 %": (ratio < 1.25).float().mean(),
+        "absolute relative": ((p - t).abs() / t).mean(),
         "rms, m": (p - t).square().mean().sqrt(),
-    }  # fmt: skip
+    }
     known = normal.any(1)
     cosine = (prediction[:, NORMAL] * normal).sum(1)[known]
     angle = torch.rad2deg(cosine.clamp(-1, 1).acos())
     of_normals = {
         **{f"within {limit:g}°": (angle < limit).float().mean() for limit in (11.25, 22.5, 30)},
-        "mean, degrees": angle.mean(), "median, degrees": angle.median(),
-    }  # fmt: skip
+        "mean, degrees": angle.mean(),
+        "median, degrees": angle.median(),
+    }
     return {k: v.item() for k, v in of_depth.items()}, {k: v.item() for k, v in of_normals.items()}
 
 

@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 from torchmetrics.functional.classification import multilabel_average_precision
 
-from core.rng import generator
-from eval.cells import warmed
+from kintsugi.eval.cells import warmed
+from kintsugi.rng import generator
 
 RATES = tuple(10 ** (-4 + i / 2) for i in range(8))  # 1e-4 to .3
 HELD = 0.1  # part of the training images on which the rate is chosen
@@ -24,7 +24,7 @@ def probe(
     x: Tensor, labels: Tensor, tried: Tensor, truth: Tensor, seed: int, steps: int, batch: int
 ) -> tuple[float, float]:
     """The score on ``tried`` (M,D), ``truth`` (M,...), of a classifier of x (N,D), and that by which its rate was
-    chosen. Labels as in ``eval.features``; the score is ``score``'s."""
+    chosen. Labels as in ``kintsugi.eval.features``; the score is ``score``'s."""
     held = some_of_each(labels, HELD, seed, least=1, keep=1)
     chosen, figure = 0, 0.0
     if held.any():
@@ -34,14 +34,7 @@ def probe(
 
 
 def fit(
-    x: Tensor,
-    labels: Tensor,
-    tried: Tensor,
-    truth: Tensor,
-    rates: Sequence[float],
-    seed: int,
-    steps: int,
-    batch: int,
+    x: Tensor, labels: Tensor, tried: Tensor, truth: Tensor, rates: Sequence[float], seed: int, steps: int, batch: int
 ) -> Tensor:
     """The score on ``tried`` of a linear classifier for each learning rate, (R,).
 

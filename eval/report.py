@@ -16,9 +16,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from torch.utils.tensorboard import SummaryWriter
 
-from core import table
-from core.train.config import to_plain
-from eval.cells import (
+from kintsugi import table
+from kintsugi.eval.cells import (
     Cell,
     Column,
     Figure,
@@ -34,6 +33,7 @@ from eval.cells import (
     saved_rows,
     with_random,
 )
+from kintsugi.train.config import to_plain
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,12 +62,7 @@ def compare(config: Comparison, title: str, task: Callable[[Machine, Path], Task
 
 
 def transfer(
-    rows: Sequence[Row],
-    tasks: Sequence[Task],
-    seeds: int,
-    folder: Path,
-    machine: Machine,
-    settings: Mapping[str, Any],
+    rows: Sequence[Row], tasks: Sequence[Task], seeds: int, folder: Path, machine: Machine, settings: Mapping[str, Any]
 ) -> Results:
     """Runs all cells, prints the table and leaves ``report.md``, ``report.json``, ``report.png`` and TensorBoard's
     events in ``folder``. The first two are up to date after each cell."""
@@ -80,10 +75,13 @@ def transfer(
 
     def write() -> str:
         record = {
-            "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]), "machine": str(machine),
-            "seconds": round(time.time() - started), "settings": settings, "cost": costs,
+            "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+            "machine": str(machine),
+            "seconds": round(time.time() - started),
+            "settings": settings,
+            "cost": costs,
             "cells": [asdict(place) | asdict(cell) for place, cell in results.items()],
-        }  # fmt: skip
+        }
         text = markdown(results, rows, costs)
         (folder / "report.json").write_text(json.dumps(record, indent=1, default=str) + "\n")
         (folder / "report.md").write_text(text + "\n")
@@ -124,8 +122,9 @@ def markdown(results: Results, rows: Sequence[Row], costs: Mapping[str, Mapping[
     cost_lines = {name: {**costs[name], "seconds here": f"{seconds[name]:.0f}"} for name in costs}
     failures = [
         f"- {place.task}, {place.row}, {place.protocol}, seed {place.seed}: {cell.error}"
-        for place, cell in results.items() if cell.error
-    ]  # fmt: skip
+        for place, cell in results.items()
+        if cell.error
+    ]
     return "\n\n".join(
         [
             table.markdown(lines, "weights"),
@@ -153,9 +152,7 @@ def cost(row: Row, size: int = 64) -> dict[str, float | str]:
     }
 
 
-def plot(
-    found: Mapping[str, Mapping[Column, Figure]], bases: Collection[str | None], file: Path
-) -> np.ndarray | None:
+def plot(found: Mapping[str, Mapping[Column, Figure]], bases: Collection[str | None], file: Path) -> np.ndarray | None:
     """A panel for each column: a bar and its deviation for each row but the ``bases``, those of random weights, which
     are a line across the bars of their networks.
 
@@ -177,8 +174,8 @@ def plot(
             figure = found[row].get((task, name))
             if figure is None:
                 continue
-            colour = "tab:blue" if figure.gains else "tab:gray"
-            panel.barh(place, figure.mean, xerr=figure.deviation, color=colour, height=0.7)
+            color = "tab:blue" if figure.gains else "tab:gray"
+            panel.barh(place, figure.mean, xerr=figure.deviation, color=color, height=0.7)
             if figure.base:
                 base = Figure(figure.base).mean
                 panel.plot([base, base], [place - 0.45, place + 0.45], color="tab:red", linewidth=2)

@@ -1,8 +1,8 @@
 """What a checkpoint's features are worth for segmentation, against random weights of the same network.
 
-``python -m eval.segmentation --ckpt runs/inpainting/latest --data scenes``
+``python -m kintsugi.eval.segmentation --ckpt runs/inpainting/latest --data scenes``
 
-Classes of pixels, by mean IoU; or, on clips, figure and ground. Protocols and network: ``eval.dense``.
+Classes of pixels, by mean IoU; or, on clips, figure and ground. Protocols and network: ``kintsugi.eval.dense``.
 """
 
 from __future__ import annotations
@@ -17,22 +17,20 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torchmetrics.functional.classification import multiclass_confusion_matrix
 
-from core.data.pairs import VOID, Pairs, open_clips, open_pairs
-from core.rng import generator
-from core.train.config import parse_command, user_errors
-from eval.cells import Cell, Machine, Results, named, spaced
-from eval.dense import TITLES, DenseSettings, DenseTask, Labelled
-from eval.report import Comparison, compare
+from kintsugi.data.pairs import VOID, Pairs, open_clips, open_pairs
+from kintsugi.eval.cells import Cell, Machine, Results, named, spaced
+from kintsugi.eval.dense import TITLES, DenseSettings, DenseTask, Labeled
+from kintsugi.eval.report import Comparison, compare
+from kintsugi.rng import generator
+from kintsugi.train.config import parse_command, user_errors
 
-FRAMES = 400  # of all training clips, at the most: neighbours are nearly alike
+FRAMES = 400  # of all training clips, at the most: neighbors are nearly alike
 
 
 class _OfClasses(DenseTask):
-    def __init__(
-        self, title: str, train: Pairs, val: Pairs, settings: DenseSettings, machine: Machine
-    ) -> None:
+    def __init__(self, title: str, train: Pairs, val: Pairs, settings: DenseSettings, machine: Machine) -> None:
         self.classes = train.classes
-        first, second = (Labelled(pairs.images, pairs.targets) for pairs in (train, val))
+        first, second = (Labeled(pairs.images, pairs.targets) for pairs in (train, val))
         super().__init__(title, first, second, len(self.classes), settings, machine)
 
     def loss(self, output: Tensor, target: Tensor) -> Tensor:
@@ -49,18 +47,18 @@ class _OfClasses(DenseTask):
 
 
 class Segmentation(_OfClasses):
-    """data: as ``core.data.pairs.open_pairs``. void: the class id that counts for nothing.
+    """data: as ``kintsugi.data.pairs.open_pairs``. void: the class id that counts for nothing.
 
     Figure: mean IoU over the classes of the validation images. Details: the IoU of each class.
     """
 
     def __init__(self, data: str, settings: DenseSettings, machine: Machine, void: int = VOID) -> None:
-        train, val = (
-            open_pairs(data, part, void=void, scenes=settings.train_scenes) for part in ("train", "val")
-        )
+        train, val = (open_pairs(data, part, void=void, scenes=settings.train_scenes) for part in ("train", "val"))
         if len(val.classes) > len(train.classes):
-            raise ValueError(f"--data {data}: val has class ids up to {len(val.classes) - 1}, train only up to "
-                             f"{len(train.classes) - 1}; is --void {void} the id of void?")  # fmt: skip
+            raise ValueError(
+                f"--data {data}: val has class ids up to {len(val.classes) - 1}, train only up to "
+                f"{len(train.classes) - 1}; is --void {void} the id of void?"
+            )
         super().__init__(f"segmentation {named(data)}", train, val, settings, machine)
 
     def measured(self, prediction: Tensor, protocol: str) -> Cell:
@@ -69,8 +67,8 @@ class Segmentation(_OfClasses):
 
 
 class FigureGround(_OfClasses):
-    """data: as ``core.data.pairs.open_clips``, of which some clips are held out whole; up to ``FRAMES`` frames of the
-    others, evenly spaced, are trained on.
+    """data: as ``kintsugi.data.pairs.open_clips``, of which some clips are held out whole; up to ``FRAMES`` frames of
+    the others, evenly spaced, are trained on.
 
     Figure: DAVIS' J (Perazzi et al. 2016, CVPR), the mean over held-out clips. Details: J of each.
     """

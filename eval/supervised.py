@@ -1,6 +1,6 @@
 """The row to measure others against: an encoder and a linear classifier trained from scratch on labels.
 
-``python -m eval.supervised --data caltech101 --preset small``
+``python -m kintsugi.eval.supervised --data caltech101 --preset small``
 
 Random resized crops and flips, cross entropy, SGD with momentum (He et al. 2016, arXiv:1512.03385; its rate in
 proportion to the batch, with warm-up: Goyal et al. 2017, arXiv:1706.02677) or AdamW. The classifier is thrown away:
@@ -22,16 +22,16 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, interpolate
 from torchvision.utils import make_grid
 
-from core.data import colours, views
-from core.data.colours import Recipe
-from core.data.images import Images, Split, held_out, open_images, open_labelled
-from core.nets.backbones import Backbone, Encoder
-from core.sheet import judged
-from core.train import optim
-from core.train.config import TrainConfig, parse_training, user_errors, within
-from core.train.dist import World
-from core.train.loop import storage, train
-from core.train.method import Batch, Method
+from kintsugi.augment import color_jitter, cropping
+from kintsugi.augment.color_jitter import Recipe
+from kintsugi.data.images import Images, Split, held_out, open_images, open_labeled
+from kintsugi.nets.backbones import Backbone, Encoder
+from kintsugi.pictures import judged
+from kintsugi.train import optim
+from kintsugi.train.config import TrainConfig, parse_training, user_errors, within
+from kintsugi.train.dist import World
+from kintsugi.train.loop import storage, train
+from kintsugi.train.method import Batch, Method
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,13 +41,13 @@ class Config(TrainConfig):
     imagenet:PATH."""
     encoder: Literal["resnet18", "resnet50"] = "resnet18"
     norm: Literal["batch", "group", "split"] = "batch"
-    """split: batch normalisation of each part of the batch by itself; group: nothing of the batch at all."""
+    """split: batch normalization of each part of the batch by itself; group: nothing of the batch at all."""
     stem: Literal["large", "small"] = "large"
     """small: for crops of about 32 px, a 3x3 convolution without stride and pooling."""
     smallest_crop: float = 0.08
     """A crop shows at least this part of its image's area."""
     strength: float = 0.0
-    """How strongly colours vary; 1: as SimCLR's."""
+    """How strongly colors vary; 1: as SimCLR's."""
     optimizer: Literal["sgd", "adamw"] = "sgd"
     lr: float = 0.1
     """Learning rate: for sgd per 256 images (the paper's), for adamw as it is."""
@@ -59,7 +59,7 @@ class Config(TrainConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        within(self, smallest_crop=views.SMALLEST_CROP, strength=0)
+        within(self, smallest_crop=cropping.SMALLEST_CROP, strength=0)
         if not 0 <= self.smoothing < 1:
             raise ValueError(f"--smoothing must be in [0, 1), not {self.smoothing}")
 
@@ -67,26 +67,57 @@ class Config(TrainConfig):
 def demo() -> Config:
     """Minutes on two CPU cores."""
     return Config(
-        preset="demo", short_side=80, steps=600, batch=64, optimizer="adamw", lr=1e-3, weight_decay=0.05, warmup=30,
-        smallest_crop=0.2, show_every=150, eval_every=100, save_every=100,
-    )  # fmt: skip
+        preset="demo",
+        short_side=80,
+        steps=600,
+        batch=64,
+        optimizer="adamw",
+        lr=1e-3,
+        weight_decay=0.05,
+        warmup=30,
+        smallest_crop=0.2,
+        show_every=150,
+        eval_every=100,
+        save_every=100,
+    )
 
 
 def small() -> Config:
     """One GPU, tens of minutes."""
     return Config(
-        preset="small", size=64, batch=256, steps=20_000, optimizer="adamw", lr=1e-3, weight_decay=0.05, warmup=500,
-        smallest_crop=0.2, strength=0.5, show_every=1_000, eval_every=1_000, save_every=2_000,
-    )  # fmt: skip
+        preset="small",
+        size=64,
+        batch=256,
+        steps=20_000,
+        optimizer="adamw",
+        lr=1e-3,
+        weight_decay=0.05,
+        warmup=500,
+        smallest_crop=0.2,
+        strength=0.5,
+        show_every=1_000,
+        eval_every=1_000,
+        save_every=2_000,
+    )
 
 
 def paper() -> Config:
     """ResNet-50 on ImageNet: 90 epochs of SGD in batches of 1024, the first five to warm up."""
     return Config(
-        preset="paper", data="imagenet:imagenet", encoder="resnet50", size=224, short_side=256, batch=1024,
-        steps=112_500, warmup=6_250, cache_gb=400, show_every=1_000, eval_every=2_000, save_every=2_000,
+        preset="paper",
+        data="imagenet:imagenet",
+        encoder="resnet50",
+        size=224,
+        short_side=256,
+        batch=1024,
+        steps=112_500,
+        warmup=6_250,
+        cache_gb=400,
+        show_every=1_000,
+        eval_every=2_000,
+        save_every=2_000,
         eval_images=1024,
-    )  # fmt: skip
+    )
 
 
 def open_training(config: Config, quiet: bool = False) -> Split:
@@ -104,7 +135,7 @@ def open_training(config: Config, quiet: bool = False) -> Split:
         split = open_images(spec, config.size, **kept)
     else:
         named = ("short_side", "cache_dir", "cache_gb", "quiet")
-        split = held_out(open_labelled(spec, config.size, **{name: kept[name] for name in named}).train)
+        split = held_out(open_labeled(spec, config.size, **{name: kept[name] for name in named}).train)
     if split.train.labels is None:
         raise ValueError(
             f"--data {spec}: its images are not in class folders; make a folder for each class, or train/ and test/ "
@@ -129,9 +160,7 @@ class Supervised(Method):
         both = [*self.encoder.parameters(), *self.classifier.parameters()]
         self.rate = config.lr * (config.batch / 256 if config.optimizer == "sgd" else 1)
         self.optimizers = {
-            "both": torch.optim.SGD(
-                both, self.rate, momentum=0.9, weight_decay=config.weight_decay, fused=True
-            )
+            "both": torch.optim.SGD(both, self.rate, momentum=0.9, weight_decay=config.weight_decay, fused=True)
             if config.optimizer == "sgd"
             else torch.optim.AdamW(both, self.rate, weight_decay=config.weight_decay, fused=True)
         }
@@ -145,19 +174,19 @@ class Supervised(Method):
         loss = cross_entropy(logits, label, label_smoothing=config.smoothing)
         loss.backward()
         optimizer = self.optimizers["both"]
-        optim.set_rate(optimizer, self.rate * optim.warmed_cosine(step, config.steps, config.warmup))
+        optim.set_lr(optimizer, self.rate * optim.warmup_cosine(step, config.steps, config.warmup))
         return {
             "loss/cross_entropy": loss.detach(),
             "accuracy/training": 100 * (logits.argmax(1) == label).float().mean(),
-            "grad_norm/both": optim.step(optimizer, self.world),
+            "grad_norm/both": optim.take_step(optimizer, self.world),
         }
 
     def view(self, batch: Batch, step: int) -> Tensor:
         """This rank's random crops (n,3,S,S) in [0,1], drawn for the global batch."""
         config, count = self.config, len(batch["image"]) * self.world.size
-        recipe = Recipe(grey=0, blur=0).jittered(config.strength) if config.strength else None
+        recipe = Recipe(gray=0, blur=0).jittered(config.strength) if config.strength else None
         mine, key = self.world.part(count), (config.seed, step)
-        return colours.random_views(batch, recipe, config.size, config.smallest_crop, count, mine, key)
+        return color_jitter.random_views(batch, recipe, config.size, config.smallest_crop, count, mine, key)
 
     def encoders(self) -> dict[str, Encoder]:
         return {"encoder": self.encoder}
@@ -167,16 +196,14 @@ class Supervised(Method):
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         if state["classes"] != self.classes:
-            raise ValueError(
-                f"--data {self.config.data} has other classes than when this run began: start a new run"
-            )
+            raise ValueError(f"--data {self.config.data} has other classes than when this run began: start a new run")
         super().load_state_dict(state)
 
     # --- looking and measuring --------------------------------------------------------------------------------
 
     @torch.no_grad()
     def embed(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        image = views.center_crops(batch, self.config.size)
+        image = cropping.center_crops(batch, self.config.size)
         self.encoder.eval()
         with self.world.autocast():
             return self.encoder.vectors(image), image
@@ -193,13 +220,13 @@ class Supervised(Method):
         confidence, said = self.logits(batch).softmax(1).max(1)
         right = said == batch["label"]
         order = (right + confidence).argsort(descending=True)
-        image = views.center_crops(batch, self.config.size)[order]
+        image = cropping.center_crops(batch, self.config.size)[order]
         return {"right (green), wrong (red), how sure": marked(image, right[order], confidence[order])}
 
     def evaluate(self, batches: Iterable[Batch]) -> dict[str, float]:
         return figures(batches, self.logits)
 
-    def floors(self, batches: Iterable[Batch]) -> dict[str, dict[str, float]]:
+    def baselines(self, batches: Iterable[Batch]) -> dict[str, dict[str, float]]:
         frequency = (self.counts + 1) / (self.counts + 1).sum()  # none is 0: the loss is finite
 
         def constant(batch: Batch) -> Tensor:

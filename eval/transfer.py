@@ -1,8 +1,8 @@
 """Every method under every task, in one table.
 
-``python -m eval.transfer`` moves the latest run of each method to the built-in scenes. ``--ckpts`` names others,
-``--classification``, ``--segmentation``, ``--geometry``, ``--figure-ground`` and ``--detection`` other data; a run that
-was stopped goes on where it was, for finished cells are kept in ``--out``.
+``python -m kintsugi.eval.transfer`` moves the latest run of each method to the built-in scenes. ``--ckpts`` names
+others, ``--classification``, ``--segmentation``, ``--geometry``, ``--figure-ground`` and ``--detection`` other data; a
+run that was stopped goes on where it was, for finished cells are kept in ``--out``.
 """
 
 from __future__ import annotations
@@ -14,39 +14,39 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from core.data.pairs import VOID
-from core.nets.pixels import Pixels
-from core.nets.published import load_published
-from core.train import checkpoint
-from core.train.config import parse_command, to_plain, user_errors
-from eval import report
-from eval.cells import Machine, Results, Row, Task, saved_rows, with_random
-from eval.classification import Classification, ClassificationSettings
-from eval.dense import DenseSettings
-from eval.detection import Detection, DetectionSettings
-from eval.geometry import Geometry
-from eval.segmentation import FigureGround, Segmentation
+from kintsugi.data.pairs import VOID
+from kintsugi.eval import report
+from kintsugi.eval.cells import Machine, Results, Row, Task, saved_rows, with_random
+from kintsugi.eval.classification import Classification, ClassificationSettings
+from kintsugi.eval.dense import DenseSettings
+from kintsugi.eval.detection import Detection, DetectionSettings
+from kintsugi.eval.geometry import Geometry
+from kintsugi.eval.segmentation import FigureGround, Segmentation
+from kintsugi.nets.pixels import Pixels
+from kintsugi.nets.published import load_published
+from kintsugi.train import checkpoint
+from kintsugi.train.config import parse_command, to_plain, user_errors
 
 METHODS = {
-    "inpainting": "recon.inpainting",
-    "colorization": "recon.colorization",
-    "superresolution": "recon.superresolution",
-    "splitbrain": "recon.splitbrain",
-    "splitbrain-hha": "recon.splitbrain_hha",
-    "synthetic": "recon.synthetic",
-    "cpc": "contrastive.cpc",
-    "simclr": "contrastive.simclr",
-    "moco": "contrastive.moco",
-    "byol": "contrastive.byol",
-    "rotation": "pretext.rotation",
-    "jigsaw": "pretext.jigsaw",
-    "context": "pretext.context",
-    "deepcluster": "pretext.deepcluster",
-    "sela": "pretext.sela",
-    "cliquecnn": "pretext.cliquecnn",
-    "frame-order": "pretext.frame_order",
-    "odd-one-out": "pretext.odd_one_out",
-    "supervised": "eval.supervised",
+    "inpainting": "kintsugi.recon.inpainting",
+    "colorization": "kintsugi.recon.colorization",
+    "superresolution": "kintsugi.recon.superresolution",
+    "splitbrain": "kintsugi.recon.splitbrain",
+    "splitbrain-hha": "kintsugi.recon.splitbrain_hha",
+    "synthetic": "kintsugi.recon.synthetic",
+    "cpc": "kintsugi.contrastive.cpc",
+    "simclr": "kintsugi.contrastive.simclr",
+    "moco": "kintsugi.contrastive.moco",
+    "byol": "kintsugi.contrastive.byol",
+    "rotation": "kintsugi.pretext.rotation",
+    "jigsaw": "kintsugi.pretext.jigsaw",
+    "context": "kintsugi.pretext.context",
+    "deepcluster": "kintsugi.pretext.deepcluster",
+    "sela": "kintsugi.pretext.sela",
+    "cliquecnn": "kintsugi.pretext.cliquecnn",
+    "frame-order": "kintsugi.pretext.frame_order",
+    "odd-one-out": "kintsugi.pretext.odd_one_out",
+    "supervised": "kintsugi.eval.supervised",
 }
 """Name -> the program that trains it, which is started as a person would: ``eval`` imports no method."""
 
@@ -111,16 +111,7 @@ def _latest(config: Config) -> list[tuple[str, Path]]:
     for name, module in METHODS.items():
         if config.train and not (config.runs / name / "latest").exists():
             data = ["--data", config.train_data] if config.train_data else []
-            command = [
-                sys.executable,
-                "-m",
-                module,
-                "--preset",
-                config.train,
-                "--runs",
-                str(config.runs),
-                *data,
-            ]
+            command = [sys.executable, "-m", module, "--preset", config.train, "--runs", str(config.runs), *data]
             print(f"training {name}: {' '.join(command[1:])}", flush=True)
             if subprocess.run(command, check=False).returncode:
                 print(f"warning: {name} could not be trained; its row is left out", file=sys.stderr)
@@ -151,9 +142,7 @@ def _published(config: Config) -> list[Row]:
     for spec in config.published:
         name, equals, file = spec.partition("=")
         if not equals:
-            raise ValueError(
-                f"--published {spec}: write ARCHITECTURE=FILE, as in resnet18=resnet18.safetensors"
-            )
+            raise ValueError(f"--published {spec}: write ARCHITECTURE=FILE, as in resnet18=resnet18.safetensors")
         rows.append(Row(f"{name}, {Path(file).name}", *load_published(name, Path(file))))
     return rows
 

@@ -5,7 +5,7 @@ cliques, all of whose members are similar to one another, and cliques into group
 each step is one group's task, to tell its cliques apart. What is neither near nor far comes into different groups.
 Similarities are those of whitened HOG at first, and of the net's own features later (the paper's iterations).
 
-A clique grows from a random exemplar by complete linkage: again and again it takes of the exemplar's nearest neighbours
+A clique grows from a random exemplar by complete linkage: again and again it takes of the exemplar's nearest neighbors
 the one whose least similarity to the members is the greatest. A group grows in the same way, by the clique whose
 greatest similarity to those in the group is the least.
 
@@ -27,14 +27,14 @@ from skimage import feature
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, linear, normalize
 
-from core.data.loader import Indexed
-from core.rng import generator
-from core.train import optim
-from core.train.config import parse_training, user_errors, within
-from core.train.dist import World
-from core.train.loop import train
-from core.train.method import Batch
-from pretext.clusters import ClustersConfig, ClustersMethod, draw_anew, whitened, whitening
+from kintsugi.data.loader import Indexed
+from kintsugi.pretext.clusters import ClustersConfig, ClustersMethod, draw_anew, whitened, whitening
+from kintsugi.rng import generator
+from kintsugi.train import optim
+from kintsugi.train.config import parse_training, user_errors, within
+from kintsugi.train.dist import World
+from kintsugi.train.loop import train
+from kintsugi.train.method import Batch
 
 _CLIQUES, _GROUPS, _CLASSIFIER, _ORDER, _PICKS = 3, 4, 5, 6, 7
 
@@ -72,46 +72,82 @@ def demo() -> Config:
     in few directions only and by where things are in them: so few components, large cliques, and crops that keep most.
     """
     return Config(
-        preset="demo", scenes=2048, short_side=80, steps=360, batch=64, cliques=32, members=32, group=8, rounds=1,
-        smallest_crop=0.6, strength=1.0, components=16, optimizer="adam", lr=1e-3, show_every=120, eval_every=120,
+        preset="demo",
+        scenes=2048,
+        short_side=80,
+        steps=360,
+        batch=64,
+        cliques=32,
+        members=32,
+        group=8,
+        rounds=1,
+        smallest_crop=0.6,
+        strength=1.0,
+        components=16,
+        optimizer="adam",
+        lr=1e-3,
+        show_every=120,
+        eval_every=120,
         save_every=120,
-    )  # fmt: skip
+    )
 
 
 def small() -> Config:
     """One GPU, tens of minutes."""
     return Config(
-        preset="small", size=64, batch=256, steps=20_000, cliques=4096, group=64, strength=1.0, optimizer="adam",
-        lr=1e-3, scenes=50_000, show_every=1_000, eval_every=1_000, save_every=2_000,
-    )  # fmt: skip
+        preset="small",
+        size=64,
+        batch=256,
+        steps=20_000,
+        cliques=4096,
+        group=64,
+        strength=1.0,
+        optimizer="adam",
+        lr=1e-3,
+        scenes=50_000,
+        show_every=1_000,
+        eval_every=1_000,
+        save_every=2_000,
+    )
 
 
 def paper() -> Config:
     """The paper's AlexNet on many cliques, here of ImageNet."""
     return Config(
-        preset="paper", data="imagenet:imagenet", encoder="alexnet", size=224, short_side=256, batch=256, steps=400_000,
-        cliques=16_384, group=64, rounds=4, cache_gb=400, show_every=5_000, eval_every=5_000, save_every=5_000,
-    )  # fmt: skip
+        preset="paper",
+        data="imagenet:imagenet",
+        encoder="alexnet",
+        size=224,
+        short_side=256,
+        batch=256,
+        steps=400_000,
+        cliques=16_384,
+        group=64,
+        rounds=4,
+        cache_gb=400,
+        show_every=5_000,
+        eval_every=5_000,
+        save_every=5_000,
+    )
 
 
 # --- cliques and groups ---------------------------------------------------------------------------------------
 
 
 def hog(image: Tensor) -> Tensor:
-    """Histograms of oriented gradients of the grey image, 8x8 cells, 9 orientations, blocks of 2x2 cells:
+    """Histograms of oriented gradients of the gray image, 8x8 cells, 9 orientations, blocks of 2x2 cells:
     (n,3,S,S) in [0,1] -> (n,1764), on its device."""
     cell = image.shape[-1] // 8
-    grey = image.mean(1)[:, : 8 * cell, : 8 * cell].cpu().numpy()
+    gray = image.mean(1)[:, : 8 * cell, : 8 * cell].cpu().numpy()
     found = [
-        feature.hog(picture, orientations=9, pixels_per_cell=(cell, cell), cells_per_block=(2, 2))
-        for picture in grey
+        feature.hog(picture, orientations=9, pixels_per_cell=(cell, cell), cells_per_block=(2, 2)) for picture in gray
     ]
     return torch.stack([torch.from_numpy(row) for row in found]).to(image)
 
 
 def find_cliques(points: Tensor, cliques: int, size: int, random: torch.Generator) -> Tensor:
     """Images (C,m) of ``cliques`` cliques of ``size``, grown from as many exemplars (the first ones) drawn of N unit
-    vectors (N,d), by complete linkage among each one's 3 m nearest neighbours. A clique has no image twice."""
+    vectors (N,d), by complete linkage among each one's 3 m nearest neighbors. A clique has no image twice."""
     exemplars = torch.randperm(len(points), generator=random)[:cliques].to(points.device)
     return torch.cat([_grown(points, part, size) for part in exemplars.split(512)])
 
@@ -133,15 +169,15 @@ def _grown(points: Tensor, exemplars: Tensor, size: int) -> Tensor:
     return near.gather(1, torch.stack(picked, 1))
 
 
-def find_groups(centres: Tensor, size: int, random: torch.Generator) -> Tensor:
+def find_groups(centers: Tensor, size: int, random: torch.Generator) -> Tensor:
     """Groups (C/r,r) of ``size`` mutually distant cliques, given by unit vectors (C,d); each clique is in one.
 
     A group begins with a clique drawn among those that are left, and takes again and again the one whose greatest
     similarity to those in it is the least.
     """
-    similarity = (centres @ centres.T).cpu()
-    left = torch.ones(len(centres), dtype=torch.bool)
-    order = torch.randperm(len(centres), generator=random)
+    similarity = (centers @ centers.T).cpu()
+    left = torch.ones(len(centers), dtype=torch.bool)
+    order = torch.randperm(len(centers), generator=random)
     groups = []
     while left.any():
         picked = order[left[order]][:1]
@@ -159,13 +195,13 @@ def find_groups(centres: Tensor, size: int, random: torch.Generator) -> Tensor:
 def clique_scalars(points: Tensor, members: Tensor, truth: Tensor | None) -> dict[str, Tensor]:
     """What to log of groups of cliques (G,r,m) of unit vectors (N,d); cosines.
 
-    within: of two members of a clique; between: of the centres of two cliques of a group; covered: the part of all
+    within: of two members of a clique; between: of the centers of two cliques of a group; covered: the part of all
     images that is in any clique; same_label, where the data has labels: how often a member has its exemplar's.
     """
     inside = points[members]  # (G,r,m,d)
-    centres = normalize(inside.mean(2), dim=2)
+    centers = normalize(inside.mean(2), dim=2)
     size, group = members.shape[2], members.shape[1]
-    cosines, distant = inside @ inside.mT, centres @ centres.mT  # (G,r,m,m), (G,r,r)
+    cosines, distant = inside @ inside.mT, centers @ centers.mT  # (G,r,m,m), (G,r,r)
     scalars = {
         "cliques/within": ((cosines.sum((2, 3)) - size) / (size * (size - 1))).mean(),
         "cliques/between": ((distant.sum((1, 2)) - group) / (group * (group - 1))).mean(),
@@ -190,16 +226,18 @@ class CliqueCNN(ClustersMethod):
         self.classifier = nn.Linear(self.encoder.channels[max(self.encoder.channels)], config.cliques)
         self.networks = {"encoder": self.encoder, "former": self.former, "classifier": self.classifier}
         both = nn.ModuleList([self.encoder, self.classifier])
-        self.optimizers = {"both": optim.choose(config.optimizer, both, self.rate, config.weight_decay)}
+        self.optimizers = {"both": optim.make_optimizer(config.optimizer, both, self.rate, config.weight_decay)}
         self.members = torch.empty(0, dtype=torch.int64)  # (G,r,m), on the CPU, where images are read
         self.when = {config.steps * number // config.rounds for number in range(config.rounds)}
 
-    def attach(self, data: Indexed) -> None:
-        super().attach(data)
+    def on_train_data(self, data: Indexed) -> None:
+        super().on_train_data(data)
         least = max(self.config.cliques, self.config.members)
         if len(data) < least:
-            raise ValueError(f"--cliques {self.config.cliques} of {self.config.members} --members: there are only "
-                             f"{len(data)} images; {least} are needed")  # fmt: skip
+            raise ValueError(
+                f"--cliques {self.config.cliques} of {self.config.members} --members: there are only "
+                f"{len(data)} images; {least} are needed"
+            )
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         super().load_state_dict(state)
@@ -218,11 +256,8 @@ class CliqueCNN(ClustersMethod):
             logits = linear(features, self.classifier.weight[rows], self.classifier.bias[rows])  # (n,r)
         loss = cross_entropy(logits.float(), clique)
         loss.backward()
-        scalars |= {
-            "loss/cliques": loss.detach(),
-            "train/accuracy": (logits.argmax(1) == clique).float().mean(),
-        }
-        return scalars | {"grad_norm/both": optim.step(self.optimizers["both"], self.world)}
+        scalars |= {"loss/cliques": loss.detach(), "train/accuracy": (logits.argmax(1) == clique).float().mean()}
+        return scalars | {"grad_norm/both": optim.take_step(self.optimizers["both"], self.world)}
 
     def choose(self, step: int) -> tuple[int, Tensor, Tensor]:
         """A step's group; the images of the global batch (B,), as many of each clique; and their cliques (B,).
@@ -250,13 +285,16 @@ class CliqueCNN(ClustersMethod):
         cliques = self.agreed(
             find_cliques(points, config.cliques, config.members, generator(config.seed, step, _CLIQUES))
         )
-        centres = normalize(points[cliques].mean(1), dim=1)  # (C,d)
-        groups = find_groups(centres, config.group, generator(config.seed, step, _GROUPS))
+        centers = normalize(points[cliques].mean(1), dim=1)  # (C,d)
+        groups = find_groups(centers, config.group, generator(config.seed, step, _GROUPS))
         groups = self.agreed(groups.to(cliques.device))
         self.clusters = {
-            "members": cliques[groups], "centres": centres[groups], "mean": mean, "matrix": matrix,
+            "members": cliques[groups],
+            "centers": centers[groups],
+            "mean": mean,
+            "matrix": matrix,
             "by_hog": torch.tensor(step == 0),
-        }  # fmt: skip
+        }
         self.members = self.clusters["members"].cpu()
         draw_anew(self.classifier, self.optimizers["both"], generator(config.seed, step, _CLASSIFIER))
         return clique_scalars(points, self.clusters["members"], truth)
@@ -266,7 +304,7 @@ class CliqueCNN(ClustersMethod):
         found = self.clusters
         vectors = hog(image) if found["by_hog"] else self.represent_formerly(image)
         points = whitened(vectors, found["mean"], found["matrix"])  # (n,d)
-        return (points @ found["centres"].mT).argmax(2)  # (n,d) @ (G,d,r)
+        return (points @ found["centers"].mT).argmax(2)  # (n,d) @ (G,d,r)
 
     @torch.no_grad()
     def classify(self, image: Tensor) -> Tensor:

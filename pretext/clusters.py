@@ -19,18 +19,18 @@ from torch.nn.functional import normalize
 from torchmetrics.functional.clustering import normalized_mutual_info_score
 from torchmetrics.functional.clustering.utils import calculate_contingency_matrix
 
-from core import knn
-from core.data import colours, views
-from core.data.colours import Recipe
-from core.data.loader import Indexed
-from core.nets.backbones import Backbone, Encoder
-from core.nets.planes import Planes
-from core.nets.specs import fresh
-from core.rng import generator
-from core.sheet import sheet
-from core.train.config import TrainConfig, within
-from core.train.dist import World
-from core.train.method import Batch, Method
+from kintsugi.augment import color_jitter, cropping
+from kintsugi.augment.color_jitter import Recipe
+from kintsugi.data.loader import Indexed
+from kintsugi.metrics import neighbors
+from kintsugi.nets.backbones import Backbone, Encoder
+from kintsugi.nets.planes import Planes
+from kintsugi.nets.specs import fresh
+from kintsugi.pictures import sheet
+from kintsugi.rng import generator
+from kintsugi.train.config import TrainConfig, within
+from kintsugi.train.dist import World
+from kintsugi.train.method import Batch, Method
 
 _CHUNK = 256  # images whose features are computed at once
 COLLAPSED = 0.5
@@ -46,12 +46,12 @@ class ClustersConfig(TrainConfig):
     stem: Literal["large", "small"] = "large"
     """small, of the ResNets: for crops of about 32 px."""
     sees: Literal["rgb", "sobel"] = "rgb"
-    """sobel: the encoder sees the gradients of the lightness alone, so that clusters are not of colours (Caron 2018,
-    section 4.1); what is moved to other tasks then takes RGB all the same. rgb, because other tasks want colour."""
+    """sobel: the encoder sees the gradients of the lightness alone, so that clusters are not of colors (Caron 2018,
+    section 4.1); what is moved to other tasks then takes RGB all the same. rgb, because other tasks want color."""
     smallest_crop: float = 0.2
     """A crop shows at least this part of its image's area."""
     strength: float = 0.0
-    """How strongly the colours of crops vary, as a factor on SeLa's jitter of .4; 0: crops and mirroring alone."""
+    """How strongly the colors of crops vary, as a factor on SeLa's jitter of .4; 0: crops and mirroring alone."""
     optimizer: Literal["sgd", "adam"] = "sgd"
     """sgd, the papers', with momentum .9; adam for short runs."""
     lr: float = 0.05
@@ -60,7 +60,7 @@ class ClustersConfig(TrainConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        within(self, smallest_crop=views.SMALLEST_CROP, strength=0, lr=0, weight_decay=0)
+        within(self, smallest_crop=cropping.SMALLEST_CROP, strength=0, lr=0, weight_decay=0)
 
     def build(self) -> Encoder:
         backbone = Backbone(name=self.encoder, norm=self.norm, stem=self.stem)
@@ -93,7 +93,7 @@ class ClustersMethod(Method):
     def rows(self) -> Tensor:
         """Training images to show, a cluster in each row, -1 = none: (rows, columns)."""
 
-    def attach(self, data: Indexed) -> None:
+    def on_train_data(self, data: Indexed) -> None:
         self.data = data
 
     def state_dict(self) -> dict[str, Any]:
@@ -107,10 +107,15 @@ class ClustersMethod(Method):
         """This rank's random crops (n,3,S,S) in [0,1] of a batch, drawn for ``key`` and for the global batch."""
         config, count = self.clusters_config, len(batch["image"]) * self.world.size
         recipe = Recipe(0.4, 0.4, 0.4, 0.1, jitter=1.0, blur=0.0).jittered(config.strength)
-        return colours.random_views(
-            batch, recipe if config.strength else None, config.size, config.smallest_crop, count,
-            self.world.part(count), (config.seed, *key),
-        )  # fmt: skip
+        return color_jitter.random_views(
+            batch,
+            recipe if config.strength else None,
+            config.size,
+            config.smallest_crop,
+            count,
+            self.world.part(count),
+            (config.seed, *key),
+        )
 
     @torch.no_grad()
     def represent(self, image: Tensor) -> Tensor:
@@ -144,7 +149,7 @@ class ClustersMethod(Method):
         found, labels = [], []
         for indices in mine.split(_CHUNK):
             batch = {name: value.to(world.device) for name, value in self.data.batch(indices).items()}
-            found.append(represent(views.center_crops(batch, self.clusters_config.size)))
+            found.append(represent(cropping.center_crops(batch, self.clusters_config.size)))
             labels += [batch["label"]] if "label" in batch else []
         truth = world.gather(torch.cat(labels))[:count] if labels else None
         return world.gather(torch.cat(found))[:count], truth
@@ -169,12 +174,12 @@ class ClustersMethod(Method):
         if not self.clusters:
             return {}
         table = self.rows()
-        crops = views.center_crops(self.data.batch(table.flatten().clamp(min=0)), self.clusters_config.size)
+        crops = cropping.center_crops(self.data.batch(table.flatten().clamp(min=0)), self.clusters_config.size)
         crops[table.flatten() < 0] = 1  # white where a cluster has no more images
         return {"clusters in rows": sheet(crops.unflatten(0, table.shape).unbind(1))}
 
     def embed(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        image = views.center_crops(batch, self.clusters_config.size)
+        image = cropping.center_crops(batch, self.clusters_config.size)
         return self.represent(image), image
 
     def evaluate(self, batches: Iterable[Batch]) -> dict[str, float]:
@@ -186,7 +191,7 @@ class ClustersMethod(Method):
         """
         assigned, said, features, labels = [], [], [], []
         for number, batch in enumerate(batches):
-            image = views.center_crops(batch, self.clusters_config.size)
+            image = cropping.center_crops(batch, self.clusters_config.size)
             assigned.append(self.assign(image))
             said.append(self.classify(self.view(batch, number)))
             features.append(self.represent(image))
@@ -200,14 +205,14 @@ class ClustersMethod(Method):
         figures["above_chance"] = figures["accuracy"] - figures["chance"]
         return figures | nearest_figures(torch.cat(features), labels)
 
-    def floors(self, batches: Iterable[Batch]) -> dict[str, dict[str, float]]:
-        """Saying always the largest cluster; and, where the data has labels, the neighbours by fresh weights."""
+    def baselines(self, batches: Iterable[Batch]) -> dict[str, dict[str, float]]:
+        """Saying always the largest cluster; and, where the data has labels, the neighbors by fresh weights."""
         every = list(batches)
         rows = {"chance": {"accuracy": self.evaluate(every)["chance"], "above_chance": 0.0}}
         labels = [batch["label"] for batch in every if "label" in batch]
         if labels:
             random = fresh(self.encoder, self.clusters_config.seed)
-            crops = [views.center_crops(batch, self.clusters_config.size) for batch in every]
+            crops = [cropping.center_crops(batch, self.clusters_config.size) for batch in every]
             with torch.no_grad():
                 features = torch.cat([random.vectors(image).float() for image in crops])
             rows["random init"] = nearest_figures(features, labels)
@@ -219,15 +224,15 @@ def nearest_figures(features: Tensor, labels: list[Tensor]) -> dict[str, float]:
     if not labels:
         return {}
     known = torch.cat(labels) >= 0
-    return {"knn": 100 * knn.leave_one_out(features[known], torch.cat(labels)[known])}
+    return {"knn": 100 * neighbors.leave_one_out(features[known], torch.cat(labels)[known])}
 
 
 def whitening(features: Tensor, components: int) -> tuple[Tensor, Tensor]:
     """The mean (D,) of features (N,D), and the matrix (D,d) that brings what differs from it to d principal components
     of variance 1; d is ``components``, or less where there are not so many."""
     mean = features.mean(0)
-    centred = (features - mean).double()
-    variances, axes = torch.linalg.eigh(centred.T @ centred / len(features))  # ascending
+    centered = (features - mean).double()
+    variances, axes = torch.linalg.eigh(centered.T @ centered / len(features))  # ascending
     kept = min(components, len(features) - 1, len(mean))
     variances, axes = variances[-kept:].flip(0), axes[:, -kept:].flip(1)
     # A direction in which nothing varies stays at nothing, instead of being blown up.
@@ -249,9 +254,7 @@ def draw_anew(classifier: nn.Linear, optimizer: torch.optim.Optimizer, random: t
         optimizer.state.pop(parameter, None)
 
 
-def clustering_scalars(
-    labels: Tensor, clusters: int, before: Tensor | None, truth: Tensor | None
-) -> dict[str, Tensor]:
+def clustering_scalars(labels: Tensor, clusters: int, before: Tensor | None, truth: Tensor | None) -> dict[str, Tensor]:
     """What to log of labels (N,) in 0..clusters-1; ``before``: those of the last time, ``truth``: the data's, (N,).
 
     largest and smallest: parts of the images; empty: how many clusters are; nmi_before and nmi_truth:
@@ -276,7 +279,7 @@ def clustering_scalars(
 
 
 def mutual_information(one: Tensor, other: Tensor) -> Tensor:
-    """Of two clusterings (N,), normalised: I(A;B) / sqrt(H(A) H(B)) (Caron 2018, eq. 3), 0-d in [0,1]."""
+    """Of two clusterings (N,), normalized: I(A;B) / sqrt(H(A) H(B)) (Caron 2018, eq. 3), 0-d in [0,1]."""
     with torch.sparse.check_sparse_tensor_invariants(enable=False):  # torch warns where this is not said
         return normalized_mutual_info_score(one, other, "geometric")
 

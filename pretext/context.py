@@ -1,11 +1,11 @@
 """Context prediction: on which of eight sides of a patch does this other patch lie? (Doersch et al. 2015,
 arXiv:1505.05192).
 
-Of a 3x3 arrangement of patches the middle one and one of its neighbours are shown; both pass the same encoder, what it
+Of a 3x3 arrangement of patches the middle one and one of its neighbors are shown; both pass the same encoder, what it
 says of them is put together, and eight places are told apart (section 3).
 
 Shortcuts are closed (section 3.1), each by an option that is on by default: a gap of about half a patch and a jitter
-of each patch, because lines and textures go on from one to the next; colours that are dropped, because lenses spread
+of each patch, because lines and textures go on from one to the next; colors that are dropped, because lenses spread
 them from the image's middle outwards, which tells the absolute place of a patch.
 
 Deviations: each image gives one pair at a time and is cropped and resized as everywhere here, which also blurs and
@@ -24,16 +24,16 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 from torchvision.utils import draw_bounding_boxes
 
-from core.nets.backbones import IMAGENET_MEAN
-from core.sheet import GREEN, RED, sheet
-from core.train.config import parse_training, user_errors, within
-from core.train.dist import World
-from core.train.loop import train
-from core.train.method import Batch
-from pretext.puzzles import Fusion, PuzzleConfig, PuzzleMethod
+from kintsugi.nets.backbones import IMAGENET_MEAN
+from kintsugi.pictures import GREEN, RED, sheet
+from kintsugi.pretext.puzzles import Fusion, PuzzleConfig, PuzzleMethod
+from kintsugi.train.config import parse_training, user_errors, within
+from kintsugi.train.dist import World
+from kintsugi.train.loop import train
+from kintsugi.train.method import Batch
 
 SIDES = torch.tensor([(-1, -1), (-1, 0), (-1, 1), (0, -1), (0, 1), (1, -1), (1, 0), (1, 1)])
-"""The neighbours' places, down and right of the middle one, row by row, (8,2)."""
+"""The neighbors' places, down and right of the middle one, row by row, (8,2)."""
 NOISE = 0.01  # of dropped channels, as a part of the remaining one's deviation (section 3.1)
 GREEN_MAGENTA = torch.tensor([-1.0, 2.0, -1.0])  # a of section 3.1
 
@@ -48,9 +48,9 @@ class Config(PuzzleConfig):
     """Between patches before they are jittered, px; about half a patch."""
     jitter: int = 2
     """By how much each patch is moved at most, px, up or down and left or right."""
-    colour: Literal["drop", "project", "keep"] = "drop"
+    color: Literal["drop", "project", "keep"] = "drop"
     """drop: two of each patch's three channels are noise; project: what differs between green and magenta is taken
-    away; keep: colours as they are."""
+    away; keep: colors as they are."""
     dim: int = 256
     """Width of a patch's code."""
     hidden: int = 512
@@ -69,25 +69,48 @@ class Config(PuzzleConfig):
 def demo() -> Config:
     """Minutes on two CPU cores, built-in scenes."""
     return Config(
-        preset="demo", scenes=2048, short_side=128, steps=500, batch=64, show_every=100, eval_every=100, save_every=100,
-    )  # fmt: skip
+        preset="demo", scenes=2048, short_side=128, steps=500, batch=64, show_every=100, eval_every=100, save_every=100
+    )
 
 
 def small() -> Config:
     """One GPU, tens of minutes."""
     return Config(
-        preset="small", short_side=128, batch=256, steps=20_000, warmup=500, scenes=50_000, show_every=1_000,
-        eval_every=1_000, save_every=2_000,
-    )  # fmt: skip
+        preset="small",
+        short_side=128,
+        batch=256,
+        steps=20_000,
+        warmup=500,
+        scenes=50_000,
+        show_every=1_000,
+        eval_every=1_000,
+        save_every=2_000,
+    )
 
 
 def paper() -> Config:
     """The paper's patches of 96 px with gaps of 48 on ImageNet, with an AlexNet as its nets were."""
     return Config(
-        preset="paper", data="imagenet:imagenet", encoder="alexnet", size=400, short_side=400, patch=96, gap=48,
-        jitter=7, smallest_crop=0.6, batch=256, steps=1_000_000, dim=4096, hidden=4096, lr=1e-4, warmup=1_000,
-        cache_gb=900, show_every=5_000, eval_every=10_000, save_every=10_000,
-    )  # fmt: skip
+        preset="paper",
+        data="imagenet:imagenet",
+        encoder="alexnet",
+        size=400,
+        short_side=400,
+        patch=96,
+        gap=48,
+        jitter=7,
+        smallest_crop=0.6,
+        batch=256,
+        steps=1_000_000,
+        dim=4096,
+        hidden=4096,
+        lr=1e-4,
+        warmup=1_000,
+        cache_gb=900,
+        show_every=5_000,
+        eval_every=10_000,
+        save_every=10_000,
+    )
 
 
 # --- questions ------------------------------------------------------------------------------------------------
@@ -100,7 +123,7 @@ class Pairs:
     side: Tensor
     """Which of ``SIDES``, int64 (n,)."""
     corner: Tensor
-    """Top and left of the middle patch and of its neighbour in the crop, px, int64 (n,2,2)."""
+    """Top and left of the middle patch and of its neighbor in the crop, px, int64 (n,2,2)."""
     kept: Tensor
     """Which channel of each is kept, int64 (n,2)."""
     noise: Tensor
@@ -111,7 +134,7 @@ class Pairs:
 
 
 def places(config: Config) -> Tensor:
-    """Top and left of the eight neighbours before jitter, px, (8,2)."""
+    """Top and left of the eight neighbors before jitter, px, (8,2)."""
     return middle(config) + (config.patch + config.gap) * SIDES
 
 
@@ -125,7 +148,7 @@ def draw(count: int, config: Config, random: torch.Generator) -> Pairs:
     corner = torch.stack([torch.full((count, 2), middle(config)), places(config)[side]], 1)  # (n,2,2)
     corner += torch.randint(-config.jitter, config.jitter + 1, (count, 2, 2), generator=random)
     kept = torch.randint(3, (count, 2), generator=random)
-    extent = config.patch if config.colour == "drop" else 0
+    extent = config.patch if config.color == "drop" else 0
     return Pairs(side, corner, kept, torch.randn(count, 2, 3, extent, extent, generator=random))
 
 
@@ -172,19 +195,17 @@ class Context(PuzzleMethod):
         self.networks |= {"fusion": self.fusion}
         self.optimize()
 
-    def question(
-        self, image: Tensor, random: torch.Generator, count: int, mine: slice
-    ) -> tuple[Tensor, Tensor]:
-        """The middle patch and its neighbour (n,2,3,p,p), and on which of ``SIDES`` that lies (n,)."""
+    def question(self, image: Tensor, random: torch.Generator, count: int, mine: slice) -> tuple[Tensor, Tensor]:
+        """The middle patch and its neighbor (n,2,3,p,p), and on which of ``SIDES`` that lies (n,)."""
         pairs = draw(count, self.config, random).part(mine, image.device)
         return self.look(image, pairs), pairs.side
 
     def look(self, image: Tensor, pairs: Pairs) -> Tensor:
         """As the network sees them."""
         patches = cut(image, pairs.corner, self.config.patch)
-        if self.config.colour == "drop":
+        if self.config.color == "drop":
             return dropped(patches, pairs.kept, pairs.noise)
-        return projected(patches) if self.config.colour == "project" else patches
+        return projected(patches) if self.config.color == "project" else patches
 
     def logits(self, shown: Tensor) -> Tensor:
         return self.fusion(self.encoder.vectors(shown.flatten(0, 1)))  # (2n,3,p,p) -> (n,8)
@@ -201,30 +222,26 @@ class Context(PuzzleMethod):
         said = self.answer(shown).argmax(1)
         guess = places(config).to(image.device)[said]  # (n,2)
         maps = []
-        for picture, (centre, true), guessed, right in zip(
-            image, pairs.corner, guess, said == pairs.side, strict=True
-        ):
-            corners = torch.stack([centre, true, true if right else guessed]).flip(1)  # left, top
+        for picture, (center, true), guessed, right in zip(image, pairs.corner, guess, said == pairs.side, strict=True):
+            corners = torch.stack([center, true, true if right else guessed]).flip(1)  # left, top
             boxes = torch.cat([corners, corners + config.patch - 1], 1)
-            colours = [(255, 255, 255), (40, 90, 255), _bytes(GREEN if right else RED)]
-            drawn = draw_bounding_boxes((255 * picture.clamp(0, 1)).byte(), boxes, colors=colours, width=2)
+            colors = [(255, 255, 255), (40, 90, 255), _bytes(GREEN if right else RED)]
+            drawn = draw_bounding_boxes((255 * picture.clamp(0, 1)).byte(), boxes, colors=colors, width=2)
             maps.append(drawn.float() / 255)
         columns = [interpolate(shown[:, i].clamp(0, 1), image.shape[-2:], mode="nearest") for i in (0, 1)]
-        title = "middle patch | neighbour | middle white, truth blue, said green: right, red: wrong"
+        title = "middle patch | neighbor | middle white, truth blue, said green: right, red: wrong"
         return {title: sheet([*columns, torch.stack(maps).to(image)], zoom=2)}
 
 
-def _bytes(colour: tuple[float, float, float]) -> tuple[int, int, int]:
-    red, green, blue = (round(255 * value) for value in colour)
+def _bytes(color: tuple[float, float, float]) -> tuple[int, int, int]:
+    red, green, blue = (round(255 * value) for value in color)
     return red, green, blue
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     with user_errors():
         folder = train(
-            Context.name,
-            parse_training(Context.name, {"demo": demo, "small": small, "paper": paper}, argv),
-            Context,
+            Context.name, parse_training(Context.name, {"demo": demo, "small": small, "paper": paper}, argv), Context
         )
         print(f"look: make tensorboard; move the features: make eval-segmentation CKPT={folder}")
 

@@ -1,7 +1,7 @@
 """DeepCluster: a net learns the clusters of its own features (Caron et al. 2018, arXiv:1807.05520).
 
 Every epoch the features of all images are clustered by k-means, and the clusters are the classes of the next epoch
-(section 3.2). Features are reduced by PCA, whitened and L2-normalised before (section 4.1).
+(section 3.2). Features are reduced by PCA, whitened and L2-normalized before (section 4.1).
 
 Trivial solutions are avoided as in section 3.3. An empty cluster takes over a part of another one. Small clusters count
 as much as large ones: the paper samples images uniformly over clusters, which, as it says, is equivalent to weighing an
@@ -23,14 +23,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from core.data.loader import Indexed
-from core.rng import generator
-from core.train import optim
-from core.train.config import parse_training, user_errors, within
-from core.train.dist import World
-from core.train.loop import train
-from core.train.method import Batch
-from pretext.clusters import (
+from kintsugi.data.loader import Indexed
+from kintsugi.pretext.clusters import (
     ClustersConfig,
     ClustersMethod,
     clustering_scalars,
@@ -39,6 +33,12 @@ from pretext.clusters import (
     whitened,
     whitening,
 )
+from kintsugi.rng import generator
+from kintsugi.train import optim
+from kintsugi.train.config import parse_training, user_errors, within
+from kintsugi.train.dist import World
+from kintsugi.train.loop import train
+from kintsugi.train.method import Batch
 
 _CENTROIDS, _CLASSIFIER = 3, 4
 
@@ -62,26 +62,59 @@ class Config(ClustersConfig):
 def demo() -> Config:
     """Minutes on two CPU cores, built-in scenes."""
     return Config(
-        preset="demo", scenes=2048, short_side=80, steps=480, batch=64, clusters=32, components=64, strength=1.0,
-        every=60, optimizer="adam", lr=1e-3, show_every=120, eval_every=120, save_every=120,
-    )  # fmt: skip
+        preset="demo",
+        scenes=2048,
+        short_side=80,
+        steps=480,
+        batch=64,
+        clusters=32,
+        components=64,
+        strength=1.0,
+        every=60,
+        optimizer="adam",
+        lr=1e-3,
+        show_every=120,
+        eval_every=120,
+        save_every=120,
+    )
 
 
 def small() -> Config:
     """One GPU, tens of minutes."""
     return Config(
-        preset="small", size=64, batch=256, steps=20_000, clusters=1000, strength=1.0, scenes=50_000, optimizer="adam",
-        lr=1e-3, show_every=1_000, eval_every=1_000, save_every=2_000,
-    )  # fmt: skip
+        preset="small",
+        size=64,
+        batch=256,
+        steps=20_000,
+        clusters=1000,
+        strength=1.0,
+        scenes=50_000,
+        optimizer="adam",
+        lr=1e-3,
+        show_every=1_000,
+        eval_every=1_000,
+        save_every=2_000,
+    )
 
 
 def paper() -> Config:
     """The paper's AlexNet on the gradients of ImageNet, 200 epochs of batch 256, 10,000 clusters."""
     return Config(
-        preset="paper", data="imagenet:imagenet", encoder="alexnet", sees="sobel", size=224, short_side=256, batch=256,
-        steps=1_000_000, clusters=10_000, smallest_crop=0.08, cache_gb=400, show_every=5_000, eval_every=5_000,
+        preset="paper",
+        data="imagenet:imagenet",
+        encoder="alexnet",
+        sees="sobel",
+        size=224,
+        short_side=256,
+        batch=256,
+        steps=1_000_000,
+        clusters=10_000,
+        smallest_crop=0.08,
+        cache_gb=400,
+        show_every=5_000,
+        eval_every=5_000,
         save_every=5_000,
-    )  # fmt: skip
+    )
 
 
 # --- clustering -----------------------------------------------------------------------------------------------
@@ -127,10 +160,10 @@ class DeepCluster(ClustersMethod):
         self.classifier = nn.Linear(self.encoder.channels[max(self.encoder.channels)], config.clusters)
         self.networks = {"encoder": self.encoder, "former": self.former, "classifier": self.classifier}
         both = nn.ModuleList([self.encoder, self.classifier])
-        self.optimizers = {"both": optim.choose(config.optimizer, both, self.rate, config.weight_decay)}
+        self.optimizers = {"both": optim.make_optimizer(config.optimizer, both, self.rate, config.weight_decay)}
 
-    def attach(self, data: Indexed) -> None:
-        super().attach(data)
+    def on_train_data(self, data: Indexed) -> None:
+        super().on_train_data(data)
         config = self.config
         if len(data) < config.clusters:
             raise ValueError(
@@ -148,11 +181,8 @@ class DeepCluster(ClustersMethod):
         each = cross_entropy(logits.float(), label, reduction="none")
         loss = (self.clusters["weights"][label] * each).mean()
         loss.backward()
-        scalars |= {
-            "loss/clusters": loss.detach(),
-            "train/accuracy": (logits.argmax(1) == label).float().mean(),
-        }
-        return scalars | {"grad_norm/both": optim.step(self.optimizers["both"], self.world)}
+        scalars |= {"loss/clusters": loss.detach(), "train/accuracy": (logits.argmax(1) == label).float().mean()}
+        return scalars | {"grad_norm/both": optim.take_step(self.optimizers["both"], self.world)}
 
     @torch.no_grad()
     def cluster(self, step: int) -> dict[str, Tensor]:
@@ -171,8 +201,10 @@ class DeepCluster(ClustersMethod):
             "labels": labels,
             # 1 in the mean over the images: each cluster's share of the loss is the same.
             "weights": len(labels) / ((sizes > 0).sum() * sizes.clamp(min=1)),
-            "mean": mean, "matrix": matrix, "centroids": centroids,
-        }  # fmt: skip
+            "mean": mean,
+            "matrix": matrix,
+            "centroids": centroids,
+        }
         draw_anew(self.classifier, self.optimizers["both"], generator(config.seed, step, _CLASSIFIER))
         return scalars
 

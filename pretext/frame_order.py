@@ -9,7 +9,7 @@ Deviations: a hidden layer in the classifier, since a linear one of concatenated
 says, but whether a frame lies between two others is a matter of all three; in short trainings it is given the distances
 of what the tower says, for concatenated features do not leave chance in minutes; windows by differences of frames, not
 by optical flow; instead of a threshold on how alike c is to a and e, tau_min keeps them apart; all frames get the same
-mean and deviation of colours, because exposure drifts; ResNet-18 or AlexNet with batch norm instead of CaffeNet.
+mean and deviation of colors, because exposure drifts; ResNet-18 or AlexNet with batch norm instead of CaffeNet.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from core.data.clips import TupleSplit
-from core.nets.encoder import Encoder
-from core.rng import generator
-from core.sheet import judged
-from core.train import optim
-from core.train.config import parse_training, user_errors, within
-from core.train.dist import World
-from core.train.loop import train
-from core.train.method import Batch, Method
-from pretext.video import Tower, VideoConfig, bordered, centered, opened, rows, view
+from kintsugi.data.clips import TupleSplit
+from kintsugi.nets.encoder import Encoder
+from kintsugi.pictures import judged
+from kintsugi.pretext.video import Tower, VideoConfig, bordered, centered, opened, rows, view
+from kintsugi.rng import generator
+from kintsugi.train import optim
+from kintsugi.train.config import parse_training, user_errors, within
+from kintsugi.train.dist import World
+from kintsugi.train.loop import train
+from kintsugi.train.method import Batch, Method
 
-_ORDERS = 3  # what random numbers are for, the last part of their key (``pretext.video`` has the others)
+_ORDERS = 3  # what random numbers are for, the last part of their key (``kintsugi.pretext.video`` has the others)
 A, B, C, D, E = range(5)
 
 
@@ -67,26 +67,60 @@ class Config(VideoConfig):
 def demo() -> Config:
     """Minutes on two CPU cores: clips of built-in scenes, in which the camera walks and things roll."""
     return Config(
-        preset="demo", scenes=240, frames=9, short_side=72, tau_max=4, tau_min=2, fusion="distances",
-        encoder="alexnet", steps=400, batch=32, lr=1e-3, warmup=20, show_every=100, eval_every=100, save_every=100,
-    )  # fmt: skip
+        preset="demo",
+        scenes=240,
+        frames=9,
+        short_side=72,
+        tau_max=4,
+        tau_min=2,
+        fusion="distances",
+        encoder="alexnet",
+        steps=400,
+        batch=32,
+        lr=1e-3,
+        warmup=20,
+        show_every=100,
+        eval_every=100,
+        save_every=100,
+    )
 
 
 def small() -> Config:
     """One GPU, tens of minutes; clips of some tens of frames, as DAVIS' are."""
     return Config(
-        preset="small", scenes=2_000, frames=32, tau_max=12, tau_min=4, fusion="distances", steps=20_000, batch=64,
-        warmup=200,        show_every=1_000, eval_every=1_000, save_every=2_000,
-    )  # fmt: skip
+        preset="small",
+        scenes=2_000,
+        frames=32,
+        tau_max=12,
+        tau_min=4,
+        fusion="distances",
+        steps=20_000,
+        batch=64,
+        warmup=200,
+        show_every=1_000,
+        eval_every=1_000,
+        save_every=2_000,
+    )
 
 
 def paper() -> Config:
     """The paper's frames and batches of UCF101, whose folder --data must name; its rate falls in steps, not so here."""
     return Config(
-        preset="paper", data="UCF-101", encoder="alexnet", size=224, short_side=256, batch=128, steps=100_000,
-        optimizer="sgd", lr=1e-3, weight_decay=5e-4, cache_gb=1000, show_every=1_000, eval_every=5_000,
+        preset="paper",
+        data="UCF-101",
+        encoder="alexnet",
+        size=224,
+        short_side=256,
+        batch=128,
+        steps=100_000,
+        optimizer="sgd",
+        lr=1e-3,
+        weight_decay=5e-4,
+        cache_gb=1000,
+        show_every=1_000,
+        eval_every=5_000,
         save_every=5_000,
-    )  # fmt: skip
+    )
 
 
 def draw_five(config: Config, random: torch.Generator) -> Tensor:
@@ -125,7 +159,7 @@ class FrameOrder(Method):
         )
         self.networks = {"tower": self.tower, "head": self.head}
         both = nn.ModuleList(self.networks.values())
-        self.optimizers = {"both": optim.choose(config.optimizer, both, config.lr, config.weight_decay)}
+        self.optimizers = {"both": optim.make_optimizer(config.optimizer, both, config.lr, config.weight_decay)}
 
     def logits(self, frames: Tensor) -> Tensor:
         """Whether three frames are in order, as logits: (n,3,3,S,S) in [0,1] -> (n,)."""
@@ -149,11 +183,11 @@ class FrameOrder(Method):
         loss = binary_cross_entropy_with_logits(logits, right.float())
         loss.backward()
         optimizer = self.optimizers["both"]
-        optim.set_rate(optimizer, config.lr * optim.warmed_cosine(step, config.steps, config.warmup))
+        optim.set_lr(optimizer, config.lr * optim.warmup_cosine(step, config.steps, config.warmup))
         return {
             "loss/cross_entropy": loss.detach(),
             "accuracy/all": 100 * (self.says_right(logits) == right).float().mean(),
-            "grad_norm/both": optim.step(optimizer, self.world),
+            "grad_norm/both": optim.take_step(optimizer, self.world),
         }
 
     def encoders(self) -> dict[str, Encoder]:
@@ -201,7 +235,7 @@ class FrameOrder(Method):
             hits.append(self.says_right(logits) == right)
         return balanced(torch.cat(hits))
 
-    def floors(self, batches: Iterable[Batch]) -> dict[str, dict[str, float]]:
+    def baselines(self, batches: Iterable[Batch]) -> dict[str, dict[str, float]]:
         """Chance; and how far one comes by taking three frames to be in order where the first and the last differ most,
         pixel by pixel."""
         hits = []
@@ -229,9 +263,12 @@ def chosen(batch: Batch, orders: Tensor) -> dict[str, Tensor]:
 
 def opening(config: Config, quiet: bool) -> TupleSplit:
     return opened(
-        config, quiet, config.span, lambda random: draw_five(config, random),
+        config,
+        quiet,
+        config.span,
+        lambda random: draw_five(config, random),
         "use a smaller --tau-max or --tau-min" + (", or more --frames" if config.data == "scenes" else ""),
-    )  # fmt: skip
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> None:

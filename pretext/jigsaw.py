@@ -7,11 +7,11 @@ network says which: each tile passes the same encoder by itself, and only what i
 
 Shortcuts are closed as by the authors, each by an option that is on by default: a tile lies at random inside its cell,
 so that no line goes on in the next tile at a known place, and off its border; each tile's mean and deviation are taken
-away, because those of neighbours are alike; some images are grey and the colour channels are shifted against each
+away, because those of neighbors are alike; some images are gray and the color channels are shifted against each
 other, because of lenses' chromatic aberration. Batch norm is over all tiles of all images at once, whatever their
 place and order: it tells nothing.
 
-Deviations: a margin, because even at the paper's sizes some tiles touch by chance (of noise whose neighbouring pixels
+Deviations: a margin, because even at the paper's sizes some tiles touch by chance (of noise whose neighboring pixels
 are alike, a matcher of borders then finds 21 % of eight orders, at these sizes 26 %, with the margin 12.5 %: chance);
 permutations are chosen by their least distance (``choose_permutations``); the encoder's last map is averaged before
 the tile's own layer; the learning rate falls along a cosine, and Adam is the optimizer but in the paper's preset.
@@ -30,14 +30,14 @@ from torch import Tensor
 from torch.nn.functional import pad
 from torchvision.transforms.functional import rgb_to_grayscale
 
-from core.nets.backbones import IMAGENET_MEAN, IMAGENET_STD
-from core.rng import generator
-from core.sheet import framed, judged, sheet
-from core.train.config import parse_training, user_errors, within
-from core.train.dist import World
-from core.train.loop import train
-from core.train.method import Batch
-from pretext.puzzles import Fusion, PuzzleConfig, PuzzleMethod
+from kintsugi.nets.backbones import IMAGENET_MEAN, IMAGENET_STD
+from kintsugi.pictures import framed, judged, sheet
+from kintsugi.pretext.puzzles import Fusion, PuzzleConfig, PuzzleMethod
+from kintsugi.rng import generator
+from kintsugi.train.config import parse_training, user_errors, within
+from kintsugi.train.dist import World
+from kintsugi.train.loop import train
+from kintsugi.train.method import Batch
 
 GRID = 3
 TILES = GRID * GRID
@@ -63,10 +63,10 @@ class Config(PuzzleConfig):
     """How far from its cell's border it lies at least, px, so that no two tiles touch by chance; the paper's: 0."""
     normalize: bool = True
     """Each tile's mean and deviation are taken away, channel by channel."""
-    grey: float = 0.3
-    """Part of the images that are grey."""
+    gray: float = 0.3
+    """Part of the images that are gray."""
     shift: int = 1
-    """By how many px at most each colour channel of a tile is moved by itself, inside the cell; the paper's: 2."""
+    """By how many px at most each color channel of a tile is moved by itself, inside the cell; the paper's: 2."""
     dim: int = 256
     """Width of a tile's code."""
     hidden: int = 1024
@@ -77,16 +77,14 @@ class Config(PuzzleConfig):
         if self.size % GRID:
             raise ValueError(f"--size {self.size}: use a multiple of {GRID}, the cells of a side")
         if not 2 <= self.tile <= self.size // GRID:
-            raise ValueError(
-                f"--tile must be from 2 to {self.size // GRID}, a third of --size, not {self.tile}"
-            )
+            raise ValueError(f"--tile must be from 2 to {self.size // GRID}, a third of --size, not {self.tile}")
         if not 0 <= 2 * self.margin <= self.gap:
             raise ValueError(
                 f"--margin must be from 0 to {self.gap // 2}, half of what --tile leaves of a cell, not {self.margin}"
             )
         if not 2 <= self.permutations <= MOST:
             raise ValueError(f"--permutations must be from 2 to {MOST}, not {self.permutations}")
-        within(self, grey=(0, 1), shift=0, dim=1, hidden=1)
+        within(self, gray=(0, 1), shift=0, dim=1, hidden=1)
 
     @property
     def gap(self) -> int:
@@ -97,34 +95,55 @@ class Config(PuzzleConfig):
 def demo() -> Config:
     """Minutes on two CPU cores, built-in scenes."""
     return Config(
-        preset="demo", scenes=2048, short_side=128, steps=400, batch=32, show_every=100, eval_every=100,
-        save_every=100,
-    )  # fmt: skip
+        preset="demo", scenes=2048, short_side=128, steps=400, batch=32, show_every=100, eval_every=100, save_every=100
+    )
 
 
 def small() -> Config:
     """One GPU, tens of minutes."""
     return Config(
-        preset="small", short_side=128, batch=64, steps=40_000, warmup=500, scenes=50_000, show_every=1_000,
-        eval_every=1_000, save_every=2_000,
-    )  # fmt: skip
+        preset="small",
+        short_side=128,
+        batch=64,
+        steps=40_000,
+        warmup=500,
+        scenes=50_000,
+        show_every=1_000,
+        eval_every=1_000,
+        save_every=2_000,
+    )
 
 
 def paper() -> Config:
     """The paper's AlexNet, sizes, batch and steps on ImageNet; 1000 permutations, its best."""
     return Config(
-        preset="paper", data="imagenet:imagenet", encoder="alexnet", size=225, short_side=256, tile=64, margin=0,
-        shift=2, permutations=1000, batch=256, steps=350_000, optimizer="sgd", lr=0.01, weight_decay=5e-4, dim=512,
-        hidden=4096, cache_gb=400, show_every=5_000, eval_every=5_000, save_every=5_000,
-    )  # fmt: skip
+        preset="paper",
+        data="imagenet:imagenet",
+        encoder="alexnet",
+        size=225,
+        short_side=256,
+        tile=64,
+        margin=0,
+        shift=2,
+        permutations=1000,
+        batch=256,
+        steps=350_000,
+        optimizer="sgd",
+        lr=0.01,
+        weight_decay=5e-4,
+        dim=512,
+        hidden=4096,
+        cache_gb=400,
+        show_every=5_000,
+        eval_every=5_000,
+        save_every=5_000,
+    )
 
 
 # --- puzzles --------------------------------------------------------------------------------------------------
 
 
-def choose_permutations(
-    count: int, distance: Farthest, random: torch.Generator, tiles: int = TILES
-) -> Tensor:
+def choose_permutations(count: int, distance: Farthest, random: torch.Generator, tiles: int = TILES) -> Tensor:
     """``count`` permutations far from each other, int64 (count,tiles): row p says which tile comes to each place.
 
     Greedily from a random first one on (algorithm 1), by Hamming distance, the number of places that differ. mean: next
@@ -152,12 +171,12 @@ class Puzzles:
     order: Tensor
     """Which permutation, int64 (n,)."""
     corner: Tensor
-    """Top and left of each tile's colour channels inside its cell, px, int64 (n,9,3,2)."""
-    grey: Tensor
-    """Whether the image is grey, bool (n,)."""
+    """Top and left of each tile's color channels inside its cell, px, int64 (n,9,3,2)."""
+    gray: Tensor
+    """Whether the image is gray, bool (n,)."""
 
     def part(self, mine: slice, device: torch.device) -> Puzzles:
-        return Puzzles(*(each[mine].to(device) for each in (self.order, self.corner, self.grey)))
+        return Puzzles(*(each[mine].to(device) for each in (self.order, self.corner, self.gray)))
 
 
 def draw(count: int, config: Config, random: torch.Generator) -> Puzzles:
@@ -165,16 +184,16 @@ def draw(count: int, config: Config, random: torch.Generator) -> Puzzles:
     first, last = config.margin, config.gap - config.margin
     corner = torch.randint(first, last + 1, (count, TILES, 1, 2), generator=random)
     shift = torch.randint(-config.shift, config.shift + 1, (count, TILES, 3, 2), generator=random)
-    grey = torch.rand(count, generator=random) < config.grey
+    gray = torch.rand(count, generator=random) < config.gray
     if not config.offset:
         corner = torch.full_like(corner, config.gap // 2)
     # Every cell alike, also at the image's border: a shift that depended on the place would tell it.
-    return Puzzles(order, (corner + shift).clamp(first, last), grey)
+    return Puzzles(order, (corner + shift).clamp(first, last), gray)
 
 
 def cut(image: Tensor, puzzles: Puzzles, side: int) -> Tensor:
     """The tiles (n,9,3,side,side) of squares (n,3,S,S) in [0,1], row by row, in their own order."""
-    image = torch.where(puzzles.grey[:, None, None, None], rgb_to_grayscale(image, 3), image)
+    image = torch.where(puzzles.gray[:, None, None, None], rgb_to_grayscale(image, 3), image)
     cell = image.shape[-1] // GRID
     place = torch.arange(TILES, device=image.device)
     origin = cell * torch.stack([place // GRID, place % GRID], 1)  # (9,2)
@@ -194,9 +213,9 @@ def normalized(tiles: Tensor) -> Tensor:
     """
     shape = (3, 1, 1)
     mean, std = tiles.new_tensor(IMAGENET_MEAN).view(shape), tiles.new_tensor(IMAGENET_STD).view(shape)
-    centred = tiles - tiles.mean((-2, -1), keepdim=True)
-    deviation = centred.square().mean((-2, -1), keepdim=True).sqrt()
-    return centred / deviation.clamp(min=FLAT) * std + mean
+    centered = tiles - tiles.mean((-2, -1), keepdim=True)
+    deviation = centered.square().mean((-2, -1), keepdim=True).sqrt()
+    return centered / deviation.clamp(min=FLAT) * std + mean
 
 
 def taken(tiles: Tensor, order: Tensor) -> Tensor:
@@ -223,9 +242,7 @@ class Jigsaw(PuzzleMethod):
         self.networks |= {"fusion": self.fusion}
         self.optimize()
 
-    def question(
-        self, image: Tensor, random: torch.Generator, count: int, mine: slice
-    ) -> tuple[Tensor, Tensor]:
+    def question(self, image: Tensor, random: torch.Generator, count: int, mine: slice) -> tuple[Tensor, Tensor]:
         """Shuffled tiles (n,9,3,t,t), and the numbers of their permutations (n,)."""
         puzzles = draw(count, self.config, random).part(mine, image.device)
         return self.shuffle(cut(image, puzzles, self.config.tile), puzzles.order)
@@ -244,13 +261,13 @@ class Jigsaw(PuzzleMethod):
     def show(self, batch: Batch) -> dict[str, Tensor]:
         """Puzzles that are the same at every call; each tile framed by whether it came to its place.
 
-        As the net sees them they are shifted, grey and normalised; in the other columns they are cut at green's place.
+        As the net sees them they are shifted, gray and normalized; in the other columns they are cut at green's place.
         """
         config = self.config
         image, random = self.shown_images(batch)
         puzzles = draw(len(image), config, random).part(slice(None), image.device)
         plain = Puzzles(
-            puzzles.order, puzzles.corner[:, :, 1:2].expand_as(puzzles.corner), torch.zeros_like(puzzles.grey)
+            puzzles.order, puzzles.corner[:, :, 1:2].expand_as(puzzles.corner), torch.zeros_like(puzzles.gray)
         )
         tiles = cut(image, plain, config.tile)
         shown, truth = self.shuffle(cut(image, puzzles, config.tile), puzzles.order)
@@ -275,9 +292,7 @@ class Jigsaw(PuzzleMethod):
 def main(argv: Sequence[str] | None = None) -> None:
     with user_errors():
         folder = train(
-            Jigsaw.name,
-            parse_training(Jigsaw.name, {"demo": demo, "small": small, "paper": paper}, argv),
-            Jigsaw,
+            Jigsaw.name, parse_training(Jigsaw.name, {"demo": demo, "small": small, "paper": paper}, argv), Jigsaw
         )
         print(f"look: make tensorboard; move the features: make eval-segmentation CKPT={folder}")
 

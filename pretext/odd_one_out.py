@@ -7,7 +7,7 @@ concatenation or by the sum of the differences of all pairs, and classified: whi
 Deviations: a hidden layer after the fusion; the weights of the sum of differences are those of a dynamic image (Bilen
 2016), for with equal ones the sum is the last frame less the first, whatever is between; frames are made alike in mean
 and deviation, and then encodings too: a drifting exposure, or the weaker contrast of shuffled differences, would
-answer by itself; a stack is of grey differences, one for each of the encoder's three planes.
+answer by itself; a stack is of gray differences, one for each of the encoder's three planes.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from kornia.color import rgb_to_grayscale
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, interpolate, pad
 
-from core.data.clips import TupleSplit, even
-from core.nets.encoder import Encoder
-from core.rng import generator
-from core.sheet import judged
-from core.train import optim
-from core.train.config import parse_training, user_errors
-from core.train.dist import World
-from core.train.loop import train
-from core.train.method import Batch, Method
-from pretext.video import Tower, VideoConfig, bordered, centered, opened, rows, view
+from kintsugi.data.clips import TupleSplit, even
+from kintsugi.nets.encoder import Encoder
+from kintsugi.pictures import judged
+from kintsugi.pretext.video import Tower, VideoConfig, bordered, centered, opened, rows, view
+from kintsugi.rng import generator
+from kintsugi.train import optim
+from kintsugi.train.config import parse_training, user_errors
+from kintsugi.train.dist import World
+from kintsugi.train.loop import train
+from kintsugi.train.method import Batch, Method
 
 _ORDERS, _HELDOUT = 3, 4  # what random numbers are for, the last part of their key
 YELLOW = torch.tensor([0.95, 0.8, 0.1])
@@ -45,9 +45,9 @@ class Config(VideoConfig):
     length: int = 6
     """Frames of a sub-clip."""
     within: int = 36
-    """A sub-clip's frames are drawn, in order, from so many neighbouring ones; --length: they are consecutive."""
+    """A sub-clip's frames are drawn, in order, from so many neighboring ones; --length: they are consecutive."""
     window: int = 96
-    """All sub-clips of a question come from so many neighbouring frames, where much moves."""
+    """All sub-clips of a question come from so many neighboring frames, where much moves."""
     encoding: Literal["sum", "stack"] = "sum"
     """A sub-clip as an image: the weighted sum of the differences of its frames, or three differences as its planes."""
     fusion: Literal["concat", "differences"] = "concat"
@@ -56,13 +56,9 @@ class Config(VideoConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.subclips < 3:
-            raise ValueError(
-                f"--subclips must be at least 3, not {self.subclips}: of two, either may be the odd one"
-            )
+            raise ValueError(f"--subclips must be at least 3, not {self.subclips}: of two, either may be the odd one")
         if self.length < 3:
-            raise ValueError(
-                f"--length must be at least 3, not {self.length}: two frames in either order are in order"
-            )
+            raise ValueError(f"--length must be at least 3, not {self.length}: two frames in either order are in order")
         if not self.length <= self.within <= self.window:
             raise ValueError(
                 f"--length {self.length}, --within {self.within} and --window {self.window} must not fall: a sub-clip "
@@ -75,26 +71,60 @@ class Config(VideoConfig):
 def demo() -> Config:
     """Minutes on two CPU cores: clips of built-in scenes, in which the camera walks and things roll."""
     return Config(
-        preset="demo", scenes=240, frames=9, short_side=72, length=4, within=6, window=9, encoder="alexnet",
-        steps=300, batch=16, lr=1e-3, warmup=20, show_every=100, eval_every=100, save_every=100,
-    )  # fmt: skip
+        preset="demo",
+        scenes=240,
+        frames=9,
+        short_side=72,
+        length=4,
+        within=6,
+        window=9,
+        encoder="alexnet",
+        steps=300,
+        batch=16,
+        lr=1e-3,
+        warmup=20,
+        show_every=100,
+        eval_every=100,
+        save_every=100,
+    )
 
 
 def small() -> Config:
     """One GPU, tens of minutes; clips of some tens of frames, as DAVIS' are."""
     return Config(
-        preset="small", scenes=2_000, frames=32, within=12, window=30, steps=20_000, batch=32, warmup=200,
-        show_every=1_000, eval_every=1_000, save_every=2_000,
-    )  # fmt: skip
+        preset="small",
+        scenes=2_000,
+        frames=32,
+        within=12,
+        window=30,
+        steps=20_000,
+        batch=32,
+        warmup=200,
+        show_every=1_000,
+        eval_every=1_000,
+        save_every=2_000,
+    )
 
 
 def paper() -> Config:
     """The paper's frames of UCF101, whose folder --data must name."""
     return Config(
-        preset="paper", data="UCF-101", encoder="alexnet", size=224, short_side=256, batch=64, steps=200_000,
-        fusion="differences", optimizer="sgd", lr=1e-2, weight_decay=5e-4, cache_gb=1000, show_every=1_000,
-        eval_every=5_000, save_every=5_000,
-    )  # fmt: skip
+        preset="paper",
+        data="UCF-101",
+        encoder="alexnet",
+        size=224,
+        short_side=256,
+        batch=64,
+        steps=200_000,
+        fusion="differences",
+        optimizer="sgd",
+        lr=1e-2,
+        weight_decay=5e-4,
+        cache_gb=1000,
+        show_every=1_000,
+        eval_every=5_000,
+        save_every=5_000,
+    )
 
 
 def draw_subclips(config: Config, random: torch.Generator) -> Tensor:
@@ -124,12 +154,12 @@ def encode(frames: Tensor, encoding: Literal["sum", "stack"]) -> Tensor:
     """Sub-clips (...,W,3,S,S) in [0,1] as images (...,3,S,S) in [0,1], where .5 is what does not change.
 
     sum: half the sum over t = 1 .. W-1 of w_t (x_{t+1} - x_t), clipped, where w_t goes by t (W - t) and has mean 1: in
-    proportion the dynamic image, the sum of (2t - W - 1) x_t. stack: half the difference of grey frames t and t+1 as
+    proportion the dynamic image, the sum of (2t - W - 1) x_t. stack: half the difference of gray frames t and t+1 as
     plane t; W = 4.
     """
     if encoding == "stack":
-        grey = rgb_to_grayscale(frames)[..., 0, :, :]  # (...,4,S,S)
-        return 0.5 + grey.diff(dim=-3) / 2
+        gray = rgb_to_grayscale(frames)[..., 0, :, :]  # (...,4,S,S)
+        return 0.5 + gray.diff(dim=-3) / 2
     count = frames.shape[-4]
     t = torch.arange(1, count, device=frames.device, dtype=frames.dtype)
     weights = t * (count - t)
@@ -157,7 +187,7 @@ class OddOneOut(Method):
         )
         self.networks = {"tower": self.tower, "head": self.head}
         both = nn.ModuleList(self.networks.values())
-        self.optimizers = {"both": optim.choose(config.optimizer, both, config.lr, config.weight_decay)}
+        self.optimizers = {"both": optim.make_optimizer(config.optimizer, both, config.lr, config.weight_decay)}
 
     def encoded(self, frames: Tensor) -> Tensor:
         """Questions' frames (n,K,W,3,S,S) in the order shown -> their sub-clips' images (n,K,3,S,S)."""
@@ -181,11 +211,11 @@ class OddOneOut(Method):
         loss = cross_entropy(logits, odd)
         loss.backward()
         optimizer = self.optimizers["both"]
-        optim.set_rate(optimizer, config.lr * optim.warmed_cosine(step, config.steps, config.warmup))
+        optim.set_lr(optimizer, config.lr * optim.warmup_cosine(step, config.steps, config.warmup))
         return {
             "loss/cross_entropy": loss.detach(),
             "accuracy/all": 100 * (logits.argmax(1) == odd).float().mean(),
-            "grad_norm/both": optim.step(optimizer, self.world),
+            "grad_norm/both": optim.take_step(optimizer, self.world),
         }
 
     def encoders(self) -> dict[str, Encoder]:
@@ -228,8 +258,8 @@ class OddOneOut(Method):
             below = pairs.transpose(1, 2).flatten(2, 3)  # (n,3,S*W/2,2S)
             column = torch.cat([interpolate(images[:, number], scale_factor=2.0), below], 2)
             missed = torch.where((odd == number)[:, None], YELLOW.to(odd.device), 1.0)  # (n,3)
-            colour = torch.where((choice == number)[:, None], judged(odd == number), missed)
-            columns.append(pad(bordered(column, colour, 4), (2, 2, 2, 2), value=1.0))
+            color = torch.where((choice == number)[:, None], judged(odd == number), missed)
+            columns.append(pad(bordered(column, color, 4), (2, 2, 2, 2), value=1.0))
         return {"sub-clips, and their frames in the order shown": rows(columns, zoom=1)}
 
     def evaluate(self, batches: Iterable[Batch]) -> dict[str, float]:
@@ -239,12 +269,9 @@ class OddOneOut(Method):
             _, logits, odd = self.answers(batch)
             hits.append(logits.argmax(1) == odd)
             losses.append(cross_entropy(logits, odd, reduction="none"))
-        return {
-            "accuracy": 100 * torch.cat(hits).float().mean().item(),
-            "loss": torch.cat(losses).mean().item(),
-        }
+        return {"accuracy": 100 * torch.cat(hits).float().mean().item(), "loss": torch.cat(losses).mean().item()}
 
-    def floors(self, batches: Iterable[Batch]) -> dict[str, dict[str, float]]:
+    def baselines(self, batches: Iterable[Batch]) -> dict[str, dict[str, float]]:
         """Chance; and how far one comes by taking for the odd one the sub-clip with most detours: whose frames, pixel
         by pixel, differ most from one to the next, measured by how much its ends differ."""
         hits = []
@@ -254,10 +281,7 @@ class OddOneOut(Method):
             ends = (frames[:, :, -1] - frames[:, :, 0]).abs().mean((2, 3, 4))
             hits.append((path / ends.clamp(min=1e-6)).argmax(1) == odd)
         chance = {"accuracy": 100 / self.config.subclips, "loss": math.log(self.config.subclips)}
-        return {
-            "chance": chance,
-            "pixel distances": {"accuracy": 100 * torch.cat(hits).float().mean().item()},
-        }
+        return {"chance": chance, "pixel distances": {"accuracy": 100 * torch.cat(hits).float().mean().item()}}
 
 
 def shown(frames: Tensor, orders: Tensor) -> Tensor:
@@ -268,9 +292,12 @@ def shown(frames: Tensor, orders: Tensor) -> Tensor:
 
 def opening(config: Config, quiet: bool) -> TupleSplit:
     return opened(
-        config, quiet, config.window, lambda random: draw_subclips(config, random),
+        config,
+        quiet,
+        config.window,
+        lambda random: draw_subclips(config, random),
         "use a smaller --window" + (", or more --frames" if config.data == "scenes" else ""),
-    )  # fmt: skip
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -18,13 +18,13 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, interpolate
 from torchvision.transforms.functional import pil_to_tensor
 
-from core.data import views
-from core.nets.backbones import Backbone, Encoder
-from core.rng import generator
-from core.train import optim
-from core.train.config import TrainConfig, within
-from core.train.dist import World
-from core.train.method import Batch, Method
+from kintsugi.augment import cropping
+from kintsugi.nets.backbones import Backbone, Encoder
+from kintsugi.rng import generator
+from kintsugi.train import optim
+from kintsugi.train.config import TrainConfig, within
+from kintsugi.train.dist import World
+from kintsugi.train.method import Batch, Method
 
 _CROPS, _QUESTIONS, _HELDOUT, _SHOWN = 1, 2, 3, 4  # what random numbers are for, the last part of their key
 
@@ -50,7 +50,7 @@ class PuzzleConfig(TrainConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        within(self, smallest_crop=views.SMALLEST_CROP, lr=0, weight_decay=0, warmup=0)
+        within(self, smallest_crop=cropping.SMALLEST_CROP, lr=0, weight_decay=0, warmup=0)
         if self.encoder == "alexnet" and self.stem == "small":
             raise ValueError("--stem small is for ResNets only, not for alexnet")
 
@@ -73,9 +73,7 @@ class PuzzleMethod(Method):
         self.networks = {"encoder": self.encoder}
 
     @abstractmethod
-    def question(
-        self, image: Tensor, random: torch.Generator, count: int, mine: slice
-    ) -> tuple[Tensor, Tensor]:
+    def question(self, image: Tensor, random: torch.Generator, count: int, mine: slice) -> tuple[Tensor, Tensor]:
         """What the network is shown, (m,...), and the true answers (m,) int64, of squares (n,3,S,S) in [0,1].
 
         Drawn for ``count`` images, those of all ranks, of which this rank has ``mine``.
@@ -88,12 +86,12 @@ class PuzzleMethod(Method):
     def optimize(self) -> None:
         """One optimizer for all networks."""
         config, every = self.puzzle_config, nn.ModuleList(self.networks.values())
-        optimizer = optim.choose(config.optimizer, every, config.lr, config.weight_decay, nesterov=True)
+        optimizer = optim.make_optimizer(config.optimizer, every, config.lr, config.weight_decay, nesterov=True)
         self.optimizers = {"all": optimizer}
 
     def falling(self, step: int) -> float:
         """A factor on the learning rate."""
-        return optim.warmed_cosine(step, self.puzzle_config.steps, self.puzzle_config.warmup)
+        return optim.warmup_cosine(step, self.puzzle_config.steps, self.puzzle_config.warmup)
 
     def update(self, batch: Batch, step: int) -> dict[str, Tensor]:
         config, count = self.puzzle_config, len(batch["image"]) * self.world.size
@@ -109,11 +107,11 @@ class PuzzleMethod(Method):
         loss = cross_entropy(logits, truth)
         loss.backward()
         optimizer = self.optimizers["all"]
-        optim.set_rate(optimizer, config.lr * self.falling(step))
+        optim.set_lr(optimizer, config.lr * self.falling(step))
         return {
             "loss/cross_entropy": loss.detach(),
             "accuracy/training": 100 * (logits.argmax(1) == truth).float().mean(),
-            "grad_norm/all": optim.step(optimizer, self.world),
+            "grad_norm/all": optim.take_step(optimizer, self.world),
         }
 
     def encoders(self) -> dict[str, Encoder]:
@@ -131,7 +129,7 @@ class PuzzleMethod(Method):
 
     def heldout(self, batch: Batch, *key: int) -> tuple[Tensor, torch.Generator]:
         """Central squares (n,3,S,S) of a batch's images, and what to draw their questions from."""
-        return views.center_crops(batch, self.puzzle_config.size), generator(self.puzzle_config.seed, *key)
+        return cropping.center_crops(batch, self.puzzle_config.size), generator(self.puzzle_config.seed, *key)
 
     def shown_images(self, batch: Batch) -> tuple[Tensor, torch.Generator]:
         """``heldout`` for the pictures: the same at every call."""
@@ -151,12 +149,12 @@ class PuzzleMethod(Method):
             "loss": cross_entropy(said, truth).item(),
         }
 
-    def floors(self, batches: Iterable[Batch]) -> dict[str, dict[str, float]]:
+    def baselines(self, batches: Iterable[Batch]) -> dict[str, dict[str, float]]:
         return {"chance": {"accuracy": 100 / self.answers, "loss": math.log(self.answers)}}
 
     @torch.no_grad()
     def embed(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        image = views.center_crops(batch, self.puzzle_config.size)
+        image = cropping.center_crops(batch, self.puzzle_config.size)
         with self.world.autocast():
             return self.encoder.eval().vectors(image).float(), image
 
@@ -175,13 +173,11 @@ class Fusion(nn.Module):
         return self.together(self.part(codes).unflatten(0, (-1, self.parts)).flatten(1))
 
 
-def square_crops(
-    batch: Batch, size: int, count: int, mine: slice, random: torch.Generator, smallest: float
-) -> Tensor:
-    """As ``views.random_crops``, but of squares: both axes are resampled alike, so that nothing tells them apart."""
-    draws, flip = views.crop_draws(count, random), views.random_flips(count, random)
-    boxes = views.random_boxes(batch["extent"], draws[mine], scale=(smallest, 1.0), ratio=(1.0, 1.0))
-    return views.crop_resize(batch["image"], boxes, size, flip=flip[mine])
+def square_crops(batch: Batch, size: int, count: int, mine: slice, random: torch.Generator, smallest: float) -> Tensor:
+    """As ``cropping.random_crops``, but of squares: both axes are resampled alike, so that nothing tells them apart."""
+    draws, flip = cropping.crop_draws(count, random), cropping.random_flips(count, random)
+    boxes = cropping.random_boxes(batch["extent"], draws[mine], scale=(smallest, 1.0), ratio=(1.0, 1.0))
+    return cropping.crop_resize(batch["image"], boxes, size, flip=flip[mine])
 
 
 def captioned(image: Tensor, captions: Sequence[str], height: int = 16) -> Tensor:

@@ -5,7 +5,7 @@ Who tells which way up a thing is knows the thing (section 2). All four turns of
 value, so that nothing of an interpolation tells the turn; crops are squares, so that both axes are resampled alike.
 
 Deviation: the classifier is one layer on the encoder's averaged last map, where the authors' AlexNet has two hidden
-layers on the map itself: less is learnt that is then thrown away.
+layers on the map itself: less is learned that is then thrown away.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from core.sheet import framed, judged, sheet
-from core.train import optim
-from core.train.config import parse_training, user_errors
-from core.train.dist import World
-from core.train.loop import train
-from core.train.method import Batch
-from pretext.puzzles import PuzzleConfig, PuzzleMethod, captioned, enlarged
+from kintsugi.pictures import framed, judged, sheet
+from kintsugi.pretext.puzzles import PuzzleConfig, PuzzleMethod, captioned, enlarged
+from kintsugi.train import optim
+from kintsugi.train.config import parse_training, user_errors
+from kintsugi.train.dist import World
+from kintsugi.train.loop import train
+from kintsugi.train.method import Batch
 
 TURNS = 4
 
@@ -36,25 +36,43 @@ class Config(PuzzleConfig):
 def demo() -> Config:
     """Minutes on two CPU cores, built-in scenes."""
     return Config(
-        preset="demo", scenes=2048, short_side=80, steps=200, batch=16, show_every=100, eval_every=50, save_every=100,
-    )  # fmt: skip
+        preset="demo", scenes=2048, short_side=80, steps=200, batch=16, show_every=100, eval_every=50, save_every=100
+    )
 
 
 def small() -> Config:
     """One GPU, tens of minutes."""
     return Config(
-        preset="small", size=64, batch=64, steps=20_000, warmup=500, scenes=50_000, show_every=1_000, eval_every=1_000,
+        preset="small",
+        size=64,
+        batch=64,
+        steps=20_000,
+        warmup=500,
+        scenes=50_000,
+        show_every=1_000,
+        eval_every=1_000,
         save_every=2_000,
-    )  # fmt: skip
+    )
 
 
 def paper() -> Config:
     """The paper's AlexNet with batch norm on ImageNet: 192 images and their turns, 50 epochs, rates by steps."""
     return Config(
-        preset="paper", data="imagenet:imagenet", encoder="alexnet", size=224, short_side=256, batch=192,
-        steps=333_600, optimizer="sgd", lr=0.01, weight_decay=5e-4, cache_gb=400, show_every=5_000, eval_every=5_000,
+        preset="paper",
+        data="imagenet:imagenet",
+        encoder="alexnet",
+        size=224,
+        short_side=256,
+        batch=192,
+        steps=333_600,
+        optimizer="sgd",
+        lr=0.01,
+        weight_decay=5e-4,
+        cache_gb=400,
+        show_every=5_000,
+        eval_every=5_000,
         save_every=5_000,
-    )  # fmt: skip
+    )
 
 
 def turned(image: Tensor, turns: int) -> Tensor:
@@ -82,11 +100,9 @@ class Rotation(PuzzleMethod):
         config = self.config
         if config.optimizer == "sgd":
             return staged(step, config.steps)
-        return optim.warmed_cosine(step, config.steps, config.warmup)
+        return optim.warmup_cosine(step, config.steps, config.warmup)
 
-    def question(
-        self, image: Tensor, random: torch.Generator, count: int, mine: slice
-    ) -> tuple[Tensor, Tensor]:
+    def question(self, image: Tensor, random: torch.Generator, count: int, mine: slice) -> tuple[Tensor, Tensor]:
         """All four turns of each image, (4n,3,S,S), those of one angle together; nothing is drawn."""
         turns = torch.arange(TURNS, device=image.device).repeat_interleave(len(image))  # (4n,)
         return torch.cat([turned(image, k) for k in range(TURNS)]), turns
@@ -106,10 +122,7 @@ class Rotation(PuzzleMethod):
         back = _turned_each(shown, -said)
         columns = [
             captioned(enlarged(shown, 2), [f"turned by {90 * k}°" for k in truth.tolist()]),
-            captioned(
-                framed(enlarged(back, 2), judged(said == truth), 4),
-                [f"said {90 * k}°" for k in said.tolist()],
-            ),
+            captioned(framed(enlarged(back, 2), judged(said == truth), 4), [f"said {90 * k}°" for k in said.tolist()]),
             captioned(enlarged(image, 2), ["upright"] * len(image)),
         ]
         return {"shown | turned back by the net, green: right, red: wrong | truth": sheet(columns)}
@@ -123,9 +136,7 @@ def _turned_each(image: Tensor, turns: Tensor) -> Tensor:
 def main(argv: Sequence[str] | None = None) -> None:
     with user_errors():
         folder = train(
-            Rotation.name,
-            parse_training(Rotation.name, {"demo": demo, "small": small, "paper": paper}, argv),
-            Rotation,
+            Rotation.name, parse_training(Rotation.name, {"demo": demo, "small": small, "paper": paper}, argv), Rotation
         )
         print(f"look: make tensorboard; move the features: make eval-segmentation CKPT={folder}")
 

@@ -19,13 +19,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from core.data.loader import Indexed
-from core.train import optim
-from core.train.config import parse_training, user_errors, within
-from core.train.dist import World
-from core.train.loop import train
-from core.train.method import Batch
-from pretext.clusters import ClustersConfig, ClustersMethod, clustering_scalars, members
+from kintsugi.data.loader import Indexed
+from kintsugi.pretext.clusters import ClustersConfig, ClustersMethod, clustering_scalars, members
+from kintsugi.train import optim
+from kintsugi.train.config import parse_training, user_errors, within
+from kintsugi.train.dist import World
+from kintsugi.train.loop import train
+from kintsugi.train.method import Batch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,12 +36,12 @@ class Config(ClustersConfig):
     heads: int = 10
     sharpness: float = 25.0
     """The paper's lambda: the larger, the nearer the labels are to the best ones, and the longer they take."""
-    labellings: int = 100
+    labelings: int = 100
     """How often labels are found, over the whole run."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        within(self, clusters=2, heads=1, labellings=1)
+        within(self, clusters=2, heads=1, labelings=1)
         if self.sharpness <= 0:
             raise ValueError(f"--sharpness must be positive, not {self.sharpness:g}")
 
@@ -49,25 +49,56 @@ class Config(ClustersConfig):
 def demo() -> Config:
     """Minutes on two CPU cores, built-in scenes."""
     return Config(
-        preset="demo", scenes=2048, short_side=80, steps=480, batch=64, clusters=32, heads=4, labellings=8,
-        optimizer="adam", lr=1e-3, show_every=120, eval_every=120, save_every=120,
-    )  # fmt: skip
+        preset="demo",
+        scenes=2048,
+        short_side=80,
+        steps=480,
+        batch=64,
+        clusters=32,
+        heads=4,
+        labelings=8,
+        optimizer="adam",
+        lr=1e-3,
+        show_every=120,
+        eval_every=120,
+        save_every=120,
+    )
 
 
 def small() -> Config:
     """One GPU, tens of minutes."""
     return Config(
-        preset="small", size=64, batch=256, steps=20_000, clusters=500, labellings=60, optimizer="adam", lr=1e-3,
-        scenes=50_000, show_every=1_000, eval_every=1_000, save_every=2_000,
-    )  # fmt: skip
+        preset="small",
+        size=64,
+        batch=256,
+        steps=20_000,
+        clusters=500,
+        labelings=60,
+        optimizer="adam",
+        lr=1e-3,
+        scenes=50_000,
+        show_every=1_000,
+        eval_every=1_000,
+        save_every=2_000,
+    )
 
 
 def paper() -> Config:
     """The paper's ResNet-50 on ImageNet, 10 heads of 3,000 labels, 400 epochs of batch 256."""
     return Config(
-        preset="paper", data="imagenet:imagenet", encoder="resnet50", size=224, short_side=256, batch=256,
-        steps=2_000_000, smallest_crop=0.08, cache_gb=400, show_every=10_000, eval_every=10_000, save_every=10_000,
-    )  # fmt: skip
+        preset="paper",
+        data="imagenet:imagenet",
+        encoder="resnet50",
+        size=224,
+        short_side=256,
+        batch=256,
+        steps=2_000_000,
+        smallest_crop=0.08,
+        cache_gb=400,
+        show_every=10_000,
+        eval_every=10_000,
+        save_every=10_000,
+    )
 
 
 # --- labels ---------------------------------------------------------------------------------------------------
@@ -84,9 +115,7 @@ def sinkhorn(log_p: Tensor, sharpness: float, tolerance: float = 0.01, most: int
     count, clusters = log_p.shape
     scaled = log_p.double() * sharpness
     # Each row's greatest becomes 1; what is below e^-600 of it counts as that, so that no column is all 0.
-    kernel = (
-        scaled.sub_(scaled.amax(1, keepdim=True)).clamp_(min=-600).exp_()
-    )  # in place: this is what takes memory
+    kernel = scaled.sub_(scaled.amax(1, keepdim=True)).clamp_(min=-600).exp_()  # in place: this is what takes memory
     columns = torch.ones(clusters, dtype=torch.float64, device=log_p.device)
     rows = 1 / (count * (kernel @ columns))
     for number in range(most):
@@ -99,12 +128,12 @@ def sinkhorn(log_p: Tensor, sharpness: float, tolerance: float = 0.01, most: int
     return columns.log()
 
 
-def labelled(log_p: Tensor, sharpness: float, log_columns: Tensor) -> Tensor:
+def labeled(log_p: Tensor, sharpness: float, log_columns: Tensor) -> Tensor:
     """The labels (N,) that log-probabilities (N,K) get by the factors of ``sinkhorn``."""
     return (sharpness * log_p.double() + log_columns).argmax(1)
 
 
-def labelling_steps(steps: int, count: int) -> frozenset[int]:
+def labeling_steps(steps: int, count: int) -> frozenset[int]:
     """When labels are found: ``count`` times over a run of ``steps``, ever more rarely, the first before its start."""
     return frozenset(steps * i**2 // count**2 for i in range(count))
 
@@ -127,11 +156,11 @@ class SeLa(ClustersMethod):
         self.heads = nn.Linear(width, config.heads * config.clusters)  # one layer holds all of them
         self.networks = {"encoder": self.encoder, "former": self.former, "heads": self.heads}
         both = nn.ModuleList([self.encoder, self.heads])
-        self.optimizers = {"both": optim.choose(config.optimizer, both, self.rate, config.weight_decay)}
-        self.when = labelling_steps(config.steps, config.labellings)
+        self.optimizers = {"both": optim.make_optimizer(config.optimizer, both, self.rate, config.weight_decay)}
+        self.when = labeling_steps(config.steps, config.labelings)
 
-    def attach(self, data: Indexed) -> None:
-        super().attach(data)
+    def on_train_data(self, data: Indexed) -> None:
+        super().on_train_data(data)
         if len(data) < self.config.clusters:
             raise ValueError(
                 f"--clusters {self.config.clusters}: there are only {len(data)} images, and each label wants one"
@@ -151,12 +180,9 @@ class SeLa(ClustersMethod):
         loss = cross_entropy(logits.float().flatten(0, 1), labels.flatten())
         loss.backward()
         optimizer = self.optimizers["both"]
-        optim.set_rate(optimizer, self.rate * falling(step, self.config.steps))
-        scalars |= {
-            "loss/labels": loss.detach(),
-            "train/accuracy": (logits.argmax(2) == labels).float().mean(),
-        }
-        return scalars | {"grad_norm/both": optim.step(optimizer, self.world)}
+        optim.set_lr(optimizer, self.rate * falling(step, self.config.steps))
+        scalars |= {"loss/labels": loss.detach(), "train/accuracy": (logits.argmax(2) == labels).float().mean()}
+        return scalars | {"grad_norm/both": optim.take_step(optimizer, self.world)}
 
     @torch.no_grad()
     def label(self, step: int) -> dict[str, Tensor]:
@@ -169,11 +195,9 @@ class SeLa(ClustersMethod):
         for head in range(config.heads):
             log_p = self._log_p(features, weight, bias, head)
             factors.append(self.agreed(sinkhorn(log_p, config.sharpness)))
-            labels.append(self.agreed(labelled(log_p, config.sharpness, factors[-1])))
+            labels.append(self.agreed(labeled(log_p, config.sharpness, factors[-1])))
         before = self.clusters["labels"][0] if self.clusters else None
-        self.clusters = {
-            "labels": torch.stack(labels), "factors": torch.stack(factors), "weight": weight, "bias": bias,
-        }  # fmt: skip
+        self.clusters = {"labels": torch.stack(labels), "factors": torch.stack(factors), "weight": weight, "bias": bias}
         return clustering_scalars(labels[0], config.clusters, before, truth)
 
     def _log_p(self, features: Tensor, weight: Tensor, bias: Tensor, head: int) -> Tensor:
@@ -187,7 +211,7 @@ class SeLa(ClustersMethod):
         found, features = self.clusters, self.represent_formerly(image)
         every = [self._log_p(features, found["weight"], found["bias"], h) for h in range(self.config.heads)]
         pairs = zip(every, found["factors"], strict=True)
-        return torch.stack([labelled(log_p, self.config.sharpness, factors) for log_p, factors in pairs])
+        return torch.stack([labeled(log_p, self.config.sharpness, factors) for log_p, factors in pairs])
 
     @torch.no_grad()
     def classify(self, image: Tensor) -> Tensor:
@@ -199,9 +223,7 @@ class SeLa(ClustersMethod):
 
 def main(argv: Sequence[str] | None = None) -> None:
     with user_errors():
-        folder = train(
-            SeLa.name, parse_training(SeLa.name, {"demo": demo, "small": small, "paper": paper}, argv), SeLa
-        )
+        folder = train(SeLa.name, parse_training(SeLa.name, {"demo": demo, "small": small, "paper": paper}, argv), SeLa)
         print(f"look: make tensorboard; move the features: make eval-classification CKPT={folder}")
 
 

@@ -1,4 +1,4 @@
-"""What the tasks of clips share: settings, how frames are cut and coloured, and how a verdict is shown."""
+"""What the tasks of clips share: settings, how frames are cut and colored, and how a verdict is shown."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate, pad
 from torchvision.utils import make_grid
 
-from core.data import colours, views
-from core.data.clips import Draw, TupleSplit, even, open_tuples
-from core.data.colours import Recipe
-from core.nets.backbones import Backbone
-from core.nets.encoder import Encoder
-from core.rng import generator
-from core.sheet import framed
-from core.train import optim
-from core.train.config import TrainConfig, within
-from core.train.dist import World
-from core.train.loop import storage
-from core.train.method import Batch
+from kintsugi.augment import color_jitter, cropping
+from kintsugi.augment.color_jitter import Recipe
+from kintsugi.data.clips import Draw, TupleSplit, even, open_tuples
+from kintsugi.nets.backbones import Backbone
+from kintsugi.nets.encoder import Encoder
+from kintsugi.pictures import framed
+from kintsugi.rng import generator
+from kintsugi.train import optim
+from kintsugi.train.config import TrainConfig, within
+from kintsugi.train.dist import World
+from kintsugi.train.loop import storage
+from kintsugi.train.method import Batch
 
 _CROPS, _COLOURS = 1, 2  # what random numbers are for, the last part of their key
 
@@ -52,7 +52,7 @@ class VideoConfig(TrainConfig):
     jitter: float = 0.4
     """How much brightness, contrast and saturation vary, alike in all frames of a tuple."""
     even: bool = True
-    """Give all frames of a tuple the same mean and deviation in each colour channel, and all sub-clips' images one
+    """Give all frames of a tuple the same mean and deviation in each color channel, and all sub-clips' images one
     contrast: a camera's drifting exposure would tell the order, and weak differences the odd one."""
     dim: int = 256
     """Width of what the shared tower says of a frame, or of a sub-clip."""
@@ -66,7 +66,7 @@ class VideoConfig(TrainConfig):
         super().__post_init__()
         within(
             self,
-            smallest_crop=views.SMALLEST_CROP,
+            smallest_crop=cropping.SMALLEST_CROP,
             jitter=(0, 1),
             frames=2,
             every=1,
@@ -81,45 +81,53 @@ class VideoConfig(TrainConfig):
 
 
 def opened(config: VideoConfig, quiet: bool, span: int, draw: Draw, shorter: str) -> TupleSplit:
-    """The clips that a configuration names, as tuples; for ``core.train.loop.train``."""
+    """The clips that a configuration names, as tuples; for ``kintsugi.train.loop.train``."""
     return open_tuples(
-        config.data, config.size, span, draw, shorter=shorter, count=config.tuples, seed=config.seed,
-        frames=config.frames, every=config.every, **storage(config, quiet),
-    )  # fmt: skip
+        config.data,
+        config.size,
+        span,
+        draw,
+        shorter=shorter,
+        count=config.tuples,
+        seed=config.seed,
+        frames=config.frames,
+        every=config.every,
+        **storage(config, quiet),
+    )
 
 
 def view(batch: Batch, config: VideoConfig, world: World, *key: int) -> Tensor:
     """This rank's tuples of frames as the task sees them, drawn for ``key`` and the global batch: image (n,K,3,H,W) ->
-    (n,K,3,S,S) in [0,1]. All frames of a tuple have the same box, mirroring and change of colours."""
+    (n,K,3,S,S) in [0,1]. All frames of a tuple have the same box, mirroring and change of colors."""
     count = len(batch["image"]) * world.size
     part = world.part(count)
     random = generator(config.seed, *key, _CROPS)
-    draws, flip = views.crop_draws(count, random)[part], views.random_flips(count, random)[part]
-    boxes = views.random_boxes(batch["extent"], draws, scale=(config.smallest_crop, 1.0))
+    draws, flip = cropping.crop_draws(count, random)[part], cropping.random_flips(count, random)[part]
+    boxes = cropping.random_boxes(batch["extent"], draws, scale=(config.smallest_crop, 1.0))
     frames = _cut(batch["image"], boxes, config.size, flip)
-    recipe = Recipe(config.jitter, config.jitter, config.jitter, hue=0, grey=0.2, blur=0)
-    changes = colours.draw(recipe, count, generator(config.seed, *key, _COLOURS))[part]
+    recipe = Recipe(config.jitter, config.jitter, config.jitter, hue=0, gray=0.2, blur=0)
+    changes = color_jitter.draw(recipe, count, generator(config.seed, *key, _COLOURS))[part]
     frames = _alike(frames, changes)
     return even(frames) if config.even else frames
 
 
 def centered(batch: Batch, config: VideoConfig) -> Tensor:
     """The frames' middles, for looking and measuring: (n,K,3,H,W) -> (n,K,3,S,S) in [0,1]."""
-    frames = _cut(batch["image"], views.center_boxes(batch["extent"]), config.size)
+    frames = _cut(batch["image"], cropping.center_boxes(batch["extent"]), config.size)
     return even(frames) if config.even else frames
 
 
 def _cut(image: Tensor, boxes: Tensor, size: int, flip: Tensor | None = None) -> Tensor:
     count = image.shape[1]
     repeated = None if flip is None else flip.repeat_interleave(count)
-    cut = views.crop_resize(image.flatten(0, 1), boxes.repeat_interleave(count, 0), size, flip=repeated)
+    cut = cropping.crop_resize(image.flatten(0, 1), boxes.repeat_interleave(count, 0), size, flip=repeated)
     return cut.unflatten(0, (-1, count))
 
 
-def _alike(frames: Tensor, changes: colours.Colours) -> Tensor:
+def _alike(frames: Tensor, changes: color_jitter.Colors) -> Tensor:
     """Each tuple's frames side by side as one picture: so even what goes by a picture's mean is the same for all."""
     count, size = frames.shape[1], frames.shape[4]
-    wide = colours.recolour(frames.permute(0, 2, 3, 1, 4).flatten(3), changes)  # (n,3,S,K*S)
+    wide = color_jitter.recolor(frames.permute(0, 2, 3, 1, 4).flatten(3), changes)  # (n,3,S,K*S)
     return wide.unflatten(3, (count, size)).permute(0, 3, 1, 2, 4)
 
 
@@ -143,12 +151,10 @@ class Tower(nn.Module):
 
 def rows(columns: Sequence[Tensor], zoom: int = 2) -> Tensor:
     """One row for each clip: columns (n,3,H,w), w of each its own, side by side and ``zoom`` times as large."""
-    wide = interpolate(
-        torch.cat([column.float() for column in columns], 3), scale_factor=zoom, mode="nearest"
-    )
+    wide = interpolate(torch.cat([column.float() for column in columns], 3), scale_factor=zoom, mode="nearest")
     return make_grid(wide, nrow=1, padding=4, pad_value=1.0)
 
 
-def bordered(images: Tensor, colour: Tensor, width: int = 3) -> Tensor:
-    """Images (n,3,H,W) with a border around them, of each its ``colour`` (n,3): (n,3,H+2w,W+2w)."""
-    return framed(pad(images, (width,) * 4), colour, width)
+def bordered(images: Tensor, color: Tensor, width: int = 3) -> Tensor:
+    """Images (n,3,H,W) with a border around them, of each its ``color`` (n,3): (n,3,H+2w,W+2w)."""
+    return framed(pad(images, (width,) * 4), color, width)

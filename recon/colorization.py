@@ -1,17 +1,17 @@
-"""Colorization: learning to see by giving grey images their colours (Zhang, Isola and Efros 2016, arXiv:1603.08511).
+"""Colorization: learning to see by giving gray images their colors (Zhang, Isola and Efros 2016, arXiv:1603.08511).
 
 An encoder sees lightness, a decoder says the chroma ab of every pixel: by regression (``--loss l2``, eq. 1) or as one
 of 313 bins with rebalanced cross-entropy (``--loss classification``, eq. 2 to 4), decoded by the annealed mean (eq. 5).
-Options of the same net: a user's colour hints (Zhang 2017, arXiv:1705.02999) and an image-wide vector that also learns
+Options of the same net: a user's color hints (Zhang 2017, arXiv:1705.02999) and an image-wide vector that also learns
 the image's class (Iizuka 2016).
 
 Deviations, each for a reason:
 - The decoder is a feature pyramid over any of our encoders instead of the paper's dilated net, so that the encoder is
   one that other tasks know; like the paper's it predicts at a quarter of the size.
 - The bins' prior is counted while training goes on, from the data at hand, instead of from ImageNet beforehand.
-- Adam's rate is higher: the paper's 3e-5 goes with 450k steps from a k-means initialisation. Its weight decay is apart
+- Adam's rate is higher: the paper's 3e-5 goes with 450k steps from a k-means initialization. Its weight decay is apart
   from the gradients (AdamW), whose size rebalancing changes.
-- Of a hint's patch each pixel's own colour is given, not their mean: the net averages it over its positions anyway.
+- Of a hint's patch each pixel's own color is given, not their mean: the net averages it over its positions anyway.
 """
 
 from __future__ import annotations
@@ -26,19 +26,20 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d, cross_entropy, huber_loss, interpolate
 
-from core import color
-from core.color import lab_to_rgb, rgb_to_lab
-from core.data import views
-from core.nets.backbones import Backbone, Encoder
-from core.nets.decoders import Pyramid
-from core.nets.planes import Planes
-from core.rng import generator
-from core.sheet import sheet
-from core.train import checkpoint, optim
-from core.train.config import TrainConfig, from_plain, parse_training, user_errors, within
-from core.train.dist import World
-from core.train.loop import train
-from core.train.method import Batch, Method
+from kintsugi import color
+from kintsugi.augment import cropping
+from kintsugi.color import lab_to_rgb, rgb_to_lab
+from kintsugi.metrics.chroma import AbErrors, mean_chroma
+from kintsugi.nets.backbones import Backbone, Encoder
+from kintsugi.nets.decoders import Pyramid
+from kintsugi.nets.planes import Planes
+from kintsugi.pictures import sheet
+from kintsugi.rng import generator
+from kintsugi.train import checkpoint, optim
+from kintsugi.train.config import TrainConfig, from_plain, parse_training, user_errors, within
+from kintsugi.train.dist import World
+from kintsugi.train.loop import train
+from kintsugi.train.method import Batch, Method
 
 _CROPS, _HINTS = 1, 2  # what random numbers are for, the last part of their key
 TEMPERATURES = (1.0, 0.77, 0.58, 0.38, 0.29, 0.14)  # of the sweep, the paper's figure 12
@@ -51,17 +52,17 @@ TEMPERATURES = (1.0, 0.77, 0.58, 0.38, 0.29, 0.14)  # of the sweep, the paper's 
 class Config(TrainConfig):
     encoder: Literal["resnet18", "resnet50", "alexnet"] = "resnet18"
     norm: Literal["batch", "group"] = "batch"
-    """Normalisation; group does not depend on the batch, nor on how it is split over ranks."""
+    """Normalization; group does not depend on the batch, nor on how it is split over ranks."""
     loss: Literal["classification", "l2"] = "classification"
-    """classification: 313 bins of ab; l2: regression, whose colours are duller."""
-    neighbours: int = 5
+    """classification: 313 bins of ab; l2: regression, whose colors are duller."""
+    neighbors: int = 5
     """Nearest bins in the soft encoding: 5 in the paper, 10 in its code."""
     rebalance: float = 0.5
-    """Weight of the uniform distribution against the data's when rare colours are weighted up; 1 = no rebalancing."""
+    """Weight of the uniform distribution against the data's when rare colors are weighted up; 1 = no rebalancing."""
     temperature: float = 0.38
-    """Of the annealed mean by which bins become colours."""
+    """Of the annealed mean by which bins become colors."""
     hints: bool = False
-    """Learn to use hints: a few patches whose colour is given."""
+    """Learn to use hints: a few patches whose color is given."""
     classes: int = 0
     """How many classes the images' folders have, for joint classification (Iizuka 2016); 0 = none."""
     class_weight: float = 1 / 300
@@ -79,31 +80,56 @@ class Config(TrainConfig):
             raise ValueError(f"--rebalance must be in (0, 1], not {self.rebalance}")
         if self.temperature <= 0:
             raise ValueError(f"--temperature must be positive, not {self.temperature}")
-        within(self, neighbours=(1, 313), classes=0)
+        within(self, neighbors=(1, 313), classes=0)
 
 
 def demo() -> Config:
     """Minutes on two CPU cores, built-in scenes."""
     return Config(
-        preset="demo", scenes=2048, short_side=80, steps=900, batch=32, lr=1e-3, show_every=150, eval_every=300,
+        preset="demo",
+        scenes=2048,
+        short_side=80,
+        steps=900,
+        batch=32,
+        lr=1e-3,
+        show_every=150,
+        eval_every=300,
         save_every=300,
-    )  # fmt: skip
+    )
 
 
 def small() -> Config:
     """One GPU, tens of minutes."""
     return Config(
-        preset="small", size=96, batch=64, steps=20_000, lr=5e-4, scenes=50_000, show_every=1_000, eval_every=2_000,
+        preset="small",
+        size=96,
+        batch=64,
+        steps=20_000,
+        lr=5e-4,
+        scenes=50_000,
+        show_every=1_000,
+        eval_every=2_000,
         save_every=2_000,
-    )  # fmt: skip
+    )
 
 
 def paper() -> Config:
     """The paper's data, net and batch, and its crop (of 176 px, here a multiple of 32)."""
     return Config(
-        preset="paper", data="imagenet:imagenet", encoder="alexnet", size=160, short_side=256, batch=40, neighbours=10,
-        steps=450_000, lr=1e-4, cache_gb=400, show_every=5_000, eval_every=10_000, save_every=10_000,
-    )  # fmt: skip
+        preset="paper",
+        data="imagenet:imagenet",
+        encoder="alexnet",
+        size=160,
+        short_side=256,
+        batch=40,
+        neighbors=10,
+        steps=450_000,
+        lr=1e-4,
+        cache_gb=400,
+        show_every=5_000,
+        eval_every=10_000,
+        save_every=10_000,
+    )
 
 
 # --- networks -------------------------------------------------------------------------------------------------
@@ -127,12 +153,8 @@ class Colorizer(nn.Module):
         # How often each bin was seen; a little of the uniform distribution until there is something to count.
         self.register_buffer("counts", torch.ones(len(self.bins)))
         width, channels = 128, self.encoder.channels
-        self.decoder = Pyramid(
-            channels, len(self.bins) if config.loss == "classification" else 2, width, config.norm
-        )
-        self.hints = nn.ModuleDict(
-            {str(s): nn.Conv2d(3, width, 3, padding=1) for s in channels if config.hints}
-        )
+        self.decoder = Pyramid(channels, len(self.bins) if config.loss == "classification" else 2, width, config.norm)
+        self.hints = nn.ModuleDict({str(s): nn.Conv2d(3, width, 3, padding=1) for s in channels if config.hints})
         if config.classes:
             coarsest = max(channels)
             self.globe = nn.Sequential(nn.Linear(channels[coarsest], 256), nn.ReLU(), nn.Linear(256, width))
@@ -153,9 +175,7 @@ class Colorizer(nn.Module):
             coarsest = max(features)
             vector = self.globe(features[coarsest].mean((2, 3)))  # (N,width)
             classes = self.classifier(vector.relu())
-            added[coarsest] = (
-                added.get(coarsest, 0) + vector[:, :, None, None]
-            )  # Iizuka's fusion: at every position
+            added[coarsest] = added.get(coarsest, 0) + vector[:, :, None, None]  # Iizuka's fusion: at every position
         out = self.decoder(features, added).float()
         return (out if self.config.loss == "classification" else 110 * out), classes
 
@@ -173,19 +193,19 @@ class Colorizer(nn.Module):
 
 
 def classification_loss(
-    logits: Tensor, ab: Tensor, bins: Tensor, weights: Tensor, neighbours: int
+    logits: Tensor, ab: Tensor, bins: Tensor, weights: Tensor, neighbors: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Rebalanced cross-entropy (eq. 2), logits (N,Q,s,s), ab (N,2,s,s), weights of the bins (Q,).
 
-    Each pixel counts with the weight of its nearest bin; an image without any |ab| > 5, which is as good as grey, with
-    0 (as in the authors' code). Returns the weighted loss, to be minimised, the plain one, to be read, and the pixels'
+    Each pixel counts with the weight of its nearest bin; an image without any |ab| > 5, which is as good as gray, with
+    0 (as in the authors' code). Returns the weighted loss, to be minimized, the plain one, to be read, and the pixels'
     nearest bins (N,s,s).
     """
-    index, soft = color.soft_encode(ab, bins, neighbours)
+    index, soft = color.soft_encode(ab, bins, neighbors)
     plain = color.soft_cross_entropy(logits, index, soft)  # (N,s,s)
-    coloured = (ab.abs().amax((1, 2, 3)) > 5).to(plain)[:, None, None]
+    colored = (ab.abs().amax((1, 2, 3)) > 5).to(plain)[:, None, None]
     nearest = index[:, 0]
-    return (plain * weights[nearest] * coloured).mean(), plain.mean().detach(), nearest
+    return (plain * weights[nearest] * colored).mean(), plain.mean().detach(), nearest
 
 
 def draw_hints(ab: Tensor, count: int, random: torch.Generator, part: slice) -> Tensor:
@@ -195,9 +215,7 @@ def draw_hints(ab: Tensor, count: int, random: torch.Generator, part: slice) -> 
     in 100 is given all.
     """
     side = ab.shape[-1]
-    numbers = (
-        torch.log1p(-torch.rand(count, generator=random)).div(math.log(1 - 1 / 8)).floor().clamp(max=64).int()
-    )
+    numbers = torch.log1p(-torch.rand(count, generator=random)).div(math.log(1 - 1 / 8)).floor().clamp(max=64).int()
     where = torch.zeros(count, 1, side, side)
     for i, number in enumerate(numbers.tolist()):
         place = (side / 2 + side / 4 * torch.randn(64, 2, generator=random)).clamp(0, side - 1).int().tolist()
@@ -221,18 +239,14 @@ class Colorization(Method):
         self.networks = {"colorizer": self.net}
         self.optimizers = {
             "colorizer": torch.optim.AdamW(
-                self.net.parameters(),
-                config.lr,
-                betas=(0.9, 0.99),
-                weight_decay=config.weight_decay,
-                fused=True,
+                self.net.parameters(), config.lr, betas=(0.9, 0.99), weight_decay=config.weight_decay, fused=True
             )
         }
 
     def update(self, batch: Batch, step: int) -> dict[str, Tensor]:
         config, count = self.config, self.config.batch
         random, mine = generator(config.seed, step, _CROPS), self.world.part(count)
-        image = views.random_crops(batch, config.size, count, mine, random)
+        image = cropping.random_crops(batch, config.size, count, mine, random)
         ab = rgb_to_lab(image)[:, 1:]  # (n,2,S,S)
         where = draw_hints(ab, count, generator(config.seed, step, _HINTS), mine) if config.hints else None
 
@@ -242,7 +256,7 @@ class Colorization(Method):
         target = interpolate(ab, out.shape[-2:], mode="area")  # (n,2,S/4,S/4)
         if config.loss == "classification":
             weights = color.rebalancing(self.net.prior(), config.rebalance)
-            loss, plain, nearest = classification_loss(out, target, self.net.bins, weights, config.neighbours)
+            loss, plain, nearest = classification_loss(out, target, self.net.bins, weights, config.neighbors)
             seen = color.count_bins(nearest, len(self.net.bins))
             self.net.counts += self.world.size * self.world.mean(seen)
         elif config.hints:  # Huber, as in Zhang 2017 (eq. 2)
@@ -251,19 +265,16 @@ class Colorization(Method):
         else:
             loss = (out / 110 - target / 110).square().mean()
             plain = loss.detach()
-        scalars = {"loss/colour": plain, "loss/weighted": loss.detach()}
+        scalars = {"loss/color": plain, "loss/weighted": loss.detach()}
         if config.classes:
             label = self._labels(batch)
             named = cross_entropy(classes.float(), label)
             loss = loss + config.class_weight * named
-            scalars |= {
-                "loss/class": named.detach(),
-                "class/accuracy": (classes.argmax(1) == label).float().mean(),
-            }
+            scalars |= {"loss/class": named.detach(), "class/accuracy": (classes.argmax(1) == label).float().mean()}
         loss.backward()
         optimizer = self.optimizers["colorizer"]
-        optim.set_rate(optimizer, config.lr * optim.warmed_cosine(step, config.steps, config.warmup))
-        return scalars | {"grad_norm/colorizer": optim.step(optimizer, self.world)}
+        optim.set_lr(optimizer, config.lr * optim.warmup_cosine(step, config.steps, config.warmup))
+        return scalars | {"grad_norm/colorizer": optim.take_step(optimizer, self.world)}
 
     def _labels(self, batch: Batch) -> Tensor:
         if "label" not in batch:
@@ -280,7 +291,7 @@ class Colorization(Method):
 
     def centered(self, batch: Batch) -> Tensor:
         """Held-out images are cropped to their largest central square."""
-        return views.center_crops(batch, self.config.size)
+        return cropping.center_crops(batch, self.config.size)
 
     @torch.no_grad()
     def colorize(self, image: Tensor, temperature: float | None = None) -> Tensor:
@@ -290,49 +301,45 @@ class Colorization(Method):
         return interpolate(self.net.chroma(out, temperature), image.shape[-2:], mode="bilinear")
 
     def show(self, batch: Batch) -> dict[str, Tensor]:
-        """grey | colorized | truth, and the temperatures of the annealed mean from dull to spotty."""
+        """gray | colorized | truth, and the temperatures of the annealed mean from dull to spotty."""
         truth = self.centered(batch)
         lab = rgb_to_lab(truth)
 
-        def coloured(ab: Tensor) -> Tensor:
+        def colored(ab: Tensor) -> Tensor:
             return lab_to_rgb(torch.cat([lab[:, :1], ab], 1))
 
-        grey = coloured(torch.zeros_like(lab[:, 1:]))
-        columns = {"grey | colorized | truth": [grey, coloured(self.colorize(truth)), truth]}
+        gray = colored(torch.zeros_like(lab[:, 1:]))
+        columns = {"gray | colorized | truth": [gray, colored(self.colorize(truth)), truth]}
         if self.config.hints:
             where = draw_hints(lab, len(lab), generator(0), slice(None))
             with torch.no_grad():
                 out, _ = self.net.eval()(truth, lab[:, 1:], where)
             hinted = interpolate(self.net.chroma(out), truth.shape[-2:], mode="bilinear")
-            columns["grey with hints | colorized | truth"] = [
-                coloured(lab[:, 1:] * where),
-                coloured(hinted),
-                truth,
-            ]
+            columns["gray with hints | colorized | truth"] = [colored(lab[:, 1:] * where), colored(hinted), truth]
         if self.config.loss == "classification":
-            sweep = [coloured(self.colorize(truth, t)) for t in TEMPERATURES]
+            sweep = [colored(self.colorize(truth, t)) for t in TEMPERATURES]
             columns["temperature " + " ".join(map(str, TEMPERATURES))] = sweep
         return {title: sheet(pictures, zoom=2) for title, pictures in columns.items()}
 
     def evaluate(self, batches: Iterable[Batch]) -> dict[str, float]:
         return self._figures(batches, self.colorize)
 
-    def floors(self, batches: Iterable[Batch]) -> dict[str, dict[str, float]]:
-        """Grey, and every pixel in the mean ab: of the training images, or of these where no bins are counted."""
+    def baselines(self, batches: Iterable[Batch]) -> dict[str, dict[str, float]]:
+        """Gray, and every pixel in the mean ab: of the training images, or of these where no bins are counted."""
         every = list(batches)
         mean = (self.net.prior()[:, None] * self.net.bins).sum(0).view(1, 2, 1, 1)
         if self.config.loss == "l2":
             images = [rgb_to_lab(self.centered(b))[:, 1:].mean((2, 3)) for b in every]  # (n,2) each
             mean = torch.cat(images).mean(0).view(1, 2, 1, 1)
         return {
-            "grey": self._figures(every, lambda image: torch.zeros_like(image[:, 1:])),
+            "gray": self._figures(every, lambda image: torch.zeros_like(image[:, 1:])),
             "mean ab": self._figures(every, lambda image: mean.expand(len(image), 2, *image.shape[-2:])),
         }
 
     @torch.no_grad()
     def _figures(self, batches: Iterable[Batch], colorize: Callable[[Tensor], Tensor]) -> dict[str, float]:
-        """``core.color.AbErrors`` of ab, PSNR of RGB; chroma beside the truth's shows who paints brown."""
-        errors, rows = color.AbErrors(), []
+        """``kintsugi.metrics.chroma.AbErrors`` of ab, PSNR of RGB; chroma beside the truth's shows who paints brown."""
+        errors, rows = AbErrors(), []
         for batch in batches:
             truth = self.centered(batch)
             lab = rgb_to_lab(truth)
@@ -340,7 +347,7 @@ class Colorization(Method):
             errors.add(ab, lab[:, 1:])
             rgb = lab_to_rgb(torch.cat([lab[:, :1], ab], 1))
             psnr = -10 * (rgb - truth).square().mean((1, 2, 3)).clamp(min=1e-10).log10()
-            rows.append(torch.stack([psnr, color.chroma(ab), color.chroma(lab[:, 1:])]))  # (3,n)
+            rows.append(torch.stack([psnr, mean_chroma(ab), mean_chroma(lab[:, 1:])]))  # (3,n)
         psnr, painted, true = torch.cat(rows, 1).mean(1).tolist()
         return errors.means() | {"psnr": psnr, "chroma": painted, "chroma_truth": true}
 

@@ -21,25 +21,26 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import avg_pool2d, interpolate, pad
 from torch.optim.swa_utils import AveragedModel
 
-from core import adversarial
-from core.data import masks, views
-from core.nets.backbones import Backbone
-from core.nets.decoders import ChannelwiseLinear, Decoder
-from core.nets.discriminators import DiscriminatorSpec
-from core.nets.layers import Norm, normalization
-from core.perceptual import open_lpips
-from core.quality import HoleQuality
-from core.rng import generator
-from core.sheet import sheet
-from core.train import checkpoint, optim
-from core.train.config import TrainConfig, from_plain, parse_training, user_errors
-from core.train.dist import World
-from core.train.gan import Gan
-from core.train.loop import train
-from core.train.method import Batch
+from kintsugi.augment import cropping, masks
+from kintsugi.fill.membrane import mend, seamless
+from kintsugi.losses import adversarial
+from kintsugi.losses.perceptual import open_lpips
+from kintsugi.metrics.reconstruction import HoleQuality
+from kintsugi.nets.backbones import Backbone
+from kintsugi.nets.decoders import ChannelwiseLinear, Decoder
+from kintsugi.nets.discriminators import DiscriminatorSpec
+from kintsugi.nets.layers import Norm, normalization
+from kintsugi.pictures import sheet
+from kintsugi.rng import generator
+from kintsugi.train import checkpoint, optim
+from kintsugi.train.config import TrainConfig, from_plain, parse_training, user_errors
+from kintsugi.train.dist import World
+from kintsugi.train.ema import warmed_average
+from kintsugi.train.gan import Gan, update_discriminator
+from kintsugi.train.loop import train
+from kintsugi.train.method import Batch
 
 _CROPS, _HOLES = 1, 2  # what random numbers are for, the last part of their key
 MEAN_COLOUR = (123 / 255, 117 / 255, 104 / 255)  # the authors' fill, RGB
@@ -53,7 +54,7 @@ class Config(TrainConfig):
     encoder: Literal["resnet18", "resnet50", "alexnet", "dcgan"] = "resnet18"
     """alexnet is the paper's for features, dcgan the authors' released one for pictures (128 px)."""
     norm: Literal["batch", "group"] = "batch"
-    """Normalisation; group does not depend on the batch, nor on how it is split over ranks."""
+    """Normalization; group does not depend on the batch, nor on how it is split over ranks."""
     mask: Literal["center", "blocks", "regions", "none"] = "center"
     """The hole: the central square, random rectangles, random shapes (the paper's best for features); none trains
     the plain autoencoder, the paper's baseline."""
@@ -69,7 +70,7 @@ class Config(TrainConfig):
     gan: Literal["bce", "hinge"] = "bce"
     """Adversarial loss."""
     discriminator_norm: Literal["batch", "group", "spectral"] = "batch"
-    """spectral: spectral normalisation of the weights instead of a layer."""
+    """spectral: spectral normalization of the weights instead of a layer."""
     r1: float = 0.0
     """Weight of the gradient penalty on real images (Mescheder 2018), every 16 steps; 0 = none."""
 
@@ -86,9 +87,7 @@ class Config(TrainConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.size % 32 or self.size < 64:
-            raise ValueError(
-                f"--size {self.size}: the decoder doubles five times, so use a multiple of 32 from 64 on"
-            )
+            raise ValueError(f"--size {self.size}: the decoder doubles five times, so use a multiple of 32 from 64 on")
         if not 0 <= self.adversarial < 1:
             raise ValueError(f"--adversarial must be in [0, 1), not {self.adversarial}")
 
@@ -104,26 +103,53 @@ class Config(TrainConfig):
 def demo() -> Config:
     """Minutes on two CPU cores, built-in scenes."""
     return Config(
-        preset="demo", scenes=2048, short_side=80, steps=900, batch=32, adversarial_start=600, show_every=150,
-        eval_every=300, save_every=300,
-    )  # fmt: skip
+        preset="demo",
+        scenes=2048,
+        short_side=80,
+        steps=900,
+        batch=32,
+        adversarial_start=600,
+        show_every=150,
+        eval_every=300,
+        save_every=300,
+    )
 
 
 def small() -> Config:
     """One GPU, tens of minutes; random shapes, which teach the encoder more than a square (paper, section 5.2)."""
     return Config(
-        preset="small", size=96, batch=64, steps=20_000, mask="regions", adversarial_start=5_000, scenes=50_000,
-        show_every=1_000, eval_every=2_000, save_every=2_000,
-    )  # fmt: skip
+        preset="small",
+        size=96,
+        batch=64,
+        steps=20_000,
+        mask="regions",
+        adversarial_start=5_000,
+        scenes=50_000,
+        show_every=1_000,
+        eval_every=2_000,
+        save_every=2_000,
+    )
 
 
 def paper() -> Config:
     """The paper's feature learning: AlexNet on ImageNet, random regions, 100k steps (227 px there, 224 here)."""
     return Config(
-        preset="paper", data="imagenet:imagenet", encoder="alexnet", mask="regions", size=224, short_side=256,
-        batch=64, steps=100_000, adversarial_start=10_000, lr=2e-3, lr_discriminator=2e-4, cache_gb=400,
-        show_every=2_000, eval_every=5_000, save_every=5_000,
-    )  # fmt: skip
+        preset="paper",
+        data="imagenet:imagenet",
+        encoder="alexnet",
+        mask="regions",
+        size=224,
+        short_side=256,
+        batch=64,
+        steps=100_000,
+        adversarial_start=10_000,
+        lr=2e-3,
+        lr_discriminator=2e-4,
+        cache_gb=400,
+        show_every=2_000,
+        eval_every=5_000,
+        save_every=5_000,
+    )
 
 
 # --- networks -------------------------------------------------------------------------------------------------
@@ -132,7 +158,7 @@ def paper() -> Config:
 class Generator(nn.Module):
     """Encoder, bottleneck, decoder: (N,3,S,S) RGB in [0,1] and its holes (N,1,S,S) -> the whole image painted."""
 
-    mean_colour: Tensor
+    mean_color: Tensor
 
     def __init__(self, config: Config) -> None:
         super().__init__()
@@ -141,10 +167,10 @@ class Generator(nn.Module):
         bottleneck = _dense_bottleneck if config.encoder == "dcgan" else _channelwise_bottleneck
         self.bottleneck = bottleneck(channels, config.size // stride, config.norm)
         self.decoder = Decoder(channels, (256, 128, 64, 64), norm=config.norm)
-        self.register_buffer("mean_colour", torch.tensor(MEAN_COLOUR).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("mean_color", torch.tensor(MEAN_COLOUR).view(1, 3, 1, 1), persistent=False)
 
     def forward(self, image: Tensor, mask: Tensor) -> Tensor:
-        seen = image * (1 - mask) + self.mean_colour * mask
+        seen = image * (1 - mask) + self.mean_color * mask
         features = self.encoder(seen)
         coarsest = features[max(features)]  # (N,C,s,s)
         return self.decoder(self.bottleneck(coarsest))  # (N,C,S/32,S/32) -> (N,3,S,S)
@@ -175,9 +201,7 @@ def _dense_bottleneck(channels: int, side: int, norm: Norm) -> nn.Module:
 # --- losses ---------------------------------------------------------------------------------------------------
 
 
-def reconstruction_loss(
-    painted: Tensor, truth: Tensor, mask: Tensor, band: int, band_weight: float
-) -> Tensor:
+def reconstruction_loss(painted: Tensor, truth: Tensor, mask: Tensor, band: int, band_weight: float) -> Tensor:
     """L2 over the hole and, ``band_weight`` times, over the ``band`` px of seen pixels around it (eq. 1).
 
     Images (N,3,S,S) in [0,1]; mask (N,1,S,S). Averaged over the painted region of each image, then over images, so
@@ -192,46 +216,6 @@ def reconstruction_loss(
     return ((weight * squared).sum((1, 2, 3)) / region.sum((1, 2, 3))).mean()
 
 
-def mend(painted: Tensor, image: Tensor, mask: Tensor) -> Tensor:
-    """The painting where the hole is, the image where it is not; (N,3,S,S)."""
-    return torch.where(mask > 0.5, painted, image)
-
-
-def seamless(painted: Tensor, image: Tensor, mask: Tensor) -> Tensor:
-    """As ``mend``, without a seam: the painting keeps its gradients but meets what is seen around the hole.
-
-    What the painting misses by at the hole's edge is continued into it as a membrane (the Laplace equation) and
-    added: Poisson image editing (Perez, Gangnet and Blake 2003, eq. 4), a step after the paper's method.
-    """
-    missed = membrane((image - painted) * (1 - mask), mask)
-    return mend((painted + missed).clamp(0, 1), image, mask)
-
-
-def membrane(values: Tensor, mask: Tensor, rounds: int = 24) -> Tensor:
-    """Values (N,C,H,W) continued into the holes of mask (N,1,H,W) so that each is the mean of its four neighbours.
-
-    By relaxation from coarse to fine: the solution at half the size is where the next one begins.
-    """
-    height, width = mask.shape[-2:]
-    seen = 1 - mask
-    if min(height, width) > 2:
-        weight = avg_pool2d(seen, 2, ceil_mode=True)
-        half = avg_pool2d(values * seen, 2, ceil_mode=True) / weight.clamp(min=1e-6)
-        half = membrane(half, (weight == 0).to(mask), rounds)
-        guess = interpolate(half, (height, width), mode="bilinear")
-    else:
-        guess = (values * seen).sum((2, 3), keepdim=True) / seen.sum((2, 3), keepdim=True).clamp(min=1)
-    hole = mask > 0.5
-    values = torch.where(hole, guess, values)
-    for _ in range(rounds):
-        framed = pad(values, (1, 1, 1, 1), mode="replicate")
-        mean = (
-            framed[..., :-2, 1:-1] + framed[..., 2:, 1:-1] + framed[..., 1:-1, :-2] + framed[..., 1:-1, 2:]
-        ) / 4
-        values = torch.where(hole, mean, values)
-    return values
-
-
 # --- the method -----------------------------------------------------------------------------------------------
 
 
@@ -243,9 +227,7 @@ class Inpainting(Gan):
         super().__init__(config)
         self.config, self.world = config, world
         self.generator = Generator(config)
-        self.average = AveragedModel(
-            self.generator, multi_avg_fn=optim.warmed_average(config.ema), use_buffers=True
-        )
+        self.average = AveragedModel(self.generator, multi_avg_fn=warmed_average(config.ema), use_buffers=True)
         self.networks = {"generator": self.generator, "average": self.average}
         betas = (0.5, 0.999)
         self.optimizers = {
@@ -275,28 +257,31 @@ class Inpainting(Gan):
         scalars = {"loss/reconstruction": reconstruction}
         if config.has_adversary and step >= config.adversarial_start:
             mended = mend(painted, truth, mask)
-            scalars |= adversarial.update_discriminator(
-                self.discriminator, self.optimizers["discriminator"], self._judged(truth),
-                self._judged(mended.detach()), self.world, kind=config.gan, r1=config.r1, step=step,
-            )  # fmt: skip
-            # The generator is judged by the discriminator that has just learnt.
+            scalars |= update_discriminator(
+                self.discriminator,
+                self.optimizers["discriminator"],
+                self._judged(truth),
+                self._judged(mended.detach()),
+                self.world,
+                kind=config.gan,
+                r1=config.r1,
+                step=step,
+            )
+            # The generator is judged by the discriminator that has just learned.
             with adversarial.frozen(self.discriminator), self.world.autocast():
                 verdict = self.discriminator(self._judged(mended))
             fooling = adversarial.generator_loss(verdict.float(), config.gan)
             loss = loss + config.adversarial * fooling
-            scalars |= {
-                "loss/adversarial": fooling,
-                "loss/adversarial_weighted": config.adversarial * fooling,
-            }
+            scalars |= {"loss/adversarial": fooling, "loss/adversarial_weighted": config.adversarial * fooling}
         loss.backward()
-        scalars["grad_norm/generator"] = optim.step(self.optimizers["generator"], self.world)
+        scalars["grad_norm/generator"] = optim.take_step(self.optimizers["generator"], self.world)
         self.average.update_parameters(self.generator)
         return scalars | {"loss/generator": loss}
 
     def crops(self, batch: Batch, step: int) -> Tensor:
         """This rank's random crops of a step, (n,3,S,S) in [0,1]."""
         config, random = self.config, generator(self.config.seed, step, _CROPS)
-        return views.random_crops(batch, config.size, config.batch, self.world.part(config.batch), random)
+        return cropping.random_crops(batch, config.size, config.batch, self.world.part(config.batch), random)
 
     def holes(self, count: int, *key: int) -> Tensor:
         """Holes drawn for ``key``, (count,1,S,S); all 0 for the autoencoder."""
@@ -335,14 +320,18 @@ class Inpainting(Gan):
         painted = self.paint(truth, mask)
         if self.config.mask == "none":
             return {"truth | painted": sheet([truth, painted], zoom=2)}
-        grey = torch.full_like(truth, 0.5)
-        columns = [mend(self.generator.mean_colour.expand_as(truth), truth, mask), mend(painted, grey, mask),
-                   mend(painted, truth, mask), truth]  # fmt: skip
+        gray = torch.full_like(truth, 0.5)
+        columns = [
+            mend(self.generator.mean_color.expand_as(truth), truth, mask),
+            mend(painted, gray, mask),
+            mend(painted, truth, mask),
+            truth,
+        ]
         return {"input | hole | mended | truth": sheet(columns, zoom=2)}
 
     def evaluate(self, batches: Iterable[Batch]) -> dict[str, float]:
-        """Means over held-out images of what stands in the holes (``recon.quality``), drawn as in ``show``; of the
-        autoencoder, which has none, over whole images."""
+        """Means over held-out images of what stands in the holes (``kintsugi.eval.hole_quality``), drawn as in
+        ``show``; of the autoencoder, which has none, over whole images."""
         figures = HoleQuality(self.lpips)
         for first, batch in enumerate(batches):
             truth = self.centered(batch)
@@ -354,7 +343,7 @@ class Inpainting(Gan):
 
     def centered(self, batch: Batch) -> Tensor:
         """Held-out images are cropped to their largest central square."""
-        return views.center_crops(batch, self.config.size)
+        return cropping.center_crops(batch, self.config.size)
 
 
 # --- using it -------------------------------------------------------------------------------------------------
@@ -383,14 +372,10 @@ def load_mender(path: Path, device: torch.device) -> Mender:
     content = checkpoint.read(path, Inpainting.name)[1]
     config = from_plain(Config, content["config"])
     if config.mask == "none":
-        raise ValueError(
-            f"{path} is an autoencoder's checkpoint (--mask none), which cannot mend: name an inpainter's"
-        )
+        raise ValueError(f"{path} is an autoencoder's checkpoint (--mask none), which cannot mend: name an inpainter's")
     net = Generator(config)
     average = content["state"]["network.average"]
-    net.load_state_dict(
-        {name.removeprefix("module."): w for name, w in average.items() if name != "n_averaged"}
-    )
+    net.load_state_dict({name.removeprefix("module."): w for name, w in average.items() if name != "n_averaged"})
     return Mender(net, config.size).eval().to(device)
 
 
@@ -399,10 +384,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         config = parse_training(Inpainting.name, {"demo": demo, "small": small, "paper": paper}, argv)
         folder = train(Inpainting.name, config, Inpainting)
         if config.mask != "none" and int(os.environ.get("RANK", 0)) == 0:
-            from recon import quality  # here, because it reads this module's checkpoints
+            from kintsugi.eval import hole_quality
 
-            quality.run(
-                quality.Config(ckpt=folder, cache=config.cache, lpips=config.lpips, device=config.device)
+            hole_quality.run(
+                hole_quality.Config(ckpt=folder, cache=config.cache, lpips=config.lpips, device=config.device)
             )
             print(f"look: make tensorboard; mend a photo: make mend IN= MASK= OUT= CKPT={folder}")
 

@@ -22,25 +22,26 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, interpolate, mse_loss
 
-from core import color
-from core.color import lab_to_rgb, rgb_to_lab
-from core.data import views
-from core.nets.backbones import Backbone
-from core.nets.decoders import Pyramid
-from core.nets.encoder import Encoder
-from core.nets.layers import Norm
-from core.nets.planes import JoinedEncoder, Planes
-from core.rng import generator
-from core.sheet import sheet
-from core.train import optim
-from core.train.config import TrainConfig, parse_training, user_errors
-from core.train.dist import World
-from core.train.loop import train
-from core.train.method import Batch, Method
+from kintsugi import color
+from kintsugi.augment import cropping
+from kintsugi.color import lab_to_rgb, rgb_to_lab
+from kintsugi.metrics.chroma import AbErrors
+from kintsugi.nets.backbones import Backbone
+from kintsugi.nets.decoders import Pyramid
+from kintsugi.nets.encoder import Encoder
+from kintsugi.nets.layers import Norm
+from kintsugi.nets.planes import JoinedEncoder, Planes
+from kintsugi.pictures import sheet
+from kintsugi.rng import generator
+from kintsugi.train import optim
+from kintsugi.train.config import TrainConfig, parse_training, user_errors
+from kintsugi.train.dist import World
+from kintsugi.train.loop import train
+from kintsugi.train.method import Batch, Method
 
 AB_BINS, L_BINS = 313, 50
 TEMPERATURE = 0.38
-"""Of the annealed mean by which bins become a colour or a lightness (``core.color``)."""
+"""Of the annealed mean by which bins become a color or a lightness (``kintsugi.color``)."""
 
 
 # --- settings -------------------------------------------------------------------------------------------------
@@ -53,7 +54,7 @@ class NetsConfig(TrainConfig):
     encoder: Literal["resnet18", "resnet50", "alexnet"] = "alexnet"
     """Of each network; alexnet is the paper's."""
     norm: Literal["batch", "group"] = "batch"
-    """Normalisation; group does not depend on the batch, nor on how it is split over ranks."""
+    """Normalization; group does not depend on the batch, nor on how it is split over ranks."""
     lr: float = 1e-3
     """Adam's, at its highest."""
     weight_decay: float = 1e-4
@@ -75,24 +76,39 @@ class Config(NetsConfig):
 def demo() -> Config:
     """Minutes on two CPU cores, built-in scenes."""
     return Config(
-        preset="demo", scenes=2048, short_side=80, steps=1200, batch=32, show_every=200, eval_every=400, save_every=400,
-    )  # fmt: skip
+        preset="demo", scenes=2048, short_side=80, steps=1200, batch=32, show_every=200, eval_every=400, save_every=400
+    )
 
 
 def small() -> Config:
     """One GPU, tens of minutes."""
     return Config(
-        preset="small", encoder="resnet18", size=96, batch=64, steps=20_000, scenes=50_000, show_every=1_000,
-        eval_every=2_000, save_every=2_000,
-    )  # fmt: skip
+        preset="small",
+        encoder="resnet18",
+        size=96,
+        batch=64,
+        steps=20_000,
+        scenes=50_000,
+        show_every=1_000,
+        eval_every=2_000,
+        save_every=2_000,
+    )
 
 
 def paper() -> Config:
     """The paper's net, data and crop (of 180 px, here a multiple of 32)."""
     return Config(
-        preset="paper", data="imagenet:imagenet", size=192, short_side=256, batch=256, steps=400_000, cache_gb=400,
-        show_every=5_000, eval_every=10_000, save_every=10_000,
-    )  # fmt: skip
+        preset="paper",
+        data="imagenet:imagenet",
+        size=192,
+        short_side=256,
+        batch=256,
+        steps=400_000,
+        cache_gb=400,
+        show_every=5_000,
+        eval_every=10_000,
+        save_every=10_000,
+    )
 
 
 # --- networks -------------------------------------------------------------------------------------------------
@@ -115,7 +131,7 @@ class CrossChannel(nn.Module):
 
 def ab_loss(logits: Tensor, ab: Tensor) -> Tensor:
     """Cross-entropy (eq. 4) of bins (N,313,s,s) and the bins nearest to ab (N,2,s,s)."""
-    nearest = color.soft_encode(ab, color.ab_bins().to(ab.device), neighbours=1)[0]  # (N,1,s,s)
+    nearest = color.soft_encode(ab, color.ab_bins().to(ab.device), neighbors=1)[0]  # (N,1,s,s)
     return cross_entropy(logits, nearest[:, 0])
 
 
@@ -131,8 +147,8 @@ def said_ab(logits: Tensor) -> Tensor:
 
 def said_lightness(logits: Tensor) -> Tensor:
     """Logits (N,50,s,s) -> lightness (N,1,s,s), their annealed mean."""
-    centres = torch.arange(1.0, 100, 2, device=logits.device)[:, None]  # (50,1)
-    return color.annealed_mean(logits, centres, TEMPERATURE)
+    centers = torch.arange(1.0, 100, 2, device=logits.device)[:, None]  # (50,1)
+    return color.annealed_mean(logits, centers, TEMPERATURE)
 
 
 def enlarged(plane: Tensor, like: Tensor) -> Tensor:
@@ -160,8 +176,8 @@ class TwoNets(Method):
         highest, steps, warmup = self._rates
         for name, loss in losses.items():
             loss.backward()
-            optim.set_rate(self.optimizers[name], highest * optim.warmed_cosine(step, steps, warmup))
-            scalars[f"grad_norm/{name}"] = optim.step(self.optimizers[name], self.world)
+            optim.set_lr(self.optimizers[name], highest * optim.warmup_cosine(step, steps, warmup))
+            scalars[f"grad_norm/{name}"] = optim.take_step(self.optimizers[name], self.world)
             scalars[f"loss/{name}"] = loss.detach()
         return scalars
 
@@ -182,24 +198,16 @@ class SplitBrain(TwoNets):
 
     def update(self, batch: Batch, step: int) -> dict[str, Tensor]:
         config, count = self.config, self.config.batch
-        image = views.random_crops(
-            batch, config.size, count, self.world.part(count), generator(config.seed, step)
-        )
+        image = cropping.random_crops(batch, config.size, count, self.world.part(count), generator(config.seed, step))
         for net in self.networks.values():
             net.train()
         with self.world.autocast():
             ab, lightness = self.to_ab(image), self.to_lightness(image)
         target = interpolate(rgb_to_lab(image), ab.shape[-2:], mode="area")  # (n,3,s,s)
         if config.loss == "classification":
-            losses = {
-                "ab": ab_loss(ab, target[:, 1:]),
-                "lightness": lightness_loss(lightness, target[:, :1]),
-            }
+            losses = {"ab": ab_loss(ab, target[:, 1:]), "lightness": lightness_loss(lightness, target[:, :1])}
         else:
-            losses = {
-                "ab": mse_loss(ab, target[:, 1:] / 110),
-                "lightness": mse_loss(lightness, target[:, :1] / 100),
-            }
+            losses = {"ab": mse_loss(ab, target[:, 1:] / 110), "lightness": mse_loss(lightness, target[:, :1] / 100)}
         return self.learn(losses, step)
 
     def encoders(self) -> dict[str, Encoder]:
@@ -220,33 +228,37 @@ class SplitBrain(TwoNets):
 
     def show(self, batch: Batch) -> dict[str, Tensor]:
         """What each half sees and what the other makes of it; joined is what both say, nothing of it seen."""
-        truth = views.center_crops(batch, self.config.size)
+        truth = cropping.center_crops(batch, self.config.size)
         lab, said = rgb_to_lab(truth), self.predict(truth)
         light, ab = lab[:, :1], lab[:, 1:]
         columns = [
             lab_to_rgb(torch.cat(planes, 1))
             for planes in (
-                (light, torch.zeros_like(ab)), (light, said[:, 1:]), (torch.full_like(light, 60), ab),
-                (said[:, :1], ab), (said[:, :1], said[:, 1:]),
+                (light, torch.zeros_like(ab)),
+                (light, said[:, 1:]),
+                (torch.full_like(light, 60), ab),
+                (said[:, :1], ab),
+                (said[:, :1], said[:, 1:]),
             )
-        ]  # fmt: skip
+        ]
         return {"L | L with ab said | ab | ab with L said | joined | truth": sheet([*columns, truth], zoom=2)}
 
     def evaluate(self, batches: Iterable[Batch]) -> dict[str, float]:
         return self._figures(batches, self.predict)
 
-    def floors(self, batches: Iterable[Batch]) -> dict[str, dict[str, float]]:
-        """The measured images' mean colour everywhere."""
+    def baselines(self, batches: Iterable[Batch]) -> dict[str, dict[str, float]]:
+        """The measured images' mean color everywhere."""
         every = list(batches)
-        labs = [rgb_to_lab(views.center_crops(b, self.config.size)).mean((2, 3)) for b in every]  # (n,3) each
+        labs = [rgb_to_lab(cropping.center_crops(b, self.config.size)).mean((2, 3)) for b in every]  # (n,3) each
         mean = torch.cat(labs).mean(0).view(1, 3, 1, 1)
-        return {"mean colour": self._figures(every, lambda image: mean.expand_as(image))}
+        return {"mean color": self._figures(every, lambda image: mean.expand_as(image))}
 
     def _figures(self, batches: Iterable[Batch], predict: Callable[[Tensor], Tensor]) -> dict[str, float]:
-        """PSNR of the joined reconstruction, ``core.color.AbErrors`` of ab, root mean square error of L in 0..100."""
-        errors, rows = color.AbErrors(), []
+        """PSNR of the joined reconstruction, ``kintsugi.metrics.chroma.AbErrors`` of ab, root mean square error of L in
+        0..100."""
+        errors, rows = AbErrors(), []
         for batch in batches:
-            truth = views.center_crops(batch, self.config.size)
+            truth = cropping.center_crops(batch, self.config.size)
             lab, said = rgb_to_lab(truth), predict(truth)
             errors.add(said[:, 1:], lab[:, 1:])
             psnr = -10 * (lab_to_rgb(said) - truth).square().mean((1, 2, 3)).clamp(min=1e-10).log10()

@@ -1,12 +1,12 @@
-"""Split-brain autoencoder of images with depth: RGB says HHA, HHA says colour (Zhang, Isola and Efros 2017,
+"""Split-brain autoencoder of images with depth: RGB says HHA, HHA says color (Zhang, Isola and Efros 2017,
 arXiv:1611.09842, section 4.2).
 
-Two networks of full width: one sees the image and says its depth as HHA (``core.hha``) by squared error; one sees HHA
-and says the image's Lab, L by squared error and ab as one of 313 bins, 200 times as heavy. Where depth is missing, HHA
-is black and counts for nothing. The first offers features of RGB, both together those of RGB-D.
+Two networks of full width: one sees the image and says its depth as HHA (``kintsugi.data.hha``) by squared error; one
+sees HHA and says the image's Lab, L by squared error and ab as one of 313 bins, 200 times as heavy. Where depth is
+missing, HHA is black and counts for nothing. The first offers features of RGB, both together those of RGB-D.
 
-Deviations are those of ``recon.splitbrain``; crops are cut out at the images' own resolution, as a zoom would change
-what disparity and height mean.
+Deviations are those of ``kintsugi.recon.splitbrain``; crops are cut out at the images' own resolution, as a zoom would
+change what disparity and height mean.
 """
 
 from __future__ import annotations
@@ -18,20 +18,21 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate, mse_loss
 
-from core import color
-from core.color import lab_to_rgb, rgb_to_lab
-from core.data import rgbd, views
-from core.data.images import Split
-from core.nets.backbones import Backbone
-from core.nets.encoder import Encoder
-from core.nets.planes import Rgbd
-from core.rng import generator
-from core.sheet import sheet
-from core.train.config import parse_training, user_errors
-from core.train.dist import World
-from core.train.loop import storage, train
-from core.train.method import Batch
-from recon.splitbrain import AB_BINS, CrossChannel, NetsConfig, TwoNets, ab_loss, enlarged, said_ab
+from kintsugi.augment import cropping
+from kintsugi.color import lab_to_rgb, rgb_to_lab
+from kintsugi.data import rgbd
+from kintsugi.data.images import Split
+from kintsugi.metrics.chroma import AbErrors
+from kintsugi.nets.backbones import Backbone
+from kintsugi.nets.encoder import Encoder
+from kintsugi.nets.planes import Rgbd
+from kintsugi.pictures import sheet
+from kintsugi.recon.splitbrain import AB_BINS, CrossChannel, NetsConfig, TwoNets, ab_loss, enlarged, said_ab
+from kintsugi.rng import generator
+from kintsugi.train.config import parse_training, user_errors
+from kintsugi.train.dist import World
+from kintsugi.train.loop import storage, train
+from kintsugi.train.method import Batch
 
 AB_WEIGHT = 200.0  # against the squared error of L in 0..100
 
@@ -39,30 +40,46 @@ AB_WEIGHT = 200.0  # against the squared error of L in 0..100
 @dataclass(frozen=True, kw_only=True)
 class Config(NetsConfig):
     data: str = "scenes"
-    """scenes, or a folder with rgb/, depth/ (16-bit PNGs in millimetres, 0 = missing) and intrinsics.txt (3x3)."""
+    """scenes, or a folder with rgb/, depth/ (16-bit PNGs in millimeters, 0 = missing) and intrinsics.txt (3x3)."""
 
 
 def demo() -> Config:
     """Minutes on two CPU cores, built-in scenes."""
     return Config(
-        preset="demo", scenes=2048, short_side=80, steps=800, batch=32, show_every=100, eval_every=200, save_every=200,
-    )  # fmt: skip
+        preset="demo", scenes=2048, short_side=80, steps=800, batch=32, show_every=100, eval_every=200, save_every=200
+    )
 
 
 def small() -> Config:
     """One GPU, tens of minutes."""
     return Config(
-        preset="small", encoder="resnet18", size=96, short_side=120, batch=64, steps=10_000, scenes=30_000,
-        show_every=1_000, eval_every=2_000, save_every=2_000,
-    )  # fmt: skip
+        preset="small",
+        encoder="resnet18",
+        size=96,
+        short_side=120,
+        batch=64,
+        steps=10_000,
+        scenes=30_000,
+        show_every=1_000,
+        eval_every=2_000,
+        save_every=2_000,
+    )
 
 
 def paper() -> Config:
     """The paper's net and crop (of 180 px, here a multiple of 32), for NYUD's frames."""
     return Config(
-        preset="paper", size=192, short_side=240, batch=128, steps=50_000, scenes=100_000, cache_gb=100,
-        show_every=5_000, eval_every=5_000, save_every=5_000,
-    )  # fmt: skip
+        preset="paper",
+        size=192,
+        short_side=240,
+        batch=128,
+        steps=50_000,
+        scenes=100_000,
+        cache_gb=100,
+        show_every=5_000,
+        eval_every=5_000,
+        save_every=5_000,
+    )
 
 
 def open_depth(config: Config, quiet: bool) -> Split:
@@ -86,9 +103,9 @@ class SplitBrainHha(TwoNets):
 
     def update(self, batch: Batch, step: int) -> dict[str, Tensor]:
         config, random = self.config, generator(self.config.seed, step)
-        place, flip = torch.rand(config.batch, 2, generator=random), views.random_flips(config.batch, random)
+        place, flip = torch.rand(config.batch, 2, generator=random), cropping.random_flips(config.batch, random)
         mine = self.world.part(config.batch)
-        planes = views.cut(batch["image"], batch["extent"], config.size, place[mine], flip[mine])
+        planes = cropping.cut(batch["image"], batch["extent"], config.size, place[mine], flip[mine])
         image, hha, known = rgbd.unpack(planes)
         for net in self.networks.values():
             net.train()
@@ -111,7 +128,7 @@ class SplitBrainHha(TwoNets):
 
     def centered(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """Held-out images in the middle: image and HHA (n,3,S,S) in [0,1], known (n,1,S,S)."""
-        return rgbd.unpack(views.cut(batch["image"], batch["extent"], self.config.size))
+        return rgbd.unpack(cropping.cut(batch["image"], batch["extent"], self.config.size))
 
     @torch.no_grad()
     def predict(self, image: Tensor, hha: Tensor) -> tuple[Tensor, Tensor]:
@@ -132,7 +149,7 @@ class SplitBrainHha(TwoNets):
     def evaluate(self, batches: Iterable[Batch]) -> dict[str, float]:
         return self._figures(batches, self.predict)
 
-    def floors(self, batches: Iterable[Batch]) -> dict[str, dict[str, float]]:
+    def baselines(self, batches: Iterable[Batch]) -> dict[str, dict[str, float]]:
         """The measured images' mean of each plane everywhere."""
         every = list(batches)
         sums, count, labs = torch.zeros(3), torch.zeros(()), []
@@ -149,13 +166,11 @@ class SplitBrainHha(TwoNets):
         }
 
     def _figures(
-        self,
-        batches: Iterable[Batch],
-        predict: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
+        self, batches: Iterable[Batch], predict: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
     ) -> dict[str, float]:
         """PSNR of HHA where depth is known and the mean errors of its planes, in their 8-bit levels, cm or degrees;
-        of what HHA says: ``core.color.AbErrors``, and the root mean square error of L in 0..100."""
-        errors, squared, absolute, count, light = color.AbErrors(), torch.zeros(3), torch.zeros(3), 0.0, []
+        of what HHA says: ``kintsugi.metrics.chroma.AbErrors``, and the root mean square error of L in 0..100."""
+        errors, squared, absolute, count, light = AbErrors(), torch.zeros(3), torch.zeros(3), 0.0, []
         for batch in batches:
             image, hha, known = self.centered(batch)
             said_hha, said_lab = predict(image, hha)

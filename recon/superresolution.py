@@ -5,7 +5,7 @@ another run's weights (``--init``), trains it as SRGAN: content loss on VGG19's 
 discriminator's verdict (eq. 3, 6). The small images are bicubic, as MATLAB makes them, four times smaller.
 
 Deviations, each for a reason:
-- The net adds to the bicubic enlargement (``core.nets.srresnet``).
+- The net adds to the bicubic enlargement (``kintsugi.nets.srresnet``).
 - The generator's weights are averaged over steps (EMA .999); the average is what is shown, measured and moved.
 - The content loss is relative to the features' mean square, so that it does not depend on the scale of the weights.
 - In phase 1 the learning rate falls along a cosine: short trainings profit.
@@ -24,21 +24,22 @@ from torch import Tensor
 from torch.nn.functional import interpolate, mse_loss
 from torch.optim.swa_utils import AveragedModel
 
-from core import adversarial
-from core.data import views
-from core.nets.discriminators import SRGANDiscriminatorSpec
-from core.nets.srresnet import SCALE, SRResNet, SRResNetSpec
-from core.perceptual import ContentLayer, open_content
-from core.quality import luma_figures
-from core.resample import enlarge, shrink
-from core.rng import generator
-from core.sheet import sheet
-from core.train import checkpoint, optim
-from core.train.config import TrainConfig, from_plain, parse_training, user_errors, within
-from core.train.dist import World
-from core.train.gan import Gan
-from core.train.loop import train
-from core.train.method import Batch
+from kintsugi.augment import cropping
+from kintsugi.augment.bicubic import enlarge, shrink
+from kintsugi.losses import adversarial
+from kintsugi.losses.perceptual import ContentLayer, open_content
+from kintsugi.metrics.reconstruction import luma_figures
+from kintsugi.nets.discriminators import SRGANDiscriminatorSpec
+from kintsugi.nets.srresnet import SCALE, SRResNet, SRResNetSpec
+from kintsugi.pictures import sheet
+from kintsugi.rng import generator
+from kintsugi.train import checkpoint, optim
+from kintsugi.train.config import TrainConfig, from_plain, parse_training, user_errors, within
+from kintsugi.train.dist import World
+from kintsugi.train.ema import warmed_average
+from kintsugi.train.gan import Gan, collapse_warning, update_discriminator
+from kintsugi.train.loop import train
+from kintsugi.train.method import Batch
 
 # --- settings -------------------------------------------------------------------------------------------------
 
@@ -50,7 +51,7 @@ class Config(TrainConfig):
     width: int = 64
     """Its channels."""
     norm: Literal["batch", "group"] = "batch"
-    """Normalisation; group does not depend on how the batch is split over ranks."""
+    """Normalization; group does not depend on how the batch is split over ranks."""
 
     adversarial_start: int = 0
     """Steps of phase 1, on pixels alone; kept as before-adversary.pt. As many as --steps: no phase 2."""
@@ -80,9 +81,7 @@ class Config(TrainConfig):
         if self.size % 16:
             raise ValueError(f"--size {self.size}: use a multiple of 16")
         if not 0 <= self.adversarial_start <= self.steps:
-            raise ValueError(
-                f"--adversarial-start {self.adversarial_start} must be from 0 to --steps {self.steps}"
-            )
+            raise ValueError(f"--adversarial-start {self.adversarial_start} must be from 0 to --steps {self.steps}")
         within(self, blocks=1, width=1)
 
     @property
@@ -97,26 +96,55 @@ class Config(TrainConfig):
 def demo() -> Config:
     """Minutes on two CPU cores, built-in scenes: a smaller net, most of it phase 1."""
     return Config(
-        preset="demo", scenes=2048, short_side=80, steps=1000, adversarial_start=800, adversarial=2e-4, batch=16,
-        blocks=6, width=32, lr=2e-3, show_every=100, eval_every=200, save_every=200,
-    )  # fmt: skip
+        preset="demo",
+        scenes=2048,
+        short_side=80,
+        steps=1000,
+        adversarial_start=800,
+        adversarial=2e-4,
+        batch=16,
+        blocks=6,
+        width=32,
+        lr=2e-3,
+        show_every=100,
+        eval_every=200,
+        save_every=200,
+    )
 
 
 def small() -> Config:
     """One GPU, tens of minutes: the paper's net and crops."""
     return Config(
-        preset="small", size=96, short_side=320, batch=16, steps=60_000, adversarial_start=40_000, lr=4e-4,
-        scenes=20_000, show_every=1_000, eval_every=2_000, save_every=2_000,
-    )  # fmt: skip
+        preset="small",
+        size=96,
+        short_side=320,
+        batch=16,
+        steps=60_000,
+        adversarial_start=40_000,
+        lr=4e-4,
+        scenes=20_000,
+        show_every=1_000,
+        eval_every=2_000,
+        save_every=2_000,
+    )
 
 
 def paper() -> Config:
     """The paper's: a million steps on pixels, then 200k."""
     return Config(
-        preset="paper", data="imagenet:imagenet", size=96, short_side=384, batch=16, steps=1_200_000,
-        adversarial_start=1_000_000, content_weights="download", cache_gb=400, show_every=10_000, eval_every=20_000,
+        preset="paper",
+        data="imagenet:imagenet",
+        size=96,
+        short_side=384,
+        batch=16,
+        steps=1_200_000,
+        adversarial_start=1_000_000,
+        content_weights="download",
+        cache_gb=400,
+        show_every=10_000,
+        eval_every=20_000,
         save_every=20_000,
-    )  # fmt: skip
+    )
 
 
 # --- the method -----------------------------------------------------------------------------------------------
@@ -133,16 +161,12 @@ class SuperResolution(Gan):
         self.generator = config.net.build()
         if initial is not None:
             self.generator.load_state_dict(initial)
-        self.average = AveragedModel(
-            self.generator, multi_avg_fn=optim.warmed_average(config.ema), use_buffers=True
-        )
+        self.average = AveragedModel(self.generator, multi_avg_fn=warmed_average(config.ema), use_buffers=True)
         self.networks = {"generator": self.generator, "average": self.average}
         self.optimizers = {"generator": torch.optim.Adam(self.generator.parameters(), config.lr, fused=True)}
         self.content = None
         if config.has_adversary:
-            self.discriminator = SRGANDiscriminatorSpec(
-                config.size, min(64, 2 * config.width), config.norm
-            ).build()
+            self.discriminator = SRGANDiscriminatorSpec(config.size, min(64, 2 * config.width), config.norm).build()
             self.networks["discriminator"] = self.discriminator
             self.optimizers["discriminator"] = torch.optim.Adam(
                 self.discriminator.parameters(), config.lr_adversarial, fused=True
@@ -166,8 +190,8 @@ class SuperResolution(Gan):
         else:
             loss = pixels
         loss.backward()
-        optim.set_rate(self.optimizers["generator"], self.rate(step))
-        scalars["grad_norm/generator"] = optim.step(self.optimizers["generator"], self.world)
+        optim.set_lr(self.optimizers["generator"], self.rate(step))
+        scalars["grad_norm/generator"] = optim.take_step(self.optimizers["generator"], self.world)
         self.average.update_parameters(self.generator)
         return scalars | {"loss/generator": loss.detach()}
 
@@ -176,20 +200,15 @@ class SuperResolution(Gan):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Content plus adversarial loss (eq. 3), after the discriminator's step."""
         config = self.config
-        optim.set_rate(self.optimizers["discriminator"], self.rate(step))
-        scalars = adversarial.update_discriminator(
-            self.discriminator,
-            self.optimizers["discriminator"],
-            large,
-            painted.detach(),
-            self.world,
-            kind=config.gan,
+        optim.set_lr(self.optimizers["discriminator"], self.rate(step))
+        scalars = update_discriminator(
+            self.discriminator, self.optimizers["discriminator"], large, painted.detach(), self.world, kind=config.gan
         )
         content = 4 * pixels  # MSE in [-1,1], the range of the paper's weights
         if self.content is not None:
             with self.world.autocast():
                 content = config.content_scale * self.content.distance(painted, large)
-        # The generator is judged by the discriminator that has just learnt.
+        # The generator is judged by the discriminator that has just learned.
         with adversarial.frozen(self.discriminator), self.world.autocast():
             verdict = self.discriminator(painted)
         fooling = adversarial.generator_loss(verdict.float(), config.gan)
@@ -202,21 +221,19 @@ class SuperResolution(Gan):
     def rate(self, step: int) -> float:
         config = self.config
         if step < config.adversarial_start:
-            return config.lr * optim.warmed_cosine(
-                step, config.adversarial_start, min(100, config.adversarial_start)
-            )
+            return config.lr * optim.warmup_cosine(step, config.adversarial_start, min(100, config.adversarial_start))
         late = step >= (config.adversarial_start + config.steps) // 2
         return config.lr_adversarial * (0.1 if late else 1)
 
     def crops(self, batch: Batch, step: int) -> Tensor:
         """This rank's random crops of a step, (n,3,S,S) in [0,1], at the images' own resolution."""
         config, random = self.config, generator(self.config.seed, step)
-        place, flip = torch.rand(config.batch, 2, generator=random), views.random_flips(config.batch, random)
+        place, flip = torch.rand(config.batch, 2, generator=random), cropping.random_flips(config.batch, random)
         mine = self.world.part(config.batch)
-        return views.cut(batch["image"], batch["extent"], config.size, place[mine], flip[mine]) / 255
+        return cropping.cut(batch["image"], batch["extent"], config.size, place[mine], flip[mine]) / 255
 
     def warnings(self, scalars: Mapping[str, float]) -> list[str]:
-        return adversarial.collapse_warning(scalars, "a lower --lr-adversarial")
+        return collapse_warning(scalars, "a lower --lr-adversarial")
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """A run of phase 1 alone may go on with more ``--steps``, as phase 2: its discriminator is then a fresh one."""
@@ -235,7 +252,7 @@ class SuperResolution(Gan):
 
     def centered(self, batch: Batch) -> Tensor:
         """Held-out images: the central square at their own resolution."""
-        return views.cut(batch["image"], batch["extent"], self.config.size) / 255
+        return cropping.cut(batch["image"], batch["extent"], self.config.size) / 255
 
     @torch.no_grad()
     def upscale(self, small: Tensor) -> Tensor:
@@ -259,11 +276,12 @@ class SuperResolution(Gan):
     def evaluate(self, batches: Iterable[Batch]) -> dict[str, float]:
         return self._figures(batches, self.upscale)
 
-    def floors(self, batches: Iterable[Batch]) -> dict[str, dict[str, float]]:
+    def baselines(self, batches: Iterable[Batch]) -> dict[str, dict[str, float]]:
         return {"bicubic": self._figures(batches, lambda small: enlarge(small, SCALE).clamp(0, 1))}
 
     def _figures(self, batches: Iterable[Batch], upscale: Callable[[Tensor], Tensor]) -> dict[str, float]:
-        """PSNR and SSIM of luma (``core.quality.luma_figures``); small images are 8-bit, as in files."""
+        """PSNR and SSIM of luma (``kintsugi.metrics.reconstruction.luma_figures``); small images are 8-bit, as in
+        files."""
         found = []
         for batch in batches:
             truth = self.centered(batch)

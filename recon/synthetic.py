@@ -31,27 +31,25 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, interpolate, normalize
 from torchmetrics.functional.classification import binary_average_precision
 
-from core import adversarial
-from core.data import synthetic, views
-from core.data.synthetic import Domains, Labels
-from core.domains import frechet_distance, probe_accuracy
-from core.nets.backbones import Backbone, Encoder
-from core.nets.layers import Norm, normalization
-from core.rng import generator
-from core.sheet import sheet
-from core.train import checkpoint, optim
-from core.train.config import TrainConfig, from_plain, parse_training, user_errors, within
-from core.train.dist import World
-from core.train.loop import storage, train
-from core.train.method import Batch, Method
+from kintsugi.augment import cropping
+from kintsugi.data import labeled
+from kintsugi.data.labeled import Domains, Labels
+from kintsugi.losses import adversarial
+from kintsugi.metrics.domain_gap import frechet_distance, probe_accuracy
+from kintsugi.nets.backbones import Backbone, Encoder
+from kintsugi.nets.layers import Norm, normalization
+from kintsugi.pictures import sheet
+from kintsugi.rng import generator
+from kintsugi.train import checkpoint, optim
+from kintsugi.train.config import TrainConfig, from_plain, parse_training, user_errors, within
+from kintsugi.train.dist import World
+from kintsugi.train.gan import collapse_warning, update_discriminator
+from kintsugi.train.loop import storage, train
+from kintsugi.train.method import Batch, Method
 
 _CROPS, _POOLS = 1, 2  # what random numbers are for, the last part of their key
-JUDGED = {
-    "alexnet": (16,),
-    "resnet18": (16, 32),
-    "resnet50": (16, 32),
-}  # strides; alexnet's 16 is conv5, the paper's
-NEAR, FAR = 1.0, 8.0  # metres, white and black in the pictures of depth
+JUDGED = {"alexnet": (16,), "resnet18": (16, 32), "resnet50": (16, 32)}  # strides; alexnet's 16 is conv5, the paper's
+NEAR, FAR = 1.0, 8.0  # meters, white and black in the pictures of depth
 
 
 # --- settings -------------------------------------------------------------------------------------------------
@@ -67,10 +65,10 @@ class Config(TrainConfig):
     encoder: Literal["alexnet", "resnet18", "resnet50"] = "alexnet"
     """alexnet is the paper's."""
     norm: Literal["batch", "group"] = "batch"
-    """Normalisation; group does not depend on the batch, nor on how it is split over ranks."""
+    """Normalization; group does not depend on the batch, nor on how it is split over ranks."""
     channels: Literal["one", "all"] = "one"
-    """one: in training each image is seen as a random one of its colour channels, three times, as in the authors' code;
-    colours are what synthetic images most easily get wrong."""
+    """one: in training each image is seen as a random one of its color channels, three times, as in the authors' code;
+    colors are what synthetic images most easily get wrong."""
 
     adversary: Literal["alternate", "reversal"] = "alternate"
     """alternate: discriminator and encoder learn in turns; reversal: at once, the gradient changing its sign between
@@ -102,41 +100,66 @@ class Config(TrainConfig):
 def demo() -> Config:
     """Minutes on two CPU cores: built-in scenes, and scikit-image's few photos where no others are named."""
     return Config(
-        preset="demo", size=64, short_side=80, scenes=2048, steps=800, batch=32, show_every=100, eval_every=200,
+        preset="demo",
+        size=64,
+        short_side=80,
+        scenes=2048,
+        steps=800,
+        batch=32,
+        show_every=100,
+        eval_every=200,
         save_every=200,
-    )  # fmt: skip
+    )
 
 
 def small() -> Config:
     """One GPU, tens of minutes; needs --real."""
     return Config(
-        preset="small", size=128, short_side=160, scenes=30_000, steps=20_000, batch=64, cache_gb=16,
-        show_every=1_000, eval_every=2_000, save_every=2_000,
-    )  # fmt: skip
+        preset="small",
+        size=128,
+        short_side=160,
+        scenes=30_000,
+        steps=20_000,
+        batch=64,
+        cache_gb=16,
+        show_every=1_000,
+        eval_every=2_000,
+        save_every=2_000,
+    )
 
 
 def paper() -> Config:
     """The paper's crop, batch and length (30 epochs of a million); needs --real, in the paper Places365."""
     return Config(
-        preset="paper", size=224, short_side=256, scenes=200_000, steps=130_000, batch=224,
-        cache_gb=400, adversarial=0.05, discriminator_norm="batch", lr_discriminator=1e-3, show_every=2_000,
-        eval_every=5_000, save_every=5_000,
-    )  # fmt: skip
+        preset="paper",
+        size=224,
+        short_side=256,
+        scenes=200_000,
+        steps=130_000,
+        batch=224,
+        cache_gb=400,
+        adversarial=0.05,
+        discriminator_norm="batch",
+        lr_discriminator=1e-3,
+        show_every=2_000,
+        eval_every=5_000,
+        save_every=5_000,
+    )
 
 
 def open_domains(config: Config, quiet: bool) -> Domains:
     """The synthetic and the real side, each split into training and held-out images."""
     stored = storage(config, quiet)
-    labelled = synthetic.open_synthetic(config.data, config.size, **stored)
+    rendered = labeled.open_synthetic(config.data, config.size, **stored)
     if config.real:
-        real = synthetic.open_real(config.real, config.size, **stored)
+        real = labeled.open_real(config.real, config.size, **stored)
     else:
-        real = synthetic.sample_photos(config.size)
+        real = labeled.sample_photos(config.size)
         if not quiet:
             print(
                 "no --real given: the demo does with scikit-image's sample photos; name a folder of photos to see more"
             )
-    return Domains.of(labelled, real)
+    return Domains.of(rendered, real)
 
 
 # --- networks -------------------------------------------------------------------------------------------------
@@ -144,7 +167,7 @@ def open_domains(config: Config, quiet: bool) -> Domains:
 
 @dataclass(frozen=True)
 class Guess:
-    """What the heads say: log_depth (n,1,S,S), of metres; normal (n,3,S,S) unit; contour (n,1,S,S) logits."""
+    """What the heads say: log_depth (n,1,S,S), of meters; normal (n,3,S,S) unit; contour (n,1,S,S) logits."""
 
     log_depth: Tensor
     normal: Tensor
@@ -161,17 +184,15 @@ class Net(nn.Module):
         self.channels = sum(self.encoder.channels[stride] for stride in self.judged)
         self.depth, self.normal, self.contour = (_head(self.channels, n, config.norm) for n in (1, 3, 1))
 
-    def forward(self, image: Tensor, labelled: int | None = None) -> tuple[Tensor, Guess]:
-        """RGB (N,3,S,S) in [0,1] -> features (N,C,S/16,S/16), and a guess for the first ``labelled`` images."""
+    def forward(self, image: Tensor, labeled: int | None = None) -> tuple[Tensor, Guess]:
+        """RGB (N,3,S,S) in [0,1] -> features (N,C,S/16,S/16), and a guess for the first ``labeled`` images."""
         maps = self.encoder(image)
         finest = maps[self.judged[0]]
         features = torch.cat(
             [finest] + [interpolate(maps[s], finest.shape[-2:], mode="nearest") for s in self.judged[1:]], 1
         )
-        x = features[:labelled]
-        guess = Guess(
-            self.depth(x).float(), normalize(self.normal(x).float(), dim=1), self.contour(x).float()
-        )
+        x = features[:labeled]
+        guess = Guess(self.depth(x).float(), normalize(self.normal(x).float(), dim=1), self.contour(x).float())
         return features.float(), guess
 
 
@@ -184,9 +205,7 @@ def _head(channels: int, out: int, norm: Norm) -> nn.Sequential:
             normalization(norm, narrow),
             nn.ReLU(inplace=True),
         ]
-    return nn.Sequential(
-        *layers, nn.Conv2d(32, out, 3, padding=1), nn.Upsample(scale_factor=2, mode="bilinear")
-    )
+    return nn.Sequential(*layers, nn.Conv2d(32, out, 3, padding=1), nn.Upsample(scale_factor=2, mode="bilinear"))
 
 
 class PatchDiscriminator(nn.Module):
@@ -251,7 +270,7 @@ class Pool:
 
 
 def depth_loss(log_depth: Tensor, depth: Tensor, world: World) -> Tensor:
-    """Mean square of the difference in log depth where depth is known, (n,1,S,S); depth in metres, 0 = missing.
+    """Mean square of the difference in log depth where depth is known, (n,1,S,S); depth in meters, 0 = missing.
 
     The authors' code takes the logarithm of what is missing too, and adds the square of the mean difference.
     """
@@ -290,11 +309,7 @@ class Synthetic(Method):
         self.optimizers = {
             "net": torch.optim.Adam(self.net.parameters(), config.lr, betas=(0.5, 0.999), fused=True),
             "discriminator": torch.optim.SGD(
-                self.discriminator.parameters(),
-                config.lr_discriminator,
-                momentum=0.9,
-                weight_decay=5e-4,
-                fused=True,
+                self.discriminator.parameters(), config.lr_discriminator, momentum=0.9, weight_decay=5e-4, fused=True
             ),
         }
         self.pools = {"synthetic": Pool(config.pool), "real": Pool(config.pool)}
@@ -302,22 +317,22 @@ class Synthetic(Method):
     def update(self, batch: Batch, step: int) -> dict[str, Tensor]:
         config = self.config
         random = generator(config.seed, step, _CROPS)
-        image, labels = self._labelled(batch, random)
+        image, labels = self._labeled(batch, random)
         photo = self._photos(batch, random)
         self.net.train()
         self.discriminator.train()
         with self.world.autocast():
-            features, guess = self.net(torch.cat([image, photo]), labelled=len(image))
+            features, guess = self.net(torch.cat([image, photo]), labeled=len(image))
         fake, real = features.split(len(image))
 
         depth = depth_loss(guess.log_depth, labels.depth, self.world)
         normal = normal_loss(guess.normal, labels.normal, self.world)
-        contour = contour_loss(guess.contour, synthetic.contours(labels.instance))
+        contour = contour_loss(guess.contour, labeled.contours(labels.instance))
         task = config.depth_weight * depth + config.normal_weight * normal + config.contour_weight * contour
         scalars = {"loss/depth": depth, "loss/normal": normal, "loss/contour": contour, "loss/task": task}
         learn = self._alternate if config.adversary == "alternate" else self._reverse
         scalars |= learn(task, fake, real, step)
-        scalars["grad_norm/net"] = optim.step(self.optimizers["net"], self.world)
+        scalars["grad_norm/net"] = optim.take_step(self.optimizers["net"], self.world)
         return scalars
 
     def _alternate(self, task: Tensor, fake: Tensor, real: Tensor, step: int) -> dict[str, Tensor]:
@@ -327,12 +342,8 @@ class Synthetic(Method):
             name: self.world.slice(self.pools[name].exchange(self.world.gather(mine.detach()), random))
             for name, mine in (("synthetic", fake), ("real", real))
         }
-        scalars = adversarial.update_discriminator(
-            self.discriminator,
-            self.optimizers["discriminator"],
-            pooled["real"],
-            pooled["synthetic"],
-            self.world,
+        scalars = update_discriminator(
+            self.discriminator, self.optimizers["discriminator"], pooled["real"], pooled["synthetic"], self.world
         )
         with adversarial.frozen(self.discriminator), self.world.autocast():
             verdict, on_real = self.discriminator(fake).float(), self.discriminator(real.detach()).float()
@@ -362,29 +373,29 @@ class Synthetic(Method):
             "discriminator/fake": on_fake.sigmoid().mean(),
             "loss/discriminator": judging,
             "domain/accuracy": accuracy(on_real, on_fake),
-            "grad_norm/discriminator": optim.step(self.optimizers["discriminator"], self.world),
+            "grad_norm/discriminator": optim.take_step(self.optimizers["discriminator"], self.world),
         }
 
     # --- what it sees -----------------------------------------------------------------------------------------
 
-    def _labelled(self, batch: Batch, random: torch.Generator) -> tuple[Tensor, Labels]:
+    def _labeled(self, batch: Batch, random: torch.Generator) -> tuple[Tensor, Labels]:
         """This rank's random crops of synthetic images, (n,3,S,S) in [0,1] and their labels."""
         planes, flip, channel = self._crops(batch, "synthetic", random)
-        image, labels = synthetic.unpack(planes)
-        return self._seen(image, channel), synthetic.mirrored(labels, flip)
+        image, labels = labeled.unpack(planes)
+        return self._seen(image, channel), labeled.mirrored(labels, flip)
 
     def _photos(self, batch: Batch, random: torch.Generator) -> Tensor:
         planes, _, channel = self._crops(batch, "real", random)
         return self._seen(planes.float() / 255, channel)
 
     def _crops(self, batch: Batch, domain: str, random: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-        """This rank's crops of a domain, uint8 (n,C,S,S), whether each is mirrored, and a colour channel for each."""
+        """This rank's crops of a domain, uint8 (n,C,S,S), whether each is mirrored, and a color channel for each."""
         count = self.config.batch
         place, flip = torch.rand(count, 2, generator=random), torch.rand(count, generator=random) < 0.5
         channel = torch.randint(3, (count,), generator=random)
         mine = self.world.part(count)
         image, extent = batch[f"{domain}/image"], batch[f"{domain}/extent"]
-        return views.cut(image, extent, self.config.size, place[mine], flip[mine]), flip[mine], channel[mine]
+        return cropping.cut(image, extent, self.config.size, place[mine], flip[mine]), flip[mine], channel[mine]
 
     def _seen(self, image: Tensor, channel: Tensor) -> Tensor:
         """Images (n,3,S,S) as one ``channel`` (n,) of each three times, or unchanged."""
@@ -395,7 +406,7 @@ class Synthetic(Method):
 
     def centered(self, batch: Batch, domain: str) -> Tensor:
         """The central squares of held-out images of a domain, uint8 (n,C,S,S), at the scale of the training crops."""
-        return views.cut(batch[f"{domain}/image"], batch[f"{domain}/extent"], self.config.size)
+        return cropping.cut(batch[f"{domain}/image"], batch[f"{domain}/extent"], self.config.size)
 
     @torch.no_grad()
     def look(self, image: Tensor) -> tuple[Tensor, Guess]:
@@ -409,7 +420,7 @@ class Synthetic(Method):
     def warnings(self, scalars: Mapping[str, float]) -> list[str]:
         if self.config.adversarial == 0:
             return []
-        return adversarial.collapse_warning(scalars, "a lower --lr-discriminator")
+        return collapse_warning(scalars, "a lower --lr-discriminator")
 
     def encoders(self) -> dict[str, Encoder]:
         return {"generator": self.net.encoder}
@@ -428,14 +439,18 @@ class Synthetic(Method):
 
     def show(self, batch: Batch) -> dict[str, Tensor]:
         """What is guessed of synthetic images beside the truth, and of real ones."""
-        image, labels = synthetic.unpack(self.centered(batch, "synthetic"))
+        image, labels = labeled.unpack(self.centered(batch, "synthetic"))
         photo = self.centered(batch, "real").float() / 255
         guess, real = self.look(image)[1], self.look(photo)[1]
         columns = [
-            image, depth_picture(guess.log_depth), depth_picture(labels.depth.clamp(min=1e-3).log()),
-            guess.normal / 2 + 0.5, labels.normal / 2 + 0.5, guess.contour.sigmoid().expand_as(image),
-            synthetic.contours(labels.instance).expand_as(image),
-        ]  # fmt: skip
+            image,
+            depth_picture(guess.log_depth),
+            depth_picture(labels.depth.clamp(min=1e-3).log()),
+            guess.normal / 2 + 0.5,
+            labels.normal / 2 + 0.5,
+            guess.contour.sigmoid().expand_as(image),
+            labeled.contours(labels.instance).expand_as(image),
+        ]
         on_real = [photo, *pictures(real)]
         return {
             "synthetic: image | depth, truth | normals, truth | contours, truth": sheet(columns),
@@ -446,8 +461,8 @@ class Synthetic(Method):
         """Errors of the tasks on held-out synthetic images, and how far apart the domains' features are.
 
         domain_accuracy is the discriminator's, of .5 where it cannot tell; domain_probe that of a linear classifier
-        fitted to the features afterwards, domain_frechet their distance (``core.domains``): these two do not depend on
-        how well the discriminator has learnt. They need two held-out images of each domain.
+        fitted to the features afterwards, domain_frechet their distance (``kintsugi.metrics.domain_gap``): these two do
+        not depend on how well the discriminator has learned. They need two held-out images of each domain.
         """
         figures = TaskErrors()
         places: dict[str, list[Tensor]] = {"synthetic": [], "real": []}
@@ -464,40 +479,31 @@ class Synthetic(Method):
                     verdicts[domain].append(self.discriminator(features).float().flatten(1))
                 places[domain] += features.flatten(2).mT.cpu().unbind()  # (P,C) of each image
                 if domain == "synthetic":
-                    figures.add(guess, synthetic.unpack(planes)[1])
+                    figures.add(guess, labeled.unpack(planes)[1])
         found = figures.means()
-        found["domain_accuracy"] = accuracy(
-            torch.cat(verdicts["real"]), torch.cat(verdicts["synthetic"])
-        ).item()
+        found["domain_accuracy"] = accuracy(torch.cat(verdicts["real"]), torch.cat(verdicts["synthetic"])).item()
         if min(map(len, places.values())) > 1:
             found["domain_probe"] = probe_accuracy(places["real"], places["synthetic"])
-            found["domain_frechet"] = frechet_distance(
-                torch.cat(places["real"]), torch.cat(places["synthetic"])
-            )
+            found["domain_frechet"] = frechet_distance(torch.cat(places["real"]), torch.cat(places["synthetic"]))
         return found
 
-    def floors(self, batches: Iterable[Batch]) -> dict[str, dict[str, float]]:
+    def baselines(self, batches: Iterable[Batch]) -> dict[str, dict[str, float]]:
         """The mean of the truth at each pixel over the measured images: what a room looks like on the whole."""
-        labels = [
-            synthetic.unpack(self.centered(batch, "synthetic")[batch["synthetic/first"]])[1]
-            for batch in batches
-        ]
+        labels = [labeled.unpack(self.centered(batch, "synthetic")[batch["synthetic/first"]])[1] for batch in batches]
         depth, normal = torch.cat([x.depth for x in labels]), torch.cat([x.normal for x in labels])
-        contour = torch.cat([synthetic.contours(x.instance) for x in labels])
+        contour = torch.cat([labeled.contours(x.instance) for x in labels])
         known = depth > 0
         log_depth = torch.where(known, depth.clamp(min=1e-3).log(), 0).sum(0) / known.sum(0).clamp(min=1)
         mean = Guess(
-            log_depth[None], normalize(normal.mean(0, keepdim=True), dim=1),
+            log_depth[None],
+            normalize(normal.mean(0, keepdim=True), dim=1),
             contour.mean(0, keepdim=True).clamp(1e-4, 1 - 1e-4).logit(),
-        )  # fmt: skip
+        )
         figures = TaskErrors()
         for x in labels:
             n = len(x.depth)
             figures.add(
-                Guess(
-                    *(value.expand(n, -1, -1, -1) for value in (mean.log_depth, mean.normal, mean.contour))
-                ),
-                x,
+                Guess(*(value.expand(n, -1, -1, -1) for value in (mean.log_depth, mean.normal, mean.contour))), x
             )
         return {"the scenes' mean": figures.means()}
 
@@ -516,7 +522,7 @@ class TaskErrors:
         known = labels.normal.square().sum(1) > 0.25  # (n,S,S)
         cosine = (guess.normal * labels.normal).sum(1)[known]
         self.angles.append(torch.rad2deg(cosine.clamp(-1, 1).acos()).cpu())
-        truth = synthetic.contours(labels.instance)
+        truth = labeled.contours(labels.instance)
         self.contours.append((guess.contour.sigmoid().flatten().cpu(), truth.flatten().long().cpu()))
 
     def means(self) -> dict[str, float]:
@@ -540,20 +546,16 @@ def accuracy(on_real: Tensor, on_fake: Tensor) -> Tensor:
 
 
 def depth_picture(log_depth: Tensor) -> Tensor:
-    """Log depth (n,1,S,S) as grey (n,3,S,S): white at ``NEAR`` metres, black at ``FAR`` and where it is missing."""
+    """Log depth (n,1,S,S) as gray (n,3,S,S): white at ``NEAR`` meters, black at ``FAR`` and where it is missing."""
     near, far = math.log(NEAR), math.log(FAR)
-    grey = ((far - log_depth) / (far - near)).clamp(0, 1)
+    gray = ((far - log_depth) / (far - near)).clamp(0, 1)
     missing = log_depth < math.log(2e-3)
-    return torch.where(missing, 0, grey).expand(-1, 3, -1, -1)
+    return torch.where(missing, 0, gray).expand(-1, 3, -1, -1)
 
 
 def pictures(guess: Guess) -> list[Tensor]:
     """Depth, normals (x, y, z as red, green, blue) and contours, each (n,3,S,S) in [0,1]."""
-    return [
-        depth_picture(guess.log_depth),
-        guess.normal / 2 + 0.5,
-        guess.contour.sigmoid().expand(-1, 3, -1, -1),
-    ]
+    return [depth_picture(guess.log_depth), guess.normal / 2 + 0.5, guess.contour.sigmoid().expand(-1, 3, -1, -1)]
 
 
 # --- using it -------------------------------------------------------------------------------------------------
@@ -572,8 +574,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     with user_errors():
         config = parse_training(Synthetic.name, {"demo": demo, "small": small, "paper": paper}, argv)
         if not config.real and config.preset != "demo":
-            raise ValueError("--real is missing: name a folder of photos (say, --real ~/Pictures), voc2012, stl10 or "
-                             "imagenet:PATH")  # fmt: skip
+            raise ValueError(
+                "--real is missing: name a folder of photos (say, --real ~/Pictures), voc2012, stl10 or imagenet:PATH"
+            )
         folder = train(Synthetic.name, config, Synthetic, open_domains)
         print(f"look: make tensorboard; what it sees in a photo: make surfaces IN= OUT= CKPT={folder}")
 

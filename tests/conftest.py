@@ -35,7 +35,7 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 @pytest.fixture(scope="session")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of 24 JPEGs, each a smooth field of colour with an edge, so that holes can be guessed from around."""
+    """A folder of 24 JPEGs, each a smooth field of color with an edge, so that holes can be guessed from around."""
     folder = tmp_path_factory.mktemp("photos")
     rng = np.random.default_rng(0)
     y, x = np.mgrid[0:1:72j, 0:1:96j]
@@ -50,7 +50,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory, photos: Path) -> Path:
     """A checkpoint of the inpainter after one step on ``photos``, 64 px, for commands that take one."""
-    from recon.inpainting import main
+    from kintsugi.recon.inpainting import main
 
     folder = tmp_path_factory.mktemp("trained") / "run"
     main([*TINY, "--data", str(photos), "--steps", "1", "--adversarial", "0", "--out", str(folder)])
@@ -67,9 +67,14 @@ def run(tmp_path: Path) -> Run:
 
     def call(module: str, *args: str | Path, timeout: float = 120) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [sys.executable, "-m", module, *map(str, args)], cwd=tmp_path, capture_output=True, text=True,
-            timeout=timeout, env={**os.environ, "PYTHONPATH": str(ROOT)}, check=False,
-        )  # fmt: skip
+            [sys.executable, "-m", module, *map(str, args)],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            check=False,
+        )
 
     return call
 

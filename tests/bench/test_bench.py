@@ -18,9 +18,7 @@ def test_loaders_measures_all_who_are_there(photos: Path, tmp_path: Path):
     found = json.loads((tmp_path / "out" / "loaders.json").read_text())
     rates = found["images a second"]["32 px"]
     assert {"ours", "ours, ranks", "ours, first pass", "torchvision"} <= set(rates)
-    assert found["ours, over"]["32 px"]["torchvision"] == pytest.approx(
-        rates["ours"] / rates["torchvision"], abs=0.01
-    )
+    assert found["ours, over"]["32 px"]["torchvision"] == pytest.approx(rates["ours"] / rates["torchvision"], abs=0.01)
     assert (tmp_path / "out" / "loaders.png").is_file()
 
 
@@ -36,10 +34,17 @@ def test_steps_sets_whole_steps_beside_their_parts(tmp_path: Path):
 def test_growth_measures_one_thing_at_a_time(tmp_path: Path):
     growth.run(
         growth.Config(
-            size=32, batch=4, batches=(2, 4), sizes=(32,), folders=(8,), ranks=(1,), compile=False, rounds=1,
+            size=32,
+            batch=4,
+            batches=(2, 4),
+            sizes=(32,),
+            folders=(8,),
+            ranks=(1,),
+            compile=False,
+            rounds=1,
             out=tmp_path,
         )
-    )  # fmt: skip
+    )
     found = json.loads((tmp_path / "growth.json").read_text())["growth"]
     assert set(found["images/s of updates by batch"]) == {"2", "4"}
     assert found["options, times as fast"]["float32, channels last"] == 1
@@ -49,13 +54,9 @@ def test_growth_measures_one_thing_at_a_time(tmp_path: Path):
 
 def test_reading_measures_decoding_opening_and_shards(photos: Path, tmp_path: Path):
     threads = torch.get_num_threads()
-    reading.run(
-        reading.Config(data=photos, images=12, batch=4, files=1200, samples=2000, out=tmp_path / "out")
-    )
+    reading.run(reading.Config(data=photos, images=12, batch=4, files=1200, samples=2000, out=tmp_path / "out"))
     torch.set_num_threads(threads)
     found = json.loads((tmp_path / "out" / "reading.json").read_text())["reading"]
-    assert {"decoded at 96 px", "at each use, 96 px", "torchvision, two workers"} <= set(
-        found["decoding, ms"]
-    )
+    assert {"decoded at 96 px", "at each use, 96 px", "torchvision, two workers"} <= set(found["decoding, ms"])
     assert {"at first, s", "then, s", "at first, MB more"} <= set(found["opening 1200 files"])
     assert set(found["indexing, us"]) == {"a sample"}

@@ -15,7 +15,7 @@ import pytest
 import torch
 from conftest import ROOT
 
-from core.train.log import Log
+from kintsugi.train.log import Log
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 
@@ -30,8 +30,10 @@ def test_the_page_shows_the_panel(tmp_path: Path):
         port = free.getsockname()[1]
     server = subprocess.Popen(
         [sys.executable, "-m", "tensorboard.main", "--logdir", str(tmp_path), "--host=127.0.0.1", f"--port={port}"],
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env={**os.environ, "PYTHONPATH": str(ROOT)},
-    )  # fmt: skip
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
     try:
         url = f"http://127.0.0.1:{port}/"
         until = time.monotonic() + 60
@@ -43,12 +45,27 @@ def test_the_page_shows_the_panel(tmp_path: Path):
                 assert time.monotonic() < until, "TensorBoard did not start"
                 time.sleep(0.5)
         page = subprocess.run(
-            [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-             "--disable-background-networking", "--disable-component-update", "--disable-sync",
-             f"--user-data-dir={tmp_path / 'profile'}", "--window-size=1400,900", "--virtual-time-budget=40000",
-             "--dump-dom", f"{url}#timeseries"],
-            capture_output=True, text=True, timeout=120, check=False,
-        ).stdout  # fmt: skip
+            [
+                CHROMIUM,
+                "--headless",
+                "--no-sandbox",
+                "--disable-gpu",
+                "--disable-quic",
+                "--no-first-run",
+                "--disable-background-networking",
+                "--disable-component-update",
+                "--disable-sync",
+                f"--user-data-dir={tmp_path / 'profile'}",
+                "--window-size=1400,900",
+                "--virtual-time-budget=40000",
+                "--dump-dom",
+                f"{url}#timeseries",
+            ],
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        ).stdout
     finally:
         server.terminate()
         server.wait(20)

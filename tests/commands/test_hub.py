@@ -6,9 +6,9 @@ import pytest
 import torch
 from conftest import ROOT
 
-from core.nets.backbones import Backbone
-from core.nets.discriminators import DiscriminatorSpec
-from core.train import checkpoint
+from kintsugi.nets.backbones import Backbone
+from kintsugi.nets.discriminators import DiscriminatorSpec
+from kintsugi.train import checkpoint
 
 
 @torch.no_grad()
@@ -18,8 +18,7 @@ def test_torch_hub_gives_a_checkpoints_encoder(tmp_path: Path):
     encoders = {"generator": generator, "discriminator": discriminator}
     saved = {role: {"spec": e.spec.plain(), "state": e.state_dict()} for role, e in encoders.items()}
     checkpoint.save(
-        tmp_path / "step-00000001.pt",
-        {"method": "toy", "step": 1, "config": {}, "state": {}, "encoders": saved},
+        tmp_path / "step-00000001.pt", {"method": "toy", "step": 1, "config": {}, "state": {}, "encoders": saved}
     )
     encoder = torch.hub.load(str(ROOT), "encoder", str(tmp_path), source="local")
     image = torch.rand(2, 3, 64, 96)

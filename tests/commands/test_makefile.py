@@ -11,23 +11,11 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from core.train.config import _flags
+from kintsugi.train.config import _flags
 
 MAKEFILE = (ROOT / "Makefile").read_text()
-JOBS = dict(
-    re.findall(
-        r"^([a-z-]+): \$\(READY\).*\n\t@.*?(?:-m|RUN\)) ((?:core|recon|contrastive|pretext|eval)[\w.]+.*)$",
-        MAKEFILE,
-        re.M,
-    )
-)
-VARIABLES = {
-    "$(data)": "--data",
-    "$(real)": "--real",
-    "$(ckpt)": "--ckpt",
-    "$(in)": "--in",
-    "$(out)": "--out",
-}
+JOBS = dict(re.findall(r"^([a-z-]+): \$\(READY\).*\n\t@.*?(?:-m|RUN\)) (kintsugi\.[\w.]+.*)$", MAKEFILE, re.M))
+VARIABLES = {"$(data)": "--data", "$(real)": "--real", "$(ckpt)": "--ckpt", "$(in)": "--in", "$(out)": "--out"}
 
 
 def test_there_is_a_job_for_each_command():
@@ -53,15 +41,12 @@ def test_help_and_phony_know_every_job():
     phony = set(re.search(r"^\.PHONY: (.*)$", MAKEFILE, re.M)[1].split())
     jobs = set(re.findall(r"^([a-z-]+):(?! ?=)", MAKEFILE, re.M))
     assert jobs == phony
-    undescribed = [
-        line for line in MAKEFILE.splitlines() if re.match(r"[a-z-]+:(?! ?=)", line) and " ## " not in line
-    ]
+    undescribed = [line for line in MAKEFILE.splitlines() if re.match(r"[a-z-]+:(?! ?=)", line) and " ## " not in line]
     assert not undescribed
 
 
 @pytest.mark.parametrize(
-    "said",
-    ["a b; touch mark", "$(touch mark)", "$(shell touch mark)", 'Tom\'s "photos" `touch mark` $HOME $$ \\'],
+    "said", ["a b; touch mark", "$(touch mark)", "$(shell touch mark)", 'Tom\'s "photos" `touch mark` $HOME $$ \\']
 )
 def test_what_a_person_names_is_one_word_and_never_run(said: str, tmp_path: Path):
     """What the recipe's shell hands on to the program: ``make`` with a PYTHON of ours, which prints its arguments."""
@@ -72,9 +57,12 @@ def test_what_a_person_names_is_one_word_and_never_run(said: str, tmp_path: Path
     for job, option, variable in (("train-inpainting", "--data", "DATA"), ("mend", "--in", "IN")):
         done = subprocess.run(
             ["make", "-f", str(ROOT / "Makefile"), "-o", ".venv/.installed", job, f"{variable}={said}"],
-            cwd=tmp_path, capture_output=True, text=True, check=True,
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            check=True,
             env={"PATH": os.environ["PATH"]},  # without what `make test` leaves there
-        )  # fmt: skip
+        )
         words = done.stdout.splitlines()
         assert words[-2:] == [option, said]
     assert not (tmp_path / "mark").exists()

@@ -7,12 +7,10 @@ import sys
 
 from conftest import ROOT
 
-HEAVY = (
-    "kornia lpips scipy skimage sympy tensorboard torch._dynamo torchmetrics torchvision webdataset".split()
-)
+HEAVY = "kornia lpips scipy skimage sympy tensorboard torch._dynamo torchmetrics torchvision webdataset".split()
 COMMANDS = (
-    "recon.inpainting recon.colorization recon.superresolution recon.splitbrain "
-    "contrastive.simclr contrastive.moco contrastive.byol contrastive.cpc"
+    "kintsugi.recon.inpainting kintsugi.recon.colorization kintsugi.recon.superresolution kintsugi.recon.splitbrain "
+    "kintsugi.contrastive.simclr kintsugi.contrastive.moco kintsugi.contrastive.byol kintsugi.contrastive.cpc"
 ).split()
 
 
@@ -25,7 +23,5 @@ def test_help_imports_nothing_heavy_but_torch() -> None:
         f"    found = sorted(set({HEAVY}) & set(sys.modules))\n"
         "    assert not found, (command, found)"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False
-    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -17,11 +17,12 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from contrastive import byol, cpc, moco, simclr
-from contrastive.views import PAIRS
-from core.rng import generator
-from core.train import checkpoint
-from core.train.dist import World
+from kintsugi.contrastive import byol, cpc, moco, simclr
+from kintsugi.contrastive.views import PAIRS
+from kintsugi.rng import generator
+from kintsugi.train import checkpoint
+from kintsugi.train.dist import World
+from kintsugi.train.ema import cosine_momentum
 
 TINY = (
     "--size 32 --short-side 48 --batch 4 --steps 4 --log-every 1 --show-every 2 --eval-every 2 --save-every 2 "
@@ -83,9 +84,7 @@ def test_tensorboard_and_the_encoder_that_is_moved(method: str, photos: Path, tm
     tags = EventAccumulator(str(tmp_path / "run"), size_guidance={"images": 0}).Reload().Tags()
     assert len(tags["images"]) == 1
     assert {"spread/deviation", "spread/rank", "heldout/deviation"} <= set(tags["scalars"])
-    (features,) = (tmp_path / "run").glob(
-        "*/features/tensors.tsv"
-    )  # the projector's, with a thumbnail for each row
+    (features,) = (tmp_path / "run").glob("*/features/tensors.tsv")  # the projector's, with a thumbnail for each row
     assert features.read_text().strip()
     assert features.with_name("sprite.png").is_file()
     rows = json.loads((tmp_path / "run" / "quality.json").read_text())
@@ -126,10 +125,17 @@ def test_same_image_equals_a_loop():
     batches = [{"image": part, "extent": torch.full((len(part), 2), 30)} for part in images.split(4)]
     with torch.no_grad():
         vectors = [
-            [torch.cat([method.encoder.vectors(method.view(batch, kind, PAIRS * number + pair))
-                        for number, batch in enumerate(batches)]) for kind in (0, 1)]
+            [
+                torch.cat(
+                    [
+                        method.encoder.vectors(method.view(batch, kind, PAIRS * number + pair))
+                        for number, batch in enumerate(batches)
+                    ]
+                )
+                for kind in (0, 1)
+            ]
             for pair in range(PAIRS)
-        ]  # fmt: skip
+        ]
     found, asked = 0, 0
     for pair in vectors:
         for one, other in (pair, pair[::-1]):
@@ -189,9 +195,7 @@ def test_the_keys_network_follows_before_it_is_used():
     with torch.no_grad():
         for p in method.both.parameters():
             p.add_(0.1)
-    expected = [
-        0.9 * k + 0.1 * q for k, q in zip(method.keys.parameters(), method.both.parameters(), strict=True)
-    ]
+    expected = [0.9 * k + 0.1 * q for k, q in zip(method.keys.parameters(), method.both.parameters(), strict=True)]
     method.update(BATCH, 0)
     for found, wanted in zip(method.keys.parameters(), expected, strict=True):
         torch.testing.assert_close(found, wanted)
@@ -218,7 +222,7 @@ class Ranks:
         return Half(torch.device("cpu"), rank, 2)
 
 
-def test_keys_are_normalised_in_shuffled_parts():
+def test_keys_are_normalized_in_shuffled_parts():
     """Each rank's batch norm sees images drawn from all ranks, and each gets its own images' keys back."""
     ranks, whole = Ranks(), torch.rand(8, 3, 32, 32, generator=generator(1))
     methods = [small_moco(ranks.world(rank), norm="batch") for rank in (0, 1)]
@@ -275,7 +279,7 @@ def test_a_norm_at_the_heads_end_takes_away_what_all_projections_share(norms: bo
     methods = (
         moco.MoCo(replace(moco.demo(), head_norm=norms), WORLD),
         byol.BYOL(replace(byol.demo(), output_norm=norms), WORLD),
-    )  # fmt: skip
+    )
     for method in methods:
         shared = method.projector.train()(vectors).mean(0).norm()
         assert (shared < 1e-3) == norms
@@ -294,7 +298,7 @@ def test_the_target_gets_no_gradient_and_moves_by_its_momentum():
     before = [p.clone() for p in method.target.parameters()]
     method.update(BATCH, 0)
     assert all(p.grad is None for p in method.target.parameters())
-    momentum = byol.rising(method.config.momentum, 0, 40)
+    momentum = cosine_momentum(method.config.momentum, 0, 40)
     pairs = zip(before, method.target.parameters(), method.followed.parameters(), strict=True)
     for old, now, online in pairs:
         torch.testing.assert_close(now, momentum * old + (1 - momentum) * online)
@@ -351,9 +355,7 @@ def test_logits_equal_a_loop():
             for i in range(7 - ahead):
                 for j in range(7):
                     guess = predict.weight[:, :, 0, 0] @ context[n, :, i, j] + predict.bias
-                    assert logits[row, 17].item() == pytest.approx(
-                        (guess @ codes[0, :, 2, 3]).item() / 4, abs=1e-4
-                    )
+                    assert logits[row, 17].item() == pytest.approx((guess @ codes[0, :, 2, 3]).item() / 4, abs=1e-4)
                     assert positive[row] == n * 49 + (i + ahead) * 7 + j
                     row += 1
     assert min(contrasts) == 2  # the row just below overlaps the context's patches

@@ -10,21 +10,33 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import ROOT
-from one_step import CASES, one_step
+from helpers.one_step import CASES, one_step
 from torch import Tensor
 
-from core.train.dist import World
+from kintsugi.train.dist import World
 
 
 @pytest.fixture(scope="module")
 def of_two(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Tensor]]:
     place: Path = tmp_path_factory.mktemp("ranks")
     done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2",
-         str(ROOT / "tests/one_step.py"), "two.pt"],
-        cwd=place, capture_output=True, text=True, timeout=300, check=False,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-    )  # fmt: skip
+        [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            "--nproc-per-node=2",
+            "-m",
+            "helpers.one_step",
+            "two.pt",
+        ],
+        cwd=place,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (ROOT, ROOT / "tests")))},
+    )
     assert done.returncode == 0, done.stderr
     assert "Warning" not in done.stderr
     return torch.load(place / "two.pt", weights_only=True)

@@ -8,36 +8,50 @@ import sys
 import time
 from pathlib import Path
 
-import faults
 import pytest
 import torch
 from conftest import ROOT, TINY, Run
+from helpers import faults
 
-from core.train import checkpoint
+from kintsugi.train import checkpoint
 
 
 def torchrun(folder: Path, ranks: int, module: str, *args: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}",
-         "-m", module, *args],
-        cwd=folder, capture_output=True, text=True, timeout=180, check=False,
+        [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            f"--nproc-per-node={ranks}",
+            "-m",
+            module,
+            *args,
+        ],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=180,
+        check=False,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (ROOT, ROOT / "tests")))},
-    )  # fmt: skip
+    )
 
 
 # Group norm, because torch has batch statistics over several processes for GPUs only. Two steps, because from step to
 # step training multiplies what rounding leaves.
 FEW = "--size 64 --batch 4 --steps 2 --log-every 1 --eval-images 2 --norm group --device cpu".split()
 METHODS = {
-    "recon.inpainting": [
-        *TINY, *"--norm group --discriminator-norm group --mask blocks --steps 2 --adversarial-start 0".split()
+    "kintsugi.recon.inpainting": [
+        *TINY,
+        *"--norm group --discriminator-norm group --mask blocks --steps 2 --adversarial-start 0".split(),
     ],
-    "recon.colorization": [*FEW, "--encoder", "alexnet", "--hints"],
-    "recon.superresolution": [
-        *FEW, *"--blocks 1 --width 8 --adversarial-start 0 --content-weights off --lr-adversarial 1e-6".split()
+    "kintsugi.recon.colorization": [*FEW, "--encoder", "alexnet", "--hints"],
+    "kintsugi.recon.superresolution": [
+        *FEW,
+        *"--blocks 1 --width 8 --adversarial-start 0 --content-weights off --lr-adversarial 1e-6".split(),
     ],
-    "recon.splitbrain": FEW,
-}  # fmt: skip
+    "kintsugi.recon.splitbrain": FEW,
+}
 
 
 @pytest.mark.parametrize("module", METHODS)
@@ -61,24 +75,22 @@ def test_two_ranks_equal_one(module: str, run: Run, photos: Path, tmp_path: Path
 
 
 def test_a_batch_that_does_not_split_is_one_line(photos: Path, tmp_path: Path):
-    done = torchrun(tmp_path, 2, "recon.inpainting", *TINY, "--batch", "3", "--data", str(photos))
+    done = torchrun(tmp_path, 2, "kintsugi.recon.inpainting", *TINY, "--batch", "3", "--data", str(photos))
     assert done.returncode != 0
     assert "error: --batch 3 does not split over 2 ranks" in done.stderr
 
 
 def test_where_one_rank_is_killed_the_other_leaves_and_the_run_goes_on_alone(tmp_path: Path):
     args = ["1", "step", "5", "--steps", "100000", "--out", "run"]
-    done = torchrun(tmp_path, 2, "faults", *args)
-    assert (
-        time.time() - (tmp_path / "run/step-00000004.pt").stat().st_mtime < 60
-    )  # the last thing before its death
+    done = torchrun(tmp_path, 2, "helpers.faults", *args)
+    assert time.time() - (tmp_path / "run/step-00000004.pt").stat().st_mtime < 60  # the last thing before its death
     assert done.returncode != 0
     (line,) = (line for line in done.stderr.splitlines() if line.startswith("error: "))
     assert "another process of this run has ended, so rank 0 ends too" in line
     assert "--resume" in line
     assert "[rank0]: Traceback" not in done.stderr
     process = faults.start(
-        "tiny", ["--resume", "--out", str(tmp_path / "run"), "--steps", "8"], tmp_path / "said"
+        "helpers.tiny", ["--resume", "--out", str(tmp_path / "run"), "--steps", "8"], tmp_path / "said"
     )
     assert faults.finish(process) == 0
     assert "is of 2 ranks, this is a run of 1" in (tmp_path / "said").read_text()
@@ -86,14 +98,14 @@ def test_where_one_rank_is_killed_the_other_leaves_and_the_run_goes_on_alone(tmp
 
 
 def test_no_thread_of_gloo_outlives_the_training(tmp_path: Path):
-    done = torchrun(tmp_path, 2, "world_ends")
+    done = torchrun(tmp_path, 2, "helpers.world_ends")
     assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("ranks", [2])
 def test_ranks_share_an_epoch_without_repeats(ranks: int, photos: Path):
-    from core.data.images import open_images
-    from core.data.loader import Loader
+    from kintsugi.data.images import open_images
+    from kintsugi.data.loader import Loader
 
     images = open_images(str(photos), 64, quiet=True).train
     seen: list[int] = []

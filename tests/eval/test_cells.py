@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from core.nets.backbones import Backbone
-from core.nets.encoder import Encoder
-from core.nets.pixels import Pixels
-from eval.cells import Cell, Machine, Place, Row, Store, Subject, Task, figures, named, run, with_random
+from kintsugi.eval.cells import Cell, Machine, Place, Row, Store, Subject, Task, figures, named, run, with_random
+from kintsugi.nets.backbones import Backbone
+from kintsugi.nets.encoder import Encoder
+from kintsugi.nets.pixels import Pixels
 
 CPU = Machine(torch.device("cpu"), bf16=False)
 
@@ -46,21 +46,19 @@ class Sums(Task):
 def rows() -> list[Row]:
     torch.manual_seed(0)
     nets = [Backbone("alexnet").build() for _ in range(2)]
-    one, two = (
-        Row(name, net.spec.plain(), net.state_dict()) for name, net in zip(("one", "two"), nets, strict=True)
-    )
+    one, two = (Row(name, net.spec.plain(), net.state_dict()) for name, net in zip(("one", "two"), nets, strict=True))
     return with_random([one, two])
 
 
 def test_rows_of_one_network_share_random_weights(rows: list[Row]):
     assert [row.name for row in rows] == ["one", "random init (alexnet)", "two"]
     assert [row.base for row in rows] == ["random init (alexnet)", None, "random init (alexnet)"]
-    others = [
-        Row(str(i), Backbone("dcgan", width=width).plain(), {}) for i, width in enumerate((1, 0.5, 0.25))
-    ]
+    others = [Row(str(i), Backbone("dcgan", width=width).plain(), {}) for i, width in enumerate((1, 0.5, 0.25))]
     assert [row.name for row in with_random(others)][1::2] == [
-        "random init (dcgan)", "random init (dcgan, net 2)", "random init (dcgan, net 3)",
-    ]  # fmt: skip
+        "random init (dcgan)",
+        "random init (dcgan, net 2)",
+        "random init (dcgan, net 3)",
+    ]
 
 
 def test_random_weights_follow_the_seed_and_others_do_not(rows: list[Row], tmp_path: Path):
@@ -114,10 +112,13 @@ def test_gains_are_over_the_seeds_that_both_have(rows: list[Row]):
         return Place("t", row, "p", seed)
 
     results = {
-        place("one", 0): Cell({"p": 0.30}), place("one", 1): Cell({"p": 0.32}), place("one", 2): Cell({"p": 0.28}),
-        place("random init (alexnet)", 1): Cell({"p": 0.33}), place("random init (alexnet)", 2): Cell({"p": 0.20}),
+        place("one", 0): Cell({"p": 0.30}),
+        place("one", 1): Cell({"p": 0.32}),
+        place("one", 2): Cell({"p": 0.28}),
+        place("random init (alexnet)", 1): Cell({"p": 0.33}),
+        place("random init (alexnet)", 2): Cell({"p": 0.20}),
         place("random init (alexnet)", 0): Cell(error="failed"),
-    }  # fmt: skip
+    }
     figure = figures(results, rows)["one"]["t", "p"]
     assert figure.mean == pytest.approx(30)
     assert figure.deviation == pytest.approx(2)

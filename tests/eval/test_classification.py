@@ -11,23 +11,23 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize
 
-from core.data.images import open_labelled
-from core.nets.backbones import Backbone
-from core.nets.encoder import Encoder
-from core.rng import generator
-from eval import classification, features, linear
-from eval.cells import Machine, warmed
-from eval.finetune import finetune
-from eval.knn import vote
+from kintsugi.data.images import open_labeled
+from kintsugi.eval import classification, features, linear
+from kintsugi.eval.cells import Machine, warmed
+from kintsugi.eval.finetune import finetune
+from kintsugi.metrics.neighbors import classify as knn_classify
+from kintsugi.nets.backbones import Backbone
+from kintsugi.nets.encoder import Encoder
+from kintsugi.rng import generator
 
 CPU = Machine(torch.device("cpu"), bf16=False)
 
 
 def clouds(count: int, classes: int, seed: int, spread: float = 0.3) -> tuple[Tensor, Tensor]:
-    """Points (N,6) around each class's centre, and their classes."""
-    centres = torch.randn(classes, 6, generator=generator(99))
+    """Points (N,6) around each class's center, and their classes."""
+    centers = torch.randn(classes, 6, generator=generator(99))
     label = torch.arange(count) % classes
-    return centres[label] + spread * torch.randn(count, 6, generator=generator(seed)), label
+    return centers[label] + spread * torch.randn(count, 6, generator=generator(seed)), label
 
 
 def test_knn_is_that_of_a_loop():
@@ -39,7 +39,7 @@ def test_knn_is_that_of_a_loop():
         for i in similarity.argsort(descending=True)[:20].tolist():
             votes[train[1][i]] += torch.exp(similarity[i] / 0.1)
         expected.append(int(votes.argmax()))
-    said = vote(*train, test[0], 3, 20)
+    said = knn_classify(*train, test[0], 3, 20)
     assert said.tolist() == expected
     assert 0.4 < (said == test[1]).float().mean() < 1
 
@@ -86,9 +86,7 @@ def test_average_precision_is_that_of_a_loop_over_classes_that_are_there_and_kno
             known = labels[:, k] >= 0
             ranked = labels[known, k][logits[known, rate, k].argsort(descending=True)].tolist()
             places = [place for place, truth in enumerate(ranked, 1) if truth]
-            each.append(
-                np.mean([hit / place for hit, place in enumerate(places, 1)])
-            )  # precision at each hit
+            each.append(np.mean([hit / place for hit, place in enumerate(places, 1)]))  # precision at each hit
         expected.append(np.mean(each))
     assert linear.score(logits, labels).tolist() == pytest.approx(expected, abs=1e-5)
 
@@ -133,11 +131,10 @@ def test_layers_are_pooled_to_about_as_many_numbers(photos_in_classes: Path):
 
         def forward(self, image: Tensor) -> dict[int, Tensor]:
             return {
-                s: image.mean(1, keepdim=True)[..., ::s, ::s].expand(-1, c, -1, -1)
-                for s, c in self.channels.items()
+                s: image.mean(1, keepdim=True)[..., ::s, ::s].expand(-1, c, -1, -1) for s, c in self.channels.items()
             }
 
-    data = open_labelled(str(photos_in_classes), 64)
+    data = open_labeled(str(photos_in_classes), 64)
     found = features.extract(Two(), data.train, 64, 9000, CPU)
     assert {stride: x.shape[1] for stride, x in found.layers.items()} == {4: 64 * 11**2, 32: 512 * 2**2}
     assert found.vector.shape == (len(data.train), 512)
@@ -149,7 +146,7 @@ def test_layers_are_pooled_to_about_as_many_numbers(photos_in_classes: Path):
 
 @pytest.fixture(scope="module")
 def photos_in_classes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two classes that their colour tells apart, in train/ and test/."""
+    """Two classes that their color tells apart, in train/ and test/."""
     root = tmp_path_factory.mktemp("classes")
     random = np.random.default_rng(0)
     for part, count in (("train", 12), ("test", 6)):
@@ -164,7 +161,7 @@ def photos_in_classes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_fine_tuning_learns_and_wants_its_labels(photos_in_classes: Path):
-    data = open_labelled(str(photos_in_classes), 64)
+    data = open_labeled(str(photos_in_classes), 64)
 
     def tuned(steps: int) -> float:
         torch.manual_seed(0)
@@ -174,9 +171,7 @@ def test_fine_tuning_learns_and_wants_its_labels(photos_in_classes: Path):
     assert tuned(15) == 1 == tuned(15)
 
 
-def test_the_command(
-    trained: Path, photos_in_classes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-):
+def test_the_command(trained: Path, photos_in_classes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     few = "--seeds 2 --steps-linear 20 --steps-tuned 2 --batch-tuned 4 --labels 0.2 --device cpu".split()
     where = ["--ckpt", str(trained), "--data", str(photos_in_classes), "--out", str(tmp_path)]
     classification.main([*where, *few])
@@ -199,6 +194,4 @@ def test_bad_input_is_one_line(refused: Refused, trained: Path, photos_in_classe
     assert "no train/ and test/ in it" in refused(classification.main, [*args, photos])
     assert "has no critic" in refused(classification.main, [*args, photos_in_classes, "--roles", "critic"])
     assert "--labels must be" in refused(classification.main, [*args, photos_in_classes, "--labels", "2"])
-    assert "--seeds must be at least 1" in refused(
-        classification.main, [*args, photos_in_classes, "--seeds", "0"]
-    )
+    assert "--seeds must be at least 1" in refused(classification.main, [*args, photos_in_classes, "--seeds", "0"])

@@ -2,14 +2,14 @@ from __future__ import annotations
 
 import pytest
 import torch
-from knowing import Pooled
+from helpers.knowing import Pooled
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d
 
-from core.nets.backbones import Backbone
-from eval import dense
-from eval.cells import Cell, Machine, Row, Subject
-from eval.dense import FCN, DenseSettings, DenseTask, Labelled, enlarged
+from kintsugi.eval import dense
+from kintsugi.eval.cells import Cell, Machine, Row, Subject
+from kintsugi.eval.dense import FCN, DenseSettings, DenseTask, Labeled, enlarged
+from kintsugi.nets.backbones import Backbone
 
 CPU = Machine(torch.device("cpu"), bf16=False)
 ALEXNET = Row("alexnet", Backbone("alexnet").plain())
@@ -17,7 +17,7 @@ TINY = DenseSettings(steps_frozen=3, steps_finetune=2, batch_dense=2, crop=48)
 
 
 def blocks(count: int, seed: int) -> Tensor:
-    """Blocks of one colour, of 8 px, uint8 (N,3,64,64)."""
+    """Blocks of one color, of 8 px, uint8 (N,3,64,64)."""
     random = torch.Generator().manual_seed(seed)
     small = torch.randint(256, (count, 3, 8, 8), generator=random, dtype=torch.uint8)
     return small.repeat_interleave(8, 2).repeat_interleave(8, 3)
@@ -27,12 +27,12 @@ class Red(DenseTask):
     """How red is it?"""
 
     def __init__(self, count: int = 4, settings: DenseSettings = TINY) -> None:
-        train, val = (self.labelled(blocks(count, seed)) for seed in (0, 1))
+        train, val = (self.labeled(blocks(count, seed)) for seed in (0, 1))
         super().__init__("red", train, val, 1, settings, CPU)
 
     @staticmethod
-    def labelled(images: Tensor) -> Labelled:
-        return Labelled(images, images[:, :1].float() / 255)
+    def labeled(images: Tensor) -> Labeled:
+        return Labeled(images, images[:, :1].float() / 255)
 
     def loss(self, output: Tensor, target: Tensor) -> Tensor:
         return (output - target).square().mean()
@@ -56,11 +56,7 @@ def test_enlarging_is_bilinear_interpolation(size: tuple[int, int]):
 
 @pytest.mark.parametrize(
     ("spec", "strides"),
-    [
-        (Backbone("resnet18"), [8, 16, 32]),
-        (Backbone("dcgan"), [8, 16, 32]),
-        (Backbone("resnet18", stem="small"), [8]),
-    ],
+    [(Backbone("resnet18"), [8, 16, 32]), (Backbone("dcgan"), [8, 16, 32]), (Backbone("resnet18", stem="small"), [8])],
 )
 def test_the_output_has_the_images_size(spec: Backbone, strides: list[int]):
     net = FCN(spec.build(), 5)
@@ -82,14 +78,14 @@ def test_features_are_those_of_the_images_and_of_their_mirror_images(monkeypatch
 
 
 def test_the_head_is_given_each_mirror_image_its_own_target():
-    """Where that were mixed up, nobody could learn from pooled colours how red they are."""
+    """Where that were mixed up, nobody could learn from pooled colors how red they are."""
     settings = DenseSettings(dense_protocols=("frozen",), steps_frozen=200, batch_dense=4, lr_frozen=0.05)
     task = Red(settings=settings)
     net = task._with_head(task.frozen(Pooled()), 0).eval()
     with torch.no_grad():
         said = net(task.val.images.float() / 255)
-    centres = (slice(None), slice(None), slice(4, None, 8), slice(4, None, 8))
-    assert (said - task.val.targets)[centres].abs().mean() < 0.06
+    centers = (slice(None), slice(None), slice(4, None, 8), slice(4, None, 8))
+    assert (said - task.val.targets)[centers].abs().mean() < 0.06
 
 
 def test_crops_are_cut_out_of_image_and_target_alike():

@@ -14,14 +14,10 @@ from conftest import Refused
 from PIL import Image
 from torch import Tensor
 
-from core.data.boxes import Boxed, Things, open_boxes, things_of
-from core.data.rooms import BED, CHAIR, CLASSES, FLOOR, LAMP, WALL
-from core.nets.backbones import Backbone
-from core.nets.discriminators import SRGANDiscriminatorSpec
-from core.rng import generator
-from eval import detection
-from eval.cells import Machine, Row, Subject
-from eval.detection import (
+from kintsugi.data.boxes import Boxed, Things, open_boxes, things_of
+from kintsugi.eval import detection
+from kintsugi.eval.cells import Machine, Row, Subject
+from kintsugi.eval.detection import (
     Body,
     Detection,
     DetectionSettings,
@@ -31,6 +27,10 @@ from eval.detection import (
     fit,
     mirrored,
 )
+from kintsugi.nets.backbones import Backbone
+from kintsugi.nets.discriminators import SRGANDiscriminatorSpec
+from kintsugi.rng import generator
+from kintsugi.scenes.rooms import BED, CHAIR, CLASSES, FLOOR, LAMP, WALL
 
 CPU = Machine(torch.device("cpu"), bf16=False)
 COLOURS = {"blue": (40, 60, 220), "red": (220, 50, 40)}
@@ -58,7 +58,7 @@ def write(root: Path, part: str, name: str, xml: str, pixels: np.ndarray) -> Non
 
 @pytest.fixture
 def squares(tmp_path: Path) -> Path:
-    """Grey noise of 80x64 px with a coloured square in the left half and one in the right: a folder laid out as VOC."""
+    """Gray noise of 80x64 px with a colored square in the left half and one in the right: a folder laid out as VOC."""
     rng = np.random.default_rng(0)
     for i in range(8):
         pixels = rng.integers(90, 150, (64, 80, 3)).astype(np.uint8)
@@ -79,9 +79,7 @@ def test_boxes_of_instances_are_those_of_a_loop():
     instance = torch.randint(1, 9, (6, 8), generator=random).repeat_interleave(4, 0).repeat_interleave(4, 1)
     kinds = torch.tensor([0, WALL, FLOOR, CHAIR, BED, LAMP, CHAIR, LAMP, BED])
     semantic = kinds[instance].byte()
-    semantic[instance == 3] = torch.where(torch.rand(24, 32, generator=random) < 0.8, CHAIR, LAMP).byte()[
-        instance == 3
-    ]
+    semantic[instance == 3] = torch.where(torch.rand(24, 32, generator=random) < 0.8, CHAIR, LAMP).byte()[instance == 3]
     instance[0, 0], semantic[0, 0] = 20, BED  # tiny
     found = things_of(instance.short(), semantic)
     expected = {}
@@ -96,9 +94,7 @@ def test_boxes_of_instances_are_those_of_a_loop():
     names = [name for i, name in enumerate(CLASSES) if i not in (0, 1, 2)]
     got = {
         (tuple(int(v) for v in box), names[label]): bool(difficult)
-        for box, label, difficult in zip(
-            found.boxes.tolist(), found.labels.tolist(), found.difficult, strict=True
-        )
+        for box, label, difficult in zip(found.boxes.tolist(), found.labels.tolist(), found.difficult, strict=True)
     }
     assert got == expected
     assert len(got) == 7
@@ -118,16 +114,10 @@ def test_scenes_have_things():
 
 
 def test_voc_counts_pixels_from_one_and_names_difficult_ones(tmp_path: Path):
-    grey = np.full((60, 80, 3), 99, np.uint8)
-    write(
-        tmp_path,
-        "trainval",
-        "a",
-        annotation([("cat", (1, 1, 80, 60), False), ("dog", (11, 6, 20, 30), True)]),
-        grey,
-    )
-    write(tmp_path, "trainval", "b", annotation([]), grey)
-    write(tmp_path, "test", "c", annotation([("cat", (5, 5, 99, 70), False)]), grey)  # over the edge: cut
+    gray = np.full((60, 80, 3), 99, np.uint8)
+    write(tmp_path, "trainval", "a", annotation([("cat", (1, 1, 80, 60), False), ("dog", (11, 6, 20, 30), True)]), gray)
+    write(tmp_path, "trainval", "b", annotation([]), gray)
+    write(tmp_path, "test", "c", annotation([("cat", (5, 5, 99, 70), False)]), gray)  # over the edge: cut
     train, test = open_boxes(str(tmp_path))
     assert train.classes == test.classes == ["cat", "dog"]
     assert train.things[0].boxes.tolist() == [[0, 0, 80, 60], [10, 5, 20, 30]]
@@ -160,9 +150,7 @@ def test_bad_files_are_skipped_counted_and_named(squares: Path, capsys: pytest.C
     assert len(train) == 2
     assert "skipped 4 of 6 images" in said
     assert "000 (no element found" in said
-    assert (
-        "001 (the box of a red is empty or outside the image), 002 (No such file or directory), ..." in said
-    )
+    assert "001 (the box of a red is empty or outside the image), 002 (No such file or directory), ..." in said
 
 
 def remove_list(root: Path) -> None:
@@ -213,21 +201,14 @@ def test_an_image_that_breaks_off_is_named(squares: Path):
 
 def truth(*things: tuple[list[list[float]], list[int], list[bool]]) -> Boxed:
     rows = [
-        Things(
-            100,
-            torch.tensor(where).view(-1, 4),
-            torch.tensor(labels),
-            torch.tensor(difficult, dtype=torch.bool),
-        )
+        Things(100, torch.tensor(where).view(-1, 4), torch.tensor(labels), torch.tensor(difficult, dtype=torch.bool))
         for where, labels, difficult in things
     ]
     return Boxed(lambda i: torch.zeros(3, 100, 100, dtype=torch.uint8), rows, ["cat", "dog", "owl"])
 
 
 def said(where: list[list[float]], labels: list[int], scores: list[float]) -> dict[str, Tensor]:
-    return {
-        "boxes": torch.tensor(where).view(-1, 4), "labels": torch.tensor(labels), "scores": torch.tensor(scores),
-    }  # fmt: skip
+    return {"boxes": torch.tensor(where).view(-1, 4), "labels": torch.tensor(labels), "scores": torch.tensor(scores)}
 
 
 LEFT, RIGHT, LOW = [0.0, 0.0, 40.0, 40.0], [50.0, 0.0, 90.0, 40.0], [0.0, 60.0, 30.0, 90.0]
@@ -286,9 +267,7 @@ def test_mirrored_boxes_lie_where_mirrored_images_have_them(squares: Path):
         assert inside.unique(dim=1).flatten().tolist() == list(COLOURS[train.classes[label]])
 
 
-def learn(
-    squares: Path, frozen: bool, **given: int
-) -> tuple[list[float], float, dict[str, Tensor], dict[str, Tensor]]:
+def learn(squares: Path, frozen: bool, **given: int) -> tuple[list[float], float, dict[str, Tensor], dict[str, Tensor]]:
     """Losses, AP50 on the images that were learned from, and the encoder before and after."""
     train, _ = open_boxes(str(squares))
     settings = DetectionSettings(detection_batch=2, detection_lr=1e-3, **given)  # type: ignore[arg-type]
@@ -296,12 +275,7 @@ def learn(
     net = detector(Row("row", Backbone().plain()).encoder(0), 2, 64, 32, CPU, frozen)
     before = {name: value.clone() for name, value in net.backbone.encoder.state_dict().items()}
     losses = fit(net, train, 0, settings, CPU)
-    return (
-        losses,
-        average_precision(detect(net, train, CPU), train)[0],
-        before,
-        net.backbone.encoder.state_dict(),
-    )
+    return (losses, average_precision(detect(net, train, CPU), train)[0], before, net.backbone.encoder.state_dict())
 
 
 def test_a_few_images_are_learned(squares: Path):
@@ -327,23 +301,17 @@ def test_training_leaves_the_statistics_that_were_settled(squares: Path):
 
 # --- the task and the command ---------------------------------------------------------------------------------
 
-SMALL = [
-    "--detection-steps",
-    "1",
-    "--detection-size",
-    "64",
-    "--detection-width",
-    "32",
-    "--detection-batch",
-    "1",
-]
+SMALL = ["--detection-steps", "1", "--detection-size", "64", "--detection-width", "32", "--detection-batch", "1"]
 
 
 def test_cells_are_the_same_for_the_same_seed(squares: Path):
     settings = DetectionSettings(
-        detection_steps=2, detection_batch=1, detection_size=64, detection_width=32,
+        detection_steps=2,
+        detection_batch=1,
+        detection_size=64,
+        detection_width=32,
         detection_protocols=("frozen", "finetune"),
-    )  # fmt: skip
+    )
     task = Detection(str(squares), settings, CPU)
     assert task.name == "boxes in voc"
     json.dumps(task.settings())
@@ -364,9 +332,7 @@ def test_the_command(squares: Path, trained: Path, tmp_path: Path):
 def test_bad_settings_and_a_missing_tool_are_one_line(
     squares: Path, trained: Path, refused: Refused, monkeypatch: pytest.MonkeyPatch
 ):
-    assert "--detection-width must be a multiple of 32" in refused(
-        detection.main, ["--detection-width", "48"]
-    )
+    assert "--detection-width must be a multiple of 32" in refused(detection.main, ["--detection-width", "48"])
     assert "--detection-size must be at least 64" in refused(detection.main, ["--detection-size", "20"])
     assert "--detection-steps must be at least 1" in refused(detection.main, ["--detection-steps", "0"])
     monkeypatch.setattr(detection.importlib.util, "find_spec", lambda name: None)

@@ -19,14 +19,14 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torchvision.models import resnet18
 
-from core.nets.backbones import Backbone
-from core.nets.discriminators import DiscriminatorSpec
-from core.nets.encoder import Encoder
-from core.nets.planes import Joined, Planes, Rgbd
-from core.nets.srresnet import SRResNetSpec
-from core.rng import generator
-from core.train import checkpoint
-from eval.export import main, metadata
+from kintsugi.eval.export import main, metadata
+from kintsugi.nets.backbones import Backbone
+from kintsugi.nets.discriminators import DiscriminatorSpec
+from kintsugi.nets.encoder import Encoder
+from kintsugi.nets.planes import Joined, Planes, Rgbd
+from kintsugi.nets.srresnet import SRResNetSpec
+from kintsugi.rng import generator
+from kintsugi.train import checkpoint
 
 SIZES = ((2, 64, 64), (1, 101, 75))  # images, height, width
 
@@ -44,9 +44,12 @@ def saved(folder: Path, **encoders: Encoder) -> Path:
             if name.endswith("running_var"):
                 value.uniform_(0.5, 1.5, generator=generator(2))
     content = {
-        "method": "toy", "step": 100, "config": {"batch": 64}, "state": {},
+        "method": "toy",
+        "step": 100,
+        "config": {"batch": 64},
+        "state": {},
         "encoders": {r: {"spec": e.spec.plain(), "state": e.state_dict()} for r, e in encoders.items()},
-    }  # fmt: skip
+    }
     checkpoint.save(folder / "step-00000100.pt", content)
     return folder
 
@@ -57,7 +60,7 @@ def said_of(file: Path) -> dict[str, str]:
 
 
 def as_said(image: Tensor, said: str) -> Tensor:
-    """RGB in [0,1], normalised as the metadata say."""
+    """RGB in [0,1], normalized as the metadata say."""
     mean, std = (
         torch.tensor([float(x) for x in numbers.split(",")]).view(1, 3, 1, 1)
         for numbers in re.findall(r"(?:mean|std)=\(([^)]*)\)", said)
@@ -77,9 +80,7 @@ def layers(net: nn.Module, x: Tensor) -> list[Tensor]:
 @pytest.mark.parametrize("norm", ["batch", "split"])
 @pytest.mark.parametrize("make", [resnet18, lambda: timm.create_model("resnet18")])
 @torch.no_grad()
-def test_torchvision_and_timm_load_a_resnet_and_see_the_same(
-    make: Callable[[], nn.Module], norm, tmp_path: Path
-):
+def test_torchvision_and_timm_load_a_resnet_and_see_the_same(make: Callable[[], nn.Module], norm, tmp_path: Path):
     encoder = Backbone("resnet18", norm).build().eval()
     main(["--ckpt", str(saved(tmp_path, encoder=encoder)), "--out", str(tmp_path / "net.safetensors")])
     net = make().eval()
@@ -95,9 +96,7 @@ def test_metadata_say_where_the_weights_are_from(tmp_path: Path):
     encoder = Backbone("resnet18").build()
     main(["--ckpt", str(saved(tmp_path, encoder=encoder)), "--out", str(tmp_path / "net.safetensors")])
     said = said_of(tmp_path / "net.safetensors")
-    assert said["input"] == (
-        "RGB, [0,1], then (x - mean) / std, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)"
-    )
+    assert said["input"] == ("RGB, [0,1], then (x - mean) / std, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)")
     assert json.loads(said["channels"]) == {"4": 64, "8": 128, "16": 256, "32": 512}
     assert json.loads(said["spec"]) == encoder.spec.plain()
     assert (said["method"], said["role"], said["images_seen"]) == ("toy", "encoder", "6400")
@@ -127,15 +126,11 @@ def test_onnx_sees_the_same_from_plain_rgb_at_any_size(name: str, tmp_path: Path
     assert names == [f"stride_{stride}" for stride in encoder.channels]
     for count, height, width in SIZES:
         image = pictures(count, 3, height, width)
-        for ours, theirs in zip(
-            encoder(image).values(), session.run(None, {"image": image.numpy()}), strict=True
-        ):
+        for ours, theirs in zip(encoder(image).values(), session.run(None, {"image": image.numpy()}), strict=True):
             np.testing.assert_allclose(theirs, ours.numpy(), atol=1e-4)
     said = said_of(tmp_path / "net.safetensors")
     assert said.items() >= session.get_modelmeta().custom_metadata_map.items()
-    assert (
-        load_file(tmp_path / "net.safetensors").keys() == encoder.state_dict().keys()
-    )  # under their own names
+    assert load_file(tmp_path / "net.safetensors").keys() == encoder.state_dict().keys()  # under their own names
     assert ("loads" in said) == (name == "resnet")
 
 
@@ -143,10 +138,7 @@ def test_onnx_sees_the_same_from_plain_rgb_at_any_size(name: str, tmp_path: Path
     ("encoder", "said"),
     [
         (Planes("L", Backbone("dcgan")).build(), "three planes of L / 100"),
-        (
-            Joined((Planes("L", Backbone("dcgan")), Planes("ab", Backbone("dcgan")))).build(),
-            "part 1: RGB, .* a / 220",
-        ),
+        (Joined((Planes("L", Backbone("dcgan")), Planes("ab", Backbone("dcgan")))).build(), "part 1: RGB, .* a / 220"),
         (Rgbd(Backbone("dcgan"), Backbone("dcgan")).build(), "six planes"),
         (SRResNetSpec(1, 8).build().encoder, "shrunk 4 times"),
         (DiscriminatorSpec(32, 8).build().encoder, "2 x - 1"),
@@ -172,9 +164,7 @@ def test_the_first_role_is_exported_unless_another_is_named(tmp_path: Path):
         assert said_of(tmp_path / "net.safetensors")["role"] == role
 
 
-def test_without_onnx_the_weights_are_still_written(
-    tmp_path: Path, refused: Refused, monkeypatch: pytest.MonkeyPatch
-):
+def test_without_onnx_the_weights_are_still_written(tmp_path: Path, refused: Refused, monkeypatch: pytest.MonkeyPatch):
     run = saved(tmp_path, encoder=Backbone("dcgan", width=0.25).build())
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     line = refused(main, ["--ckpt", run, "--out", tmp_path / "net"])

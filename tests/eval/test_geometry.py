@@ -8,25 +8,15 @@ import numpy as np
 import pytest
 import torch
 from conftest import Refused, Run, refusal
-from knowing import Knowing
+from helpers.knowing import Knowing
 from PIL import Image
 from torch import Tensor, nn
 
-from core.nets.backbones import Backbone
-from core.train import checkpoint
-from eval.cells import Machine, Row
-from eval.dense import DenseSettings
-from eval.geometry import (
-    Geometry,
-    depth_loss,
-    errors,
-    main,
-    mean_frame,
-    normal_loss,
-    normals_of,
-    opened,
-    unit,
-)
+from kintsugi.eval.cells import Machine, Row
+from kintsugi.eval.dense import DenseSettings
+from kintsugi.eval.geometry import Geometry, depth_loss, errors, main, mean_frame, normal_loss, normals_of, opened, unit
+from kintsugi.nets.backbones import Backbone
+from kintsugi.train import checkpoint
 
 CPU = Machine(torch.device("cpu"), bf16=False)
 ALEXNET = Row("alexnet", Backbone("alexnet").plain())
@@ -35,7 +25,7 @@ FOCAL, MIDDLE = 70.0, (39.5, 31.5)
 
 
 def plane(normal: np.ndarray, distance: float) -> np.ndarray:
-    """Depth (H,W) in metres of the plane normal . point = -distance, seen pixel by pixel."""
+    """Depth (H,W) in meters of the plane normal . point = -distance, seen pixel by pixel."""
     depth = np.zeros((HEIGHT, WIDTH))
     for y in range(HEIGHT):
         for x in range(WIDTH):
@@ -45,9 +35,9 @@ def plane(normal: np.ndarray, distance: float) -> np.ndarray:
 
 
 def kitchen(folder: Path, count: int = 30, shuffled: bool = False) -> Path:
-    """Planes at various slants and distances, whose colours say both; a strip of each frame is unknown.
+    """Planes at various slants and distances, whose colors say both; a strip of each frame is unknown.
 
-    They slant up and down alone: colours that said how far to the right would be wrong in mirror images.
+    They slant up and down alone: colors that said how far to the right would be wrong in mirror images.
     """
     rng, other = np.random.default_rng(0), np.random.default_rng(1)
     for name in ("rgb", "depth"):
@@ -59,10 +49,10 @@ def kitchen(folder: Path, count: int = 30, shuffled: bool = False) -> Path:
         depth = plane(normal, distance)
         depth[:, :4] = 0
         height = np.log(np.maximum(depth, 0.5)) / 2.5
-        colour = np.stack([height, 0.5 + normal[1] / 2 + 0 * depth, 0.5 - normal[2] / 2 + 0 * depth], 2)
+        color = np.stack([height, 0.5 + normal[1] / 2 + 0 * depth, 0.5 - normal[2] / 2 + 0 * depth], 2)
         if shuffled:
-            colour = other.uniform(size=(8, 10, 3)).repeat(8, 0).repeat(8, 1)
-        Image.fromarray((255 * colour).clip(0, 255).astype(np.uint8)).save(folder / f"rgb/{i:03d}.png")
+            color = other.uniform(size=(8, 10, 3)).repeat(8, 0).repeat(8, 1)
+        Image.fromarray((255 * color).clip(0, 255).astype(np.uint8)).save(folder / f"rgb/{i:03d}.png")
         Image.fromarray((1000 * depth).round().astype(np.uint16)).save(folder / f"depth/{i:03d}.png")
     return folder
 
@@ -71,9 +61,7 @@ def random_targets(count: int = 2) -> tuple[Tensor, Tensor]:
     """Predictions and targets (N,4,5,6), of which some are missing."""
     prediction, targets = torch.rand(2, count, 4, 5, 6) + 0.5
     for x in (prediction, targets):
-        x[:, 1:] = nn.functional.normalize(
-            torch.randn(count, 3, 5, 6) + torch.tensor([0, 0, -3])[:, None, None]
-        )
+        x[:, 1:] = nn.functional.normalize(torch.randn(count, 3, 5, 6) + torch.tensor([0, 0, -3])[:, None, None])
     targets[:, 0, :2] = 0
     targets[:, 1:, :, 3:5] = 0
     return prediction, targets
@@ -92,16 +80,10 @@ def test_errors_against_nested_loops():
                     relative.append(abs(p - t) / t)
                     square.append((p - t) ** 2)
                 if any(true):
-                    angles.append(
-                        math.degrees(math.acos(sum(a * b for a, b in zip(said, true, strict=True))))
-                    )
+                    angles.append(math.degrees(math.acos(sum(a * b for a, b in zip(said, true, strict=True)))))
     depth, normals = errors(prediction, targets)
     assert depth == pytest.approx(
-        {
-            "within 25 %": np.mean(within),
-            "absolute relative": np.mean(relative),
-            "rms, m": np.mean(square) ** 0.5,
-        }
+        {"within 25 %": np.mean(within), "absolute relative": np.mean(relative), "rms, m": np.mean(square) ** 0.5}
     )
     parts = {f"within {limit:g}°": np.mean(np.array(angles) < limit) for limit in (11.25, 22.5, 30)}
     middle = sorted(angles)[(len(angles) - 1) // 2]  # of an even number torch takes the lower one
@@ -228,9 +210,12 @@ def test_pictures_show_near_white_and_missing_black():
 def ckpt(tmp_path: Path) -> Path:
     net = Backbone("alexnet").build()
     content = {
-        "method": "toy", "step": 1, "config": {}, "state": {},
+        "method": "toy",
+        "step": 1,
+        "config": {},
+        "state": {},
         "encoders": {"encoder": {"spec": net.spec.plain(), "state": net.state_dict()}},
-    }  # fmt: skip
+    }
     checkpoint.save(tmp_path / "run/step-00000001.pt", content)
     return tmp_path / "run"
 
@@ -246,16 +231,14 @@ def test_the_command_reports_depth_and_normals(data: str, tmp_path: Path, ckpt: 
     assert [(cell["row"], cell["protocol"]) for cell in cells] == [
         (row, protocol) for row in ("toy", "random init (alexnet)") for protocol in ("frozen", "finetune")
     ]
-    assert list(cells[1]["figures"]) == [
-        "fine-tuned depth within 25 %", "fine-tuned normals within 22.5°"
-    ]  # fmt: skip
+    assert list(cells[1]["figures"]) == ["fine-tuned depth within 25 %", "fine-tuned normals within 22.5°"]
     assert not any(cell["error"] for cell in cells)
     assert "NaN" not in json.dumps(cells)
 
 
 def test_bad_input_is_one_line(run: Run, refused: Refused, ckpt: Path, tmp_path: Path):
     assert "no such folder; name one with rgb/, depth/ and intrinsics.txt, or scenes" in refusal(
-        run("eval.geometry", "--ckpt", ckpt, "--data", tmp_path / "none")
+        run("kintsugi.eval.geometry", "--ckpt", ckpt, "--data", tmp_path / "none")
     )
     few = kitchen(tmp_path / "few", 4)
     assert "4 frames are too few" in refused(main, ["--ckpt", ckpt, "--data", few])

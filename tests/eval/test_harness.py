@@ -10,14 +10,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from core.data.images import Images
-from core.nets.pixels import Pixels
-from core.nets.published import load_published
-from core.rng import generator
-from eval.cells import Figure, Machine, Row, Subject, figures, run, with_random
-from eval.classification import Classification, ClassificationSettings
-from eval.dense import DenseSettings, Labelled
-from eval.segmentation import Segmentation
+from kintsugi.data.images import Images
+from kintsugi.eval.cells import Figure, Machine, Row, Subject, figures, run, with_random
+from kintsugi.eval.classification import Classification, ClassificationSettings
+from kintsugi.eval.dense import DenseSettings, Labeled
+from kintsugi.eval.segmentation import Segmentation
+from kintsugi.nets.pixels import Pixels
+from kintsugi.nets.published import load_published
+from kintsugi.rng import generator
 
 pytestmark = [
     pytest.mark.realdata,
@@ -47,12 +47,7 @@ def test_a_good_net_is_far_above_random_weights_and_pixels_are_poor(
     rows: list[Row], caltech: Classification, tmp_path: Path
 ):
     found = figures(run(rows, [caltech], 3, tmp_path, CPU), rows)
-    print(
-        {
-            row: {name: f"{figure.mean:.1f}" for (_, name), figure in line.items()}
-            for row, line in found.items()
-        }
-    )
+    print({row: {name: f"{figure.mean:.1f}" for (_, name), figure in line.items()} for row, line in found.items()})
     for name, margin in (("kNN", 15), ("linear", 10)):
         good = found["squeezenet"][caltech.name, name]
         assert min(good.gains) > margin
@@ -64,19 +59,14 @@ def test_segmentation_knows_a_good_net_too(rows: list[Row], tmp_path: Path):
     settings = DenseSettings(dense_protocols=("frozen",), steps_frozen=200)
     task = Segmentation(str(DATA / "camvid"), settings, CPU, void=11)
     found = figures(run(rows, [task], 3, tmp_path, CPU), rows)
-    print(
-        {
-            row: {name: f"{figure.mean:.1f}" for (_, name), figure in line.items()}
-            for row, line in found.items()
-        }
-    )
+    print({row: {name: f"{figure.mean:.1f}" for (_, name), figure in line.items()} for row, line in found.items()})
     (column,) = found["squeezenet"]
     assert min(found["squeezenet"][column].gains) > 5
     assert won_on_all(found["squeezenet"][column], found["pixels"][column], 10)
 
 
 def test_labels_that_mean_nothing_give_chance(rows: list[Row], caltech: Classification):
-    """A tenth of the images, so that each class is as common in what is learnt as in what is tried."""
+    """A tenth of the images, so that each class is as common in what is learned as in what is tried."""
     labels = caltech.split.train.labels
     assert labels is not None
     mixed = caltech.split.train.source.labels.clone()  # type: ignore[union-attr]
@@ -98,7 +88,7 @@ def test_masks_of_other_images_give_no_more_than_their_mean(rows: list[Row]):
     task = Segmentation(str(DATA / "camvid"), settings, CPU, void=11)
     true = task.cell(Subject(rows[0], 0, CPU), "frozen", 0)
     order = torch.randperm(len(task.train), generator=generator(2))
-    task.train = Labelled(task.train.images, task.train.targets[order])
+    task.train = Labeled(task.train.images, task.train.targets[order])
     mixed = task.cell(Subject(rows[0], 0, CPU), "frozen", 0)
     (good,), (chance,) = true.figures.values(), mixed.figures.values()
     assert chance < 0.6 * good

@@ -7,17 +7,17 @@ import numpy as np
 import pytest
 import torch
 from conftest import Refused, Run, refusal
-from knowing import Knowing
+from helpers.knowing import Knowing
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from core.data.pairs import VOID
-from core.nets.backbones import Backbone
-from core.nets.discriminators import DiscriminatorSpec
-from core.train import checkpoint
-from eval.cells import Machine, Row, Subject
-from eval.dense import DenseSettings
-from eval.segmentation import FigureGround, Segmentation, main, mean_iou, pixel_loss, region_similarity
+from kintsugi.data.pairs import VOID
+from kintsugi.eval.cells import Machine, Row, Subject
+from kintsugi.eval.dense import DenseSettings
+from kintsugi.eval.segmentation import FigureGround, Segmentation, main, mean_iou, pixel_loss, region_similarity
+from kintsugi.nets.backbones import Backbone
+from kintsugi.nets.discriminators import DiscriminatorSpec
+from kintsugi.train import checkpoint
 
 CPU = Machine(torch.device("cpu"), bf16=False)
 ALEXNET = Row("alexnet", Backbone("alexnet").plain())
@@ -29,8 +29,8 @@ def save(folder: Path, name: str, image: np.ndarray, mask: np.ndarray, images: s
         Image.fromarray(values.astype(np.uint8)).save(folder / part / f"{name}.png")
 
 
-def colours(folder: Path, shuffled: bool = False) -> str:
-    """Blocks of pure colour; the class is the colour, or nothing to do with it."""
+def colors(folder: Path, shuffled: bool = False) -> str:
+    """Blocks of pure color; the class is the color, or nothing to do with it."""
     rng = np.random.default_rng(0)
     for part, count in (("train", 8), ("val", 4)):
         for i in range(count):
@@ -85,15 +85,18 @@ def test_the_loss_is_the_mean_over_pixels_that_are_not_void():
     logs = logits.log_softmax(1)
     each = [
         -logs[n, target[n, y, x], y, x].item()
-        for n in range(2) for y in range(4) for x in range(5) if target[n, y, x] != VOID
-    ]  # fmt: skip
+        for n in range(2)
+        for y in range(4)
+        for x in range(5)
+        if target[n, y, x] != VOID
+    ]
     assert pixel_loss(logits, target.byte()).item() == pytest.approx(np.mean(each), rel=1e-5)
     assert pixel_loss(logits, torch.full_like(target, VOID)) == 0
 
 
 def test_features_that_know_beat_those_that_cannot(tmp_path: Path):
     settings = DenseSettings(dense_protocols=("frozen",), steps_frozen=60, batch_dense=4, lr_frozen=3e-2)
-    task = Segmentation(colours(tmp_path / "true"), settings, CPU)
+    task = Segmentation(colors(tmp_path / "true"), settings, CPU)
     known = Knowing(ALEXNET, 0, CPU)
     cell = task.cell(known, "frozen", 0)
     knowing = cell.figures["frozen mIoU"]
@@ -102,13 +105,13 @@ def test_features_that_know_beat_those_that_cannot(tmp_path: Path):
     assert list(cell.details["IoU"]) == ["0", "1", "2"]
     assert task.cell(known, "frozen", 0).figures == cell.figures
     assert task.cell(Subject(ALEXNET, 0, CPU), "frozen", 0).figures["frozen mIoU"] < knowing - 0.05
-    shuffled = Segmentation(colours(tmp_path / "shuffled", shuffled=True), settings, CPU)
+    shuffled = Segmentation(colors(tmp_path / "shuffled", shuffled=True), settings, CPU)
     # Three classes at random: a third right, a fifth of the union.
     assert shuffled.cell(Knowing(ALEXNET, 0, CPU), "frozen", 0).figures["frozen mIoU"] < 0.3
 
 
 def clips(folder: Path, shuffled: bool = False) -> str:
-    """A white square wanders over clips of various grey; 255 in the masks is foreground too, as in DAVIS'."""
+    """A white square wanders over clips of various gray; 255 in the masks is foreground too, as in DAVIS'."""
     rng = np.random.default_rng(0)
     for clip in range(6):
         for i in range(3):
@@ -147,10 +150,7 @@ def camvid(tmp_path: Path) -> Path:
 @pytest.fixture
 def ckpt(tmp_path: Path) -> Path:
     """A run's folder with a checkpoint of two encoders, untrained."""
-    nets = {
-        "generator": Backbone("alexnet").build(),
-        "discriminator": DiscriminatorSpec(32, width=8).build().encoder,
-    }
+    nets = {"generator": Backbone("alexnet").build(), "discriminator": DiscriminatorSpec(32, width=8).build().encoder}
     encoders = {role: {"spec": net.spec.plain(), "state": net.state_dict()} for role, net in nets.items()}
     content = {"method": "toy", "step": 1, "config": {}, "state": {}, "encoders": encoders}
     checkpoint.save(tmp_path / "run/step-00000001.pt", content)
@@ -166,12 +166,7 @@ def test_the_command_reports_both_encoders_beside_random_weights(
     main(["--ckpt", str(ckpt), "--data", str(camvid), "--void", "2", *TINY])
     said = capsys.readouterr().out
     cells = json.loads((ckpt / "segmentation-camvid/report.json").read_text())["cells"]
-    rows = [
-        "toy",
-        "random init (alexnet)",
-        "toy, discriminator",
-        "random init (discriminator)",
-    ]
+    rows = ["toy", "random init (alexnet)", "toy, discriminator", "random init (discriminator)"]
     assert [cell["row"] for cell in cells] == [row for row in rows for _ in range(4)]
     assert [(cell["protocol"], cell["seed"]) for cell in cells[:4]] == [
         (protocol, seed) for seed in (0, 1) for protocol in ("frozen", "finetune")
@@ -187,8 +182,9 @@ def test_the_command_reports_both_encoders_beside_random_weights(
     tags = [tag for tag in events.Tags()["images"] if tag.startswith("segmentation camvid/")]
     assert tags == [
         f"segmentation camvid/{row}, {protocol}: input, truth, predicted, by random weights"
-        for row in ("toy", "toy, discriminator") for protocol in ("frozen", "fine-tuned")
-    ]  # fmt: skip
+        for row in ("toy", "toy, discriminator")
+        for protocol in ("frozen", "fine-tuned")
+    ]
 
     again = ckpt / "again"
     main(["--ckpt", str(ckpt), "--data", str(camvid), "--void", "2", *TINY, "--out", str(again)])
@@ -207,7 +203,7 @@ def test_the_command_knows_clips_by_their_folders(tmp_path: Path, ckpt: Path):
 
 def test_bad_input_is_one_line(run: Run, refused: Refused, camvid: Path, ckpt: Path, tmp_path: Path):
     assert "has no critic that sees RGB alone: it has generator" in refusal(
-        run("eval.segmentation", "--ckpt", ckpt, "--data", camvid, "--roles", "critic")
+        run("kintsugi.eval.segmentation", "--ckpt", ckpt, "--data", camvid, "--roles", "critic")
     )
     assert "no folder" in refused(main, ["--ckpt", ckpt, "--data", tmp_path / "none"])
     assert "no checkpoint at" in refused(main, ["--ckpt", tmp_path / "nowhere", "--data", camvid])

@@ -13,9 +13,9 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.nn.functional import cross_entropy
 
-from core.train import checkpoint
-from eval import supervised
-from eval.supervised import Config, figures, main, marked, open_training
+from kintsugi.eval import supervised
+from kintsugi.eval.supervised import Config, figures, main, marked, open_training
+from kintsugi.train import checkpoint
 
 TINY = (
     "--size 32 --short-side 40 --batch 8 --steps 6 --warmup 2 --log-every 2 --show-every 6 --eval-every 3 "
@@ -25,12 +25,12 @@ COLOURS = {"blue": (40, 60, 200), "green": (40, 180, 60), "red": (200, 50, 40)}
 
 
 def draw(folder: Path, count: int, seed: int) -> None:
-    """Class folders, each of images of one colour in noise."""
+    """Class folders, each of images of one color in noise."""
     rng = np.random.default_rng(seed)
-    for name, colour in COLOURS.items():
+    for name, color in COLOURS.items():
         (folder / name).mkdir(parents=True)
         for i in range(count):
-            pixels = (rng.normal(colour, 40, (40, 48, 3))).clip(0, 255).astype(np.uint8)
+            pixels = (rng.normal(color, 40, (40, 48, 3))).clip(0, 255).astype(np.uint8)
             Image.fromarray(pixels).save(folder / name / f"{i}.png")
 
 
@@ -70,8 +70,11 @@ def test_it_learns_resumes_bit_for_bit_and_moves(named: Path, tmp_path: Path):
     assert list(rows) == ["the commonest class", "supervised"]
     maps = checkpoint.load_encoder(tmp_path / "whole", "encoder")(torch.rand(2, 3, 64, 96))
     assert {stride: m.shape[1:] for stride, m in maps.items()} == {
-        4: (64, 16, 24), 8: (128, 8, 12), 16: (256, 4, 6), 32: (512, 2, 3),
-    }  # fmt: skip
+        4: (64, 16, 24),
+        8: (128, 8, 12),
+        16: (256, 4, 6),
+        32: (512, 2, 3),
+    }
 
 
 def test_another_network_and_optimizer(named: Path, tmp_path: Path):
@@ -79,8 +82,12 @@ def test_another_network_and_optimizer(named: Path, tmp_path: Path):
     main([*TINY, *args, "--data", str(named), "--out", str(tmp_path / "run")])
     content = checkpoint.load(checkpoint.find(tmp_path / "run"), "supervised")
     assert content["encoders"]["encoder"]["spec"] == {
-        "kind": "backbone", "name": "resnet18", "norm": "group", "width": 1.0, "stem": "small",
-    }  # fmt: skip
+        "kind": "backbone",
+        "name": "resnet18",
+        "norm": "group",
+        "width": 1.0,
+        "stem": "small",
+    }
     assert content["state"]["optimizer.both"]["param_groups"][0]["lr"] == pytest.approx(0.1 * 8 / 256 / 2)
 
 
@@ -89,9 +96,7 @@ def test_figures_are_those_of_a_loop():
     labels = torch.tensor([0, 1, 0])
     batches = [{"label": labels[:2], "x": logits[:2]}, {"label": labels[2:], "x": logits[2:]}]
     found = figures(batches, lambda batch: batch["x"])
-    losses = [
-        -(row[label].exp() / row.exp().sum()).log().item() for row, label in zip(logits, labels, strict=True)
-    ]
+    losses = [-(row[label].exp() / row.exp().sum()).log().item() for row, label in zip(logits, labels, strict=True)]
     assert found == pytest.approx({"accuracy": 200 / 3, "loss": sum(losses) / 3})
     assert found["loss"] == pytest.approx(cross_entropy(logits, labels).item())
 
@@ -101,7 +106,7 @@ def test_the_floor_is_the_commonest_class_of_training(named: Path):
     images = open_training(config, quiet=True).train
     method = supervised.Supervised(config, supervised.World(torch.device("cpu")), images)
     method.counts = torch.tensor([1, 6, 2])
-    found = method.floors([{"label": torch.tensor([1, 1, 0, 2])}])["the commonest class"]
+    found = method.baselines([{"label": torch.tensor([1, 1, 0, 2])}])["the commonest class"]
     assert found["accuracy"] == 50
     probability = torch.tensor([7 / 12, 7 / 12, 2 / 12, 3 / 12])
     assert found["loss"] == pytest.approx(-probability.log().mean().item())

@@ -14,13 +14,13 @@ from safetensors.torch import save_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torchvision.models import resnet18
 
-from core.train import checkpoint
-from eval import transfer
-from eval.dense import DenseTask
+from kintsugi.eval import transfer
+from kintsugi.eval.dense import DenseTask
+from kintsugi.train import checkpoint
 
 TINY = (
     "--seeds 1 --device cpu --size 32 --numbers 200 --labels 0.2 --steps-linear 4 --steps-tuned 1 --batch-tuned 4 "
-    "--labelled-scenes 6 --steps-frozen 2 --steps-finetune 1 --batch-dense 2 --crop 64 --train-scenes 4"
+    "--labeled-scenes 6 --steps-frozen 2 --steps-finetune 1 --batch-dense 2 --crop 64 --train-scenes 4"
 ).split()
 
 
@@ -60,21 +60,39 @@ def test_every_row_under_every_task(ckpts: list[str], folders: Path, capsys: pyt
     torch.manual_seed(0)
     save_file(resnet18().state_dict(), weights)
     argv = [
-        "--ckpts", *ckpts, "--published", f"resnet18={weights}", "--classification", str(folders / "classes"),
-        "scenes", "--figure-ground", str(folders / "clips"), "--out", str(out), *TINY,
-    ]  # fmt: skip
+        "--ckpts",
+        *ckpts,
+        "--published",
+        f"resnet18={weights}",
+        "--classification",
+        str(folders / "classes"),
+        "scenes",
+        "--figure-ground",
+        str(folders / "clips"),
+        "--out",
+        str(out),
+        *TINY,
+    ]
     transfer.main(argv)
     said = capsys.readouterr().out
     record = json.loads((out / "report.json").read_text())
     rows = list(dict.fromkeys(cell["row"] for cell in record["cells"]))
     assert rows == [
-        "inpainting", "random init (alexnet)", "autoencoder", "resnet18, theirs.safetensors",
-        "random init (resnet18)", "pixels",
-    ]  # fmt: skip
+        "inpainting",
+        "random init (alexnet)",
+        "autoencoder",
+        "resnet18, theirs.safetensors",
+        "random init (resnet18)",
+        "pixels",
+    ]
     columns = {(cell["task"], name) for cell in record["cells"] for name in cell["figures"]}
     assert {task for task, _ in columns} == {
-        "classes", "what is in scenes", "segmentation scenes", "geometry scenes", "figure-ground clips",
-    }  # fmt: skip
+        "classes",
+        "what is in scenes",
+        "segmentation scenes",
+        "geometry scenes",
+        "figure-ground clips",
+    }
     assert not any(cell["error"] for cell in record["cells"])
     assert len(record["cells"]) == len(rows) * (4 + 3 + 2 + 2 + 2)
     assert all(0 <= value <= 1 for cell in record["cells"] for value in cell["figures"].values())
@@ -91,16 +109,7 @@ def test_every_row_under_every_task(ckpts: list[str], folders: Path, capsys: pyt
 def test_a_failing_cell_does_not_end_the_run(
     ckpts: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    argv = [
-        "--ckpts",
-        ckpts[0],
-        "--classification",
-        "--geometry",
-        "--no-pixels",
-        "--out",
-        str(tmp_path / "r"),
-        *TINY,
-    ]
+    argv = ["--ckpts", ckpts[0], "--classification", "--geometry", "--no-pixels", "--out", str(tmp_path / "r"), *TINY]
 
     def full(self: DenseTask, *rest: Any) -> None:
         raise torch.cuda.OutOfMemoryError("out of memory")
@@ -125,7 +134,7 @@ def test_missing_methods_are_trained_on_request(
     def train(command: list[str], check: bool) -> subprocess.CompletedProcess[bytes]:
         """Only the colorizer can be trained here."""
         started.append(command)
-        if "recon.colorization" not in command:
+        if "kintsugi.recon.colorization" not in command:
             return subprocess.CompletedProcess(command, 1)
         folder = tmp_path / "runs/colorization/latest"
         folder.mkdir(parents=True)
@@ -137,15 +146,22 @@ def test_missing_methods_are_trained_on_request(
     assert [name for name, _ in transfer._latest(config)] == [""]
     assert len(started) == len(transfer.METHODS)
     assert started[0][1:] == [
-        "-m", "recon.inpainting", "--preset", "demo", "--runs", str(tmp_path / "runs"), "--data", "photos",
-    ]  # fmt: skip
+        "-m",
+        "kintsugi.recon.inpainting",
+        "--preset",
+        "demo",
+        "--runs",
+        str(tmp_path / "runs"),
+        "--data",
+        "photos",
+    ]
     assert "warning: byol could not be trained; its row is left out" in capsys.readouterr().err
 
 
 def test_every_method_is_known_by_the_name_of_its_runs():
     from importlib import import_module
 
-    from core.train.method import Method
+    from kintsugi.train.method import Method
 
     for name, module in transfer.METHODS.items():
         methods = [value for value in vars(import_module(module)).values() if isinstance(value, type)]
@@ -158,6 +174,4 @@ def test_bad_input_is_one_line(refused: Refused, ckpts: list[str], tmp_path: Pat
     assert "two rows are called inpainting: name them" in refused(transfer.main, twice)
     named = ["--ckpts", f"one={ckpts[0]}", f"two={ckpts[0]}", "--segmentation", tmp_path / "none", *TINY]
     assert "no folder" in refused(transfer.main, named)
-    assert "write ARCHITECTURE=FILE" in refused(
-        transfer.main, ["--ckpts", ckpts[0], "--published", "weights.pth"]
-    )
+    assert "write ARCHITECTURE=FILE" in refused(transfer.main, ["--ckpts", ckpts[0], "--published", "weights.pth"])

@@ -12,23 +12,23 @@ import pytest
 from conftest import ROOT, TINY, Run, refusal
 from PIL import Image
 
-from core.train import checkpoint
+from kintsugi.train import checkpoint
 
 
 def test_a_missing_folder(run: Run):
-    assert "nowhere" in refusal(run("recon.inpainting", *TINY, "--data", "nowhere"))
+    assert "nowhere" in refusal(run("kintsugi.recon.inpainting", *TINY, "--data", "nowhere"))
 
 
 def test_an_empty_folder(run: Run, tmp_path: Path):
     (tmp_path / "empty").mkdir()
-    assert "empty" in refusal(run("recon.inpainting", *TINY, "--data", "empty"))
+    assert "empty" in refusal(run("kintsugi.recon.inpainting", *TINY, "--data", "empty"))
 
 
 def test_a_folder_with_no_readable_image(run: Run, tmp_path: Path):
     (tmp_path / "bad").mkdir()
     for name in ("a.jpg", "b.png"):
         (tmp_path / "bad" / name).write_text("this is no image")
-    said = refusal(run("recon.inpainting", *TINY, "--data", "bad"))
+    said = refusal(run("kintsugi.recon.inpainting", *TINY, "--data", "bad"))
     assert "bad" in said
 
 
@@ -36,27 +36,27 @@ def test_images_smaller_than_the_crop(run: Run, tmp_path: Path):
     (tmp_path / "small").mkdir()
     for i in range(4):
         Image.fromarray(np.full((40, 40, 3), 60 * i, np.uint8)).save(tmp_path / f"small/{i}.png")
-    assert "--size" in refusal(run("recon.inpainting", *TINY, "--data", "small"))
+    assert "--size" in refusal(run("kintsugi.recon.inpainting", *TINY, "--data", "small"))
 
 
 def test_a_size_the_decoder_cannot_make(run: Run):
-    assert "multiple of 32" in refusal(run("recon.inpainting", *TINY, "--size", "70"))
+    assert "multiple of 32" in refusal(run("kintsugi.recon.inpainting", *TINY, "--size", "70"))
 
 
 def test_an_unknown_option_names_the_nearest(run: Run):
-    assert "did you mean --adversarial?" in refusal(run("recon.inpainting", "--adversarail", "0"))
+    assert "did you mean --adversarial?" in refusal(run("kintsugi.recon.inpainting", "--adversarail", "0"))
 
 
 def test_checkpoints_of_another_method_and_broken_ones(run: Run, photos: Path, tmp_path: Path):
     other = {"method": "colorization", "step": 1, "config": {}, "state": {}, "encoders": {}}
     checkpoint.save(tmp_path / "other/step-00000001.pt", other)
-    said = refusal(run("recon.inpainting", "--resume", "--out", "other"))
+    said = refusal(run("kintsugi.recon.inpainting", "--resume", "--out", "other"))
     assert "is a checkpoint of colorization, not of inpainting" in said
     (tmp_path / "broken.pt").write_bytes(b"PK\x03\x04 not really")
     Image.new("RGB", (70, 70)).save(tmp_path / "photo.png")
     Image.new("L", (70, 70), 255).save(tmp_path / "mask.png")
     said = refusal(
-        run("recon.mend", "--in", "photo.png", "--mask", "mask.png", "--out", "o.png", "--ckpt", "broken.pt")
+        run("kintsugi.apps.mend", "--in", "photo.png", "--mask", "mask.png", "--out", "o.png", "--ckpt", "broken.pt")
     )
     assert "broken.pt is not a whole checkpoint" in said
 
@@ -65,14 +65,14 @@ def test_checkpoints_of_another_method_and_broken_ones(run: Run, photos: Path, t
 def test_a_folder_that_cannot_be_written(run: Run, photos: Path, tmp_path: Path):
     (tmp_path / "locked").mkdir(mode=0o500)
     assert "choose another folder" in refusal(
-        run("recon.inpainting", *TINY, "--data", photos, "--runs", "locked/runs")
+        run("kintsugi.recon.inpainting", *TINY, "--data", photos, "--runs", "locked/runs")
     )
 
 
 def test_a_runs_folder_that_is_a_file(run: Run, photos: Path, tmp_path: Path):
     (tmp_path / "file").write_text("")
     assert "choose another folder" in refusal(
-        run("recon.inpainting", *TINY, "--data", photos, "--runs", "file")
+        run("kintsugi.recon.inpainting", *TINY, "--data", photos, "--runs", "file")
     )
 
 
@@ -82,12 +82,16 @@ def test_no_space_left_keeps_the_last_good_checkpoint(photos: Path, tmp_path: Pa
     checkpoint.save(tmp_path / "full/old/step-00000001.pt", {"method": "inpainting", "state": {}})
     limited = (
         "import resource, runpy; resource.setrlimit(resource.RLIMIT_FSIZE, (2**23, 2**23));"
-        "runpy.run_module('recon.inpainting', run_name='__main__', alter_sys=True)"
+        "runpy.run_module('kintsugi.recon.inpainting', run_name='__main__', alter_sys=True)"
     )
     done = subprocess.run(
         [sys.executable, "-c", limited, *TINY, "--data", str(photos), "--out", "full/new"],
-        cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert "free some space" in refusal(done)
     assert not list((tmp_path / "full/new").glob("*.pt"))
     assert not list((tmp_path / "full/new").glob(".*.part"))
@@ -95,17 +99,15 @@ def test_no_space_left_keeps_the_last_good_checkpoint(photos: Path, tmp_path: Pa
 
 def test_nan_stops_with_the_step_and_the_last_good_checkpoint(run: Run, photos: Path, tmp_path: Path):
     """The checkpoint is poisoned by hand, so that the step at which it shows is known."""
-    assert run("recon.inpainting", *TINY, "--data", photos, "--out", "nan", "--steps", "2").returncode == 0
+    assert run("kintsugi.recon.inpainting", *TINY, "--data", photos, "--out", "nan", "--steps", "2").returncode == 0
     file = checkpoint.find(tmp_path / "nan")
     content = checkpoint.load(file)
     content.pop("format")
     content["state"]["network.generator"]["decoder.layers.12.bias"][:] = float("nan")
     checkpoint.save(file, content)
-    done = run("recon.inpainting", "--resume", "--out", "nan", "--steps", "6")
+    done = run("kintsugi.recon.inpainting", "--resume", "--out", "nan", "--steps", "6")
     assert done.returncode == 1, done.stderr
     line = done.stderr.rstrip().splitlines()[-1]
-    assert line.startswith(
-        "error: step 2: loss/reconstruction is nan; training stopped, the last good checkpoint is"
-    )
+    assert line.startswith("error: step 2: loss/reconstruction is nan; training stopped, the last good checkpoint is")
     assert "Traceback" not in done.stderr
     assert checkpoint.find(tmp_path / "nan") == file  # nothing was saved after it

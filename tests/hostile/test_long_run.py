@@ -6,9 +6,8 @@ import os
 import threading
 from pathlib import Path
 
-import faults
 import pytest
-import tiny
+from helpers import faults, tiny
 
 STEPS = 5_000
 
@@ -17,7 +16,7 @@ STEPS = 5_000
 def test_memory_and_files_stay_flat(tmp_path: Path):
     args = f"--steps {STEPS} --log-every 10 --show-every 50 --eval-every 50 --save-every 50 --keep 2 --out run".split()
     args[-1] = str(tmp_path / "run")
-    process = faults.start("tiny", args, tmp_path / "said", ("measure", STEPS // 5))
+    process = faults.start("helpers.tiny", args, tmp_path / "said", ("measure", STEPS // 5))
     assert faults.finish(process, 1200) == 0, (tmp_path / "said").read_text()
     lines = [line for line in (tmp_path / "said").read_text().splitlines() if line.startswith("measured: ")]
     print(*lines, sep="\n")

@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from core.data import decode as decoding
-from core.data.images import Opener, open_images
+from kintsugi.data import decode as decoding
+from kintsugi.data.images import Opener, open_images
 
 SUFFIXES = {"JPEG": ".jpg", "PNG": ".png", "TIFF": ".tif", "WEBP": ".webp"}
 OPTIONS: dict[str, list[dict[str, object]]] = {
@@ -57,9 +57,7 @@ def mutated(draw: random.Random, whole: bytes) -> bytes:
         del data[draw.randrange(len(data)) :]
     elif way == 3:  # absurd numbers: 2 or 4 bytes all ones, or nearly
         size, place = draw.choice([2, 4]), draw.randrange(min(200, len(data)))
-        data[place : place + size] = draw.choice(
-            [b"\xff" * size, b"\x7f" + b"\xff" * (size - 1), bytes(size)]
-        )
+        data[place : place + size] = draw.choice([b"\xff" * size, b"\x7f" + b"\xff" * (size - 1), bytes(size)])
     elif way == 4:  # a hole of zeros
         place = draw.randrange(len(data))
         data[place : place + 64] = bytes(len(data[place : place + 64]))
@@ -104,7 +102,7 @@ def test_mutated_files_are_skipped_and_counted(
         finally:
             longest[0] = max(longest[0], time.thread_time() - begun)
 
-    monkeypatch.setattr("core.data.images.decode", timed)
+    monkeypatch.setattr("kintsugi.data.images.decode", timed)
     split = open_images(str(folder), 16, cache_dir=tmp_path / "cache")
     # libtiff prints lines of its own, which Pillow gives no way to silence.
     (line,) = (line for line in capfd.readouterr().err.splitlines() if "skipped" in line)
@@ -135,7 +133,7 @@ def test_of_many_threads_one_decodes_a_large_image(tmp_path: Path, monkeypatch: 
 
     monkeypatch.setattr(decoding, "stored", stored)
     threads = ThreadPoolExecutor(4)
-    monkeypatch.setattr("core.data.images.pool", lambda: threads)
+    monkeypatch.setattr("kintsugi.data.images.pool", lambda: threads)
     for large, expected in ((3001, range(2, 5)), (2999, range(1, 2))):
         most[0] = 0
         monkeypatch.setattr(decoding, "_LARGE", large)
@@ -150,7 +148,7 @@ def test_of_many_threads_one_decodes_a_large_image(tmp_path: Path, monkeypatch: 
 def test_depth_that_is_all_holes_or_nearly(depth: float):
     import torch
 
-    from core.hha import hha
+    from kintsugi.data.hha import hha
 
     holes = torch.zeros(2, 1, 24, 32)
     holes[:, :, 5, 7] = depth  # a single pixel says something

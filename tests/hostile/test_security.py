@@ -8,13 +8,13 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-import faults
 import pytest
 from conftest import ROOT, TINY
+from helpers import faults
 
 SOURCES = [
     f
-    for part in ("core", "recon", "contrastive", "pretext", "eval", "bench")
+    for part in ("kintsugi", "apps", "recon", "contrastive", "pretext", "eval", "bench")
     for f in (ROOT / part).rglob("*.py")
 ]
 LOADERS = ("torch.load", "torch.hub.load_state_dict_from_url")
@@ -79,7 +79,7 @@ def events(module: str, args: list[str], folder: Path) -> list[tuple[str, str]]:
 
 
 @pytest.mark.parametrize(
-    ("module", "args"), [("tiny", []), pytest.param("recon.inpainting", TINY, marks=pytest.mark.slow)]
+    ("module", "args"), [("helpers.tiny", []), pytest.param("kintsugi.recon.inpainting", TINY, marks=pytest.mark.slow)]
 )
 def test_a_run_writes_into_its_folders_alone_and_starts_listens_and_unpickles_nothing(
     module: str, args: list[str], photos: Path, tmp_path: Path
@@ -92,9 +92,7 @@ def test_a_run_writes_into_its_folders_alone_and_starts_listens_and_unpickles_no
     assert {"step-00000008.pt", "step-00000006.pt"} <= {path.name for path in folder.rglob("*.pt")}
     assert any(path.name == "pixels.bin" for path in written)
     assert sum(path.name.endswith(".part") for path in written) >= 4
-    outside = [
-        p for p in written if not p.is_relative_to(folder) and not p.is_relative_to(tmp_path / "cache")
-    ]
+    outside = [p for p in written if not p.is_relative_to(folder) and not p.is_relative_to(tmp_path / "cache")]
     # matplotlib, which torchmetrics imports, makes folders of its own, and Python tries whether it may write to /tmp.
     assert not [p for p in outside if p.name != "matplotlib" and str(p.parent) != tempfile.gettempdir()]
     assert not [(event, what) for event, what in heard if event not in CHANGES]

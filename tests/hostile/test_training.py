@@ -10,15 +10,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-import tiny
 import torch
 from conftest import tensors
+from helpers import tiny
+from helpers.tiny import Tiny
 from tensorboard.summary.writer.record_writer import RecordWriter
-from tiny import Tiny
 from torch import Tensor
 
-from core.train import checkpoint
-from core.train.method import Batch
+from kintsugi.train import checkpoint
+from kintsugi.train.method import Batch
 
 # An exception in a thread would be a traceback on the user's screen.
 pytestmark = pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning")
@@ -80,9 +80,7 @@ def test_training_goes_on_where_tensorboard_cannot_be_written(
     monkeypatch.setattr(RecordWriter, "write", write)
     tiny.main(["--out", str(tmp_path / "run"), "--log-every", "1"])
     said = capsys.readouterr().err
-    assert (
-        said.count("TensorBoard's files cannot be written (No space left on device): training goes on") == 1
-    )
+    assert said.count("TensorBoard's files cannot be written (No space left on device): training goes on") == 1
     assert "Traceback" not in said
     assert checkpoint.load(checkpoint.find(tmp_path / "run"))["step"] == 6
 

@@ -12,21 +12,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from cluster_cases import COUNT, Noise, build
 from conftest import Refused, tensors
+from helpers.cluster_cases import COUNT, Noise, build
 from scipy import ndimage
 from scipy.cluster.vq import kmeans2
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from core.color import rgb_to_lab
-from core.data import views
-from core.nets.backbones import Backbone
-from core.nets.planes import Planes
-from core.rng import generator
-from core.train import checkpoint
-from pretext import cliquecnn, clusters, deepcluster, sela
+from kintsugi.augment import cropping
+from kintsugi.color import rgb_to_lab
+from kintsugi.nets.backbones import Backbone
+from kintsugi.nets.planes import Planes
+from kintsugi.pretext import cliquecnn, clusters, deepcluster, sela
+from kintsugi.rng import generator
+from kintsugi.train import checkpoint
 
 TINY = (
     "--encoder alexnet --size 32 --short-side 48 --batch 4 --steps 6 --log-every 1 --show-every 3 --eval-every 3 "
@@ -36,7 +36,7 @@ METHODS = {"deepcluster": deepcluster, "sela": sela, "cliquecnn": cliquecnn}
 # What is found of all images is found anew before steps 0 and 3, and before 0, 1 and 3.
 EXTRA = {
     "deepcluster": "--clusters 4 --components 6 --every 3 --strength 1".split(),
-    "sela": "--clusters 4 --heads 2 --labellings 4".split(),
+    "sela": "--clusters 4 --heads 2 --labelings 4".split(),
     "cliquecnn": "--cliques 4 --members 3 --group 2 --components 6 --rounds 2".split(),
 }
 
@@ -62,9 +62,7 @@ def test_a_run_resumed_between_two_clusterings_ends_with_the_same_state(whole: P
     for step in (4, 6):
         (tmp_path / f"parts/step-0000000{step}.pt").unlink()
     METHODS[whole.name].main(["--resume", "--out", str(tmp_path / "parts")])
-    one, other = (
-        tensors(checkpoint.load(checkpoint.find(run))["state"]) for run in (whole, tmp_path / "parts")
-    )
+    one, other = (tensors(checkpoint.load(checkpoint.find(run))["state"]) for run in (whole, tmp_path / "parts"))
     assert len(one) > 80
     assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
 
@@ -86,7 +84,7 @@ def test_what_a_run_leaves(whole: Path):
         ("deepcluster", ["--clusters", "1"], "--clusters must be at least 2, not 1"),
         ("deepcluster", ["--smallest-crop", "0"], "--smallest-crop must be in"),
         ("deepcluster", ["--weight-decay", "-1"], "--weight-decay must be at least 0, not -1"),
-        ("deepcluster", ["--sees", "grey"], "'grey'"),
+        ("deepcluster", ["--sees", "gray"], "'gray'"),
         ("deepcluster", ["--every", "-1"], "--every must be at least 0"),
         ("sela", ["--sharpness", "0"], "--sharpness must be positive, not 0"),
         ("sela", ["--heads", "0"], "--heads must be at least 1, not 0"),
@@ -103,11 +101,7 @@ def test_bad_settings_are_one_line(module: str, args: list[str | Path], said: st
 
 @pytest.mark.parametrize(
     ("module", "args"),
-    [
-        ("deepcluster", "--clusters 30"),
-        ("sela", "--clusters 30"),
-        ("cliquecnn", "--cliques 64 --group 2 --members 2"),
-    ],
+    [("deepcluster", "--clusters 30"), ("sela", "--clusters 30"), ("cliquecnn", "--cliques 64 --group 2 --members 2")],
 )
 def test_too_few_images_are_one_line(module: str, args: str, photos: Path, refused: Refused):
     said = refused(METHODS[module].main, [*TINY, "--data", photos, *args.split()])
@@ -119,10 +113,10 @@ def test_too_few_images_are_one_line(module: str, args: str, photos: Path, refus
 
 def test_whole_is_every_image_in_order():
     shared = build("deepcluster")
-    shared.attach(Noise())
+    shared.on_train_data(Noise())
     found, labels = shared.whole(lambda image: image.flatten(1))
     assert torch.equal(labels, Noise.labels)
-    last = views.center_crops(Noise().batch(torch.tensor([24])), 32)
+    last = cropping.center_crops(Noise().batch(torch.tensor([24])), 32)
     torch.testing.assert_close(found[24:], last.flatten(1))
 
 
@@ -151,10 +145,13 @@ def test_scalars_of_a_clustering_equal_loops():
 
     known = [i for i in range(10) if truth[i] >= 0]
     wanted = {
-        "largest": 0.5, "smallest": 0.0, "empty": 2, "reassigned": 1 - (2 + 4 + 2) / 10,
+        "largest": 0.5,
+        "smallest": 0.0,
+        "empty": 2,
+        "reassigned": 1 - (2 + 4 + 2) / 10,
         "nmi_before": information(labels.tolist(), before.tolist()),
         "nmi_truth": information(labels[known].tolist(), truth[known].tolist()),
-    }  # fmt: skip
+    }
     assert {name.partition("/")[2]: value.item() for name, value in found.items()} == pytest.approx(wanted)
     renamed = torch.tensor([4, 2, 0, 1, 3])[labels]
     again = clusters.clustering_scalars(renamed, 5, before, truth)
@@ -200,8 +197,8 @@ def test_sobel_sees_the_gradients_of_lightness():
         for axis, plane in ((1, planes[1]), (0, planes[2])):
             wanted = ndimage.sobel(picture, axis, mode="nearest") / 8 + 0.5
             np.testing.assert_allclose(plane.numpy(), wanted, atol=1e-5)
-    grey = rgb_to_lab(image)[:, :1]
-    flat = torch.cat([grey, torch.zeros_like(grey).expand(-1, 2, -1, -1)], 1)
+    gray = rgb_to_lab(image)[:, :1]
+    flat = torch.cat([gray, torch.zeros_like(gray).expand(-1, 2, -1, -1)], 1)
     torch.testing.assert_close(Planes("sobel", Backbone("alexnet")).build().seen(flat), seen)
 
 
@@ -215,9 +212,7 @@ def test_k_means_equals_scipys():
     found = deepcluster.k_means(points, 7, 6, generator(2))
     np.testing.assert_allclose(found.numpy(), centroids, atol=1e-5)
     # scipy's labels are those before the last move of its centroids.
-    assert np.array_equal(
-        deepcluster.nearest(points, deepcluster.k_means(points, 7, 5, generator(2))).numpy(), labels
-    )
+    assert np.array_equal(deepcluster.nearest(points, deepcluster.k_means(points, 7, 5, generator(2))).numpy(), labels)
 
 
 def test_empty_clusters_are_refilled():
@@ -234,7 +229,7 @@ def test_empty_clusters_are_refilled():
 def test_each_cluster_has_the_same_share_of_the_loss():
     """The weighted mean over all images is the mean over the clusters of their means: uniform sampling's."""
     method = build("deepcluster")
-    method.attach(Noise())
+    method.on_train_data(Noise())
     method.cluster(0)
     labels, weights = method.clusters["labels"], method.clusters["weights"]
     losses = torch.rand(25, generator=generator(0))
@@ -245,7 +240,7 @@ def test_each_cluster_has_the_same_share_of_the_loss():
 
 def test_a_clustering_makes_a_fresh_classifier():
     method = build("deepcluster")
-    method.attach(Noise())
+    method.on_train_data(Noise())
     for step in range(2):
         method.update(Noise().batch(torch.arange(COUNT)), step)
     optimizer = method.optimizers["both"]
@@ -261,9 +256,9 @@ def test_a_clustering_makes_a_fresh_classifier():
 def test_heldout_images_get_clusters_as_the_training_images_did(name: str):
     """Also when the encoder has moved on since."""
     method = build(name)
-    method.attach(Noise())
+    method.on_train_data(Noise())
     method.update(Noise().batch(torch.arange(COUNT)), 0)
-    said = method.assign(views.center_crops(Noise().batch(torch.arange(25)), 32))
+    said = method.assign(cropping.center_crops(Noise().batch(torch.arange(25)), 32))
     if isinstance(method, cliquecnn.CliqueCNN):
         exemplars = method.members[:, :, 0]  # (G,r)
         assert (said.gather(1, exemplars) == torch.arange(4)).float().mean() > 0.7  # most are near their own
@@ -286,19 +281,19 @@ def test_sinkhorn_equals_nested_loops():
     wanted = torch.tensor(beta, dtype=torch.float64).log()
     torch.testing.assert_close(found - found.mean(), wanted - wanted.mean(), atol=1e-6, rtol=0)
     labels = [max(range(3), key=lambda j: alpha[i] * p[i][j] * beta[j]) for i in range(12)]
-    assert sela.labelled(log_p, sharpness, found).tolist() == labels
+    assert sela.labeled(log_p, sharpness, found).tolist() == labels
 
 
 @pytest.mark.parametrize("spread", [0.05, 1.0, 5.0])
 def test_labels_are_equally_used(spread: float):
-    """Of predictions that favour a few labels by far, too."""
+    """Of predictions that favor a few labels by far, too."""
     random = generator(0)
-    favoured = spread * torch.randn(8, generator=random)
-    log_p = (spread * torch.randn(800, 8, generator=random) + favoured).log_softmax(1)
+    favored = spread * torch.randn(8, generator=random)
+    log_p = (spread * torch.randn(800, 8, generator=random) + favored).log_softmax(1)
     plain = torch.bincount(log_p.argmax(1), minlength=8)
     assert plain.max() > 200
     factors = sela.sinkhorn(log_p, 25.0)
-    sizes = torch.bincount(sela.labelled(log_p, 25.0, factors), minlength=8)
+    sizes = torch.bincount(sela.labeled(log_p, 25.0, factors), minlength=8)
     assert sizes.min() >= 80
     assert sizes.max() <= 120
     soft = (25.0 * log_p.double() + factors).softmax(1)  # Q, whose rows' sums are equal
@@ -311,9 +306,9 @@ def test_a_net_that_is_too_sure_does_no_harm():
 
 
 def test_labels_are_found_more_and_more_rarely():
-    when = sorted(sela.labelling_steps(1000, 10))
+    when = sorted(sela.labeling_steps(1000, 10))
     assert when == [0, 10, 40, 90, 160, 250, 360, 490, 640, 810]
-    assert sela.labelling_steps(3, 100) == {0, 1, 2}
+    assert sela.labeling_steps(3, 100) == {0, 1, 2}
     assert [sela.falling(step, 400) for step in (0, 149, 150, 299, 300, 399)] == pytest.approx(
         [1, 1, 0.1, 0.1, 0.01, 0.01]
     )
@@ -321,7 +316,7 @@ def test_labels_are_found_more_and_more_rarely():
 
 def test_heads_have_their_own_labels_and_losses():
     method = build("sela")
-    method.attach(Noise())
+    method.on_train_data(Noise())
     batch = Noise().batch(torch.arange(COUNT))
     method.label(0)
     logits = method.split(torch.arange(2 * 10).view(2, 10).float())  # (H,n,K)
@@ -360,14 +355,14 @@ def test_a_clique_has_no_image_twice():
 
 
 def test_groups_equal_nested_loops_and_hold_each_clique_once():
-    centres = units(12, 3)
-    found = cliquecnn.find_groups(centres, 4, generator(3)).tolist()
+    centers = units(12, 3)
+    found = cliquecnn.find_groups(centers, 4, generator(3)).tolist()
     assert sorted(itertools.chain(*found)) == list(range(12))
     left = torch.randperm(12, generator=generator(3)).tolist()
     for group in found:
         members = [left.pop(0)]
         while len(members) < 4:
-            best = min(sorted(left), key=lambda i: max(float(centres[i] @ centres[m]) for m in members))
+            best = min(sorted(left), key=lambda i: max(float(centers[i] @ centers[m]) for m in members))
             members.append(best)
             left.remove(best)
         assert group == members
@@ -386,7 +381,7 @@ def test_scalars_of_cliques_equal_loops():
 
 def test_a_step_takes_as_many_images_of_each_clique_of_a_group():
     method = build("cliquecnn")
-    method.attach(Noise())
+    method.on_train_data(Noise())
     method.find(0)
     members = method.clusters["members"]
     seen = []

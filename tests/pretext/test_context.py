@@ -14,12 +14,12 @@ from conftest import Refused, tensors
 from torch import Tensor
 from torch.nn.functional import interpolate, one_hot
 
-from core.data import views
-from core.rng import generator
-from core.sheet import GREEN, RED
-from core.train import checkpoint
-from core.train.dist import World
-from pretext import context
+from kintsugi.augment import cropping
+from kintsugi.pictures import GREEN, RED
+from kintsugi.pretext import context
+from kintsugi.rng import generator
+from kintsugi.train import checkpoint
+from kintsugi.train.dist import World
 
 WORLD = World(torch.device("cpu"))
 TINY = (
@@ -57,7 +57,7 @@ def test_patches_are_cut_as_by_a_loop():
         assert torch.equal(patches[n, which], image[n, :, top : top + 32, left : left + 32])
 
 
-def test_of_dropped_colours_a_hundredth_is_noise():
+def test_of_dropped_colors_a_hundredth_is_noise():
     method = small()
     patches = torch.rand(40, 2, 3, 32, 32, generator=generator(1)) * 0.5
     pairs = context.draw(40, CONFIG, generator(3))
@@ -74,8 +74,8 @@ def test_of_dropped_colours_a_hundredth_is_noise():
     assert (pairs.kept[:, 0] != pairs.kept[:, 1]).any()
 
 
-def test_projected_colours_are_the_papers():
-    """B = I - a^T a / (a a^T), a = (-1, 2, -1), on each pixel: grey stays, green against magenta goes."""
+def test_projected_colors_are_the_papers():
+    """B = I - a^T a / (a a^T), a = (-1, 2, -1), on each pixel: gray stays, green against magenta goes."""
     patches = torch.rand(2, 2, 3, 4, 4, generator=generator(1))
     found = context.projected(patches)
     a = (-1, 2, -1)
@@ -84,15 +84,15 @@ def test_projected_colours_are_the_papers():
         along = sum(x * y for x, y in zip(a, pixel, strict=True)) / 6
         expected = [x - along * y for x, y in zip(pixel, a, strict=True)]
         assert found[n, which, :, i, j].tolist() == pytest.approx(expected, abs=1e-6)
-    grey = torch.rand(1, 1, 1, 4, 4).expand(1, 1, 3, 4, 4)
-    torch.testing.assert_close(context.projected(grey), grey)
+    gray = torch.rand(1, 1, 1, 4, 4).expand(1, 1, 3, 4, 4)
+    torch.testing.assert_close(context.projected(gray), gray)
 
 
 # --- shortcuts ------------------------------------------------------------------------------------------------
 
 
 def match_borders(shown: Tensor) -> Tensor:
-    """The side (n,) on which the neighbour's border, or corner, fits the middle patch's best, without any learning."""
+    """The side (n,) on which the neighbor's border, or corner, fits the middle patch's best, without any learning."""
     middle, other = shown.unbind(1)
     here = {-1: slice(0, 2), 0: slice(None), 1: slice(-2, None)}  # what of the middle patch lies on this side
     there = {-1: slice(-2, None), 0: slice(None), 1: slice(0, 2)}
@@ -108,7 +108,7 @@ def match_borders(shown: Tensor) -> Tensor:
 def test_borders_tell_the_side_only_where_patches_touch(settings: dict[str, int], told: tuple[float, float]):
     """Noise whose pixels are alike over some 4 px: borders are all there is. One side in eight is chance."""
     image = interpolate(torch.rand(500, 3, 32, 32, generator=generator(5)), scale_factor=4, mode="bilinear")
-    method = small(colour="keep", **settings)
+    method = small(color="keep", **settings)
     shown, truth = method.question(image, generator(6), 500, slice(None))
     assert told[0] <= (match_borders(shown) == truth).float().mean() <= told[1]
 
@@ -130,18 +130,16 @@ def linear_accuracy(features: Tensor, truth: Tensor, answers: int) -> float:
     return ((features[half:] @ weights).argmax(1) == truth[half:]).float().mean().item()
 
 
-@pytest.mark.parametrize(
-    ("colour", "told"), [("keep", (0.7, 1)), ("drop", (0.05, 0.2)), ("project", (0.05, 0.2))]
-)
-def test_aberration_tells_the_side_only_where_colours_are_left(colour: str, told: tuple[float, float]):
-    """Grey noise through a lens that enlarges red and blue by a twentieth: how far they lie off green tells where in
+@pytest.mark.parametrize(("color", "told"), [("keep", (0.7, 1)), ("drop", (0.05, 0.2)), ("project", (0.05, 0.2))])
+def test_aberration_tells_the_side_only_where_colors_are_left(color: str, told: tuple[float, float]):
+    """Gray noise through a lens that enlarges red and blue by a twentieth: how far they lie off green tells where in
     the image a patch is."""
     count = 600
-    grey = interpolate(torch.rand(count, 1, 32, 32, generator=generator(5)), scale_factor=4, mode="bilinear")
+    gray = interpolate(torch.rand(count, 1, 32, 32, generator=generator(5)), scale_factor=4, mode="bilinear")
     box = torch.tensor([[3.0, 3.0, 122.0, 122.0]]).repeat(count, 1)
-    enlarged = views.crop_resize(grey.expand(-1, 3, -1, -1), box, 128)
-    image = torch.cat([enlarged[:, :1], grey, enlarged[:, 2:]], 1)
-    shown, truth = small(colour=colour).question(image, generator(6), count, slice(None))
+    enlarged = cropping.crop_resize(gray.expand(-1, 3, -1, -1), box, 128)
+    image = torch.cat([enlarged[:, :1], gray, enlarged[:, 2:]], 1)
+    shown, truth = small(color=color).question(image, generator(6), count, slice(None))
     off = displacement(shown + 1e-6 * torch.rand(shown.shape, generator=generator(7))).flatten(1)
     assert told[0] <= linear_accuracy(off, truth, 8) <= told[1]
 
@@ -182,13 +180,10 @@ def test_the_picture_frames_the_said_and_the_true_place(right: bool, monkeypatch
             torch.testing.assert_close(seen, patches[n, which].clamp(0, 1))
         plan = row[:, ::2, 2 + 258 * 2 : 258 * 3 : 2]  # (3,128,128)
         guess = pairs.corner[n, 1] if right else context.places(CONFIG)[said[n]]
-        for (top, left), colour in (
-            (guess.tolist(), GREEN if right else RED),
-            (pairs.corner[n, 0].tolist(), (1, 1, 1)),
-        ):
+        for (top, left), color in ((guess.tolist(), GREEN if right else RED), (pairs.corner[n, 0].tolist(), (1, 1, 1))):
             for i, j in ((0, 16), (31, 16), (16, 0), (16, 31)):
                 torch.testing.assert_close(
-                    plan[:, top + i, left + j], torch.tensor(colour, dtype=torch.float32), atol=0.003, rtol=0
+                    plan[:, top + i, left + j], torch.tensor(color, dtype=torch.float32), atol=0.003, rtol=0
                 )
         if not right:
             top, left = pairs.corner[n, 1].tolist()
@@ -209,14 +204,11 @@ def test_the_command_resumes_bit_for_bit(photos: Path, tmp_path: Path):
 @pytest.mark.parametrize(
     ("args", "said"),
     [
-        (
-            ["--size", "127"],
-            "--size 127 is too small for three patches, two gaps and the jitter: use at least 128",
-        ),
+        (["--size", "127"], "--size 127 is too small for three patches, two gaps and the jitter: use at least 128"),
         (["--patch", "1"], "--patch must be at least 2, not 1"),
         (["--gap", "-1"], "--gap must be at least 0, not -1"),
         (["--jitter", "-1"], "--jitter must be at least 0, not -1"),
-        (["--colour", "grey"], "'grey'"),
+        (["--color", "gray"], "'gray'"),
     ],
 )
 def test_bad_settings_are_one_line(args: list[str | Path], said: str, refused: Refused):

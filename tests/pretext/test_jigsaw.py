@@ -14,11 +14,11 @@ from conftest import Refused, tensors
 from torch import Tensor
 from torch.nn.functional import interpolate, one_hot
 
-from core.rng import generator
-from core.sheet import GREEN, RED
-from core.train import checkpoint
-from core.train.dist import World
-from pretext import jigsaw
+from kintsugi.pictures import GREEN, RED
+from kintsugi.pretext import jigsaw
+from kintsugi.rng import generator
+from kintsugi.train import checkpoint
+from kintsugi.train.dist import World
 
 WORLD = World(torch.device("cpu"))
 TINY = (
@@ -68,16 +68,16 @@ def test_sixty_four_permutations_differ_by_what_is_promised(distance: jigsaw.Far
 
 def test_tiles_are_cut_as_by_a_loop_inside_their_cells():
     image = torch.rand(3, 3, 120, 120, generator=generator(1))
-    puzzles = jigsaw.draw(3, replace(CONFIG, grey=0.5, shift=2), generator(2))
+    puzzles = jigsaw.draw(3, replace(CONFIG, gray=0.5, shift=2), generator(2))
     assert puzzles.corner.amin() == 2
     assert puzzles.corner.amax() == 6
-    assert 0 < puzzles.grey.sum() < 3
+    assert 0 < puzzles.gray.sum() < 3
     tiles = jigsaw.cut(image, puzzles, 32)
     weights = (0.2989, 0.587, 0.114)  # ITU-R BT.601, rounded as in Pillow and torchvision
     for n, place, channel in itertools.product(range(3), range(9), range(3)):
         top, left = puzzles.corner[n, place, channel].tolist()
         cell = image[n, :, place // 3 * 40 : place // 3 * 40 + 40, place % 3 * 40 : place % 3 * 40 + 40]
-        plane = sum(w * cell[c] for c, w in enumerate(weights)) if puzzles.grey[n] else cell[channel]
+        plane = sum(w * cell[c] for c, w in enumerate(weights)) if puzzles.gray[n] else cell[channel]
         torch.testing.assert_close(tiles[n, place, channel], plane[top : top + 32, left : left + 32])
 
 
@@ -93,9 +93,7 @@ def test_offsets_are_anywhere_and_channels_shift_a_little():
 
 def test_normalized_tiles_have_no_mean_and_no_deviation_for_the_encoder():
     method = small()
-    tiles = torch.rand(2, 9, 3, 32, 32, generator=generator(4)) * torch.rand(2, 9, 3, 1, 1) + torch.rand(
-        2, 9, 3, 1, 1
-    )
+    tiles = torch.rand(2, 9, 3, 32, 32, generator=generator(4)) * torch.rand(2, 9, 3, 1, 1) + torch.rand(2, 9, 3, 1, 1)
     seen = method.encoder.normalized(jigsaw.normalized(tiles).flatten(0, 1))
     torch.testing.assert_close(seen.mean((2, 3)), torch.zeros(18, 3), atol=1e-5, rtol=0)
     torch.testing.assert_close(seen.std((2, 3), correction=0), torch.ones(18, 3), atol=1e-4, rtol=0)
@@ -123,13 +121,12 @@ def match_borders(shown: Tensor, orders: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize(
-    ("settings", "told"),
-    [({"tile": 40, "margin": 0}, (0.95, 1)), ({"margin": 0}, (0.19, 0.4)), ({}, (0.05, 0.19))],
+    ("settings", "told"), [({"tile": 40, "margin": 0}, (0.95, 1)), ({"margin": 0}, (0.19, 0.4)), ({}, (0.05, 0.19))]
 )
 def test_borders_tell_the_order_only_where_tiles_touch(settings: dict[str, Any], told: tuple[float, float]):
-    """Noise whose neighbouring pixels are alike: borders are all there is. One order in eight is chance."""
+    """Noise whose neighboring pixels are alike: borders are all there is. One order in eight is chance."""
     image = interpolate(torch.rand(200, 3, 60, 60, generator=generator(5)), scale_factor=2, mode="bilinear")
-    method = small(normalize=False, grey=0.0, shift=0, **settings)
+    method = small(normalize=False, gray=0.0, shift=0, **settings)
     shown, truth = method.question(image, generator(6), 200, slice(None))
     right = (match_borders(shown, method.orders) == truth).float().mean()
     assert told[0] <= right <= told[1]
@@ -161,14 +158,12 @@ def test_means_and_deviations_tell_the_order_only_where_they_are_left(normalize:
 
 
 def test_a_place_holds_the_tile_that_its_permutation_names():
-    method = small(normalize=False, grey=0.0)
+    method = small(normalize=False, gray=0.0)
     cell = torch.arange(9).view(3, 3).repeat_interleave(40, 0).repeat_interleave(40, 1) / 10  # its number
     shown, truth = method.question(cell.expand(6, 3, 120, 120), generator(1), 6, slice(None))
     for n in range(6):
         for place in range(9):
-            assert torch.equal(
-                shown[n, place], torch.full((3, 32, 32), method.orders[truth[n], place].item() / 10)
-            )
+            assert torch.equal(shown[n, place], torch.full((3, 32, 32), method.orders[truth[n], place].item() / 10))
     assert len(set(truth.tolist())) > 1
 
 
@@ -212,10 +207,7 @@ def test_the_picture_puts_tiles_where_the_net_says(right: bool, monkeypatch: pyt
     monkeypatch.setattr(method, "answer", lambda _: one_hot(said, 8).float())
     ((title, picture),) = method.show(BATCH).items()
     assert torch.equal(method.show(BATCH)[title], picture)  # the same at every call
-    side, tile = (
-        2 * (3 * 34 + 6),
-        2 * 34,
-    )  # tiles of 32 px in white, three in a row, more white around, all zoomed
+    side, tile = (2 * (3 * 34 + 6), 2 * 34)  # tiles of 32 px in white, three in a row, more white around, all zoomed
     rows = picture[:, 2:].unfold(1, side, side + 2)  # (3,4,W,side)
     columns = rows[:, :, 2:].unfold(2, side, side + 2)[..., 6:-6, 6:-6].permute(1, 2, 0, 3, 4)
     pieces = columns.unfold(3, tile, tile).unfold(4, tile, tile).flatten(3, 4).permute(0, 1, 3, 2, 4, 5)
@@ -250,7 +242,7 @@ def test_the_command_resumes_bit_for_bit(photos: Path, tmp_path: Path):
         (["--tile", "41"], "--tile must be from 2 to 40, a third of --size, not 41"),
         (["--permutations", "1"], "--permutations must be from 2 to 10000, not 1"),
         (["--margin", "5"], "--margin must be from 0 to 4, half of what --tile leaves of a cell, not 5"),
-        (["--grey", "1.5"], "--grey must be in [0, 1], not 1.5"),
+        (["--gray", "1.5"], "--gray must be in [0, 1], not 1.5"),
         (["--shift", "-1"], "--shift must be at least 0, not -1"),
         (["--hidden", "0"], "--hidden must be at least 1, not 0"),
         (["--distance", "far"], "'far'"),

@@ -16,13 +16,13 @@ from conftest import Refused, tensors
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.nn.functional import cross_entropy, interpolate
 
-from core.data import views
-from core.rng import generator
-from core.sheet import GREEN, RED, framed, judged
-from core.train import checkpoint
-from core.train.dist import World
-from pretext import rotation
-from pretext.puzzles import captioned, square_crops
+from kintsugi.augment import cropping
+from kintsugi.pictures import GREEN, RED, framed, judged
+from kintsugi.pretext import rotation
+from kintsugi.pretext.puzzles import captioned, square_crops
+from kintsugi.rng import generator
+from kintsugi.train import checkpoint
+from kintsugi.train.dist import World
 
 WORLD = World(torch.device("cpu"))
 TINY = (
@@ -66,8 +66,8 @@ def test_all_four_turns_of_each_image_are_in_a_question():
 
 
 def test_no_statistic_of_pixels_or_of_steps_between_them_tells_the_turn():
-    """Exact turns keep every value, and between neighbours every step: an interpolation would smooth some of them."""
-    shown, _ = small().question(views.center_crops(BATCH, 32), generator(0), 8, slice(None))
+    """Exact turns keep every value, and between neighbors every step: an interpolation would smooth some of them."""
+    shown, _ = small().question(cropping.center_crops(BATCH, 32), generator(0), 8, slice(None))
     turns = shown.unflatten(0, (4, 8))
     values = turns.flatten(3).sort().values
     steps = torch.cat([turns.diff(dim=-1).abs().flatten(2), turns.diff(dim=-2).abs().flatten(2)], 2)
@@ -87,7 +87,7 @@ def test_crops_resample_both_axes_alike():
         return (down / across).log().abs().mean().item()
 
     squares = square_crops(batch, 32, 64, slice(None), generator(4), 0.35)
-    boxes = views.random_crops(batch, 32, 64, slice(None), generator(4))
+    boxes = cropping.random_crops(batch, 32, 64, slice(None), generator(4))
     assert imbalance(squares) < 0.1
     assert imbalance(boxes) > 2 * imbalance(squares)
 
@@ -110,22 +110,20 @@ def test_accuracy_and_loss_are_those_of_a_loop():
     method.encoder.eval()
     hits, losses = [], []
     for i in range(8):
-        image = views.center_crops({name: value[i : i + 1] for name, value in BATCH.items()}, 32)
+        image = cropping.center_crops({name: value[i : i + 1] for name, value in BATCH.items()}, 32)
         for k in range(4):
             maps = method.encoder(rotation.turned(image, k))
             logits = method.classifier(maps[32].mean((2, 3)))
             hits.append(logits.argmax().item() == k)
             losses.append(cross_entropy(logits, torch.tensor([k])).item())
     assert found == pytest.approx({"accuracy": 100 * np.mean(hits), "loss": np.mean(losses)}, rel=1e-4)
-    assert method.floors([]) == {"chance": {"accuracy": 25, "loss": math.log(4)}}
+    assert method.baselines([]) == {"chance": {"accuracy": 25, "loss": math.log(4)}}
 
 
 def test_it_learns_which_way_is_up():
     """Images that are light at the top: after a few steps each turn is told."""
     method = small(warmup=1)
-    shade = (
-        torch.linspace(220, 30, 40).view(1, 1, 40, 1) + torch.randn(8, 3, 40, 56, generator=generator(5)) * 8
-    )
+    shade = torch.linspace(220, 30, 40).view(1, 1, 40, 1) + torch.randn(8, 3, 40, 56, generator=generator(5)) * 8
     batch = {**BATCH, "image": shade.clamp(0, 255).byte()}
     for step in range(5):
         scalars = method.update(batch, step)
@@ -154,9 +152,9 @@ def test_pictures_are_the_same_at_every_call():
 def test_frames_and_captions():
     image = torch.full((2, 3, 24, 64), 0.5)
     marked = framed(image, judged(torch.tensor([True, False])), line=2)
-    for i, colour in enumerate((GREEN, RED)):
+    for i, color in enumerate((GREEN, RED)):
         for place in (marked[i, :, 0, 5], marked[i, :, 23, 63], marked[i, :, 9, 1], marked[i, :, 1, 30]):
-            torch.testing.assert_close(place, torch.tensor(colour))
+            torch.testing.assert_close(place, torch.tensor(color))
         assert (marked[i, :, 2:22, 2:62] == 0.5).all()
     assert (image == 0.5).all()
     below = captioned(image, ["said 90°", ""])

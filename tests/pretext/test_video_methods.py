@@ -13,19 +13,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from clip_cases import BATCHES, COUNT, build
 from conftest import Refused, tensors
+from helpers.clip_cases import BATCHES, COUNT, build
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
 from torch.nn.functional import avg_pool2d
 
-from core.rng import generator
-from core.sheet import GREEN, RED
-from core.train import checkpoint
-from core.train.dist import World
-from pretext import frame_order, odd_one_out
-from pretext.video import centered, view
+from kintsugi.pictures import GREEN, RED
+from kintsugi.pretext import frame_order, odd_one_out
+from kintsugi.pretext.video import centered, view
+from kintsugi.rng import generator
+from kintsugi.train import checkpoint
+from kintsugi.train.dist import World
 
 MODULES = {"frame-order": frame_order, "odd-one-out": odd_one_out}
 TINY = (
@@ -41,7 +41,7 @@ WORLD = World(torch.device("cpu"))
 
 @pytest.fixture(scope="module")
 def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Four clips of eight frames: a bright square that goes to the right over a field of colour."""
+    """Four clips of eight frames: a bright square that goes to the right over a field of color."""
     folder = tmp_path_factory.mktemp("clips")
     for clip in range(4):
         (folder / f"clip{clip}").mkdir()
@@ -73,9 +73,7 @@ def test_a_resumed_run_ends_with_the_same_weights(method: str, whole: Path, tmp_
     shutil.copytree(whole, tmp_path / "parts")
     (tmp_path / "parts/step-00000004.pt").unlink()
     MODULES[method].main(["--resume", "--out", str(tmp_path / "parts")])
-    one, two = (
-        tensors(checkpoint.load(checkpoint.find(run))["state"]) for run in (whole, tmp_path / "parts")
-    )
+    one, two = (tensors(checkpoint.load(checkpoint.find(run))["state"]) for run in (whole, tmp_path / "parts"))
     assert len(one) > 20
     assert all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
     begun = tensors(checkpoint.load(whole / "step-00000002.pt")["state"])
@@ -91,9 +89,7 @@ def test_what_a_run_leaves(method: str, whole: Path):
     assert rows["chance"]["accuracy"] == pytest.approx(50 if method == "frame-order" else 100 / 6)
     assert 0 <= rows[method]["accuracy"] <= 100
     encoder = checkpoint.load_encoder(whole, "encoder")
-    assert {
-        stride: maps.shape[1] for stride, maps in encoder(torch.rand(2, 3, 64, 96)).items()
-    } == encoder.channels
+    assert {stride: maps.shape[1] for stride, maps in encoder(torch.rand(2, 3, 64, 96)).items()} == encoder.channels
 
 
 def test_the_built_in_clips_are_enough(method: str, tmp_path: Path):
@@ -154,7 +150,7 @@ def still(frames: int, brightness: list[float]) -> dict[str, Tensor]:
     return {"image": image, "extent": torch.tensor([[40, 44]]).repeat(5, 1), "index": torch.arange(5)}
 
 
-def test_all_frames_of_a_tuple_are_cut_and_coloured_alike():
+def test_all_frames_of_a_tuple_are_cut_and_colored_alike():
     config = replace(frame_order.demo(), size=32, even=False)
     frames = view(still(5, [1.0] * 5), config, WORLD, 3)
     for k in range(1, 5):
@@ -172,9 +168,7 @@ def test_a_drifting_exposure_cannot_answer(way: str):
         config = replace(frame_order.demo(), size=32, even=even)
         frames = centered(batch, config) if way == "held out" else view(batch, config, WORLD, 3)
         orders, right = frame_order.draw_orders(5, 0.5, generator(1))
-        seen = frame_order.chosen({"image": frames}, orders)["image"].mean(
-            (2, 3, 4)
-        )  # (5,3), all that is given
+        seen = frame_order.chosen({"image": frames}, orders)["image"].mean((2, 3, 4))  # (5,3), all that is given
         between = (seen[:, 1] - seen[:, 0]) * (seen[:, 2] - seen[:, 1])
         guessed[even] = ((between > 0) == right) & (between.abs() > 1e-5)
         steps = (frames.mean((2, 3, 4)).diff(dim=1) / frames.mean()).abs()
@@ -226,9 +220,13 @@ def test_orders_are_the_papers():
     found = Counter(zip(map(tuple, orders.tolist()), right.tolist(), strict=True))
     a, b, c, d, e = range(5)
     expected = {
-        ((b, c, d), True): 1 / 8, ((d, c, b), True): 1 / 8, ((b, a, d), False): 3 / 16, ((d, a, b), False): 3 / 16,
-        ((b, e, d), False): 3 / 16, ((d, e, b), False): 3 / 16,
-    }  # fmt: skip
+        ((b, c, d), True): 1 / 8,
+        ((d, c, b), True): 1 / 8,
+        ((b, a, d), False): 3 / 16,
+        ((d, a, b), False): 3 / 16,
+        ((b, e, d), False): 3 / 16,
+        ((d, e, b), False): 3 / 16,
+    }
     assert found.keys() == expected.keys()
     for key, share in expected.items():
         assert found[key] / 40_000 == pytest.approx(share, abs=0.01)
@@ -248,9 +246,7 @@ def test_the_measure_is_balanced_and_the_same_at_every_call(monkeypatch: pytest.
             assert torch.equal(frames[n, which], expected)
     # A net that always says the same is right half of the time; one that knows, always.
     for said, figures in ((-1.0, (50, 0, 100)), (1.0, (50, 100, 0))):
-        monkeypatch.setattr(
-            method, "logits", lambda frames, said=said: torch.full((len(frames),), said - 1.0986)
-        )
+        monkeypatch.setattr(method, "logits", lambda frames, said=said: torch.full((len(frames),), said - 1.0986))
         assert tuple(method.evaluate([batch]).values()) == figures
     monkeypatch.setattr(method, "logits", lambda frames: torch.tensor([9.0, -9.0]).repeat(len(frames) // 2))
     assert method.evaluate([batch])["accuracy"] == 100
@@ -261,15 +257,10 @@ def test_the_rule_of_pixel_distances():
     image = torch.zeros(2, 5, 3, 36, 40, dtype=torch.uint8)
     for frame in range(5):
         image[:, frame, :, :, : 4 + 6 * frame] = 200
-    batch = {
-        **BATCHES["frame-order"],
-        "image": image,
-        "extent": torch.tensor([[36, 40]] * 2),
-        "index": torch.arange(2),
-    }
-    assert built("frame-order", even=False).floors([batch])["pixel distances"]["accuracy"] == 100
+    batch = {**BATCHES["frame-order"], "image": image, "extent": torch.tensor([[36, 40]] * 2), "index": torch.arange(2)}
+    assert built("frame-order", even=False).baselines([batch])["pixel distances"]["accuracy"] == 100
     batch["image"] = image[:, [2, 1, 0, 3, 4]]  # c is where a was: neither is between
-    found = built("frame-order", even=False).floors([batch])["pixel distances"]
+    found = built("frame-order", even=False).baselines([batch])["pixel distances"]
     assert (found["in_order"], found["shuffled"]) == (0, 50)
 
 
@@ -340,14 +331,14 @@ def test_a_sum_of_differences_is_a_dynamic_image():
     assert odd_one_out.encode(extreme, "sum").amax() <= 1
 
 
-def test_a_stack_holds_the_grey_differences():
+def test_a_stack_holds_the_gray_differences():
     clip = torch.rand(2, 4, 3, 4, 5, generator=generator(0))
     found = odd_one_out.encode(clip, "stack")
     assert found.shape == (2, 3, 4, 5)
     for n in range(2):
         for t in range(3):
-            grey = [0.299 * f[0] + 0.587 * f[1] + 0.114 * f[2] for f in clip[n]]
-            torch.testing.assert_close(found[n, t], 0.5 + (grey[t + 1] - grey[t]) / 2)
+            gray = [0.299 * f[0] + 0.587 * f[1] + 0.114 * f[2] for f in clip[n]]
+            torch.testing.assert_close(found[n, t], 0.5 + (gray[t + 1] - gray[t]) / 2)
 
 
 def test_pair_differences_equal_a_loop():
@@ -375,8 +366,8 @@ def test_questions_stay_the_same_and_the_odd_one_is_seen(monkeypatch: pytest.Mon
     assert not (picture == torch.tensor(RED).view(3, 1, 1)).all(0).any()
     monkeypatch.setattr(method, "logits", lambda images: answers[: len(images)].roll(1, 1))
     (picture,) = method.show(batch).values()
-    for colour in (torch.tensor(RED), odd_one_out.YELLOW):
-        assert (picture == colour.view(3, 1, 1)).all(0).any()
+    for color in (torch.tensor(RED), odd_one_out.YELLOW):
+        assert (picture == color.view(3, 1, 1)).all(0).any()
 
 
 def test_the_rule_of_detours():
@@ -387,7 +378,7 @@ def test_the_rule_of_detours():
     method, batch = built("odd-one-out", even=False), {**BATCHES["odd-one-out"], "image": image}
     drawn = [odd_one_out.draw_odd(1, 6, 4, generator(0, n, 4)) for n in range(COUNT)]
     seen = [orders[0, odd[0]].tolist() != [3, 2, 1, 0] or odd[0] == 0 for orders, odd in drawn]
-    assert method.floors([batch])["pixel distances"]["accuracy"] == 100 * np.mean(seen)
+    assert method.baselines([batch])["pixel distances"]["accuracy"] == 100 * np.mean(seen)
 
 
 def test_each_command_says_what_it_can_do(method: str, capsys: pytest.CaptureFixture[str]):

@@ -10,12 +10,13 @@ from conftest import Refused, tensors
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from core import color
-from core.rng import generator
-from core.train import checkpoint
-from core.train.dist import World
-from recon import colorization, colorize
-from recon.colorization import Colorization, classification_loss, demo, draw_hints
+from kintsugi import color
+from kintsugi.apps import colorize
+from kintsugi.recon import colorization
+from kintsugi.recon.colorization import Colorization, classification_loss, demo, draw_hints
+from kintsugi.rng import generator
+from kintsugi.train import checkpoint
+from kintsugi.train.dist import World
 
 TINY = (
     "--encoder alexnet --size 64 --batch 4 --steps 4 --log-every 1 --show-every 2 --eval-every 2 --save-every 2 "
@@ -41,7 +42,7 @@ def method(**settings: object) -> Colorization:
 def test_the_classification_loss_equals_nested_loops():
     bins, weights = color.ab_bins(), torch.rand(313, generator=generator(1))
     ab = 60 * (2 * torch.rand(2, 2, 2, 3, generator=generator(2)) - 1)
-    ab[1] = 3  # as good as grey: counts nothing
+    ab[1] = 3  # as good as gray: counts nothing
     logits = torch.randn(2, 313, 2, 3, generator=generator(3))
     weighted, plain, nearest = classification_loss(logits, ab, bins, weights, 5)
     total = raw = 0.0
@@ -60,9 +61,7 @@ def test_the_classification_loss_equals_nested_loops():
     assert plain.item() == pytest.approx(raw, rel=1e-4)
 
 
-@pytest.mark.parametrize(
-    "settings", [{"loss": "l2"}, {"loss": "classification"}, {"loss": "l2", "hints": True}]
-)
+@pytest.mark.parametrize("settings", [{"loss": "l2"}, {"loss": "classification"}, {"loss": "l2", "hints": True}])
 def test_every_weight_moves(settings: dict[str, object]):
     trained = method(**settings)
     before = [p.clone() for p in trained.net.parameters()]
@@ -95,8 +94,8 @@ def test_the_net_sees_lightness_alone():
     image = torch.rand(1, 3, 64, 64, generator=generator(4))
     lab = color.rgb_to_lab(image)
     lab[:, 1:] = 0
-    grey = color.lab_to_rgb(lab)
-    torch.testing.assert_close(net(image)[0], net(grey)[0], atol=1e-3, rtol=1e-3)
+    gray = color.lab_to_rgb(lab)
+    torch.testing.assert_close(net(image)[0], net(gray)[0], atol=1e-3, rtol=1e-3)
 
 
 def test_hints_are_patches_around_the_middle_and_change_the_picture():
@@ -120,24 +119,22 @@ def test_hints_are_patches_around_the_middle_and_change_the_picture():
 def test_it_learns_what_lightness_tells():
     """Dark is blue, light is yellow: a few steps find it, and the figures say so."""
     trained = method(loss="l2", lr=3e-3, warmup=5, steps=60)
-    dark = (
-        torch.rand(4, 1, 8, 8, generator=generator(7)).repeat_interleave(9, 2).repeat_interleave(10, 3) > 0.5
-    )
+    dark = torch.rand(4, 1, 8, 8, generator=generator(7)).repeat_interleave(9, 2).repeat_interleave(10, 3) > 0.5
     blue, yellow = torch.tensor([20, 30, 90]).view(1, 3, 1, 1), torch.tensor([220, 200, 90]).view(1, 3, 1, 1)
     batch = {**BATCH, "image": torch.where(dark, blue, yellow).byte()}
     for step in range(30):
         trained.update(batch, step)
-    figures, floors = trained.evaluate([batch]), trained.floors([batch])
+    figures, floors = trained.evaluate([batch]), trained.baselines([batch])
     assert figures["auc"] > floors["mean ab"]["auc"] + 3
-    assert figures["psnr"] > floors["grey"]["psnr"] + 1
+    assert figures["psnr"] > floors["gray"]["psnr"] + 1
     assert figures["chroma"] > 0.5 * figures["chroma_truth"]
-    assert floors["grey"]["chroma"] == 0
+    assert floors["gray"]["chroma"] == 0
 
 
 def test_the_floors_do_not_depend_on_how_images_are_batched():
     trained = method(loss="l2")
     parts = [{name: value[i] for name, value in BATCH.items()} for i in (slice(0, 3), slice(3, 4))]
-    whole, split = trained.floors([BATCH]), trained.floors(parts)
+    whole, split = trained.baselines([BATCH]), trained.baselines(parts)
     assert split["mean ab"] == pytest.approx(whole["mean ab"], rel=1e-5)
 
 
@@ -153,13 +150,11 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory, photos: Path) -> Path:
 
 def test_what_a_run_leaves(run_folder: Path):
     events = EventAccumulator(str(run_folder), size_guidance={"images": 0}).Reload().Tags()
-    assert {"grey | colorized | truth", "grey with hints | colorized | truth"} < set(events["images"])
+    assert {"gray | colorized | truth", "gray with hints | colorized | truth"} < set(events["images"])
     assert any(title.startswith("temperature") for title in events["images"])
-    assert {"heldout/auc", "heldout/auc_rebalanced", "heldout/psnr", "heldout/chroma"} < set(
-        events["scalars"]
-    )
+    assert {"heldout/auc", "heldout/auc_rebalanced", "heldout/psnr", "heldout/chroma"} < set(events["scalars"])
     table = (run_folder / "quality.md").read_text()
-    assert all(f"| {row} " in table for row in ("grey", "mean ab", "colorization"))
+    assert all(f"| {row} " in table for row in ("gray", "mean ab", "colorization"))
     encoder = checkpoint.load_encoder(run_folder)
     assert [m.shape[2] for m in encoder(torch.rand(1, 3, 64, 64)).values()] == [15, 8, 4, 2]
 
@@ -197,7 +192,7 @@ def test_rows_at_a_time_equal_the_whole(run_folder: Path, monkeypatch: pytest.Mo
     torch.testing.assert_close(colorize.colorize(image, net, 64), whole, atol=1e-4, rtol=0)
 
 
-def test_a_hint_colours_its_neighbourhood(run_folder: Path, tmp_path: Path):
+def test_a_hint_colors_its_neighborhood(run_folder: Path, tmp_path: Path):
     Image.fromarray(np.full((64, 64, 3), 120, np.uint8)).save(tmp_path / "p.png")
     layer = np.zeros((64, 64, 4), np.uint8)
     layer[20:40, 20:40] = (200, 30, 30, 255)
@@ -206,9 +201,7 @@ def test_a_hint_colours_its_neighbourhood(run_folder: Path, tmp_path: Path):
     for number, hints in enumerate(([], ["--hints", str(tmp_path / "h.png")])):
         out = tmp_path / f"o{number}.png"
         with pytest.raises(SystemExit) as stop:
-            colorize.main(
-                ["--in", str(tmp_path / "p.png"), "--out", str(out), "--ckpt", str(run_folder), *hints]
-            )
+            colorize.main(["--in", str(tmp_path / "p.png"), "--out", str(out), "--ckpt", str(run_folder), *hints])
         assert stop.value.code == 0
         results.append(np.asarray(Image.open(out)).astype(int))
     assert np.abs(results[0] - results[1]).max() > 0
@@ -232,7 +225,7 @@ def test_bad_input_is_one_line(refused: Refused, run_folder: Path, trained: Path
     [
         (["--size", "70"], "use a multiple of 32"),
         (["--rebalance", "0"], "--rebalance must be in"),
-        (["--neighbours", "400"], r"--neighbours must be in \[1, 313\]"),
+        (["--neighbors", "400"], r"--neighbors must be in \[1, 313\]"),
         (["--temperature", "0"], "--temperature must be positive"),
         (["--classes", "-1"], "--classes must be at least 0"),
     ],

@@ -9,25 +9,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from core import adversarial
-from core.train.dist import World
-from recon.inpainting import (
-    MEAN_COLOUR,
-    Config,
-    Generator,
-    Inpainting,
-    load_mender,
-    membrane,
-    mend,
-    reconstruction_loss,
-    seamless,
-)
+from kintsugi.fill.membrane import membrane, mend, seamless
+from kintsugi.recon import inpainting
+from kintsugi.recon.inpainting import MEAN_COLOUR, Config, Generator, Inpainting, load_mender, reconstruction_loss
+from kintsugi.train.dist import World
 
 TINY = Config(size=64, batch=2, steps=4, lpips="off", norm="group", discriminator_norm="group", device="cpu")
 BATCH = {
-    "image": torch.randint(
-        0, 256, (2, 3, 80, 72), generator=torch.Generator().manual_seed(0), dtype=torch.uint8
-    ),
+    "image": torch.randint(0, 256, (2, 3, 80, 72), generator=torch.Generator().manual_seed(0), dtype=torch.uint8),
     "extent": torch.tensor([[80, 72], [70, 66]]),
     "index": torch.arange(2),
 }
@@ -89,7 +78,7 @@ def test_mend_takes_the_painting_in_the_hole_alone():
 # --- the networks ---------------------------------------------------------------------------------------------
 
 
-def test_the_encoder_sees_the_mean_colour_in_the_hole_and_nothing_of_the_truth():
+def test_the_encoder_sees_the_mean_color_in_the_hole_and_nothing_of_the_truth():
     net = Generator(TINY)
     seen: list[Tensor] = []
     net.encoder.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
@@ -99,8 +88,8 @@ def test_the_encoder_sees_the_mean_colour_in_the_hole_and_nothing_of_the_truth()
     net(image, mask)
     hole = (mask > 0).expand_as(image)
     assert torch.equal(seen[0][~hole], image[~hole])
-    colour = torch.tensor(MEAN_COLOUR).view(1, 3, 1, 1).expand_as(image)
-    assert torch.equal(seen[0][hole], colour[hole])
+    color = torch.tensor(MEAN_COLOUR).view(1, 3, 1, 1).expand_as(image)
+    assert torch.equal(seen[0][hole], color[hole])
 
 
 @pytest.mark.parametrize("encoder", ["resnet18", "resnet50", "alexnet", "dcgan"])
@@ -146,9 +135,7 @@ def test_each_image_and_each_step_has_its_own_hole():
 
 def test_the_logged_losses_are_the_parts_of_the_whole():
     scalars = method(replace(TINY, adversarial=0.1)).update(BATCH, 0)
-    assert scalars["loss/adversarial_weighted"].item() == pytest.approx(
-        0.1 * scalars["loss/adversarial"].item()
-    )
+    assert scalars["loss/adversarial_weighted"].item() == pytest.approx(0.1 * scalars["loss/adversarial"].item())
     whole = 0.9 * scalars["loss/reconstruction"] + scalars["loss/adversarial_weighted"]
     torch.testing.assert_close(scalars["loss/generator"], whole)
     for name in ("discriminator/real", "discriminator/fake"):
@@ -177,7 +164,7 @@ def test_every_term_reaches_every_weight_of_the_generator():
 
 
 def test_the_adversary_alone_moves_the_generator(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("recon.inpainting.reconstruction_loss", lambda painted, *args: 0 * painted.sum())
+    monkeypatch.setattr("kintsugi.recon.inpainting.reconstruction_loss", lambda painted, *args: 0 * painted.sum())
     trained = method(replace(TINY, adversarial=0.5))
     before = weights(trained.generator)
     trained.update(BATCH, 0)
@@ -186,7 +173,7 @@ def test_the_adversary_alone_moves_the_generator(monkeypatch: pytest.MonkeyPatch
 
 def test_the_generators_step_leaves_the_discriminator_alone(monkeypatch: pytest.MonkeyPatch):
     trained = method(replace(TINY, discriminator_norm="batch"))
-    update, after = adversarial.update_discriminator, {}
+    update, after = inpainting.update_discriminator, {}
 
     def watched(*args: Any, **options: Any) -> Mapping[str, Tensor]:
         scalars = update(*args, **options)
@@ -194,7 +181,7 @@ def test_the_generators_step_leaves_the_discriminator_alone(monkeypatch: pytest.
         return scalars
 
     before = copy.deepcopy(trained.discriminator.state_dict())
-    monkeypatch.setattr(adversarial, "update_discriminator", watched)
+    monkeypatch.setattr(inpainting, "update_discriminator", watched)
     trained.update(BATCH, 0)
     now = trained.discriminator.state_dict()
     assert all(torch.equal(after[name], now[name]) for name in now)  # weights, and batch norm's averages
@@ -303,7 +290,7 @@ def test_the_mender_of_a_checkpoint_changes_holes_alone(trained):
     assert not torch.equal(result[hole], image[hole])
 
 
-def test_membrane_is_the_mean_of_its_neighbours_and_the_solution_of_laplace():
+def test_membrane_is_the_mean_of_its_neighbors_and_the_solution_of_laplace():
     """Against a dense linear solve of the same equations."""
     torch.manual_seed(0)
     size = 12

@@ -13,14 +13,14 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.nn.functional import cross_entropy
 
-from core import color
-from core.data import rgbd
-from core.rng import generator
-from core.train import checkpoint
-from core.train.dist import World
-from recon import splitbrain, splitbrain_hha
-from recon.splitbrain import SplitBrain, ab_loss, lightness_loss, said_ab, said_lightness
-from recon.splitbrain_hha import SplitBrainHha, masked_l2
+from kintsugi import color
+from kintsugi.data import rgbd
+from kintsugi.recon import splitbrain, splitbrain_hha
+from kintsugi.recon.splitbrain import SplitBrain, ab_loss, lightness_loss, said_ab, said_lightness
+from kintsugi.recon.splitbrain_hha import SplitBrainHha, masked_l2
+from kintsugi.rng import generator
+from kintsugi.train import checkpoint
+from kintsugi.train.dist import World
 
 TINY = (
     "--size 64 --batch 4 --steps 6 --log-every 1 --show-every 3 --eval-every 3 --save-every 2 --eval-images 2 "
@@ -150,7 +150,7 @@ def test_features_of_both_halves_and_of_depth():
 def test_the_floor_does_not_depend_on_how_images_are_batched(kind: str):
     trained, batch = (method(), BATCH) if kind == "lab" else with_depth()
     parts = [{name: value[i] for name, value in batch.items()} for i in (slice(0, 3), slice(3, 4))]
-    (whole,), (split,) = trained.floors([batch]).values(), trained.floors(parts).values()
+    (whole,), (split,) = trained.baselines([batch]).values(), trained.baselines(parts).values()
     assert split == pytest.approx(whole, rel=1e-4)
 
 
@@ -191,14 +191,12 @@ def test_what_a_run_leaves(run_folder: Path):
         assert list(rows) == ["mean of each plane", "splitbrain-hha"]
     else:
         assert tags["images"] == ["L | L with ab said | ab | ab with L said | joined | truth"]
-        assert list(rows) == ["mean colour", "splitbrain"]
+        assert list(rows) == ["mean color", "splitbrain"]
     encoder = checkpoint.load_encoder(run_folder)
     assert encoder(torch.rand(1, 3, 64, 64))[16].shape[2:] == (4, 4)
 
 
-def test_a_resumed_run_ends_with_the_same_weights(
-    run_folder: Path, photos: Path, frames: Path, tmp_path: Path
-):
+def test_a_resumed_run_ends_with_the_same_weights(run_folder: Path, photos: Path, frames: Path, tmp_path: Path):
     module, data = (splitbrain_hha, frames) if "hha" in str(run_folder) else (splitbrain, photos)
     part = tmp_path / "part"
     module.main([*TINY, "--data", str(data), "--out", str(part)])

@@ -14,15 +14,17 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import Tensor
 from torchvision.models import vgg19
 
-from core.nets.discriminators import SRGANDiscriminatorSpec
-from core.nets.srresnet import SRResNetSpec
-from core.perceptual import ContentFeatures, open_content
-from core.resample import enlarge
-from core.rng import generator
-from core.train import checkpoint
-from core.train.dist import World
-from recon import superresolution, upscale, upscale_quality
-from recon.superresolution import SuperResolution, demo
+from kintsugi.apps import upscale
+from kintsugi.augment.bicubic import enlarge
+from kintsugi.eval import upscaling_quality
+from kintsugi.losses.perceptual import ContentFeatures, open_content
+from kintsugi.nets.discriminators import SRGANDiscriminatorSpec
+from kintsugi.nets.srresnet import SRResNetSpec
+from kintsugi.recon import superresolution
+from kintsugi.recon.superresolution import SuperResolution, demo
+from kintsugi.rng import generator
+from kintsugi.train import checkpoint
+from kintsugi.train.dist import World
 
 TINY = (
     "--blocks 1 --width 8 --size 64 --batch 4 --steps 6 --adversarial-start 3 --log-every 1 --show-every 3 "
@@ -69,9 +71,7 @@ def test_an_untrained_net_is_bicubic():
 def test_features_of_whole_images_by_stride():
     encoder = SRResNetSpec(2, 8).build().encoder.eval()
     features = encoder(torch.rand(1, 3, 70, 100))
-    assert {stride: tuple(maps.shape[2:]) for stride, maps in features.items()} == {
-        4: (16, 24), 8: (8, 12), 16: (4, 6)
-    }  # fmt: skip
+    assert {stride: tuple(maps.shape[2:]) for stride, maps in features.items()} == {4: (16, 24), 8: (8, 12), 16: (4, 6)}
 
 
 # --- learning -------------------------------------------------------------------------------------------------
@@ -106,7 +106,7 @@ def test_every_term_of_the_loss_moves_the_generator(monkeypatch: pytest.MonkeyPa
         assert not any(torch.equal(a, b) for a, b in zip(before, trained.generator.parameters(), strict=True))
 
 
-def test_content_is_vggs_map_of_normalised_images():
+def test_content_is_vggs_map_of_normalized_images():
     net, image = vgg_layers(), torch.rand(1, 3, 32, 32, generator=generator(2))
     mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
     expected = net((image - mean.view(1, 3, 1, 1)) / std.view(1, 3, 1, 1))
@@ -150,10 +150,7 @@ def test_crops_are_the_images_own_pixels():
     crops = method(size=48).crops(BATCH, 0)
     windows = (BATCH["image"] / 255).unfold(2, 48, 1).unfold(3, 48, 1)
     for image, crop in zip(windows, crops, strict=True):
-        both = (
-            (image - crop[:, None, None]).abs().amax((0, 3, 4)),
-            (image - crop.flip(-1)[:, None, None]).abs(),
-        )
+        both = ((image - crop[:, None, None]).abs().amax((0, 3, 4)), (image - crop.flip(-1)[:, None, None]).abs())
         assert min(both[0].min(), both[1].amax((0, 3, 4)).min()) < 1e-5
 
 
@@ -165,7 +162,7 @@ def test_it_learns_more_than_bicubic():
     batch = {**BATCH, "image": stripes}
     for step in range(50):
         trained.update(batch, step)
-    assert trained.evaluate([batch])["psnr"] > trained.floors([batch])["bicubic"]["psnr"] + 1
+    assert trained.evaluate([batch])["psnr"] > trained.baselines([batch])["bicubic"]["psnr"] + 1
 
 
 # --- the commands ---------------------------------------------------------------------------------------------
@@ -200,17 +197,7 @@ def test_a_resumed_run_ends_with_the_same_weights(run_folder: Path, photos: Path
 
 
 def test_phase_2_from_anothers_weights(run_folder: Path, photos: Path, tmp_path: Path):
-    args = [
-        *TINY,
-        "--data",
-        str(photos),
-        "--steps",
-        "1",
-        "--adversarial-start",
-        "0",
-        "--init",
-        str(run_folder),
-    ]
+    args = [*TINY, "--data", str(photos), "--steps", "1", "--adversarial-start", "0", "--init", str(run_folder)]
     superresolution.main([*args, "--lr-adversarial", "1e-12", "--out", str(tmp_path / "two")])
     one, two = (upscale.load_upscaler(f, torch.device("cpu")) for f in (run_folder, tmp_path / "two"))
     for a, b in zip(one.parameters(), two.parameters(), strict=True):
@@ -273,8 +260,20 @@ def test_upscaling_files(run_folder: Path, tmp_path: Path):
     pixels = (255 * np.random.default_rng(0).random((9, 13, 4))).astype(np.uint8)
     Image.fromarray(pixels).save(tmp_path / "p.png")
     with pytest.raises(SystemExit) as stop:
-        upscale.main(["--in", str(tmp_path / "p.png"), "--out", str(tmp_path / "o.png"), "--ckpt", str(run_folder),
-                      "--tile", "5", "--device", "cpu"])  # fmt: skip
+        upscale.main(
+            [
+                "--in",
+                str(tmp_path / "p.png"),
+                "--out",
+                str(tmp_path / "o.png"),
+                "--ckpt",
+                str(run_folder),
+                "--tile",
+                "5",
+                "--device",
+                "cpu",
+            ]
+        )
     assert stop.value.code == 0
     with Image.open(tmp_path / "o.png") as image:
         assert (image.size, image.mode) == ((52, 36), "RGBA")
@@ -288,8 +287,9 @@ def test_upscaling_files(run_folder: Path, tmp_path: Path):
 
 
 def test_the_benchmark_prints_bicubic_beside_the_net(run_folder: Path, photos: Path, capsys, tmp_path: Path):
-    upscale_quality.main(["--data", str(photos), "--ckpt", str(run_folder), "--content-weights", "off",
-                          "--out", str(tmp_path / "new")])  # fmt: skip
+    upscaling_quality.main(
+        ["--data", str(photos), "--ckpt", str(run_folder), "--content-weights", "off", "--out", str(tmp_path / "new")]
+    )
     said = capsys.readouterr().out
     assert "| bicubic " in said
     rows = json.loads((tmp_path / "new/upscale.json").read_text())
@@ -302,7 +302,5 @@ def test_bad_input_is_one_line(refused: Refused, trained: Path, tmp_path: Path):
     paths = ["--in", "p.png", "--out", "o.png"]
     assert "superresolution" in refused(upscale.main, [*paths, "--ckpt", trained])
     assert "no such file" in refused(upscale.main, ["--in", "q.png", "--out", "o.png"])
-    assert "--adversarial-start 9 must be" in refused(
-        superresolution.main, [*TINY, "--adversarial-start", "9"]
-    )
-    assert "no such folder" in refused(upscale_quality.main, ["--data", "none"])
+    assert "--adversarial-start 9 must be" in refused(superresolution.main, [*TINY, "--adversarial-start", "9"])
+    assert "no such folder" in refused(upscaling_quality.main, ["--data", "none"])

@@ -12,14 +12,10 @@ from conftest import Run, refusal
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor, nn
 
-from core.data import scenes
-from core.data.synthetic import Labels, contours, pack
-from core.nets.specs import build_spec
-from core.rng import generator
-from core.train import checkpoint
-from core.train.dist import World
-from recon import synthetic
-from recon.synthetic import (
+from kintsugi.data.labeled import Labels, contours, pack
+from kintsugi.nets.specs import build_spec
+from kintsugi.recon import synthetic
+from kintsugi.recon.synthetic import (
     Guess,
     Pool,
     Synthetic,
@@ -32,6 +28,10 @@ from recon.synthetic import (
     normal_loss,
     reverse_gradient,
 )
+from kintsugi.rng import generator
+from kintsugi.scenes import rendering
+from kintsugi.train import checkpoint
+from kintsugi.train.dist import World
 
 TINY = (
     "--size 64 --short-side 72 --scenes 24 --batch 4 --steps 4 --log-every 1 --show-every 2 --eval-every 2 "
@@ -44,15 +44,17 @@ WORLD = World(torch.device("cpu"))
 @pytest.fixture(scope="module")
 def batch() -> dict[str, Tensor]:
     """Four scenes and four pictures of noise, 72 px."""
-    found = scenes.render(0, torch.arange(4), 72)
+    found = rendering.render(0, torch.arange(4), 72)
     planes = pack(found["image"], Labels(found["depth"], found["normal"], found["instance"]))
     noise = torch.randint(0, 256, (4, 3, 72, 80), generator=generator(0), dtype=torch.uint8)
     return {
-        "synthetic/image": planes, "synthetic/extent": torch.tensor([[72, 72]] * 4),
+        "synthetic/image": planes,
+        "synthetic/extent": torch.tensor([[72, 72]] * 4),
         "synthetic/first": torch.tensor([True] * 4),
-        "real/image": noise, "real/extent": torch.tensor([[72, 80]] * 4),
+        "real/image": noise,
+        "real/extent": torch.tensor([[72, 80]] * 4),
         "real/first": torch.tensor([True, True, True, False]),
-    }  # fmt: skip
+    }
 
 
 def method(**settings: object) -> Synthetic:
@@ -76,9 +78,7 @@ def test_the_depth_loss_is_that_of_a_loop_over_what_is_known():
     depth = 5 * torch.rand(2, 1, 3, 4, generator=generator(2))
     depth[0, 0, 1] = 0
     squares = [
-        (g - math.log(d)) ** 2
-        for g, d in zip(guess.flatten().tolist(), depth.flatten().tolist(), strict=True)
-        if d > 0
+        (g - math.log(d)) ** 2 for g, d in zip(guess.flatten().tolist(), depth.flatten().tolist(), strict=True) if d > 0
     ]
     assert depth_loss(guess, depth, WORLD).item() == pytest.approx(sum(squares) / 20, rel=1e-5)
     assert depth_loss(guess, torch.zeros_like(depth), WORLD).item() == 0
@@ -89,9 +89,7 @@ def test_the_depth_loss_is_that_of_a_loop_over_what_is_known():
 
 
 def test_the_normal_loss_is_that_of_a_loop_over_what_is_known():
-    guess, truth = (
-        nn.functional.normalize(torch.randn(2, 3, 4, 5, generator=generator(i)), dim=1) for i in (1, 2)
-    )
+    guess, truth = (nn.functional.normalize(torch.randn(2, 3, 4, 5, generator=generator(i)), dim=1) for i in (1, 2))
     truth[1, :, 2] = 0
     losses = [
         1 - sum(guess[n, c, y, x].item() * truth[n, c, y, x].item() for c in range(3))
@@ -142,9 +140,7 @@ def test_the_pool_gives_half_of_a_batch_from_what_it_kept_and_keeps_what_it_took
             given = [v for v in mixed if v not in batch.tolist()]
             assert len(given) == 2
             assert all(v in before for v in given)
-            assert sorted(before + batch.tolist()) == sorted(
-                after + mixed
-            )  # nothing is lost, nothing doubled
+            assert sorted(before + batch.tolist()) == sorted(after + mixed)  # nothing is lost, nothing doubled
         seen |= set(mixed)
     assert len(seen) > 60  # of 80: nearly everything is shown at some time
     whole = torch.rand(4, 1, 1, 1)
@@ -163,9 +159,7 @@ def test_every_weight_moves(encoder: str, adversary: str, batch: dict[str, Tenso
     assert all(value.shape == () and value.isfinite() for value in scalars.values())
     for old, net in zip(before, (trained.net, trained.discriminator), strict=True):
         assert not any(torch.equal(a, b) for a, b in zip(old, net.parameters(), strict=True))
-    assert {"domain/accuracy", "loss/discriminator", "discriminator/real", "discriminator/fake"} <= set(
-        scalars
-    )
+    assert {"domain/accuracy", "loss/discriminator", "discriminator/real", "discriminator/fake"} <= set(scalars)
 
 
 @pytest.mark.parametrize("only", ["depth", "normal", "contour", "adversarial"])
@@ -194,35 +188,42 @@ def test_at_weight_0_the_encoder_does_not_hear_the_discriminator(adversary: str,
 def test_the_encoder_learns_to_make_synthetic_images_look_real(adversary: str, batch: dict[str, Tensor]):
     """Against a discriminator that stands still, the verdict on synthetic images rises."""
     trained = method(
-        adversary=adversary, adversarial=1.0, depth_weight=0.0, normal_weight=0.0, contour_weight=0.0,
-        lr_discriminator=0.0, lr=1e-4, discriminator_norm="group", norm="group",
-    )  # fmt: skip
+        adversary=adversary,
+        adversarial=1.0,
+        depth_weight=0.0,
+        normal_weight=0.0,
+        contour_weight=0.0,
+        lr_discriminator=0.0,
+        lr=1e-4,
+        discriminator_norm="group",
+        norm="group",
+    )
     verdicts = [trained.update(batch, 3)["discriminator/fake"].item() for _ in range(6)]
     assert verdicts[-1] > verdicts[0] + 0.01
 
 
 def test_images_are_seen_by_one_channel_and_photos_too(batch: dict[str, Tensor]):
     trained = method()
-    image, labels = trained._labelled(batch, generator(5))
+    image, labels = trained._labeled(batch, generator(5))
     photo = trained._photos(batch, generator(5))
     for seen in (image, photo):
         assert seen.shape == (4, 3, 64, 64)
         assert torch.equal(seen[:, 0], seen[:, 1])
         assert torch.equal(seen[:, 0], seen[:, 2])
     assert labels.depth.shape == (4, 1, 64, 64)
-    coloured = method(channels="all")._photos(batch, generator(5))
-    assert not torch.equal(coloured[:, 0], coloured[:, 1])
+    colored = method(channels="all")._photos(batch, generator(5))
+    assert not torch.equal(colored[:, 0], colored[:, 1])
 
 
 def test_labels_are_cropped_and_mirrored_with_their_image(batch: dict[str, Tensor]):
-    """A scene that paints each pixel in the colour of its own normal, depth and instance."""
+    """A scene that paints each pixel in the color of its own normal, depth and instance."""
     planes = batch["synthetic/image"].clone()
     planes[:, 0], planes[:, 1], planes[:, 2] = planes[:, 5], planes[:, 4], planes[:, 9]
     trained = method(channels="all")
     own = {**batch, "synthetic/image": planes}
     mirrored = 0
     for seed in range(4):
-        image, labels = trained._labelled(own, generator(seed))
+        image, labels = trained._labeled(own, generator(seed))
         red, green, blue = (255 * image).round().unbind(1)
         assert torch.equal(green, (1000 * labels.depth[:, 0]).round() % 256)
         assert torch.equal(blue, (labels.instance % 256).float())
@@ -246,13 +247,10 @@ def test_figures_of_known_errors():
     tilted[0, :, 0, 3] = torch.tensor([math.sin(math.radians(40)), 0, -math.cos(math.radians(40))])
     instance = torch.tensor([[[1, 1, 2, 2]]])
     figures.add(
-        Guess(guess, tilted, torch.tensor([-2.0, 2.0, 2.0, -2.0]).view(1, 1, 1, 4)),
-        Labels(depth, normal, instance),
+        Guess(guess, tilted, torch.tensor([-2.0, 2.0, 2.0, -2.0]).view(1, 1, 1, 4)), Labels(depth, normal, instance)
     )
     found = figures.means()
-    assert found["depth_rms"] == pytest.approx(
-        math.sqrt((math.log(1.2) ** 2 + math.log(2) ** 2) / 3), rel=1e-5
-    )
+    assert found["depth_rms"] == pytest.approx(math.sqrt((math.log(1.2) ** 2 + math.log(2) ** 2) / 3), rel=1e-5)
     assert found["depth_within_25"] == pytest.approx(2 / 3)
     assert found["normal_degrees"] == pytest.approx(10, rel=1e-3)
     assert found["normal_within_30"] == pytest.approx(0.75)
@@ -264,8 +262,8 @@ def test_accuracy_counts_both_kinds_alike():
 
 
 def test_near_is_white_far_is_black_and_so_is_missing():
-    grey = depth_picture(torch.tensor([1.0, 8.0, 1e-3]).log().view(3, 1, 1, 1))[:, 0].flatten()
-    torch.testing.assert_close(grey, torch.tensor([1.0, 0.0, 0.0]))
+    gray = depth_picture(torch.tensor([1.0, 8.0, 1e-3]).log().view(3, 1, 1, 1))[:, 0].flatten()
+    torch.testing.assert_close(gray, torch.tensor([1.0, 0.0, 0.0]))
 
 
 def test_evaluation_is_the_same_twice_and_counts_no_image_twice(batch: dict[str, Tensor]):
@@ -279,10 +277,10 @@ def test_evaluation_is_the_same_twice_and_counts_no_image_twice(batch: dict[str,
 
 
 def test_the_floor_is_the_best_that_does_not_look(batch: dict[str, Tensor]):
-    (floor,) = method().floors([batch]).values()
+    (floor,) = method().baselines([batch]).values()
     assert 0 < floor["depth_rms"] < 1
     one = {name: value[:1] for name, value in batch.items()}
-    (exact,) = method().floors([one]).values()  # the mean of one scene is that scene
+    (exact,) = method().baselines([one]).values()  # the mean of one scene is that scene
     assert exact["depth_rms"] == pytest.approx(0, abs=1e-4)
     assert exact["normal_within_30"] == 1
     assert exact["contour_ap"] == pytest.approx(1, abs=1e-3)
@@ -310,8 +308,15 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory, photos: Path) -> Path:
 def test_the_command_leaves_pictures_scalars_table_and_an_encoder(run_folder: Path):
     events = EventAccumulator(str(run_folder), size_guidance={"images": 0}).Reload()
     assert len(events.Tags()["images"]) == 2
-    for name in ("domain/accuracy", "loss/depth", "loss/normal", "loss/contour", "loss/adversarial",
-                 "heldout/domain_accuracy", "heldout/depth_rms"):  # fmt: skip
+    for name in (
+        "domain/accuracy",
+        "loss/depth",
+        "loss/normal",
+        "loss/contour",
+        "loss/adversarial",
+        "heldout/domain_accuracy",
+        "heldout/depth_rms",
+    ):
         assert name in events.Tags()["scalars"], name
     rows = json.loads((run_folder / "quality.json").read_text())
     assert list(rows) == ["the scenes' mean", "synthetic"]
@@ -322,9 +327,7 @@ def test_the_command_leaves_pictures_scalars_table_and_an_encoder(run_folder: Pa
 
 
 @pytest.mark.parametrize("adversary", ["alternate", "reversal"])
-def test_a_resumed_run_equals_one_never_stopped(
-    adversary: str, run_folder: Path, photos: Path, tmp_path: Path
-):
+def test_a_resumed_run_equals_one_never_stopped(adversary: str, run_folder: Path, photos: Path, tmp_path: Path):
     options = [*TINY, "--real", str(photos), "--adversary", adversary]
     whole = run_folder
     if adversary == "reversal":
@@ -351,7 +354,7 @@ def leaves(value: object) -> list[Tensor]:
 
 
 def test_bad_input_is_refused_in_one_line(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    assert "--real is missing: name a folder" in refusal(run("recon.synthetic", "--preset", "small"))
+    assert "--real is missing: name a folder" in refusal(run("kintsugi.recon.synthetic", "--preset", "small"))
     assert not list(tmp_path.glob("runs/*"))
     (tmp_path / "half" / "rgb").mkdir(parents=True)
     for option, value, said in (

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny
 import torch
 from conftest import Refused, tensors
+from helpers import tiny
 
-from core.train import checkpoint
+from kintsugi.train import checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -72,20 +72,16 @@ def test_changes_that_the_saved_weights_do_not_allow(change: list[str], run: Pat
         {"state": 3},
         {"state": {"network.net": 3, "optimizer.net": {}}},
         {"state": {"network.net": {"0.weight": "no tensor"}}},
-        {"config": {"colour": 1}},
+        {"config": {"color": 1}},
     ],
 )
-def test_a_checkpoint_with_other_things_in_it_is_one_line(
-    spoilt: dict[str, Any], run: Path, refused: Refused
-):
+def test_a_checkpoint_with_other_things_in_it_is_one_line(spoilt: dict[str, Any], run: Path, refused: Refused):
     rewrite(checkpoint.find(run), **spoilt)
     assert refused(tiny.main, ["--resume", "--out", str(run), "--steps", "8"])
 
 
 @pytest.mark.parametrize("damage", ["truncated", "flipped", "foreign", "of another version"])
-def test_the_one_before_a_damaged_one_is_taken(
-    damage: str, whole: Path, run: Path, capsys: pytest.CaptureFixture[str]
-):
+def test_the_one_before_a_damaged_one_is_taken(damage: str, whole: Path, run: Path, capsys: pytest.CaptureFixture[str]):
     newest = checkpoint.find(run)
     whole_bytes = newest.read_bytes()
     if damage == "truncated":

@@ -13,9 +13,9 @@ import pytest
 import torch
 from conftest import ROOT, TINY, Run, refusal
 
-from core.data.loader import Resident
-from core.train import checkpoint
-from recon import inpainting
+from kintsugi.data.loader import Resident
+from kintsugi.recon import inpainting
+from kintsugi.train import checkpoint
 
 
 def flat(value: object, at: str = "") -> dict[str, object]:
@@ -40,9 +40,13 @@ def assert_same_state(one: Path, other: Path) -> None:
 
 def start(folder: Path, *args: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-m", "recon.inpainting", *args], cwd=folder, text=True,
-        env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
-    )  # fmt: skip
+        [sys.executable, "-m", "kintsugi.recon.inpainting", *args],
+        cwd=folder,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+    )
 
 
 def wait_for(path: Path, process: subprocess.Popen[str], seconds: float = 60) -> None:
@@ -70,7 +74,7 @@ def test_killed_run_resumes_bit_for_bit(whole: Path, run: Run, photos: Path, tmp
     newest = checkpoint.newest(tmp_path / "killed")[0]
     if newest.name == "step-00000006.pt":  # it was faster than the kill
         newest.unlink()
-    resumed = run("recon.inpainting", "--resume", "--out", "killed")
+    resumed = run("kintsugi.recon.inpainting", "--resume", "--out", "killed")
     assert resumed.returncode == 0, resumed.stderr
     assert "from step 4" in resumed.stderr
     assert_same_state(whole, tmp_path / "killed")
@@ -101,15 +105,15 @@ def test_a_signal_saves_and_leaves(kind: signal.Signals, run: Run, photos: Path,
     assert "go on with --resume --out stopped" in said
     stopped_at = int(checkpoint.newest(tmp_path / "stopped")[0].stem.split("-")[1])
     assert 2 <= stopped_at < 100000
-    resumed = run("recon.inpainting", "--resume", "--out", "stopped", "--steps", str(stopped_at + 2))
+    resumed = run("kintsugi.recon.inpainting", "--resume", "--out", "stopped", "--steps", str(stopped_at + 2))
     assert resumed.returncode == 0, resumed.stderr
     assert checkpoint.load(checkpoint.find(tmp_path / "stopped"))["step"] == stopped_at + 2
 
 
 def test_what_changes_what_is_trained_is_refused(whole: Path, run: Run):
-    said = refusal(run("recon.inpainting", "--resume", "--out", whole, "--steps", "9", "--lr", "0.5"))
+    said = refusal(run("kintsugi.recon.inpainting", "--resume", "--out", whole, "--steps", "9", "--lr", "0.5"))
     assert "--lr 0.0005 -> 0.5" in said
-    said = refusal(run("recon.inpainting", "--resume", "--out", whole))
+    said = refusal(run("kintsugi.recon.inpainting", "--resume", "--out", whole))
     assert "already has 6 steps" in said
-    said = refusal(run("recon.inpainting", *TINY, "--out", whole))
+    said = refusal(run("kintsugi.recon.inpainting", *TINY, "--out", whole))
     assert "already holds a run" in said

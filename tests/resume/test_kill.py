@@ -6,12 +6,12 @@ import random
 import time
 from pathlib import Path
 
-import faults
 import pytest
 import torch
 from conftest import TINY, tensors
+from helpers import faults
 
-from core.train import checkpoint
+from kintsugi.train import checkpoint
 
 
 def go_on(module: str, args: list[str], folder: Path, fault: tuple[str, int] | None = None) -> int:
@@ -49,7 +49,7 @@ def assert_same(one: Path, other: Path) -> None:
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("whole") / "run"
-    assert go_on("tiny", ["--keep", "1"], folder) == 0, said(folder).read_text()
+    assert go_on("helpers.tiny", ["--keep", "1"], folder) == 0, said(folder).read_text()
     return folder
 
 
@@ -58,16 +58,21 @@ def test_a_run_killed_at_every_point_of_a_checkpoints_way(whole: Path, tmp_path:
     folder, size = tmp_path / "run", checkpoint.newest(whole)[0].stat().st_size
     ends = []
     for fault in (
-        ("write", size // 2), ("fsync", 0), ("replace", 0), ("fsync", 1), ("write", size + size // 3),
-        ("replace", 1), ("unlink", 0),
-    ):  # fmt: skip
-        assert go_on("tiny", ["--keep", "1"], folder, fault) == -9, said(folder).read_text()
+        ("write", size // 2),
+        ("fsync", 0),
+        ("replace", 0),
+        ("fsync", 1),
+        ("write", size + size // 3),
+        ("replace", 1),
+        ("unlink", 0),
+    ):
+        assert go_on("helpers.tiny", ["--keep", "1"], folder, fault) == -9, said(folder).read_text()
         assert_whole(folder)
         ends.append([file.name for file in checkpoint.newest(folder)[:1]])
     assert ends == sorted(ends)  # what had been reached was never lost
     assert ends[2] == []
     assert ends[3] == ["step-00000002.pt"]
-    assert go_on("tiny", [], folder) == 0, said(folder).read_text()
+    assert go_on("helpers.tiny", [], folder) == 0, said(folder).read_text()
     assert_same(whole, folder)
     assert not list(folder.glob(".*.part"))  # what the killed ones had begun is gone
     assert "Traceback" not in said(folder).read_text()
@@ -76,21 +81,21 @@ def test_a_run_killed_at_every_point_of_a_checkpoints_way(whole: Path, tmp_path:
 def test_best_of_a_run_killed_before_its_first_step_file(whole: Path, tmp_path: Path):
     folder = tmp_path / "run"
     args = ["--keep", "1", "--save-every", "6", "--eval-every", "3"]
-    assert go_on("tiny", args, folder, ("replace", 1)) == -9
+    assert go_on("helpers.tiny", args, folder, ("replace", 1)) == -9
     assert [file.name for file in folder.glob("*.pt")] == ["best.pt"]
-    assert go_on("tiny", args, folder) == 0, said(folder).read_text()
+    assert go_on("helpers.tiny", args, folder) == 0, said(folder).read_text()
     assert_same(whole, folder)
 
 
 @pytest.mark.parametrize("point", [("symlink", 0), ("replace", 3), ("symlink", 1)])
 def test_latest_points_to_a_whole_run_or_to_none(point: tuple[str, int], tmp_path: Path):
-    process = faults.start("tiny", ["--runs", str(tmp_path)], tmp_path / "said", point)
+    process = faults.start("helpers.tiny", ["--runs", str(tmp_path)], tmp_path / "said", point)
     assert faults.finish(process) == -9
     latest = tmp_path / "tiny/latest"
     assert latest.is_symlink() == (point != ("symlink", 0))
     if latest.is_symlink():
         checkpoint.load(checkpoint.find(latest))
-        process = faults.start("tiny", ["--runs", str(tmp_path), "--resume"], tmp_path / "said")
+        process = faults.start("helpers.tiny", ["--runs", str(tmp_path), "--resume"], tmp_path / "said")
         assert faults.finish(process) == 0
 
 
@@ -99,13 +104,13 @@ def test_latest_points_to_a_whole_run_or_to_none(point: tuple[str, int], tmp_pat
 def test_signals(kind: str, code: int, times: int, whole: Path, tmp_path: Path):
     """The first saves at the end of the step; the second leaves at once, with what had been saved before."""
     folder = tmp_path / "run"
-    assert go_on("tiny", ["--keep", "1"], folder, (kind, times)) == code
+    assert go_on("helpers.tiny", ["--keep", "1"], folder, (kind, times)) == code
     last = checkpoint.newest(folder)[0].name
     assert last == ("step-00000004.pt" if times == 1 else "step-00000002.pt")
     line = "stopped at step 4 and saved" if times == 1 else "stopped at once, without saving"
     assert line in said(folder).read_text()
     assert "Traceback" not in said(folder).read_text()
-    assert go_on("tiny", [], folder) == 0, said(folder).read_text()
+    assert go_on("helpers.tiny", [], folder) == 0, said(folder).read_text()
     assert_same(whole, folder)
 
 
@@ -116,10 +121,10 @@ FEW = (
     "--keep 1 --eval-images 4 --device cpu"
 ).split()
 METHODS = {
-    "recon.inpainting": [*TINY, *"--steps 12 --save-every 3 --keep 1 --adversarial-start 2".split()],
-    "contrastive.moco": [*FEW, "--queue", "10", "--symmetric"],
-    "contrastive.byol": [*FEW, "--hidden", "16", "--dim", "8"],
-}  # fmt: skip
+    "kintsugi.recon.inpainting": [*TINY, *"--steps 12 --save-every 3 --keep 1 --adversarial-start 2".split()],
+    "kintsugi.contrastive.moco": [*FEW, "--queue", "10", "--symmetric"],
+    "kintsugi.contrastive.byol": [*FEW, "--hidden", "16", "--dim", "8"],
+}
 KILLS = 50
 
 
@@ -129,7 +134,7 @@ def test_a_run_killed_at_random_moments(module: str, photos: Path, tmp_path: Pat
     """Every third kill falls into a write, after a random number of bytes; the others anywhere."""
     faults.preload(*METHODS)
     faults.finish(
-        faults.start("tiny", ["--help"], tmp_path / "said")
+        faults.start("helpers.tiny", ["--help"], tmp_path / "said")
     )  # starts the server, which is not to be timed
     args = [*METHODS[module], "--data", str(photos)]
     begun = time.monotonic()

@@ -1,0 +1,131 @@
+"""Colorizes photos of any size with a trained colorizer; their lightness stays as it is.
+
+``python -m kintsugi.apps.colorize --in gray.jpg --out color.png``: the chroma is predicted at about the size the
+network was trained at, resized to the photo's and joined with its own lightness.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from kintsugi.apps import jobs
+from kintsugi.color import lab_to_rgb, rgb_to_lab
+from kintsugi.data import photos
+from kintsugi.recon.colorization import Colorization, Colorizer, load_colorizer
+from kintsugi.train import checkpoint
+from kintsugi.train.config import run_command
+from kintsugi.train.dist import pick_device
+
+ROWS = 2048  # of a photo are joined at a time, so that memory stays bounded
+
+
+@torch.no_grad()
+def colorize(
+    image: Tensor, net: Colorizer, side: int, temperature: float | None = None, known: Tensor | None = None
+) -> Tensor:
+    """One image (3,H,W) in [0,1], gray or not, -> (3,H,W) in new colors of the same lightness.
+
+    side: the short side at which the net looks, px. known: where the image's own colors are hints, (1,H,W), 1 = known.
+    """
+    height, width = image.shape[-2:]
+    size = photos.whole_strides((height, width), side)
+    small = interpolate(image[None], size, mode="bilinear", antialias=True)  # (1,3,h,w)
+    if known is None:
+        out, _ = net(small)
+    else:
+        where = interpolate(known[None], size, mode="area")
+        hinted = interpolate(rgb_to_lab((image * known)[None])[:, 1:] * known, size, mode="area") / where.clamp(
+            min=1e-6
+        )
+        out, _ = net(small, hinted, (where > 0).to(small))
+    ab = net.chroma(out, temperature)  # (1,2,h/4,w/4)
+    result = torch.empty_like(image)
+    for top in range(0, height, ROWS):
+        rows = slice(top, min(top + ROWS, height))
+        lightness = rgb_to_lab(image[None, :, rows])[:, :1]
+        # The rows' own piece of the resized chroma: the same interpolation, a part at a time.
+        y = (torch.arange(rows.start, rows.stop, device=image.device) + 0.5) / height * 2 - 1
+        x = (torch.arange(width, device=image.device) + 0.5) / width * 2 - 1
+        grid = torch.stack(torch.meshgrid(y, x, indexing="ij")[::-1], -1)[None]  # (1,rows,W,2): x, y
+        piece = torch.nn.functional.grid_sample(ab, grid, padding_mode="border", align_corners=False)
+        result[:, rows] = lab_to_rgb(torch.cat([lightness, piece], 1))[0]
+    return result
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(jobs.PhotosConfig):
+    """Colorizes a photo, or a folder of them; writes PNG. Of colored photos the lightness is taken."""
+
+    side: int = 0
+    """Short side at which the network looks, px; default: that of its training."""
+    temperature: float = 0.0
+    """Of the annealed mean: nearer 1 duller, nearer 0 more vivid and spotty; default: the checkpoint's."""
+    hints: Path | None = None
+    """A picture as large as the photo, transparent but where a color is given (--hints needs a net trained so)."""
+
+
+def run(config: Config) -> int:
+    """Colorizes everything and returns how many files failed; a single file that fails raises."""
+    todo = jobs.find_jobs(config.source, config.out)
+    if config.side < 0:
+        raise ValueError(f"--side must be at least 1, not {config.side}")
+    if config.temperature < 0:
+        raise ValueError(f"--temperature must be positive, not {config.temperature}")
+    file, device = checkpoint.chosen(config.ckpt, Colorization.name), pick_device(config.device)
+    net = load_colorizer(file, device)
+    if config.hints is not None and not net.config.hints:
+        raise ValueError(f"{file} has not learned to use hints: name one trained with --hints, or leave --hints away")
+
+    def colorize_one(job: jobs.Job) -> str:
+        image, said = photos.read_photo(job.photo)
+        pixels = photos.to_tensor(image).to(device)
+        known = None
+        if config.hints is not None:
+            layer = np.array(_hints(config.hints, image.size))
+            known = torch.from_numpy(layer[..., 3:] > 127).permute(2, 0, 1).to(pixels)
+            colors = torch.from_numpy(layer[..., :3]).permute(2, 0, 1).to(pixels) / 255
+            # Of a hint the chroma counts, and the photo keeps its lightness.
+            pixels = torch.where(known > 0, _with_lightness(colors, pixels), pixels)
+        side = config.side or net.config.size
+        painted = colorize(pixels, net, side, config.temperature or None, known)
+        result = photos.to_image(painted)
+        if image.mode == "RGBA":
+            result.putalpha(image.getchannel("A"))
+        photos.write_png(result, job.out)
+        return "" if "grayscale" in said else said
+
+    return jobs.run_jobs(todo, colorize_one, stop=not config.source.is_dir())
+
+
+def _hints(path: Path, size: tuple[int, int]) -> Image.Image:
+    layer, _ = photos.open_upright(path)
+    if layer.size != size:
+        raise ValueError(
+            f"{path} is {layer.width}x{layer.height} px but the photo {size[0]}x{size[1]}: make it as large"
+        )
+    layer = layer.convert("RGBA")
+    if (np.asarray(layer.getchannel("A")) > 127).all():
+        raise ValueError(f"{path} is not transparent anywhere: leave transparent what is not to be a hint")
+    return layer
+
+
+def _with_lightness(colors: Tensor, image: Tensor) -> Tensor:
+    """(3,H,W) each: the colors with the image's lightness."""
+    lab = torch.cat([rgb_to_lab(image[None])[:, :1], rgb_to_lab(colors[None])[:, 1:]], 1)
+    return lab_to_rgb(lab)[0]
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    run_command(Config, run, argv)
+
+
+if __name__ == "__main__":
+    main()

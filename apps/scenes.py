@@ -1,0 +1,59 @@
+"""A contact sheet of the built-in scenes: ``python -m kintsugi.apps.scenes --out scenes.png``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision.utils import make_grid
+
+from kintsugi.rng import generator
+from kintsugi.scenes.rendering import render
+from kintsugi.train.config import parse_command, user_errors
+
+
+@dataclass(frozen=True)
+class Config:
+    """A contact sheet of the built-in scenes."""
+
+    out: Path = Path("scenes.png")
+    """The picture to write."""
+    count: int = 24
+    """How many scenes."""
+    columns: int = 6
+    size: int = 128
+    """Side of each, px."""
+    seed: int = 0
+    maps: bool = False
+    """Beside each scene its depth, normals, instances and classes."""
+
+
+def sheet(config: Config) -> Tensor:
+    """The contact sheet, (3,H,W) in [0,1]."""
+    scenes = render(config.seed, torch.arange(config.count), config.size)
+    pictures = [scenes["image"]]
+    if config.maps:
+        hues = torch.rand(256, 3, generator=generator(7))
+        pictures += [
+            (1 - scenes["depth"] / scenes["depth"].amax()).expand(-1, 3, -1, -1),
+            scenes["normal"] / 2 + 0.5,
+            hues[scenes["instance"].long() % 256].permute(0, 3, 1, 2),
+            hues[scenes["semantic"].long()].permute(0, 3, 1, 2),
+        ]
+    rows = torch.stack(pictures, 1).flatten(0, 1)
+    return make_grid(rows, nrow=len(pictures) if config.maps else config.columns, padding=2, pad_value=1.0)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    with user_errors():
+        config = parse_command(Config, argv)
+        Image.fromarray((255 * sheet(config)).byte().permute(1, 2, 0).numpy()).save(config.out)
+        print(f"wrote {config.out}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,82 @@
+"""Enlarges photos of any size four times with a trained SRResNet or SRGAN.
+
+``python -m kintsugi.apps.upscale --in small.png --out large.png``: in tiles, each with as much around it as the
+network's convolutions reach, so that the tiles' pixels are those of the whole image; of that only bytes are kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from kintsugi.apps import jobs
+from kintsugi.data import photos
+from kintsugi.nets.srresnet import SCALE, SRResNet
+from kintsugi.recon.superresolution import SuperResolution, load_upscaler
+from kintsugi.train import checkpoint
+from kintsugi.train.config import run_command, within
+from kintsugi.train.dist import pick_device
+
+
+@torch.no_grad()
+def pieces(image: Tensor, net: SRResNet, tile: int = 128) -> Iterator[tuple[int, int, Tensor]]:
+    """What ``upscale`` puts together: top and left in the large image, and a piece of it, (3,H,W) in [0,1]."""
+    device = next(net.parameters()).device
+    _, height, width = image.shape
+    around = net.spec.reach
+    for top in range(0, height, tile):
+        for left in range(0, width, tile):
+            bottom, right = min(top + tile, height), min(left + tile, width)
+            y, x = max(0, top - around), max(0, left - around)
+            seen = image[:, y : bottom + around, x : right + around]
+            painted = net(seen[None].to(device))[0].clamp(0, 1).cpu()
+            inner = painted[:, SCALE * (top - y) : SCALE * (bottom - y), SCALE * (left - x) : SCALE * (right - x)]
+            yield SCALE * top, SCALE * left, inner
+
+
+def upscale(image: Tensor, net: SRResNet, tile: int = 128) -> Tensor:
+    """(3,h,w) in [0,1], on the CPU, of any size -> (3,4h,4w) in [0,1]; ``tile`` px of the small image at a time."""
+    _, height, width = image.shape
+    large = torch.empty(3, SCALE * height, SCALE * width)
+    for top, left, piece in pieces(image, net, tile):
+        large[:, top : top + piece.shape[1], left : left + piece.shape[2]] = piece
+    return large
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(jobs.PhotosConfig):
+    """Enlarges a photo, or a folder of them, four times; writes PNG."""
+
+    tile: int = 128
+    """Side of the pieces that are enlarged at a time, px of the photo; less needs less memory."""
+
+
+def run(config: Config) -> int:
+    """Enlarges everything and returns how many files failed; a single file that fails raises."""
+    todo = jobs.find_jobs(config.source, config.out)
+    within(config, tile=1)
+    net = load_upscaler(checkpoint.chosen(config.ckpt, SuperResolution.name), pick_device(config.device))
+
+    def upscale_one(job: jobs.Job) -> str:
+        image, said = photos.read_photo(job.photo)
+        result = Image.new("RGB", (SCALE * image.width, SCALE * image.height))
+        for top, left, piece in pieces(photos.to_tensor(image), net, config.tile):
+            result.paste(photos.to_image(piece), (left, top))
+        if image.mode == "RGBA":
+            result.putalpha(image.getchannel("A").resize(result.size, Image.Resampling.BICUBIC))
+        photos.write_png(result, job.out, image.info["icc_profile"])
+        return said
+
+    return jobs.run_jobs(todo, upscale_one, stop=not config.source.is_dir())
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    run_command(Config, run, argv)
+
+
+if __name__ == "__main__":
+    main()

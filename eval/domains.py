@@ -1,0 +1,160 @@
+"""Does the discriminator do anything? Synthetic to real with and without it, several seeds, one table.
+
+``python -m kintsugi.eval.domains --real ~/photos`` trains each way once for each seed with the settings of
+``kintsugi.recon.synthetic`` (any of its options), the only difference being what the encoder hears of the
+discriminator, and sets the domains' distance beside the tasks' errors. It may be stopped: runs that are finished are
+not trained again, others go on.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from kintsugi import table
+from kintsugi.recon import synthetic
+from kintsugi.recon.synthetic import Synthetic, open_domains
+from kintsugi.train import checkpoint
+from kintsugi.train.config import Preset, parse_training, to_plain, user_errors, within
+from kintsugi.train.loop import train
+
+Way = Literal["without", "alternate", "reversal"]
+Results = dict[str, dict[str, list[float]]]
+"""Way -> held-out figure -> its value for each seed."""
+CLOSER = ("domain_probe", "domain_frechet")  # the less, the closer are the domains; neither asks the discriminator
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(synthetic.Config):
+    """Settings of every run, ``--seed`` being the first; --out is the folder for all of them."""
+
+    seeds: int = 3
+    ways: tuple[Way, ...] = ("without", "alternate", "reversal")
+    """without: the discriminator learns, but the encoder does not hear it."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        within(self, seeds=1)
+
+    @property
+    def folder(self) -> Path:
+        return self.out or self.runs / "domains"
+
+    def of(self, way: Way, number: int) -> synthetic.Config:
+        """The settings of one run."""
+        base = {f.name: getattr(self, f.name) for f in dataclasses.fields(synthetic.Config)}
+        base |= {"seed": self.seed + number, "out": self.folder / f"{way}-seed{self.seed + number}"}
+        if way == "without":
+            return synthetic.Config(**{**base, "adversarial": 0.0})
+        return synthetic.Config(**{**base, "adversary": way})
+
+
+def run(config: Config) -> Results:
+    """All runs; after each the table so far goes into ``domains.md`` and ``domains.json``."""
+    results: Results = {way: {} for way in config.ways}
+    # Seeds are the outermost loop, so that an interrupted comparison has whole rows.
+    for number in range(config.seeds):
+        for way in config.ways:
+            one = config.of(way, number)
+            assert one.out is not None
+            if not (one.out / "quality.json").is_file():
+                started = bool(checkpoint.newest(one.out))
+                if started:
+                    _same_settings(one, one.out)
+                train(Synthetic.name, dataclasses.replace(one, resume=started), Synthetic, open_domains)
+            _same_settings(one, one.out)
+            rows = json.loads((one.out / "quality.json").read_text())
+            for figure, value in rows[Synthetic.name].items():
+                results[way].setdefault(figure, []).append(value)
+            record = {"settings": to_plain(config), "figures": results}
+            (config.folder / "domains.json").write_text(json.dumps(record, indent=1) + "\n")
+            (config.folder / "domains.md").write_text(markdown(results) + "\n")
+    print(markdown(results))
+    print(f"written to {config.folder}; domain accuracy over time: tensorboard --logdir {config.folder}")
+    return results
+
+
+def _same_settings(config: synthetic.Config, folder: Path) -> None:
+    """ValueError of one line where the run in ``folder`` was trained otherwise."""
+    saved, now = checkpoint.read(folder)[1]["config"], to_plain(config)
+    for name in (
+        "data",
+        "real",
+        "size",
+        "short_side",
+        "scenes",
+        "batch",
+        "steps",
+        "encoder",
+        "norm",
+        "channels",
+        "adversary",
+        "adversarial",
+        "discriminator_norm",
+        "pool",
+        "depth_weight",
+        "normal_weight",
+        "contour_weight",
+        "lr",
+        "lr_discriminator",
+    ):
+        if saved[name] != now[name]:
+            raise ValueError(
+                f"{folder} was trained with --{name.replace('_', '-')} {saved[name]}, not {now[name]}: choose another "
+                "--out"
+            )
+
+
+def markdown(results: Results) -> str:
+    """Mean and deviation over the seeds; below, how often each adversary has brought the domains closer."""
+    spread = {way: {figure: _spread(values) for figure, values in figures.items()} for way, figures in results.items()}
+    lines = [table.markdown(spread, "discriminator")]
+    base = results.get("without", {})
+    for way, figures in results.items():
+        for figure in CLOSER if way != "without" else ():
+            pairs = list(zip(figures.get(figure, []), base.get(figure, []), strict=False))
+            if pairs:
+                change = statistics.fmean(a - b for a, b in pairs)
+                won = sum(a < b for a, b in pairs)
+                lines.append(f"{way} against without: {figure} {change:+.3f}, lower in {won} of {len(pairs)} seeds")
+    return "\n".join(lines)
+
+
+def _spread(values: Sequence[float]) -> str:
+    deviation = f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else ""
+    return f"{statistics.fmean(values):.3f}{deviation}"
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    presets: dict[Preset, Callable[[], synthetic.Config]] = {
+        "demo": synthetic.demo,
+        "small": synthetic.small,
+        "paper": synthetic.paper,
+    }
+    with user_errors():
+        config = parse_training("domains", {name: _widened(make) for name, make in presets.items()}, argv)
+        if int(os.environ.get("WORLD_SIZE", 1)) > 1:  # torchrun's processes can join for one training only
+            raise ValueError("runs are compared one after another, in one process: start this without GPUS=")
+        if config.resume:
+            raise ValueError("--resume is not needed here: the same command goes on where it was stopped")
+        if not config.real and config.preset != "demo":
+            raise ValueError("--real is missing: name a folder of photos (say, --real ~/Pictures)")
+        run(config)
+
+
+def _widened(preset: Callable[[], synthetic.Config]) -> Callable[[], Config]:
+    def make() -> Config:
+        base = preset()
+        return Config(**{f.name: getattr(base, f.name) for f in dataclasses.fields(base)})
+
+    return make
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,233 @@
+"""Random colors of views, as contrastive methods want them: drawn on the CPU, applied in batch on the device.
+
+The operations equal torchvision's on the same parameters; what is here is that each image has its own parameters and
+its own order of them, in batch, and forms that take few operations and none that are slow on a CPU. Crops and flips are
+those of ``kintsugi.augment.cropping``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from kintsugi.augment import cropping
+from kintsugi.rng import generator
+
+_CROPS, _COLOURS = 1, 2  # what random numbers are for, the last part of their key
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How much the colors of a view vary, with which probability; by default as in SimCLR (Chen 2020, appendix A)."""
+
+    brightness: float = 0.8
+    contrast: float = 0.8
+    saturation: float = 0.8
+    hue: float = 0.2
+    """The first three: factors uniform in [1 - x, 1 + x]; hue: turned by up to x of the circle either way."""
+    jitter: float = 0.8
+    """Probability of the four above, which come in random order."""
+    gray: float = 0.2
+    blur: float = 0.5
+    """Probability of a Gaussian blur, its sigma uniform in [.1, 2] px."""
+    solarize: float = 0.0
+    """Probability that what is brighter than half is inverted (BYOL)."""
+
+    def jittered(self, strength: float) -> Recipe:
+        """With a jitter ``strength`` times as strong."""
+        parts = {name: strength * getattr(self, name) for name in ("brightness", "contrast", "saturation", "hue")}
+        return replace(self, **parts)
+
+
+@dataclass(frozen=True)
+class Colors:
+    """What ``recolor`` does to each of n images; on the CPU. Factors of 1, turns and sigmas of 0 change nothing."""
+
+    factors: Tensor  # (n,4): brightness, contrast, saturation; and the hue's turn, as a part of the circle
+    order: Tensor  # (n,4): in which order the four are applied, int64
+    gray: Tensor  # (n,) bool
+    sigma: Tensor  # (n,), px
+    solarize: Tensor  # (n,) bool
+
+    def __getitem__(self, rows: slice) -> Colors:
+        return Colors(self.factors[rows], self.order[rows], self.gray[rows], self.sigma[rows], self.solarize[rows])
+
+
+def draw(recipe: Recipe, n: int, generator: torch.Generator) -> Colors:
+    """Color changes for ``n`` images."""
+
+    def uniform(*size: int) -> Tensor:
+        return torch.rand(*size, generator=generator)
+
+    def chance(probability: float) -> Tensor:
+        return uniform(n) < probability
+
+    reach = torch.tensor([recipe.brightness, recipe.contrast, recipe.saturation, recipe.hue])
+    middle = torch.tensor([1.0, 1.0, 1.0, 0.0])
+    jitter = chance(recipe.jitter)[:, None]
+    factors = torch.where(jitter, (middle + reach * (2 * uniform(n, 4) - 1)), middle)
+    factors[:, :3].clamp_(min=0)
+    sigma = torch.where(chance(recipe.blur), 0.1 + 1.9 * uniform(n), 0.0)
+    return Colors(factors, uniform(n, 4).argsort(1), chance(recipe.gray), sigma, chance(recipe.solarize))
+
+
+def random_views(
+    batch: Mapping[str, Tensor],
+    recipe: Recipe | None,
+    size: int,
+    smallest: float,
+    count: int,
+    part: slice,
+    key: tuple[int, ...],
+) -> Tensor:
+    """``cropping.random_crops`` of a batch drawn for ``key``, recolored (None: as they are): (n,3,S,S) in [0,1]."""
+    crops = generator(*key, _CROPS)
+    if recipe is None:
+        return cropping.random_crops(batch, size, count, part, crops, smallest)
+    changes = draw(recipe, count, generator(*key, _COLOURS))[part]
+    return cropping.random_crops(
+        batch, size, count, part, crops, smallest, lambda image, rows: recolor_(image, changes[rows])
+    )
+
+
+def recolor(image: Tensor, colors: Colors) -> Tensor:
+    """Images (n,3,H,W) in [0,1] with their colors changed: the jitter, gray, blur, solarization; in [0,1] but
+    for rounding."""
+    changed = image.clone(memory_format=torch.contiguous_format)
+    if image.device.type == "cpu":
+        for rows in cropping.few(len(image), image.shape[2] * image.shape[3]):
+            recolor_(changed[rows], colors[rows])
+    else:
+        recolor_(changed, colors)
+    return changed
+
+
+def recolor_(image: Tensor, colors: Colors) -> None:
+    """``recolor`` in place, of contiguous images."""
+    factors, sigma = (
+        by.to(image.device)[..., None, None, None] for by in (colors.factors.T, colors.sigma)
+    )  # (4,n,1,1,1) and (n,1,1,1)
+    active = (colors.factors.T != _UNCHANGED).tolist()
+    for steps in colors.order.T.tolist():
+        todo: dict[int, list[int]] = {}  # which step -> of which images
+        for row, step in enumerate(steps):
+            if active[step][row]:
+                todo.setdefault(step, []).append(row)
+        for step, rows in todo.items():
+            _change(image, rows, _JITTER[step], factors[step])
+    _change(image, _true(colors.gray), _decolor, sigma)
+    # Beyond 3.5 sigma lie 5e-4 of the whole. Reckoned here, where sigma need not be read from the device.
+    reach = math.ceil(3.5 * max(colors.sigma.tolist()))
+    _change(image, _true(colors.sigma), partial(blur, reach=reach), sigma)
+    _change(image, _true(colors.solarize), _solarize, sigma)
+
+
+Change = Callable[[Tensor, Tensor], object]
+"""Changes images (n,3,H,W) in place, by a number for each, (n,1,1,1)."""
+
+_UNCHANGED = torch.tensor([1.0, 1.0, 1.0, 0.0])[:, None]  # factors
+
+
+def _true(chosen: Tensor) -> list[int]:
+    return [row for row, true in enumerate(chosen.tolist()) if true]
+
+
+def _change(image: Tensor, rows: list[int], how: Change, by: Tensor) -> None:
+    """Changes those of ``rows``. by: (n,1,1,1), for all images."""
+    if len(rows) == len(image):
+        how(image, by)
+    elif rows:
+        where = torch.tensor(rows).to(image.device)
+        part = image[where]
+        how(part, by[where])
+        image[where] = part
+
+
+# Each operation below is one pass of vector instructions on a CPU: in place, where what it reads is still in the
+# processor's cache, and with at most one operand that is spread over the images' pixels, beyond which torch is slow.
+
+
+def _brighten(image: Tensor, factor: Tensor) -> None:
+    image.mul_(factor).clamp_(0, 1)
+
+
+def _contrast(image: Tensor, factor: Tensor) -> None:
+    mean = _gray(image.mean((2, 3), keepdim=True))
+    image.mul_(factor).add_(mean * (1 - factor)).clamp_(0, 1)
+
+
+def _saturate(image: Tensor, factor: Tensor) -> None:
+    image.lerp_(_gray(image), 1 - factor).clamp_(0, 1)
+
+
+def turn_hue(image: Tensor, turn: Tensor) -> None:
+    """Turns the hue of images (n,3,H,W) in [0,1] by parts (n,1,1,1) of the circle, in place.
+
+    kornia's and torchvision's adjust_hue, without going to HSV and back and without choosing by torch.where, which on a
+    CPU takes as long as 30 additions. With M the least of a pixel's channels, C its chroma and six sixths of a circle,
+    the hue is 1 + (g + b - r - M) / C away from red, towards green where g > b. Where it is h, red is M + C clamp(|h -
+    3| - 1, 0, 1), green M + C clamp(2 - |h - 2|, 0, 1) and blue M + C clamp(2 - |h - 4|, 0, 1).
+    """
+    red, green, blue = image.unbind(1)  # (n,H,W)
+    value = torch.maximum(red, green).maximum(blue)
+    least = torch.minimum(red, green).minimum(blue)
+    chroma = value - least
+    away = (green + blue).sub_(red).sub_(least).div_((3 * chroma).clamp_(min=1e-12)).add_(1 / 3)
+    towards = torch.ge(green, blue, out=torch.empty_like(chroma)).sub_(0.5)  # green; else blue
+    hue = away.mul_(towards).add_(turn[:, 0] + 1).frac_().mul_(6)
+    torch.sub(hue[:, None], _PEAKS.to(image.device), out=image).abs_().clamp_(1, 2)
+    # clamp(x - 1, 0, 1) is clamp(x, 1, 2) - 1, and clamp(2 - x, 0, 1) is 2 - clamp(x, 1, 2).
+    below, above = least.sub_(chroma), value.add_(chroma)
+    torch.addcmul(below, chroma, red, out=red)
+    torch.addcmul(above, chroma, green, value=-1, out=green)
+    torch.addcmul(above, chroma, blue, value=-1, out=blue)
+
+
+_PEAKS = torch.tensor([3.0, 2.0, 4.0])[:, None, None]  # where red, green and blue are, red's opposite
+
+_JITTER: tuple[Change, ...] = (_brighten, _contrast, _saturate, turn_hue)
+
+
+def _gray(image: Tensor) -> Tensor:
+    """Luma, (n,3,H,W) -> (n,1,H,W): kornia's rgb_to_grayscale, in a third of the time on few images."""
+    red, green, blue = image.unbind(1)
+    return (0.299 * red).add_(green, alpha=0.587).add_(blue, alpha=0.114)[:, None]
+
+
+def _decolor(image: Tensor, _: Tensor) -> None:
+    image.copy_(_gray(image))
+
+
+def blur(image: Tensor, sigma: Tensor, reach: int) -> None:
+    """Images (n,3,H,W) under a Gaussian of ``sigma`` (n,1,1,1) px, mirrored at the border, in place.
+
+    The kernel is a tenth of the image wide, as SimCLR has it, at least 3 px, and goes no further than ``reach`` px from
+    its middle. With so few taps sums of shifted images are faster than a convolution; they are shifted as lines of all
+    their pixels, whose ends meet in what is padded.
+    """
+    height, width = image.shape[-2:]
+    reach = min(reach, max(1, min(height, width) // 20))
+    squares = torch.arange(-reach, reach + 1, device=image.device).square()  # of distances from the middle
+    weights = torch.exp(-squares / (2 * sigma.flatten(1).square()))  # (n,2*reach+1)
+    first, *others = (weights / weights.sum(1, keepdim=True))[..., None].unbind(1)  # (n,1) each
+    padded = pad(image, (reach,) * 4, mode="reflect")
+    plane, row, pixel = padded.stride()[1:]
+    line = padded.flatten(1)
+    for step in (row, pixel):
+        shifted = line.unfold(1, line.shape[1] - 2 * reach * step, step).unbind(1)
+        line = first * shifted[0]
+        for weight, other in zip(others, shifted[1:], strict=True):
+            line.addcmul_(other, weight)
+    image.copy_(line.as_strided(image.shape, (line.shape[1], plane, row, pixel)))
+
+
+def _solarize(image: Tensor, _: Tensor) -> None:
+    from kornia.enhance import solarize  # here: --help need not wait for it
+
+    image.copy_(solarize(image, thresholds=0.5))

@@ -1,0 +1,184 @@
+"""Decoded images on disk: one flat uint8 file, memory-mapped, and an index of it, of arrays that load at once.
+
+The channels of a pixel lie together, as decoders give them and as is fastest to resize.
+
+A set is built in a folder of another name, which is renamed when whole: an interrupted build leaves nothing that
+could be mistaken for a set, and of two processes that build the same set at once the second takes the first's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import mmap
+import os
+import shutil
+import time
+import uuid
+import zipfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+FORMAT = 4  # part of every key: raise it when what is stored changes
+_ABANDONED = 3600.0  # seconds without a write after which a build is taken for dead
+
+Pixels = np.ndarray | str
+"""(planes,H,W) uint8, mostly RGB, or the reason why there is none."""
+Reader = Callable[[Sequence[int]], list[Pixels]]
+"""Row numbers -> an image for each."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """Images that can be read again and again: files to decode, scenes to render, or what is kept of them here."""
+
+    names: Sequence[str]
+    read: Reader
+    labels: Tensor | None = None
+    """(N,) int64, indices into ``classes``; -1 = unknown."""
+    classes: Sequence[str] = ()
+    chunk: int = 256
+    """How many are best read at once."""
+    planes: int = 3
+    extents: np.ndarray | None = None
+    """(N,2) int64 height, width; known where the images are decoded already."""
+    skipped: Sequence[tuple[str, str]] = ()
+    """Names of what was left out before, with the reasons."""
+
+
+# --- an index -------------------------------------------------------------------------------------------------
+
+
+def save_index(file: Path, names: Sequence[str], about: object, **arrays: np.ndarray) -> None:
+    """Names without a zero byte (a file's may hold anything else), any JSON, and arrays of numbers, in one file."""
+    text = b"".join(os.fsencode(name) + b"\0" for name in names)
+    with open(file, "wb") as out:
+        given = {"names": np.frombuffer(text, np.uint8), "about": np.frombuffer(json.dumps(about).encode(), np.uint8)}
+        np.savez(out, allow_pickle=False, **given, **arrays)
+        out.flush()
+        os.fsync(out.fileno())
+
+
+def load_index(file: Path) -> tuple[list[str], Any, dict[str, np.ndarray]] | None:
+    """What ``save_index`` wrote; None where there is none or it is damaged."""
+    try:
+        with np.load(file) as found:  # checks every array's checksum
+            arrays = {name: found[name] for name in found.files}
+        names = os.fsdecode(arrays.pop("names").tobytes()).split("\0")[:-1]
+        return names, json.loads(arrays.pop("about").tobytes()), arrays
+    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile):
+        return None
+
+
+# --- a set ----------------------------------------------------------------------------------------------------
+
+
+def load(folder: Path) -> Source | None:
+    """The set in ``folder``; None where there is none or it is damaged."""
+    index = load_index(folder / "index.npz")
+    if index is None:
+        return None
+    names, about, arrays = index
+    try:
+        with open(folder / "pixels.bin", "rb") as file:
+            pixels = np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
+        classes, planes, extents = about["classes"], about["planes"], arrays["extents"]
+        labels = torch.from_numpy(arrays["labels"]) if "labels" in arrays else None
+        skipped = [(name, reason) for name, reason in about["skipped"]]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    sizes = planes * extents.prod(1)
+    starts = sizes.cumsum() - sizes
+    if len(pixels) != sizes.sum() or any(len(values) != len(names) for values in arrays.values()):
+        return None
+
+    def read(rows: Sequence[int]) -> list[Pixels]:  # views into the file: nothing is copied yet
+        places = zip(starts[rows].tolist(), sizes[rows].tolist(), extents[rows].tolist(), strict=True)
+        return [
+            pixels[start : start + size].reshape(*extent, planes).transpose(2, 0, 1) for start, size, extent in places
+        ]
+
+    return Source(names, read, labels, classes, planes=planes, extents=extents, skipped=skipped)
+
+
+def estimate(source: Source) -> float:
+    """About how many bytes the decoded set takes, going by 64 images spread over it."""
+    count = len(source.names)
+    rows = np.linspace(0, count - 1, num=min(64, count)).astype(int).tolist()
+    return count * float(np.mean([0 if isinstance(image, str) else image.nbytes for image in source.read(rows)]))
+
+
+def build(folder: Path, source: Source, limit: float, title: str, quiet: bool = False) -> Source | None:
+    """Reads all of ``source`` into ``folder``, with a progress bar on terminals; None where it exceeds ``limit`` bytes.
+
+    Safe to run in several processes at once. ValueError where not one image can be read; OSError where the set cannot
+    be written, which leaves nothing behind.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    _remove_abandoned(folder.parent)
+    building = folder.parent / f"building-{uuid.uuid4().hex}"
+    try:
+        building.mkdir()
+        if not _write(building, source, limit, title, quiet):
+            return None
+        try:
+            building.rename(folder)
+        except OSError:  # another process was faster, or what is there is damaged
+            if load(folder) is None:
+                shutil.rmtree(folder, ignore_errors=True)
+                building.rename(folder)
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+    return load(folder)
+
+
+def _write(folder: Path, source: Source, limit: float, title: str, quiet: bool) -> bool:
+    """Writes the set's two files; False, and they are not whole, where it exceeds ``limit`` bytes."""
+    extents = np.zeros((len(source.names), 2), np.int64)  # 0 where there is no image
+    skipped = list(source.skipped)
+    count, written = len(source.names), 0
+    with (
+        open(folder / "pixels.bin", "wb") as file,
+        tqdm(total=count, desc=title, unit="img", disable=quiet or None) as bar,  # None: unless on a terminal
+    ):
+        for first in range(0, count, source.chunk):
+            rows = range(first, min(first + source.chunk, count))
+            for row, image in zip(rows, source.read(rows), strict=True):
+                if isinstance(image, str):
+                    skipped.append((source.names[row], image))
+                    continue
+                written += image.nbytes
+                if written > limit:
+                    return False
+                file.write(np.ascontiguousarray(image.transpose(1, 2, 0)).data)
+                extents[row] = image.shape[1:]
+            bar.update(len(rows))
+        file.flush()
+        os.fsync(file.fileno())  # or a power cut may leave a whole index of empty pixels
+    kept = np.flatnonzero(extents.all(1))
+    if not len(kept):
+        name, reason = skipped[0]
+        raise ValueError(f"none of its {count} images can be read (the first, {name!r}: {reason})")
+    save_index(
+        folder / "index.npz",
+        [source.names[row] for row in kept.tolist()],
+        {"classes": list(source.classes), "planes": source.planes, "skipped": skipped},
+        extents=extents[kept],
+        **({} if source.labels is None else {"labels": source.labels[kept].numpy()}),
+    )
+    return True
+
+
+def _remove_abandoned(root: Path) -> None:
+    """Frees the space of builds that were killed."""
+    for folder in root.glob("building-*"):
+        with contextlib.suppress(OSError):  # another process may be removing it, or still be making it
+            if time.time() - (folder / "pixels.bin").stat().st_mtime > _ABANDONED:
+                shutil.rmtree(folder)

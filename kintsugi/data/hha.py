@@ -1,0 +1,150 @@
+"""Depth as three planes that say what its surfaces are: disparity, height above the lowest point, angle to gravity.
+
+HHA, of Learning Rich Features from RGB-D Images (Gupta, Girshick, Arbelaez and Malik 2014, arXiv:1407.5736, section
+3.1), with the numbers of the authors' code. Pure functions in batch, on any device.
+
+Axes are the camera's: x right, y down, z forward; a normal points away from the camera, so that a floor's is gravity.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize, pad
+
+ROUNDS = ((45.0, 5), (15.0, 5))
+"""Degrees within which a normal counts as parallel or perpendicular to gravity, and how often it is estimated so."""
+
+
+def hha(depth: Tensor, intrinsics: Tensor, known: Tensor | None = None, gravity: Tensor | None = None) -> Tensor:
+    """Depth (N,1,H,W) in meters, 0 = missing -> HHA (N,3,H,W) uint8, 0 in all planes where it is missing.
+
+    31000 / max(depth, 100) in cm; height in cm above the lowest point, or above 130 cm under the camera where that
+    point is less than 90 below it; angle of normal and gravity in degrees, + 38.
+
+    intrinsics (N,3,3) in px, of pixel centers at integers, the first at 0. known (N,1,H,W), bool: where depth was
+    measured, if holes have been filled; normals are fitted to these alone. gravity (N,3), its direction; estimated
+    where it is not given. Planes are fitted to squares with a radius of 3 px, for gravity of 10, at the authors' width
+    of 640 px, and in proportion at others.
+    """
+    depth = depth.float()
+    seen = depth > 0
+    measured = seen if known is None else seen & known
+    near, wide = (max(1, round(radius * depth.shape[-1] / 640)) for radius in (3, 10))
+    if gravity is None:
+        # Their squares overlap so much that every fourth normal each way says as much as all of them.
+        gravity = estimate_gravity(fit_normals(depth, intrinsics, measured, wide, step=4))
+    down = normalize(gravity.to(depth), dim=1)
+    normals = fit_normals(depth, intrinsics, measured, near)
+
+    across, along = rays(intrinsics, depth.shape[-2], depth.shape[-1])  # (N,1,1,W), (N,1,H,1)
+    x, y, z = (part[:, None, None, None] for part in down.unbind(1))
+    height = -100 * depth * (across * x + along * y + z)  # cm above the camera
+    lowest = torch.where(seen, height, torch.inf).amin((2, 3), keepdim=True)
+    height = height - torch.where(lowest > -90, -130.0, lowest)
+    cosine = (normals * down[:, :, None, None]).sum(1, keepdim=True)
+    angle = torch.rad2deg(cosine.clamp(-1, 1).acos()) + 38
+    angle = torch.where(normals.any(1, keepdim=True), angle, 0)
+    planes = torch.cat([31000 / (100 * depth).clamp(min=100), height, angle], 1)
+    return torch.where(seen, planes, 0).round().clamp(0, 255).byte()
+
+
+def rays(intrinsics: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
+    """x / z for each column, (N,1,1,W), and y / z for each row, (N,1,H,1)."""
+    fx, fy = _focal(intrinsics)
+    cx, cy = (intrinsics[:, i, 2].float()[:, None, None, None] for i in (0, 1))
+    columns = torch.arange(width, device=intrinsics.device)
+    rows = torch.arange(height, device=intrinsics.device)[:, None]
+    return (columns - cx) / fx, (rows - cy) / fy
+
+
+def _focal(intrinsics: Tensor) -> tuple[Tensor, Tensor]:
+    """fx and fy, (N,1,1,1)."""
+    return intrinsics[:, 0, 0].float()[:, None, None, None], intrinsics[:, 1, 1].float()[:, None, None, None]
+
+
+def fit_normals(depth: Tensor, intrinsics: Tensor, known: Tensor, radius: int, step: int = 1) -> Tensor:
+    """Normals (N,3,H,W) of planes through the square of ``radius`` px around each pixel; 0 where there are none.
+
+    ``step``: only of every so manieth row and column, the first included.
+
+    Depth (N,1,H,W), known (N,1,H,W) bool, intrinsics (N,3,3). A plane's inverse depth is linear in the image: least
+    squares for 1/z = a i + b j + c of the known pixels at (i, j) from the middle.
+    """
+    known = known.float()
+    inverse = known / torch.where(known > 0, depth, 1)
+    # Sums over the square of 1, i, j, ii, ij, jj where depth is known, and of 1/z, i/z, j/z.
+    n, ni, nj, nii, nij, njj, d, di, dj = _moments(known, inverse, radius, step)
+    # The normal equations are solved by their adjugate, after the means are taken out: two unknowns are left.
+    n = n.clamp(min=1)
+    mi, mj, md = ni / n, nj / n, d / n
+    ii, ij, jj = nii - mi * ni, nij - mi * nj, njj - mj * nj
+    id_, jd = di - mi * d, dj - mj * d
+    determinant = ii * jj - ij * ij
+    broad = determinant > 1e-6 * (n * radius**2).square()  # else the known pixels lie on a line
+    scale = torch.where(broad, determinant, 1)
+    a, b = (jj * id_ - ij * jd) / scale, (ii * jd - ij * id_) / scale  # of 1/z, for each px
+    middle = md - a * mi - b * mj  # 1/z there
+    fx, fy = _focal(intrinsics)
+    across, along = rays(intrinsics, depth.shape[-2], depth.shape[-1])
+    a, b, c = a * fx, b * fy, middle
+    c = c - a * across[..., ::step] - b * along[..., ::step, :]  # (a, b, c) . point = 1
+    # A plane behind the camera, of noise alone, is turned as well; componentwise is faster than a norm over channels.
+    length = torch.where(broad, (a * a + b * b + c * c).sqrt().clamp(min=1e-12) * middle.sign(), torch.inf)
+    return torch.cat([a / length, b / length, c / length], 1)
+
+
+def _moments(known: Tensor, inverse: Tensor, radius: int, step: int) -> list[Tensor]:
+    """Sums over squares, each (N,1,H,W): of known times 1, i, j, ii, ij, jj, and of inverse times 1, i, j."""
+    k, ki, kii = _sums(known, -1, radius, step, (0, 1, 2))
+    d, di = _sums(inverse, -1, radius, step, (0, 1))
+    n, nj, njj = _sums(k, -2, radius, step, (0, 1, 2))
+    ni, nij = _sums(ki, -2, radius, step, (0, 1))
+    (nii,) = _sums(kii, -2, radius, step, (0,))
+    sum_d, sum_dj = _sums(d, -2, radius, step, (0, 1))
+    (sum_di,) = _sums(di, -2, radius, step, (0,))
+    return [n, ni, nj, nii, nij, njj, sum_d, sum_di, sum_dj]
+
+
+def _sums(x: Tensor, dim: int, radius: int, step: int, powers: tuple[int, ...]) -> list[Tensor]:
+    """For each power p the sum of i**p x over the places i = -radius..radius around each along ``dim``.
+
+    By shifted slices, which on CPUs takes a fifth of the time of a convolution with one channel.
+    """
+    length = x.shape[dim]
+    padded = pad(x, (radius, radius) if dim == -1 else (0, 0, radius, radius))
+
+    def at(i: int) -> Tensor:
+        part = padded.narrow(dim, radius + i, length)
+        return part[..., ::step] if dim == -1 else part[..., ::step, :]
+
+    sums = [at(0).clone() if power == 0 else torch.zeros_like(at(0)) for power in powers]
+    for i in range(1, radius + 1):
+        after, before = at(i), at(-i)
+        for total, power in zip(sums, powers, strict=True):
+            total.add_(after, alpha=i**power).add_(before, alpha=(-i) ** power)
+    return sums
+
+
+def estimate_gravity(normals: Tensor) -> Tensor:
+    """The direction (N,3) to which most normals (N,3,H,W), 0 = none, are parallel or perpendicular.
+
+    From the camera's own y axis, in rounds: of the normals within t of parallel (floors) and of perpendicular (walls),
+    the direction g that minimizes sum (wall . g)^2 - sum (floor . g)^2 (Gupta 2013, CVPR, section 4.2).
+    """
+    points = normals.flatten(2)  # (N,3,P)
+    pairs = torch.tensor([[0, 0], [0, 1], [0, 2], [1, 1], [1, 2], [2, 2]], device=normals.device)
+    products = points[:, pairs[:, 0]] * points[:, pairs[:, 1]]  # (N,6,P)
+    square = torch.tensor([[0, 1, 2], [1, 3, 4], [2, 4, 5]], device=normals.device)
+    down = torch.tensor([0.0, 1.0, 0.0], device=normals.device).expand(len(normals), 3)
+    for degrees, rounds in ROUNDS:
+        floor, wall = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
+        for _ in range(rounds):
+            cosine = (down[:, None] @ points).abs()  # (N,1,P)
+            vote = (cosine < wall).to(points) - (cosine > floor).to(points)
+            matrix = (products @ vote.mT)[:, square, 0]  # (N,3,3)
+            smallest = torch.linalg.eigh(matrix)[1][:, :, 0]
+            down = smallest * torch.where((smallest * down).sum(1, keepdim=True) < 0, -1, 1)
+    return down

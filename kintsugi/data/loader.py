@@ -1,0 +1,154 @@
+"""The order of images, and their way to the device."""
+
+from __future__ import annotations
+
+import itertools
+import queue
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from kintsugi.data.images import Images
+from kintsugi.rng import generator
+
+
+class Indexed(Protocol):
+    """Samples in a fixed order, read in batches: ``Images``, or what holds more than images."""
+
+    def __len__(self) -> int: ...
+
+    def batch(self, indices: Tensor) -> dict[str, Tensor]: ...
+
+
+class Resident:
+    """All of ``images`` on ``device``, bytes padded to the largest: a batch is a selection there, the same as theirs.
+
+    Their extents must be known (``Source.extents``).
+    """
+
+    def __init__(self, images: Images, device: torch.device | str) -> None:
+        height, width = images.extents.amax(0).tolist()
+        self.device = torch.device(device)
+        self.extent = images.extents  # (N,2), on the CPU, because a batch's size is asked of it
+        self.pixels = torch.zeros(len(images), images.source.planes, height, width, dtype=torch.uint8, device=device)
+        for rows in torch.arange(len(images)).split(256):
+            part = images.batch(rows)["image"].to(device)
+            self.pixels[rows[0] : rows[-1] + 1, :, : part.shape[2], : part.shape[3]] = part
+        self.there = {"extent": self.extent.to(device)}
+        if images.labels is not None:
+            self.there["label"] = images.labels.to(device)
+
+    @staticmethod
+    def size(images: Images) -> int:
+        """Bytes it would take."""
+        return len(images) * images.source.planes * int(images.extents.amax(0).prod())
+
+    def __len__(self) -> int:
+        return len(self.extent)
+
+    def batch(self, indices: Tensor) -> dict[str, Tensor]:
+        """As ``Images.batch``, on the device."""
+        height, width = self.extent[indices].amax(0).tolist()
+        rows = indices.to(self.device, non_blocking=True)
+        image = self.pixels[:, :, :height, :width].index_select(0, rows)
+        return {"image": image, "index": rows} | {name: values[rows] for name, values in self.there.items()}
+
+
+def resident(images: Indexed, device: torch.device, gb: float) -> Indexed:
+    """``images`` on the device if they take at most ``gb`` GB there, else as they are.
+
+    gb -1: a quarter of a GPU's free memory, and nothing on a CPU, where it gains little.
+    """
+    if not isinstance(images, Images) or images.source.extents is None:
+        return images
+    if gb < 0:
+        gb = torch.cuda.mem_get_info(device)[0] / 4e9 if device.type == "cuda" else 0
+    return Resident(images, device) if Resident.size(images) <= gb * 1e9 else images
+
+
+class Loader:
+    """Batches of images in an order that is a function of (seed, epoch) alone.
+
+    The epochs' permutations, one after the other, form one endless sequence. Step s of a run takes the ``batch``
+    positions from s * batch on, and rank r of ``world`` the r-th contiguous slice of those. So a run may start at any
+    step and on any number of ranks, and no image comes twice within an epoch.
+    """
+
+    def __init__(
+        self,
+        images: Indexed,
+        batch: int,
+        seed: int,
+        rank: int = 0,
+        world: int = 1,
+        device: torch.device | str = "cpu",
+        prefetch: int = 3,
+    ) -> None:
+        if batch % world:
+            raise ValueError(f"--batch {batch} does not split over {world} ranks: use a multiple of {world}")
+        self.images, self.batch, self.seed, self.rank, self.world = images, batch, seed, rank, world
+        self.device, self.prefetch = torch.device(device), prefetch
+        self._epoch, self._order = -1, torch.empty(0, dtype=torch.int64)
+
+    def indices(self, step: int) -> Tensor:
+        """Which images this rank sees at ``step``, (batch / world,) int64."""
+        share, count = self.batch // self.world, len(self.images)
+        first = step * self.batch + self.rank * share
+        positions = torch.arange(first, first + share)
+        epochs = range(first // count, (first + share - 1) // count + 1)
+        return torch.cat([self._permutation(e)[positions[positions // count == e] % count] for e in epochs])
+
+    def _permutation(self, epoch: int) -> Tensor:
+        if epoch != self._epoch:
+            self._order = torch.randperm(len(self.images), generator=generator(self.seed, epoch))
+            self._epoch = epoch
+        return self._order
+
+    @contextmanager
+    def iterate(self, start: int) -> Iterator[Iterator[dict[str, Tensor]]]:
+        """The batches (``Images.batch``) of steps ``start``, ``start + 1``, ... for ever, on the device.
+
+        One thread reads ``prefetch`` of them ahead and ends with the context. What goes wrong in it is raised, as it
+        is, where the batch is asked for. ``Resident`` images need no thread.
+        """
+        if isinstance(self.images, Resident):
+            yield map(self.images.batch, map(self.indices, itertools.count(start)))
+            return
+        ready: queue.SimpleQueue[dict[str, Tensor] | BaseException] = queue.SimpleQueue()
+        free = threading.Semaphore(self.prefetch)
+        closed = threading.Event()
+
+        def read_ahead() -> None:
+            try:
+                for step in itertools.count(start):
+                    free.acquire()
+                    if closed.is_set():
+                        return
+                    batch = self.images.batch(self.indices(step))
+                    if self.device.type == "cuda":
+                        batch = {name: value.pin_memory() for name, value in batch.items()}
+                    ready.put(batch)
+            except BaseException as error:
+                ready.put(error)
+
+        def batches() -> Iterator[dict[str, Tensor]]:
+            while True:
+                batch = ready.get()
+                if isinstance(batch, BaseException):
+                    raise batch
+                free.release()
+                yield {name: value.to(self.device, non_blocking=True) for name, value in batch.items()}
+
+        thread = threading.Thread(target=read_ahead, name="loader", daemon=True)
+        thread.start()
+        try:
+            yield batches()
+        finally:
+            closed.set()
+            free.release()
+            thread.join()
+            ready.put(RuntimeError("the loader is closed"))  # rather than have somebody wait for ever

@@ -1,0 +1,77 @@
+"""Folders side by side whose files of the same name are one sample: rgb/ with depth/, say."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from kintsugi.data.cache import Pixels, Source
+from kintsugi.data.decode import SUFFIXES
+from kintsugi.data.images import Images, Opener, pool
+
+
+def open_matched(
+    opener: Opener,
+    folders: Sequence[str],
+    sample: Callable[[Sequence[Path]], Pixels],
+    planes: int,
+    kind: str,
+    key: object = None,
+) -> Images:
+    """The samples of the folder ``opener.spec``: what ``sample`` makes of the files that have a name in common.
+
+    folders: its subfolders, the images first. ``sample``: the files of one name -> ``planes`` planes of bytes, or the
+    reason why there are none. ``kind`` and ``key`` (JSON) tell caches apart. ValueError of one line where files are
+    missing.
+    """
+    root = Path(opener.spec).expanduser()
+    wanted = "/, ".join(folders) + "/"
+    if not root.is_dir():
+        raise ValueError(f"--data {opener.spec}: no such folder; name one with {wanted}, or use scenes")
+    for name in folders:
+        if not (root / name).is_dir():
+            raise ValueError(f"--data {opener.spec}: no {name}/ in it; make {wanted} with files of the same names")
+    files = [dict(_images(root / name)) for name in folders]
+    stems = sorted(set(files[0]).intersection(*files[1:]))
+    if not stems:
+        raise ValueError(f"--data {opener.spec}: no name is in all of {wanted}")
+    if (lonely := max(map(len, files)) - len(stems)) and not opener.quiet:
+        print(f"{opener.spec}: {lonely} files left out that are not in all of {wanted}")
+    paths = [tuple(found[stem] for found in files) for stem in stems]
+
+    def read(rows: Sequence[int]) -> list[Pixels]:
+        return list(pool().map(sample, (paths[row] for row in rows)))
+
+    stamps = [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for some in paths for path in some]
+    return opener.open(
+        f"{kind}-{root.resolve().name}",
+        [planes, str(root.resolve()), stamps, key],
+        lambda: Source(stems, read, planes=planes),
+    )
+
+
+def _images(folder: Path) -> Iterator[tuple[str, Path]]:
+    for path in sorted(folder.iterdir()):
+        if path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file():
+            yield path.stem, path
+
+
+def read_values(path: Path) -> np.ndarray:
+    """A PNG's numbers, (h,w) or (h,w,C), uint8 or uint16; what exceeds 16 bits is 0."""
+    with Image.open(path) as file:
+        found = np.array(file)
+    if found.dtype == np.int32:  # Pillow's mode I
+        found = np.where(found < 2**16, found, 0).astype(np.uint16)
+    return found
+
+
+def nearest(maps: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Maps (h,w,...) at ``shape``, cut and reduced as ``decode.stored`` does to the image; one value a pixel."""
+    height, width = min(maps.shape[0], 2 * maps.shape[1]), min(maps.shape[1], 2 * maps.shape[0])
+    top, left = (maps.shape[0] - height) // 2, (maps.shape[1] - width) // 2
+    rows = top + ((np.arange(shape[0]) + 0.5) * height / shape[0]).astype(int)
+    columns = left + ((np.arange(shape[1]) + 0.5) * width / shape[1]).astype(int)
+    return maps[rows[:, None], columns]

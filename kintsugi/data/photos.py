@@ -1,0 +1,77 @@
+"""A user's own pictures at full size: read from files, written as PNG."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from kintsugi.data.decode import SUFFIXES, rgb
+
+
+def read_photo(path: Path) -> tuple[Image.Image, str]:
+    """A photo, upright, as 8-bit RGB or RGBA; and what to say of its conversion, "" where nothing was lost.
+
+    ``info["icc_profile"]`` of the result is the profile that still describes its colors, or None. ValueError of one
+    line for what cannot be read.
+    """
+    image, raw = open_upright(path)
+    deep = image.mode.startswith("I") or ";16" in raw
+    lossless = image.mode in ("RGB", "RGBA", "P", "PA") and not deep
+    converted = "" if lossless else f"{'16-bit ' if deep else ''}{image.mode.split(';')[0]}"
+    converted = {"16-bit I": "16-bit grayscale", "L": "grayscale", "LA": "grayscale with alpha"}.get(
+        converted, converted
+    )
+    transparent = image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info
+    upright = image.convert("RGBA") if transparent else rgb(image)
+    upright.info["icc_profile"] = None if converted else image.info.get("icc_profile")
+    return upright, converted and f"8-bit RGB, converted from {converted}"
+
+
+def open_upright(path: Path) -> tuple[Image.Image, str]:
+    """An image file, decoded and upright; and how its pixels are stored, in Pillow's words."""
+    if not path.is_file():
+        raise ValueError(f"no such file: {path}")
+    try:
+        with Image.open(path) as image:
+            raw = str(image.tile)
+            return ImageOps.exif_transpose(image), raw
+    except Exception as error:  # Pillow's decoders raise whatever a damaged file leads them to
+        raise ValueError(f"{path} cannot be read as an image ({type(error).__name__}): is it damaged?") from None
+
+
+def write_png(image: Image.Image, out: Path, icc_profile: bytes | None = None) -> None:
+    """Writes ``out``, whole or not at all."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    part = out.with_name(f".{out.name}.part")
+    try:
+        image.save(part, "PNG", icc_profile=icc_profile)
+        part.replace(out)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def to_tensor(image: Image.Image) -> Tensor:
+    """An 8-bit picture's colors as (3,H,W) in [0,1]; those under an alpha are left as they are."""
+    return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1) / 255
+
+
+def to_image(image: Tensor) -> Image.Image:
+    """(3,H,W), clipped to [0,1], as an 8-bit picture."""
+    return Image.fromarray((255 * image.clamp(0, 1)).round().byte().permute(1, 2, 0).cpu().numpy())
+
+
+def whole_strides(extent: tuple[int, int], side: int, stride: int = 32) -> tuple[int, int]:
+    """Height and width about in proportion to ``extent``'s with a short side of ``side`` px, in whole strides, so that
+    no map of a network has to be cut."""
+    scale = side / min(extent)
+    height, width = (max(stride, stride * round(scale * length / stride)) for length in extent)
+    return height, width
+
+
+def images_in(folder: Path) -> list[Path]:
+    """The image files that lie in a folder, by name, hidden ones left out."""
+    return sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))

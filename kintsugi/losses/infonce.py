@@ -1,0 +1,40 @@
+"""InfoNCE and what shows whether it learns or collapses: pure functions of embeddings and logits."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy, normalize
+
+
+def info_nce(logits: Tensor, positive: Tensor) -> Tensor:
+    """-log of the softmax of the positive among all candidates, mean, () (van den Oord 2018, arXiv:1807.03748, eq. 4).
+
+    logits (N,K), similarities over temperature; positive (N,) the number of each row's positive; -inf is no candidate.
+    """
+    return cross_entropy(logits, positive)
+
+
+def nt_xent_logits(first: Tensor, second: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """SimCLR's candidates: of 2N views all but itself, its positive being the other view of its image.
+
+    first, second (N,D): two views of the same images. Returns logits (2N,2N), -inf on the diagonal, and the positives'
+    numbers (2N,) (Chen 2020, arXiv:2002.05709, eq. 1).
+    """
+    count = len(first)
+    views = normalize(torch.cat([first, second]).float(), dim=1)  # (2N,D)
+    logits = (views @ views.T / temperature).fill_diagonal_(-torch.inf)
+    return logits, torch.arange(2 * count, device=logits.device).roll(count)
+
+
+def retrieval(logits: Tensor, positive: Tensor, temperature: float) -> dict[str, Tensor]:
+    """What to log of a contrast: how often the positive is the nearest candidate, and the mean similarities."""
+    logits = logits.detach()
+    chosen = logits.gather(1, positive[:, None])[:, 0]
+    others = logits.scatter(1, positive[:, None], -torch.inf)
+    candidates = others.isfinite()
+    return {
+        "contrast/accuracy": (logits.argmax(1) == positive).float().mean(),
+        "similarity/positive": temperature * chosen.mean(),
+        "similarity/negative": temperature * others.masked_fill(~candidates, 0).sum() / candidates.sum().clamp(min=1),
+    }

@@ -1,0 +1,140 @@
+"""Perceptual distances, LPIPS and VGG's features, with weights that are at hand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.nn.functional import mse_loss
+
+from kintsugi.nets.backbones import IMAGENET_MEAN, IMAGENET_STD
+
+
+class Lpips(nn.Module):
+    """LPIPS, AlexNet, version 0.1 (Zhang 2018, arXiv:1801.03924), as a map: two images (N,3,H,W) in [0,1] -> (N,1,H,W).
+
+    The linear layers come with the lpips package, the trunk is ImageNet's AlexNet in torchvision's names.
+    """
+
+    def __init__(self, trunk: dict[str, Tensor]) -> None:
+        import lpips  # here, and torchvision below: they take a second, which --help need not wait for
+
+        super().__init__()
+        self.distance = lpips.LPIPS(net="alex", spatial=True, pnet_rand=True, verbose=False).eval()
+        self.requires_grad_(False)
+        net = self.distance.net  # its sliceK.I.weight is torchvision's features.I.weight
+        net.load_state_dict({name: trunk[f"features.{name.partition('.')[2]}"] for name in net.state_dict()})
+
+    def forward(self, image: Tensor, other: Tensor) -> Tensor:
+        return self.distance(image, other, normalize=True)
+
+
+def open_lpips(trunk: str) -> tuple[Lpips | None, str]:
+    """LPIPS, or None with the reason why not, in one line.
+
+    trunk: ``off``; ``auto``, the weights torch.hub has in its cache, nothing is downloaded; ``download``; or a file
+    (.pth, .safetensors) of torchvision's AlexNet. Raises ValueError for a file that is none, OSError where a
+    download fails.
+    """
+    from torchvision.models import AlexNet_Weights
+
+    if trunk == "off":
+        return None, "LPIPS is off"
+    file = _weights_file(trunk, AlexNet_Weights.IMAGENET1K_V1.url)
+    if file is None:
+        return None, "no LPIPS: its AlexNet is not on this machine; add --lpips download, or --lpips FILE"
+    if not file.is_file():
+        raise ValueError(f"--lpips {trunk}: no such file; give AlexNet's weights, or auto, download or off")
+    try:
+        return Lpips(_load(file)), f"LPIPS with AlexNet from {file}"
+    except Exception as error:  # torch and safetensors raise many kinds for a damaged or foreign file
+        raise ValueError(
+            f"{file} does not hold torchvision's AlexNet ({type(error).__name__}): give its weights "
+            "with --lpips FILE, or --lpips off"
+        ) from None
+
+
+ContentLayer = Literal["relu2_2", "relu3_4", "relu5_4"]
+_CONTENT_LAYERS: dict[str, int] = {"relu2_2": 9, "relu3_4": 18, "relu5_4": 36}  # layers of torchvision's VGG19 up to it
+
+
+class ContentFeatures(nn.Module):
+    """VGG19's map after a ReLU, before the next pooling: RGB (N,3,H,W) in [0,1] -> (N,C,h,w).
+
+    SRGAN's content (Ledig 2017, arXiv:1609.04802, eq. 5): phi_2,2 is relu2_2, phi_5,4 is relu5_4. The image is brought
+    to ImageNet's mean and deviation first. Gradients pass through it, its weights stay.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, layer: ContentLayer, weights: dict[str, Tensor]) -> None:
+        from torchvision.models import vgg19
+
+        super().__init__()
+        with torch.device("meta"):  # no time for weights that are replaced, nor for the classifier's
+            self.layers = vgg19().features[: _CONTENT_LAYERS[layer]]
+        for module in self.layers:
+            if isinstance(module, nn.ReLU):
+                module.inplace = False
+        state = {name: weights[f"features.{name}"] for name in self.layers.state_dict()}
+        self.layers.load_state_dict(state, assign=True)
+        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1))
+        self.register_buffer("std", torch.tensor(IMAGENET_STD).view(1, 3, 1, 1))
+        self.requires_grad_(False).eval()
+
+    def forward(self, image: Tensor) -> Tensor:
+        return self.layers((image - self.mean) / self.std)
+
+    def distance(self, image: Tensor, truth: Tensor) -> Tensor:
+        """Mean squared distance of the two images' maps, as part of the truth's mean square; 0-d.
+
+        So it is the same for weights in Caffe's scale, whose maps are hundreds of times larger than torchvision's.
+        """
+        with torch.no_grad():
+            there = self(truth).float()
+        return mse_loss(self(image).float(), there) / there.square().mean().clamp(min=1e-12)
+
+
+def open_content(layer: ContentLayer, weights: str) -> tuple[ContentFeatures | None, str]:
+    """VGG19's features, or None with the reason why not, in one line; ``weights`` as ``trunk`` of ``open_lpips``."""
+    from torchvision.models import VGG19_Weights
+
+    if weights == "off":
+        return None, "VGG19 is off"
+    file = _weights_file(weights, VGG19_Weights.IMAGENET1K_V1.url)
+    if file is None:
+        return None, "VGG19 is not on this machine; add --content-weights download, or FILE"
+    if not file.is_file():
+        raise ValueError(f"--content-weights {weights}: no such file; give VGG19's weights, or auto, download or off")
+    try:
+        return ContentFeatures(layer, _load(file)), f"VGG19's {layer} from {file}"
+    except KeyError:
+        raise ValueError(
+            f"{file} does not reach VGG19's {layer}: choose a lower --content-layer, or give all of torchvision's VGG19"
+        ) from None
+    except Exception as error:  # torch and safetensors raise many kinds for a damaged or foreign file
+        raise ValueError(
+            f"{file} does not hold torchvision's VGG19 ({type(error).__name__}): give its weights "
+            "with --content-weights FILE, or --content-weights off"
+        ) from None
+
+
+def _weights_file(asked: str, url: str) -> Path | None:
+    """The file of weights that ``auto``, ``download`` or a path means; None where auto finds nothing."""
+    cached = Path(torch.hub.get_dir()) / "checkpoints" / Path(url).name
+    if asked == "auto":
+        return cached if cached.is_file() else None
+    if asked == "download":
+        torch.hub.load_state_dict_from_url(url, weights_only=True, check_hash=True)
+        return cached
+    return Path(asked)
+
+
+def _load(file: Path) -> dict[str, Tensor]:
+    if file.suffix == ".safetensors":
+        return load_file(file)
+    return torch.load(file, map_location="cpu", weights_only=True)

@@ -1,0 +1,1 @@
+"""Figures: reconstruction, color, surfaces, domains, nearest neighbors."""

@@ -1,0 +1,86 @@
+"""From features back to pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from math import isqrt
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import interpolate
+
+from kintsugi.nets.layers import Norm, normal_init, normalization
+
+
+class ChannelwiseLinear(nn.Module):
+    """Channel-wise fully connected layer (Pathak 2016, section 3.1): each map mixed over its own positions.
+
+    (N,C,h,w) with h*w = ``positions_in`` -> (N,C,s,s) with s*s = ``positions_out``. Each of the C maps has a
+    matrix of its own and none sees another: C*h*w*s*s weights, where a dense layer takes C times more.
+    """
+
+    def __init__(self, channels: int, positions_in: int, positions_out: int) -> None:
+        super().__init__()
+        self.side = isqrt(positions_out)
+        if self.side**2 != positions_out:
+            raise ValueError(f"positions_out must be a square number, not {positions_out}")
+        # This deviation keeps the mean square of what passes through.
+        self.weight = nn.Parameter(torch.randn(channels, positions_out, positions_in) / positions_in**0.5)
+        self.bias = nn.Parameter(torch.zeros(channels, positions_out))
+
+    def forward(self, x: Tensor) -> Tensor:
+        mixed = torch.einsum("ncp,cqp->ncq", x.flatten(2), self.weight) + self.bias
+        return mixed.unflatten(2, (self.side, self.side))
+
+
+class Pyramid(nn.Module):
+    """A feature pyramid (Lin 2017, arXiv:1612.03144): {stride: map} -> (N,out,H/s,W/s), s the finest stride.
+
+    From coarse to fine: what is known so far, doubled, plus a 1x1 convolution of the finer map, through a 3x3
+    convolution, norm and ReLU of ``width`` channels.
+    """
+
+    def __init__(self, channels: dict[int, int], out: int, width: int = 128, norm: Norm = "batch") -> None:
+        super().__init__()
+        self.strides = sorted(channels, reverse=True)  # coarse to fine
+        self.lateral = nn.ModuleList(nn.Conv2d(channels[s], width, 1) for s in self.strides)
+        self.smooth = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(width, width, 3, padding=1, bias=False), normalization(norm, width), nn.ReLU())
+            for _ in self.strides
+        )
+        self.last = nn.Conv2d(width, out, 1)
+
+    def forward(self, features: dict[int, Tensor], added: dict[int, Tensor] | None = None) -> Tensor:
+        """``added``: maps (N,width,...) by stride, added where the laterals are."""
+        x: Tensor | None = None
+        for stride, lateral, smooth in zip(self.strides, self.lateral, self.smooth, strict=True):
+            y = lateral(features[stride])
+            if x is not None:
+                y = y + interpolate(x, y.shape[-2:], mode="nearest")
+            x = smooth(y + added[stride] if added is not None and stride in added else y)
+        return self.last(x)
+
+
+class Decoder(nn.Module):
+    """Up-convolutions: features (N,C,h,w) -> RGB (N,3,H,W) in [0,1], where H = h * 2 ** (len(widths) + 1).
+
+    Each is a 4x4 transposed convolution that doubles the side; a norm and a ReLU follow all but the last, a
+    sigmoid the last. ``widths`` are the channels between them. Weights start as DCGAN's (``normal_init``).
+    """
+
+    def __init__(self, channels_in: int, widths: Sequence[int], norm: Norm = "batch") -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        for narrow, wide in pairwise((channels_in, *widths)):
+            layers += [
+                nn.ConvTranspose2d(narrow, wide, 4, stride=2, padding=1, bias=False),
+                normalization(norm, wide),
+                nn.ReLU(inplace=True),
+            ]
+        layers.append(nn.ConvTranspose2d((channels_in, *widths)[-1], 3, 4, stride=2, padding=1))
+        self.layers = nn.Sequential(*layers)
+        normal_init(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layers(x).float().sigmoid()  # not in bf16, whose steps near 1 are those of 8-bit pixels

@@ -1,0 +1,110 @@
+"""Encoders that look at some of an image's planes, its lightness, say; from RGB like all others, or from RGB and HHA.
+
+A method that trains on planes so offers features that ``eval`` moves like any other's.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from kintsugi.color import rgb_to_lab
+from kintsugi.nets.backbones import Backbone
+from kintsugi.nets.encoder import Encoder
+
+
+@dataclass(frozen=True)
+class Planes:
+    """A backbone that sees lightness alone, chroma alone, or lightness's gradients alone."""
+
+    planes: Literal["L", "ab", "sobel"]
+    backbone: Backbone
+
+    def build(self) -> PlaneEncoder:
+        return PlaneEncoder(self)
+
+    def plain(self) -> dict[str, Any]:
+        return {"kind": "planes", "planes": self.planes, "backbone": self.backbone.plain()}
+
+
+@dataclass(frozen=True)
+class Joined:
+    """Encoders side by side, their maps concatenated (Zhang 2017, arXiv:1611.09842, section 3.2)."""
+
+    parts: tuple[Planes, ...]
+
+    def build(self) -> JoinedEncoder:
+        return JoinedEncoder([part.build() for part in self.parts])
+
+    def plain(self) -> dict[str, Any]:
+        return {"kind": "joined", "parts": [part.plain() for part in self.parts]}
+
+
+@dataclass(frozen=True)
+class Rgbd:
+    """A backbone for RGB and one for HHA (``kintsugi.data.hha``), side by side."""
+
+    rgb: Backbone
+    hha: Backbone
+
+    def build(self) -> RgbdEncoder:
+        return RgbdEncoder(self)
+
+    def plain(self) -> dict[str, Any]:
+        return {"kind": "rgbd", "rgb": self.rgb.plain(), "hha": self.hha.plain()}
+
+
+class PlaneEncoder(Encoder):
+    def __init__(self, spec: Planes) -> None:
+        super().__init__()
+        self.spec: Planes = spec
+        self.backbone = spec.backbone.build()
+        self.channels = self.backbone.channels
+
+    def forward(self, image: Tensor) -> dict[int, Tensor]:
+        return self.backbone(self.seen(rgb_to_lab(image)))
+
+    def seen(self, lab: Tensor) -> Tensor:
+        """What the backbone sees of Lab (N,3,H,W), as three planes (N,3,H,W) in about [0,1]."""
+        if self.spec.planes == "L":
+            return (lab[:, :1] / 100).expand(-1, 3, -1, -1)
+        if self.spec.planes == "sobel":
+            from kornia.filters import spatial_gradient  # here: --help need not wait for it
+
+            gradient = spatial_gradient(lab[:, :1] / 100, "sobel", 1)[:, 0]  # (N,2,H,W): along x, along y
+            return torch.cat([torch.full_like(lab[:, :1], 0.5), gradient + 0.5], 1)
+        ab = lab[:, 1:] / 220 + 0.5
+        return torch.cat([torch.full_like(ab[:, :1], 0.5), ab], 1)
+
+
+class JoinedEncoder(Encoder):
+    """Of encoders that are trained elsewhere, or fresh ones."""
+
+    def __init__(self, parts: list[PlaneEncoder]) -> None:
+        super().__init__()
+        self.spec: Joined = Joined(tuple(part.spec for part in parts))
+        self.parts = nn.ModuleList(parts)
+        self.channels = {stride: sum(part.channels[stride] for part in parts) for stride in parts[0].channels}
+
+    def forward(self, image: Tensor) -> dict[int, Tensor]:
+        maps = [part(image) for part in self.parts]
+        return {stride: torch.cat([found[stride] for found in maps], 1) for stride in self.channels}
+
+
+class RgbdEncoder(Encoder):
+    """RGB and HHA (N,6,H,W) in [0,1] -> both encoders' maps, concatenated."""
+
+    planes = 6
+
+    def __init__(self, spec: Rgbd) -> None:
+        super().__init__()
+        self.spec: Rgbd = spec
+        self.rgb, self.hha = spec.rgb.build(), spec.hha.build()
+        self.channels = {s: self.rgb.channels[s] + self.hha.channels[s] for s in self.rgb.channels}
+
+    def forward(self, image: Tensor) -> dict[int, Tensor]:
+        rgb, hha = self.rgb(image[:, :3]), self.hha(image[:, 3:])
+        return {stride: torch.cat([rgb[stride], hha[stride]], 1) for stride in self.channels}

@@ -1,0 +1,258 @@
+"""Other people's convolutional networks as encoders, torchvision's and timm's by name, and their published weights."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import difflib
+import io
+import math
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from kintsugi.nets.backbones import IMAGENET_MEAN, IMAGENET_STD, Backbone
+from kintsugi.nets.encoder import Encoder
+
+_TIMM = "timm/"
+_CLASSIFIERS = ("classifier", "fc")  # what torchvision's convolutional networks call theirs
+_OWN = {"resnet18": Backbone("resnet18"), "resnet50": Backbone("resnet50")}
+_TRANSFORMERS = ("vit_", "swin_", "maxvit_")
+_LEAST, _MOST = 32, 128  # px between which the smallest side that a network can take is looked for
+
+
+@dataclass(frozen=True)
+class Published:
+    """A convolutional network of torchvision, or of timm where torchvision has none of that name."""
+
+    name: str
+    """As in ``torchvision.models`` or in timm; ``timm/NAME`` where both have it and timm's is meant."""
+
+    def build(self) -> PublishedEncoder:
+        """With fresh weights. ValueError of one line where there is no such network."""
+        if self.name in _torchvision_names():
+            return _from_torchvision(self)
+        return _from_timm(self)
+
+    def plain(self) -> dict[str, Any]:
+        return {"kind": "published", "name": self.name}
+
+
+class PublishedEncoder(Encoder):
+    """The network before its classifier, ``trunk``, after bringing its input to the mean and deviation it expects.
+
+    Strides are powers of two from 2 up. Networks that do not pad give somewhat smaller maps: 224 px become 109, 54, 27
+    and 13 in squeezenet1_0; and some need more than 32 px (``least``): less is a ValueError.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        spec: Published,
+        trunk: nn.Module,
+        strides: Sequence[int],
+        channels: Sequence[int],
+        mean: Sequence[float],
+        std: Sequence[float],
+    ) -> None:
+        """``trunk``: images -> its maps, a list or a dict, of these strides and channels."""
+        super().__init__()
+        self.spec: Published = spec
+        self.trunk = trunk
+        self.strides = list(strides)
+        self.channels = {s: c for s, c in zip(strides, channels, strict=True) if s > 1}
+        self.least = _smallest_side(spec.name, trunk)
+        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
+
+    def forward(self, image: Tensor) -> dict[int, Tensor]:
+        if min(image.shape[-2:]) < self.least:
+            height, width = image.shape[-2:]
+            raise ValueError(f"{self.spec.name} takes images from {self.least} px, not {height}x{width}")
+        maps = self.trunk((image - self.mean) / self.std)
+        maps = maps.values() if isinstance(maps, dict) else maps
+        return {s: x for s, x in zip(self.strides, maps, strict=True) if s in self.channels}
+
+
+# --- torchvision ----------------------------------------------------------------------------------------------
+
+
+def _torchvision_names() -> list[str]:
+    """Of its classifiers that are convolutional."""
+    import torchvision  # here, as below: it takes a second, which --help need not wait for
+    from torchvision.models import list_models
+
+    return [name for name in list_models(module=torchvision.models) if not name.startswith(_TRANSFORMERS)]
+
+
+def _torchvision(name: str) -> nn.Module:
+    from torchvision.models import get_model
+
+    options: dict[str, bool] = {}
+    if name in ("googlenet", "inception_v3"):  # published for inputs in [-1,1], to which they bring them
+        options = {"transform_input": True, "aux_logits": False, "init_weights": False}
+    return get_model(name, weights=None, **options)
+
+
+def _from_torchvision(spec: Published) -> PublishedEncoder:
+    from torchvision.models.feature_extraction import create_feature_extractor
+
+    net = _torchvision(spec.name)
+    levels = _levels(net)
+    nodes, channels = zip(*levels.values(), strict=True)
+    trunk = create_feature_extractor(net, list(nodes), suppress_diff_warning=True)
+    return PublishedEncoder(spec, trunk, list(levels), channels, IMAGENET_MEAN, IMAGENET_STD)
+
+
+def _levels(net: nn.Module) -> dict[int, tuple[str, int]]:
+    """Stride, fine to coarse -> the node of its last map from which alone all later maps come, and its channels.
+
+    So a map is what a block puts out, never one branch within it. The strides are seen in one forward pass, without
+    numbers, of a picture 64 times as wide as high: nothing but a map of the picture has such sides.
+    """
+    from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
+
+    height, width = 512, 64 * 512
+    _, names = get_graph_node_names(net, suppress_diff_warning=True)
+    whole = create_feature_extractor(copy.deepcopy(net).to("meta"), names, suppress_diff_warning=True).eval()
+    found = whole(torch.empty(1, 3, height, width, device="meta"))
+    *nodes, output = whole.graph.nodes
+    name_of = {node: name for name, node in cast(dict[str, Any], output.args[0]).items()}
+    place = {node: i for i, node in enumerate(nodes)}
+    levels: dict[int, tuple[str, int]] = {}
+    reach = 0  # the last place at which anything so far is used
+    for i, node in enumerate(nodes):
+        alone = reach <= i
+        reach = max([reach, *(place[user] for user in node.users if user is not output)])
+        name = name_of.get(node, "")
+        x = found.get(name)
+        if not alone or not isinstance(x, Tensor) or x.ndim != 4 or name.split(".")[0] in _CLASSIFIERS:
+            continue
+        down, across = (round(math.log2(side / s)) for side, s in zip((height, width), x.shape[2:], strict=True))
+        if down == across > 0:
+            levels[2**down] = (name, x.shape[1])
+    return levels
+
+
+def _smallest_side(name: str, trunk: nn.Module) -> int:
+    """Of square images, px, that leave something of each map. ValueError where ``trunk`` takes one size only."""
+    trunk = copy.deepcopy(trunk).to("meta").eval()
+    with contextlib.redirect_stderr(io.StringIO()):  # torch.fx reports each failure there
+        for side in range(_LEAST, _MOST + 1):
+            with contextlib.suppress(RuntimeError, AssertionError):
+                trunk(torch.empty(1, 3, side, side, device="meta"))
+                return side
+    raise ValueError(f"{name} does not take images of any size: name a convolutional network")
+
+
+# --- timm -----------------------------------------------------------------------------------------------------
+
+
+def _timm(name: str, features_only: bool) -> nn.Module:
+    bare = name.removeprefix(_TIMM)
+    try:
+        import timm
+    except ImportError:
+        near = _near(bare, _torchvision_names())
+        raise ValueError(
+            f"torchvision has no convolutional network {bare!r}{near}: pip install timm for more"
+        ) from None
+    if not timm.is_model(bare):
+        near = _near(bare, sorted({*_torchvision_names(), *timm.list_models()}))
+        raise ValueError(f"neither torchvision nor timm has a convolutional network {bare!r}{near}")
+    try:
+        return timm.create_model(bare, pretrained=False, features_only=features_only)
+    except RuntimeError as error:
+        raise ValueError(f"timm cannot make {bare}: {str(error).splitlines()[0]}") from None
+
+
+def _from_timm(spec: Published) -> PublishedEncoder:
+    net = cast(Any, _timm(spec.name, features_only=True))
+    info, settings = net.feature_info, net.pretrained_cfg
+    return PublishedEncoder(spec, net, info.reduction(), info.channels(), settings["mean"], settings["std"])
+
+
+def _near(name: str, names: Sequence[str]) -> str:
+    near = difflib.get_close_matches(name, names, n=3)
+    return f" (near it: {', '.join(near)})" if near else ""
+
+
+# --- weights --------------------------------------------------------------------------------------------------
+
+
+def load_published(name: str, file: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The spec, as a plain dict, and the state of network ``name`` as an encoder, with weights from ``file``.
+
+    file: a state dict in torchvision's or timm's names, .safetensors, or .pth or .pt, also within ``state_dict`` or
+    ``model``, and with a prefix such as ``module.``; what belongs to the classifier is left. resnet18 and resnet50
+    become the project's own, so that random weights of them are those of its methods. ValueError of one line where the
+    file is none, or of another network.
+    """
+    spec = _OWN.get(name) or Published(name)
+    state = spec.build().state_dict()
+    wanted = {key: _flat(key.removeprefix("trunk.")) for key in state}
+    given = {_flat(key): (key, value) for key, value in _read(file).items()}
+    prefix = _prefix(given, list(wanted.values()))
+    for key, value in state.items():
+        if prefix + wanted[key] not in given:
+            if key.endswith("num_batches_tracked"):  # which older files lack, and no network needs
+                continue
+            raise ValueError(f"{file} has no {key.removeprefix('trunk.')}: is it of another network than {name}?")
+        theirs, weights = given[prefix + wanted[key]]
+        if weights.shape != value.shape:
+            raise ValueError(
+                f"{file}: {theirs} is {tuple(weights.shape)}, but {tuple(value.shape)} in {name}: is it "
+                "of another network?"
+            )
+        state[key] = weights.to(value.dtype)
+    if foreign := _foreign(name, prefix, list(given), list(wanted.values())):
+        raise ValueError(f"{file} has {given[foreign][0]}, which {name} has not: is it of another network?")
+    return spec.plain(), state
+
+
+def _flat(key: str) -> str:
+    """timm's encoders have ``stages_0.blocks`` where the whole network has ``stages.0.blocks``."""
+    return key.replace(".", "_")
+
+
+def _prefix(given: Collection[str], wanted: Sequence[str]) -> str:
+    """With which most of the wanted names are among the given ones."""
+    first = wanted[0]
+    prefixes = [key[: -len(first)] for key in given if key == first or key.endswith(f"_{first}")]
+    return max(prefixes, key=lambda prefix: sum(prefix + key in given for key in wanted), default="")
+
+
+def _foreign(name: str, prefix: str, given: Sequence[str], wanted: Sequence[str]) -> str | None:
+    """The first given name that lies in a part of which the encoder is made, but is not the network's: a deeper one's
+    weights would else go into a shallower one."""
+    net = _torchvision(name) if name in _torchvision_names() else _timm(name, features_only=False)
+    parts = [f"{_flat(part)}_" for part, _ in net.named_children()]
+    ours = tuple(prefix + part for part in parts if any(key.startswith(part) for key in wanted))
+    known = {prefix + _flat(key) for key in net.state_dict()}
+    return next((key for key in given if key.startswith(ours) and key not in known), None)
+
+
+def _read(file: Path) -> dict[str, Tensor]:
+    if not file.is_file():
+        raise ValueError(f"no weights at {file}: name a file of a state dict (.safetensors, .pth, .pt)")
+    try:
+        if file.suffix == ".safetensors":
+            return load_file(file)
+        content = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch and safetensors raise many kinds for a damaged or foreign file
+        raise ValueError(
+            f"{file} is not a file of tensors alone ({type(error).__name__}): save the network's state_dict()"
+        ) from None
+    for name in ("state_dict", "model"):
+        content = content.get(name, content) if isinstance(content, dict) else content
+    tensors = {k: v for k, v in content.items() if isinstance(v, Tensor)} if isinstance(content, dict) else {}
+    if not tensors:
+        raise ValueError(f"{file} holds no state dict: save the network's state_dict()")
+    return tensors

@@ -1,0 +1,62 @@
+"""From a checkpoint's plain dict to the encoder it describes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from kintsugi.nets.backbones import Backbone
+from kintsugi.nets.discriminators import DiscriminatorSpec, SRGANDiscriminatorSpec
+from kintsugi.nets.encoder import Encoder
+from kintsugi.nets.pixels import Pixels
+from kintsugi.nets.planes import Joined, Planes, Rgbd
+from kintsugi.nets.published import Published
+from kintsugi.nets.srresnet import SRResNetSpec
+
+
+def build_spec(spec: dict[str, Any]) -> Encoder:
+    """The encoder, with fresh weights, that a checkpoint's plain dict describes. ValueError if unknown."""
+    kind = spec.get("kind")
+    try:
+        if kind == "backbone":
+            return _backbone(spec).build()
+        if kind == "discriminator":
+            return DiscriminatorSpec(**_settings(spec)).build().encoder
+        if kind == "srgan-discriminator":
+            return SRGANDiscriminatorSpec(**_settings(spec)).build().encoder
+        if kind == "srresnet":
+            return SRResNetSpec(**_settings(spec)).build().encoder
+        if kind == "planes":
+            return _planes(spec).build()
+        if kind == "joined":
+            return Joined(tuple(_planes(part) for part in spec["parts"])).build()
+        if kind == "pixels":
+            return Pixels(**_settings(spec)).build()
+        if kind == "rgbd":
+            return Rgbd(_backbone(spec["rgb"]), _backbone(spec["hha"])).build()
+        if kind == "published":
+            return Published(**_settings(spec)).build()
+    except (TypeError, KeyError):
+        raise ValueError(f"unknown settings of a {kind} in {spec}: use the version that wrote them") from None
+    raise ValueError(f"unknown kind of encoder {kind!r}: use the version that wrote it")
+
+
+def fresh(encoder: Encoder, seed: int) -> Encoder:
+    """A network like ``encoder`` with random weights, on its device and in evaluation mode."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        built = build_spec(encoder.spec.plain())
+    return built.to(next(encoder.parameters()).device).eval()
+
+
+def _settings(spec: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in spec.items() if name != "kind"}
+
+
+def _backbone(spec: dict[str, Any]) -> Backbone:
+    return Backbone(**_settings(spec))
+
+
+def _planes(spec: dict[str, Any]) -> Planes:
+    return Planes(spec["planes"], _backbone(spec["backbone"]))

@@ -1,0 +1,107 @@
+"""SRResNet, SRGAN's generator (Ledig et al. 2017, arXiv:1609.04802, figure 4): four times as many pixels a side."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn.functional import avg_pool2d
+
+from kintsugi.augment.bicubic import enlarge, shrink
+from kintsugi.nets.encoder import Encoder
+from kintsugi.nets.layers import Norm, normalization
+
+SCALE = 4
+
+
+@dataclass(frozen=True)
+class SRResNetSpec:
+    """Settings of the generator; the paper's are 16 blocks of 64 channels with batch norm."""
+
+    blocks: int = 16
+    width: int = 64
+    norm: Norm = "batch"
+
+    def build(self) -> SRResNet:
+        return SRResNet(self)
+
+    def plain(self) -> dict[str, Any]:
+        return {"kind": "srresnet", **asdict(self)}
+
+    @property
+    def reach(self) -> int:
+        """How far, in px of the small image, what an output pixel depends on may lie: that of all convolutions."""
+        return 4 + 2 * self.blocks + 1 + 1 + 1 + 1 + 3  # 9x9, blocks, 3x3, two up, 9x9 of the large one, bicubic
+
+
+class Trunk(Encoder):
+    """Everything before the pixels are multiplied.
+
+    As an encoder it takes an image as large as what the net puts out: shrunk four times, as in training, its features
+    have stride 4; those of strides 8 and 16 are means of them.
+    """
+
+    def __init__(self, spec: SRResNetSpec) -> None:
+        super().__init__()
+        self.spec: SRResNetSpec = spec
+        self.channels = {4: spec.width, 8: spec.width, 16: spec.width}
+        self.first = nn.Sequential(nn.Conv2d(3, spec.width, 9, padding=4), nn.PReLU())
+        self.blocks = nn.Sequential(*[_Block(spec.width, spec.norm) for _ in range(spec.blocks)])
+        self.last = nn.Sequential(
+            nn.Conv2d(spec.width, spec.width, 3, padding=1, bias=False), normalization(spec.norm, spec.width)
+        )
+
+    def small(self, image: Tensor) -> Tensor:
+        """(N,3,h,w) in [0,1] -> (N,C,h,w), with the long skip."""
+        x = self.first(image)
+        return x + self.last(self.blocks(x))
+
+    def forward(self, image: Tensor) -> dict[int, Tensor]:
+        height, width = (side // 16 * 16 for side in image.shape[-2:])
+        features = self.small(shrink(image[..., :height, :width], SCALE))
+        return {4: features, 8: avg_pool2d(features, 2), 16: avg_pool2d(features, 4)}
+
+
+class SRResNet(nn.Module):
+    """RGB (N,3,h,w) in [0,1] -> (N,3,4h,4w), about in [0,1], not clipped.
+
+    Deviation: it adds to the bicubic enlargement instead of painting from nothing (as Kim 2016, arXiv:1511.04587),
+    which begins at the floor to be beaten and learns faster.
+    """
+
+    def __init__(self, spec: SRResNetSpec) -> None:
+        super().__init__()
+        self.spec = spec
+        self.encoder = Trunk(spec)
+        self.up = nn.Sequential(
+            *[
+                layer
+                for _ in range(2)
+                for layer in (nn.Conv2d(spec.width, 4 * spec.width, 3, padding=1), nn.PixelShuffle(2), nn.PReLU())
+            ]
+        )
+        self.last = nn.Conv2d(spec.width, 3, 9, padding=4)
+        nn.init.zeros_(self.last.weight)  # so that it begins as the bicubic enlargement
+        assert self.last.bias is not None
+        nn.init.zeros_(self.last.bias)
+
+    def forward(self, image: Tensor) -> Tensor:
+        return enlarge(image, SCALE) + self.last(self.up(self.encoder.small(image))).float()
+
+
+class _Block(nn.Module):
+    """3x3, norm, PReLU, 3x3, norm, added to what was given."""
+
+    def __init__(self, width: int, norm: Norm) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Conv2d(width, width, 3, padding=1, bias=False),
+            normalization(norm, width),
+            nn.PReLU(),
+            nn.Conv2d(width, width, 3, padding=1, bias=False),
+            normalization(norm, width),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.layers(x)

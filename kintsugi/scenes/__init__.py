@@ -1,0 +1,1 @@
+"""The built-in world: rooms, furniture, textures, tracer, rendering."""

@@ -1,0 +1,146 @@
+"""Checkpoints: files of plain tensors and plain settings, written whole or not at all, never unpickled.
+
+A file holds ``{"format", "method", "step", "config", "state", "encoders", ...}``: everything training changes, and
+each encoder that can be moved to other tasks as ``{"spec": plain dict, "state": tensors}``, so that ``eval`` rebuilds
+it without importing the method.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from kintsugi.nets.backbones import Encoder
+from kintsugi.nets.specs import build_spec
+
+FORMAT = 1
+_KEYS = frozenset("method step config state encoders".split())
+_STEP_FILE = re.compile(r"step-(\d+)\.pt")
+
+
+def save(path: Path, content: dict[str, Any]) -> None:
+    """Writes under a temporary name, flushes to the disk and renames: a crash leaves the old file or the new one.
+
+    Raises OSError of one line where the disk is full or the folder cannot be written; no partial file stays behind.
+    """
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with part.open("wb") as file:
+            torch.save({"format": FORMAT, **content}, file)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    except (OSError, RuntimeError) as error:  # torch's writer turns a full disk into a RuntimeError
+        part.unlink(missing_ok=True)
+        steps = newest(path.parent)
+        kept = f"the last good checkpoint is {steps[0]}" if steps else "there is no checkpoint yet"
+        reason = (error.strerror if isinstance(error, OSError) else None) or str(error).splitlines()[0]
+        raise OSError(
+            f"could not write {path} ({reason}): free some space, or choose another folder with --runs; {kept}"
+        ) from None
+
+
+def load(path: Path, method: str | None = None) -> dict[str, Any]:
+    """Reads a checkpoint onto the CPU. ValueError of one line for a missing, broken or foreign file."""
+    if not path.is_file():
+        raise ValueError(f"no checkpoint at {path}: train one (make help lists how), or name another")
+    try:
+        with zipfile.ZipFile(path) as archive:  # torch writes its checksums and never reads them
+            if damaged := archive.testzip():
+                raise zipfile.BadZipFile(damaged)
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # zipfile and torch raise many kinds for a damaged file
+        others = [p for p in newest(path.parent) if p != path]
+        hint = f"use the one before it, {others[0]}" if others else "train anew, or name another"
+        raise ValueError(f"{path} is not a whole checkpoint ({type(error).__name__}): {hint}") from None
+    format = content.get("format") if isinstance(content, dict) else None
+    if format is not None and format != FORMAT:
+        raise ValueError(
+            f"{path} has checkpoint format {format}, this version reads {FORMAT}: use the version that wrote it"
+        )
+    if format is None or not content.keys() >= _KEYS:
+        raise ValueError(f"{path} is not a checkpoint of this project: name a file that a train command wrote")
+    return _of(content, path, method)
+
+
+def _of(content: dict[str, Any], path: Path, method: str | None) -> dict[str, Any]:
+    """The same; ValueError where it is of another method."""
+    if method is not None and content["method"] != method:
+        raise ValueError(f"{path} is a checkpoint of {content['method']}, not of {method}: name one of {method}")
+    return content
+
+
+def find(path: Path) -> Path:
+    """The checkpoint that ``path`` means: itself if a file; of a run's folder the newest whole one, or where it was
+    ended before its first step file, the newest other, such as best.pt."""
+    return path if path.is_file() else read(path)[0]
+
+
+def read(path: Path, method: str | None = None) -> tuple[Path, dict[str, Any]]:
+    """The checkpoint that ``path`` means, as in ``find``, and what ``load`` gives of it."""
+    if path.is_file():
+        return path, load(path, method)
+    steps = newest(path)
+    others = sorted(set(path.glob("*.pt")).difference(steps), key=os.path.getmtime, reverse=True)
+    for candidate in [*steps, *others]:
+        try:
+            content = load(candidate)
+        except ValueError as error:
+            print(f"warning: {error}", file=sys.stderr)
+        else:
+            return candidate, _of(content, candidate, method)
+    if not path.exists():
+        raise ValueError(f"no checkpoint at {path}: train one (make help lists how), or name another")
+    raise ValueError(f"no whole checkpoint in {path}: train one (make help lists how), or name another")
+
+
+def chosen(ckpt: Path | None, method: str) -> Path:
+    """The file that ``--ckpt`` names; without it the method's newest run's, which is said on stderr."""
+    file = find(ckpt or Path("runs") / method / "latest")
+    if ckpt is None:
+        print(f"using {file.resolve()}", file=sys.stderr)
+    return file
+
+
+def load_encoder(path: Path, role: str = "") -> Encoder:
+    """An encoder of a checkpoint (a file or a run's folder), in eval mode. Without ``role`` the first: a GAN's
+    generator, a contrastive method's only one. ValueError of one line where there is none."""
+    return encoder_of(read(path)[1], role)[1]
+
+
+def encoder_of(content: dict[str, Any], role: str = "") -> tuple[str, Encoder]:
+    """Of what ``load`` gave: the role, and the encoder of ``load_encoder``."""
+    encoders = content["encoders"]
+    role = role or next(iter(encoders), "encoder")
+    if role not in encoders:
+        raise ValueError(f"the checkpoint of {content['method']} has no {role}: it has {', '.join(sorted(encoders))}")
+    encoder = build_spec(encoders[role]["spec"])
+    encoder.load_state_dict(encoders[role]["state"])
+    return role, encoder.eval()
+
+
+def prune(folder: Path, keep: int) -> None:
+    """Deletes all but the ``keep`` newest step files; files under other names (best, before the adversary) stay."""
+    for old in newest(folder)[keep:]:
+        old.unlink(missing_ok=True)
+
+
+def sweep(folder: Path) -> None:
+    """Deletes the partial files of processes that were killed in ``save``; no other may be writing there."""
+    for part in folder.glob(".*.part"):
+        part.unlink(missing_ok=True)
+
+
+def newest(folder: Path) -> list[Path]:
+    """The step files of a run, newest first."""
+    if not folder.is_dir():
+        return []
+    found = [(int(match[1]), p) for p in folder.iterdir() if (match := _STEP_FILE.fullmatch(p.name))]
+    return [p for _, p in sorted(found, reverse=True)]

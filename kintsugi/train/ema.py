@@ -1,0 +1,58 @@
+"""Exponential moving averages (EMA) of weights: MoCo's and BYOL's target networks, and a generator's average."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+M = TypeVar("M", bound=nn.Module)
+
+
+def ema_copy(network: M) -> M:
+    """A copy that gets no gradients, to be moved by ``ema_update``."""
+    return copy.deepcopy(network).requires_grad_(False)
+
+
+@torch.no_grad()
+def ema_update(target: nn.Module, network: nn.Module, momentum: float) -> None:
+    """target <- momentum * target + (1 - momentum) * network, weights alone (He 2020, arXiv:1911.05722, eq. 2).
+
+    Batch norms' statistics are not touched: the target sees images of its own.
+    """
+    torch._foreach_lerp_(list(target.parameters()), [p.detach() for p in network.parameters()], 1 - momentum)
+
+
+def cosine_momentum(base: float, step: int, steps: int) -> float:
+    """Momentum that rises from ``base`` to 1 along a cosine (Grill 2020, arXiv:2006.07733, section 3.2)."""
+    return 1 - (1 - base) * (math.cos(math.pi * step / steps) + 1) / 2
+
+
+Tensors = tuple[Tensor, ...] | list[Tensor]
+
+
+def warmed_average(decay: float) -> Callable[[Tensors, Tensors, Tensor | int], None]:
+    """Running averages for torch's ``AveragedModel(multi_avg_fn=...)``: decay min(``decay``, (1 + n) / (10 + n)).
+
+    n counts the updates: a young average forgets its beginnings quickly, so that short runs are averaged too.
+    """
+
+    @torch.no_grad()
+    def update(averages: Tensors, values: Tensors, count: Tensor | int) -> None:
+        if not averages[0].is_floating_point():  # a batch norm's counter
+            torch._foreach_copy_(averages, values)
+            return
+        count = torch.as_tensor(count)
+        weight = (1 - ((1 + count) / (10 + count)).clamp(max=decay)).to(averages[0])
+        if weight.device.type == "cpu":  # in one pass over the memory; on a GPU that would be a launch for each tensor
+            torch._foreach_lerp_(averages, values, [weight] * len(averages))
+            return
+        change = torch._foreach_sub(values, averages)
+        torch._foreach_mul_(change, weight)
+        torch._foreach_add_(averages, change)
+
+    return update

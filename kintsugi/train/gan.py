@@ -1,0 +1,102 @@
+"""What methods with a generator and an adversarial discriminator share: its step, and what they offer to the loop."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+
+from kintsugi.losses import adversarial
+from kintsugi.nets.encoder import Encoder
+from kintsugi.train import optim
+from kintsugi.train.dist import World
+from kintsugi.train.method import Method
+
+
+class Adversary(Protocol):
+    """Settings that say when the discriminator joins."""
+
+    @property
+    def adversarial_start(self) -> int: ...
+
+    @property
+    def has_adversary(self) -> bool: ...
+
+
+class Gan(Method):
+    """``average``: the running average of a generator with an ``encoder``, which is shown, measured and moved;
+    ``discriminator``: one with an ``encoder``, where there is an adversary. A subclass sets them."""
+
+    average: AveragedModel
+    discriminator: nn.Module
+
+    def __init__(self, adversary: Adversary) -> None:
+        self.adversary = adversary
+
+    def milestones(self) -> dict[int, str]:
+        start = self.adversary.adversarial_start
+        return {start: "before-adversary"} if self.adversary.has_adversary and start else {}
+
+    def warnings(self, scalars: Mapping[str, float]) -> list[str]:
+        return collapse_warning(scalars)
+
+    def encoders(self) -> dict[str, Encoder]:
+        nets = {"generator": self.average.module}
+        if self.adversary.has_adversary:
+            nets["discriminator"] = self.discriminator
+        return {role: net.get_submodule("encoder") for role, net in nets.items()}  # type: ignore[misc]
+
+
+def update_discriminator(
+    discriminator: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    real: Tensor,
+    fake: Tensor,
+    world: World,
+    *,
+    kind: adversarial.Kind = "bce",
+    r1: float = 0.0,
+    step: int = 0,
+) -> dict[str, Tensor]:
+    """One step of a discriminator on images (N,3,H,W), ``fake`` detached; returns scalars to log.
+
+    Real and fake pass one after the other, each with its own backward: two batches never share statistics. With
+    ``r1``, the weight of ``r1_penalty``, that is taken every 16 steps at 16 times the weight (lazy regularization,
+    Karras 2020, arXiv:1912.04958).
+    """
+    with world.autocast():
+        on_real = discriminator(real)
+    loss_real = adversarial.real_loss(on_real.float(), kind)
+    loss_real.backward()
+    with adversarial.untracked(discriminator), world.autocast():
+        on_fake = discriminator(fake)
+    loss_fake = adversarial.fake_loss(on_fake.float(), kind)
+    loss_fake.backward()
+    scalars = {
+        "discriminator/real": on_real.detach().float().sigmoid().mean(),
+        "discriminator/fake": on_fake.detach().float().sigmoid().mean(),
+        "loss/discriminator": (loss_real + loss_fake).detach(),
+    }
+    if r1 and step % 16 == 0:
+        penalty = adversarial.r1_penalty(discriminator.forward, real)
+        (16 * r1 * penalty).backward()
+        scalars["loss/r1"] = penalty.detach()
+    scalars["grad_norm/discriminator"] = optim.take_step(optimizer, world)
+    return scalars
+
+
+def collapse_warning(
+    scalars: Mapping[str, float], advice: str = "--discriminator-norm spectral, or a lower --lr-discriminator"
+) -> list[str]:
+    """What to say where a discriminator's logged loss has gone to nothing; for ``Method.warnings``.
+
+    ``advice``: which of the method's options to try.
+    """
+    if scalars.get("loss/discriminator", 1.0) < 1e-4:
+        return [
+            f"the discriminator's loss is 0.0000: it has won, and the generator learns nothing from it; try {advice}"
+        ]
+    return []

@@ -1,0 +1,335 @@
+"""The loop owns time: steps, logging, checkpoints, signals. What one step does is the method's."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import signal
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from datetime import datetime
+from pathlib import Path
+from types import FrameType
+from typing import Any, Protocol, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from kintsugi import table
+from kintsugi.data.images import Split, open_images
+from kintsugi.data.loader import Indexed, Loader, resident
+from kintsugi.rng import derive_seed
+from kintsugi.train import checkpoint
+from kintsugi.train.config import TrainConfig, to_plain
+from kintsugi.train.dist import World, open_world, pick_device
+from kintsugi.train.log import Log
+from kintsugi.train.method import Batch, Method
+
+C = TypeVar("C", bound=TrainConfig)
+
+SHOWN = 8  # held-out images in each picture
+_STOP_POLL = 10  # steps between the ranks' agreement to stop: asking is a message
+
+
+class Data(Protocol):
+    """What a run learns from and what it is measured on: a ``Split`` of images, or something richer."""
+
+    @property
+    def train(self) -> Indexed: ...
+
+    @property
+    def heldout(self) -> Indexed: ...
+
+
+def train(
+    name: str, config: C, build: Callable[[C, World], Method], opening: Callable[[C, bool], Data] | None = None
+) -> Path:
+    """Trains the method ``name`` to ``config.steps`` and returns the run's folder (on every rank).
+
+    ``opening(config, quiet)`` opens the data of a method that wants more than images; default ``open_data``.
+
+    Bit for bit on a CPU, a resumed run ends with the weights of one that was never stopped: data order, crops, masks
+    and dropout are functions of (seed, step), and everything else that training changes is in the checkpoint.
+
+    Raises FloatingPointError where a logged value is not finite; SystemExit (130, 143) after saving on SIGINT and
+    SIGTERM; ValueError and OSError of one line for what the user can mend.
+    """
+    with open_world(config.device, config.precision, config.batch) as world:
+        folder = _open_folder(name, config, world)  # first, because it is the cheapest to refuse
+        with world.main_first():
+            data = (opening or open_data)(config, not world.is_main)
+        torch.manual_seed(derive_seed(config.seed))
+        method = build(config, world)
+        world.place(method.networks.values(), channels_last=config.channels_last, compile=config.compile)
+        method.on_train_data(data.train)
+        start, best = _resume(folder, config, method, world) if config.resume else (0, -math.inf)
+        title = name if start == 0 else f"{name} from step {start}"
+        with Log(folder, title, config.steps, start, config.batch, main=world.is_main) as log, _Signals() as signals:
+            _Loop(config, method, world, data, folder, log, best).run(start, signals)
+        return folder
+
+
+def open_data(config: TrainConfig, quiet: bool = False) -> Split:
+    """The images that a configuration names, split into training and held-out ones."""
+    return open_images(config.data, config.size, **storage(config, quiet))
+
+
+def storage(config: TrainConfig, quiet: bool) -> dict[str, Any]:
+    """What the openers of data are told beside what to open."""
+    return {
+        "short_side": config.short_side,
+        "scenes": config.scenes,
+        "cache_dir": config.cache,
+        "cache_gb": config.cache_gb,
+        "device": pick_device(config.device).type,
+        "quiet": quiet,
+    }
+
+
+class _Loop:
+    def __init__(
+        self, config: TrainConfig, method: Method, world: World, data: Data, folder: Path, log: Log, best: float
+    ) -> None:
+        self.config, self.method, self.world = config, method, world
+        self.data, self.folder, self.log = data, folder, log
+        self.pending: list[tuple[int, dict[str, Tensor]]] = []  # scalars still on the device
+        self.read: dict[str, list[float]] = {}  # read and found finite, not yet logged
+        self.figures: dict[str, float] = {}
+        self.best = best
+
+    def run(self, start: int, signals: _Signals) -> None:
+        config, world, steps = self.config, self.world, self.config.steps
+        milestones = self.method.milestones()
+        if start == 0:
+            self._show(0)
+        images = resident(self.data.train, world.device, config.device_gb)
+        loader = Loader(images, config.batch, config.seed, world.rank, world.size, world.device)
+        clock = _Clock(start)
+        with loader.iterate(start) as batches:
+            for step, batch in zip(range(start, steps), batches, strict=False):
+                if step in milestones:
+                    self._save(step, f"{milestones[step]}.pt")
+                torch.manual_seed(derive_seed(config.seed, step, world.rank))  # dropout and the like
+                self.pending.append((step, self.method.update(batch, step)))
+                self.log.stepped()
+                done = step + 1
+                last = done == steps
+                if last or done % config.log_every == 0:
+                    self._log(done, clock)
+                with clock.paused():
+                    if last or done % config.show_every == 0:
+                        self._show(done)
+                    if last or done % config.eval_every == 0:
+                        self._evaluate(done)
+                    if last or done % config.save_every == 0:
+                        self._save(done, f"step-{done:08d}.pt")
+                polled = world.size == 1 or done % _STOP_POLL == 0
+                if polled and not last and world.any(signals.caught is not None):
+                    self._save(done, f"step-{done:08d}.pt")
+                    self.log.say(f"stopped at step {done} and saved: go on with --resume --out {self.folder}")
+                    raise SystemExit(128 + (signals.caught or signal.SIGTERM))
+        self.log.settings(to_plain(config), self.figures)
+        self._conclude()
+
+    def _log(self, done: int, clock: _Clock) -> None:
+        self._read_pending()
+        means = {name: statistics.fmean(values) for name, values in self.read.items()}
+        self.read.clear()
+        means["speed/images_per_second"] = clock.rate(done) * self.config.batch
+        for name, net in self.method.networks.items():
+            means[f"weight_norm/{name}"] = nn.utils.get_total_norm(list(net.parameters())).item()
+        for name, optimizer in self.method.optimizers.items():
+            means[f"lr/{name}"] = optimizer.param_groups[0]["lr"]
+        self.log.scalars(means, done)
+        for warning in self.method.warnings(means):
+            self.log.say(f"warning: step {done}: {warning}")
+
+    def _show(self, done: int) -> None:
+        if self.world.is_main:
+            batch = self._heldout(0, min(SHOWN, len(self.data.heldout)))
+            self.log.images(self.method.show(batch), done)
+
+    def _evaluate(self, done: int) -> None:
+        """Held-out figures after ``done`` steps; the best checkpoint so far is kept as best.pt."""
+        self._read_pending()
+        if not self.world.is_main:
+            return
+        self.figures = self.method.evaluate(self._measured())
+        self.log.scalars({f"heldout/{name}": value for name, value in self.figures.items()}, done)
+        self.log.say(f"step {done}: " + ", ".join(f"{name} {value:.4g}" for name, value in self.figures.items()))
+        if self.figures[self.method.score] > self.best:
+            self.best = self.figures[self.method.score]
+            self._write(done, "best.pt")
+
+    def _measured(self) -> Iterator[Batch]:
+        """The held-out images that are measured, in batches."""
+        count = min(self.config.eval_images, len(self.data.heldout))
+        for first in range(0, count, 64):
+            yield self._heldout(first, min(first + 64, count))
+
+    def _conclude(self) -> None:
+        """Prints the method's figures beside those of what needs no learning, leaves them in the run's folder, and
+        shows the features."""
+        if not self.world.is_main:
+            return
+        rows = self.method.baselines(self._measured())
+        if rows:
+            rows = {**rows, self.method.name: self.figures}
+            table.write(rows, self.folder, "quality", "held-out images")
+            print(table.markdown(rows, "held-out images"))
+        self._embed()
+
+    def _embed(self) -> None:
+        features, images, labels = [], [], []
+        for batch in self._measured():
+            found = self.method.embed(batch)
+            if found is None:
+                return
+            features.append(found[0])
+            images.append(found[1])
+            labels += batch["label"].tolist() if "label" in batch else []
+        self.log.embedding(torch.cat(features), torch.cat(images), labels or None, self.config.steps)
+
+    def _heldout(self, first: int, last: int) -> Batch:
+        batch = self.data.heldout.batch(torch.arange(first, last))
+        return {name: value.to(self.world.device) for name, value in batch.items()}
+
+    def _save(self, done: int, name: str) -> None:
+        self._read_pending()  # no checkpoint may hold the weights of a step whose values were not finite
+        if self.world.is_main:
+            self._write(done, name)
+            checkpoint.prune(self.folder, self.config.keep)
+
+    def _write(self, done: int, name: str) -> None:
+        encoders = {
+            role: {"spec": encoder.spec.plain(), "state": encoder.state_dict()}
+            for role, encoder in self.method.encoders().items()
+        }
+        checkpoint.save(
+            self.folder / name,
+            {
+                "method": self.method.name,
+                "config": to_plain(self.config),
+                "step": done,
+                "score": self.best,
+                "ranks": self.world.size,
+                "state": self.method.state_dict(),
+                "encoders": encoders,
+            },
+        )
+        if not self.config.out:
+            # Only now: a run that failed before its first checkpoint must not hide the one before.
+            _point_latest(self.folder)
+
+    def _read_pending(self) -> None:
+        """Reads the scalars of the last steps from the device, all ranks together, and checks them.
+
+        Once for many steps, because each reading waits for the device. FloatingPointError where one is not finite.
+        """
+        if not self.pending:
+            return
+        keys = [(step, name) for step, scalars in self.pending for name in scalars]
+        flat = torch.stack([value.detach().float() for _, scalars in self.pending for value in scalars.values()])
+        self.pending.clear()
+        for (step, name), value in zip(keys, self.world.mean(flat).tolist(), strict=True):
+            if not math.isfinite(value):
+                kept = checkpoint.newest(self.folder)
+                good = f"the last good checkpoint is {kept[0]}" if kept else "there was no checkpoint yet"
+                raise FloatingPointError(
+                    f"step {step}: {name} is {value}; training stopped, {good}: "
+                    "try a lower learning rate, or --precision fp32"
+                )
+            self.read.setdefault(name, []).append(value)
+
+
+class _Clock:
+    """Steps per second of training itself: pictures, measurements and checkpoints are not counted."""
+
+    def __init__(self, step: int) -> None:
+        self.step, self.since = step, time.perf_counter()
+
+    def rate(self, done: int) -> float:
+        now = time.perf_counter()
+        rate = (done - self.step) / (now - self.since)
+        self.step, self.since = done, now
+        return rate
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        begun = time.perf_counter()
+        yield
+        self.since += time.perf_counter() - begun
+
+
+def _open_folder(name: str, config: TrainConfig, world: World) -> Path:
+    """The run's folder, made or taken up again. ValueError, OSError where that cannot be."""
+    made = datetime.now().strftime("%Y%m%d-%H%M%S")
+    folder = Path(world.from_main(str(config.out or config.runs / name / made)))
+    if world.is_main:
+        checkpoint.sweep(folder)
+    if not world.is_main or config.resume:
+        return folder
+    if any(folder.glob("*.pt")):
+        raise ValueError(f"{folder} already holds a run: add --resume to go on with it, or choose another --out")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OSError(f"cannot write {folder} ({error.strerror}): choose another folder with --runs") from None
+    return folder
+
+
+def _resume(folder: Path, config: TrainConfig, method: Method, world: World) -> tuple[int, float]:
+    """Loads the newest checkpoint into the method; the step to go on from, and the best score so far."""
+    file, content = checkpoint.read(folder, method.name)
+    if content["step"] >= config.steps:
+        raise ValueError(f"{file} already has {content['step']} steps: ask for more with --steps")
+    try:
+        method.load_state_dict(content["state"])
+    except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
+        why = str(error).partition("\n\t")[2].partition("\n")[0] or error  # torch puts a title above its list
+        raise ValueError(
+            f"{file} does not fit the networks of these settings ({why}): resume without changes, "
+            "with the version that wrote it"
+        ) from None
+    if world.is_main and (ranks := content.get("ranks", world.size)) != world.size:
+        print(
+            f"note: {file} is of {ranks} ranks, this is a run of {world.size}: it sees the same images and draws, "
+            "but adds up in another order and normalizes other parts of the batch, so that its weights are no longer "
+            "bit for bit those of a run that was never stopped",
+            file=sys.stderr,
+        )
+    return content["step"], content["score"]
+
+
+def _point_latest(folder: Path) -> None:
+    """``latest`` beside the run points to it; replaced in one rename."""
+    link, fresh = folder.parent / "latest", folder.parent / f".latest.{os.getpid()}"
+    fresh.unlink(missing_ok=True)
+    fresh.symlink_to(folder.name, target_is_directory=True)
+    fresh.replace(link)
+
+
+class _Signals:
+    """Remembers the first SIGINT or SIGTERM for the loop to act on between steps; a second one acts at once."""
+
+    kinds = (signal.SIGINT, signal.SIGTERM)
+
+    def __init__(self) -> None:
+        self.caught: int | None = None
+
+    def __enter__(self) -> _Signals:
+        self.before = {kind: signal.signal(kind, self._note) for kind in self.kinds}
+        return self
+
+    def _note(self, kind: int, frame: FrameType | None) -> None:
+        if self.caught is not None:
+            print("stopped at once, without saving: --resume goes on from the last checkpoint", file=sys.stderr)
+            raise SystemExit(128 + kind)
+        self.caught = kind
+
+    def __exit__(self, *exception: object) -> None:
+        for kind, handler in self.before.items():
+            signal.signal(kind, handler)

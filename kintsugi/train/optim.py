@@ -1,0 +1,101 @@
+"""One optimizer step, learning rates, LARS, and a running average of weights."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from kintsugi.train.dist import World
+
+
+def take_step(optimizer: torch.optim.Optimizer, world: World) -> Tensor:
+    """Averages the gradients over the ranks, steps, clears them; returns their total norm, a 0-d tensor."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    for p in parameters:
+        # Fused optimizers take a gradient's memory for laid out as its weight's, and do not look.
+        if p.grad is not None and p.grad.stride() != p.stride():
+            p.grad = torch.empty_like(p).copy_(p.grad)
+    world.mean_gradients(parameters)
+    norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return norm
+
+
+def warmup_cosine(step: int, steps: int, warmup: int) -> float:
+    """A factor on the learning rate: rises linearly over ``warmup`` steps, then falls to 0 along half a cosine."""
+    if step < warmup:
+        return (step + 1) / warmup
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
+
+
+def set_lr(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+
+
+def decayed(network: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Parameter groups for ``Lars``: biases and norms (one dimension) are neither decayed nor adapted."""
+    weights = [p for p in network.parameters() if p.requires_grad and p.ndim > 1]
+    rest = [p for p in network.parameters() if p.requires_grad and p.ndim <= 1]
+    return [
+        {"params": weights, "weight_decay": weight_decay, "adapt": True},
+        {"params": rest, "weight_decay": 0.0, "adapt": False},
+    ]
+
+
+Rule = Literal["lars", "sgd", "adam"]
+
+
+def scaled_lr(rule: Rule, lr: float, batch: int) -> float:
+    """The learning rate: for LARS and SGD ``lr`` is that of 256 images, for Adam it is as it is."""
+    return lr if rule == "adam" else lr * batch / 256
+
+
+def make_optimizer(
+    rule: Rule, network: nn.Module, rate: float, weight_decay: float, *, nesterov: bool = False
+) -> torch.optim.Optimizer:
+    """LARS; SGD with momentum .9, Nesterov's or not, all weights decayed; or Adam, its decay decoupled (AdamW)."""
+    if rule == "lars":
+        return Lars(decayed(network, weight_decay), rate)
+    if rule == "sgd":
+        return torch.optim.SGD(
+            network.parameters(), rate, momentum=0.9, weight_decay=weight_decay, nesterov=nesterov, fused=True
+        )
+    return torch.optim.AdamW(network.parameters(), rate, weight_decay=weight_decay, fused=True)
+
+
+class Lars(torch.optim.Optimizer):
+    """SGD with momentum whose step is scaled, tensor by tensor, to the weights' norm (You 2017, arXiv:1708.03888).
+
+    As SimCLR has it: the scale is eta |w| / |g + wd w|, applied to the gradient before momentum, and 1 where either
+    norm is 0. In foreach operations, without waiting for the device.
+    """
+
+    def __init__(self, groups: Iterable[dict[str, Any]], lr: float, momentum: float = 0.9, eta: float = 0.001) -> None:
+        super().__init__(groups, {"lr": lr, "momentum": momentum, "eta": eta, "weight_decay": 0.0, "adapt": True})
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            weights = [p for p in group["params"] if p.grad is not None]
+            if not weights:
+                continue
+            change = torch._foreach_add([p.grad for p in weights], weights, alpha=group["weight_decay"])
+            if group["adapt"]:
+                norms = torch.stack(torch._foreach_norm(weights))
+                lengths = torch.stack(torch._foreach_norm(change))
+                known = (norms > 0) & (lengths > 0)
+                scales = torch.where(known, group["eta"] * norms / lengths.clamp(min=1e-12), 1.0)
+                torch._foreach_mul_(change, list(scales.unbind()))
+            for p in weights:
+                if not self.state[p]:
+                    self.state[p]["momentum_buffer"] = torch.zeros_like(p)
+            speeds = [self.state[p]["momentum_buffer"] for p in weights]
+            torch._foreach_mul_(speeds, group["momentum"])
+            torch._foreach_add_(speeds, change)
+            torch._foreach_add_(weights, speeds, alpha=-group["lr"])

@@ -1,0 +1,297 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import Run, refusal
+from PIL import Image
+from torch import Tensor
+
+from kintsugi.apps.mend import main, mend, mend_file
+
+S = 16
+
+
+def average_painter(image: Tensor, mask: Tensor) -> Tensor:
+    """Each hole in the mean color of what is seen in its square; checks what it is given."""
+    assert image.shape[1:] == (3, S, S)
+    assert mask.shape == (len(image), 1, S, S)
+    assert len(image) <= 16
+    assert (image * mask).abs().max() == 0
+    assert set(mask.unique().tolist()) <= {0.0, 1.0}
+    seen = 1 - mask
+    color = (image * seen).sum((2, 3), keepdim=True) / seen.sum((2, 3), keepdim=True).clamp(min=1)
+    return image * seen + color * mask
+
+
+def noise(height: int, width: int, seed: int = 0) -> Tensor:
+    return torch.rand(3, height, width, generator=torch.Generator().manual_seed(seed))
+
+
+def disc(height: int, width: int, y: float, x: float, radius: float) -> Tensor:
+    rows, columns = torch.arange(height)[:, None], torch.arange(width)
+    return (((rows - y) ** 2 + (columns - x) ** 2) <= radius**2).float()[None]
+
+
+SHAPES = {
+    "a thin line across an odd image": (noise(37, 53), disc(37, 53, 0, 0, 40) - disc(37, 53, 0, 0, 38)),
+    "a large disc": (noise(80, 61), disc(80, 61, 40, 30, 22)),
+    "a corner": (noise(50, 50), disc(50, 50, 0, 49, 20)),
+    "an image smaller than a square": (noise(9, 11), disc(9, 11, 4, 4, 2)),
+    "one line of pixels": (noise(1, 30), disc(1, 30, 0, 15, 4)),
+    "nearly everything": (noise(40, 70), 1 - disc(40, 70, 20, 20, 5)),
+}
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_all_of_the_hole_is_painted_and_nothing_else(name: str):
+    image, mask = SHAPES[name]
+
+    def red(image: Tensor, mask: Tensor) -> Tensor:
+        painted = torch.tensor([1.0, 0.25, 0.0]).view(1, 3, 1, 1).expand_as(image)
+        return torch.where(mask > 0.5, painted, image)
+
+    result = mend(image, mask, lambda i, m: red(torch.ones_like(i), torch.ones_like(m)), S)
+    inside = (mask > 0.5).expand_as(image)
+    assert torch.equal(result[~inside], image[~inside])
+    expected = torch.tensor([1.0, 0.25, 0.0]).view(3, 1, 1).expand_as(image)
+    torch.testing.assert_close(result[inside], expected[inside], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_a_constant_image_stays_constant_and_the_holes_content_is_ignored(name: str):
+    image, mask = SHAPES[name]
+    constant = torch.tensor([0.2, 0.5, 0.8]).view(3, 1, 1).expand_as(image)
+    damaged = torch.where(mask > 0.5, image, constant)
+    torch.testing.assert_close(mend(damaged, mask, average_painter, S), constant, atol=1e-5, rtol=0)
+
+
+def test_no_window_has_an_edge_in_the_picture():
+    """A painter that answers each window with a level of its own: the steps between neighbors stay small."""
+    levels = iter(torch.rand(10_000, generator=torch.Generator().manual_seed(0)))
+
+    def flat(image: Tensor, mask: Tensor) -> Tensor:
+        return torch.stack([level.expand(3, S, S) for level in (next(levels) for _ in image)])
+
+    mask = torch.ones(1, 96, 96)
+    mask[:, ::4] = 0  # a grille: three quarters is hole, so nothing but the whole fits
+    mask[:, 40:] = 0
+    mask[:, 60:, 20:70] = disc(36, 50, 18, 25, 14)
+    result = mend(torch.zeros(3, 96, 96), mask, flat, S)
+    both = (mask[0, :, 1:] * mask[0, :, :-1]) > 0
+    assert result[0].max() - result[0][mask[0] > 0].min() > 0.1  # the windows do differ
+    assert (result[0, :, 1:] - result[0, :, :-1])[both].abs().max() < 0.2  # a Hann window of 16 rises by 0.1
+
+
+def test_windows_hold_little_hole_and_are_as_small_as_that_allows():
+    image = torch.full((3, 128, 128), 0.5)
+    shares: list[float] = []
+
+    def record(image: Tensor, mask: Tensor) -> Tensor:
+        shares.extend(mask.mean((1, 2, 3)).tolist())
+        return image
+
+    line = torch.zeros(1, 128, 128)
+    line[:, 60:63, 20:100] = 1
+    mend(image, line, record, S)
+    assert max(shares) <= 3 / S + 1e-6  # all at full resolution: elsewhere the line would bleed into more
+
+    shares.clear()
+    mend(image, disc(128, 128, 64, 64, 20), record, S)
+    assert max(shares) < 0.4  # a third, of shrunk pixels
+    assert len(shares) > 4
+
+
+def test_windows_go_in_batches():
+    sizes: list[int] = []
+
+    def count(image: Tensor, mask: Tensor) -> Tensor:
+        sizes.append(len(image))
+        return image
+
+    mask = torch.zeros(1, 100, 100)
+    mask[:, 10:90:10, 10:90] = 1
+    mend(torch.zeros(3, 100, 100), mask, count, S, batch=5)
+    assert max(sizes) == 5
+
+
+# --- files ----------------------------------------------------------------------------------------------------
+
+
+def save(path: Path, array: np.ndarray, **options: object) -> Path:
+    path.parent.mkdir(exist_ok=True, parents=True)
+    Image.fromarray(array).save(path, **options)
+    return path
+
+
+def pixels(height: int = 40, width: int = 30, channels: int = 3, seed: int = 0) -> np.ndarray:
+    shape = (height, width) if channels == 1 else (height, width, channels)
+    return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+
+
+def hole(height: int = 40, width: int = 30) -> np.ndarray:
+    mask = np.zeros((height, width), np.uint8)
+    mask[5:9, 4:20] = 255
+    return mask
+
+
+def test_pixels_outside_are_bit_exact_with_alpha_and_color_profile_kept(tmp_path: Path):
+    before, mask = pixels(channels=4), hole()
+    mask[20, 20], mask[20, 21] = 128, 127  # above 127 is hole
+    photo = save(tmp_path / "p.png", before, icc_profile=b"a profile")
+    said = mend_file(photo, save(tmp_path / "m.png", mask), tmp_path / "o.png", average_painter, S)
+    assert said == ""
+    with Image.open(tmp_path / "o.png") as image:
+        assert image.mode == "RGBA"
+        assert image.info["icc_profile"] == b"a profile"
+        after = np.asarray(image)
+    assert np.array_equal(after[..., 3], before[..., 3])
+    assert np.array_equal(after[mask <= 127], before[mask <= 127])
+    assert (after[mask > 127] != before[mask > 127]).any(1).mean() > 0.9
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["m.png", "o.png", "p.png"]
+
+
+def test_invert_takes_black_for_the_hole(tmp_path: Path):
+    photo = save(tmp_path / "p.png", pixels())
+    mend_file(photo, save(tmp_path / "m.png", hole()), tmp_path / "white.png", average_painter, S)
+    mask = save(tmp_path / "n.png", 255 - hole())
+    mend_file(photo, mask, tmp_path / "black.png", average_painter, S, invert=True)
+    white, black = (np.asarray(Image.open(tmp_path / f"{name}.png")) for name in ("white", "black"))
+    assert np.array_equal(white, black)
+
+
+def test_the_photo_is_mended_upright(tmp_path: Path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # lies on its side: to be turned by 90 degrees clockwise
+    stored = pixels(30, 40)
+    photo = save(tmp_path / "p.png", stored, exif=exif)
+    mend_file(photo, save(tmp_path / "m.png", hole()), tmp_path / "o.png", average_painter, S)
+    with Image.open(tmp_path / "o.png") as image:
+        assert image.getexif().get(0x0112, 1) == 1
+        after = np.asarray(image)
+    assert np.array_equal(after[hole() == 0], np.rot90(stored, -1)[hole() == 0])
+
+
+@pytest.mark.parametrize(
+    ("before", "said"),
+    [(pixels(channels=1), "grayscale"), (pixels(channels=1).astype(np.uint16) * 257, "16-bit grayscale")],
+)
+def test_other_depths_become_8_bit_rgb_and_it_is_said(before: np.ndarray, said: str, tmp_path: Path):
+    photo, mask = save(tmp_path / "p.png", before), save(tmp_path / "m.png", hole())
+    assert mend_file(photo, mask, tmp_path / "o.png", average_painter, S) == f"8-bit RGB, converted from {said}"
+    after = np.asarray(Image.open(tmp_path / "o.png"))
+    expected = np.repeat(pixels(channels=1)[..., None], 3, 2)
+    assert np.array_equal(after[hole() == 0], expected[hole() == 0])
+
+
+def test_a_transparent_mask_has_its_hole_where_it_was_painted(tmp_path: Path):
+    photo = save(tmp_path / "p.png", pixels())
+    layer = np.dstack([np.full((40, 30, 3), 255, np.uint8), hole()])  # white everywhere, opaque in the hole
+    mend_file(photo, save(tmp_path / "layer.png", layer), tmp_path / "a.png", average_painter, S)
+    mend_file(photo, save(tmp_path / "plain.png", hole()), tmp_path / "b.png", average_painter, S)
+    assert np.array_equal(Image.open(tmp_path / "a.png"), Image.open(tmp_path / "b.png"))
+
+
+@pytest.mark.parametrize(
+    ("mask", "message"),
+    [
+        (hole(30, 40), "m.png is 40x30 px but .*p.png is 30x40 px"),
+        (np.zeros((40, 30), np.uint8), "no hole"),
+        (np.full((40, 30), 255, np.uint8), "all hole"),
+    ],
+)
+def test_masks_that_make_no_sense_are_refused_in_one_line(mask: np.ndarray, message: str, tmp_path: Path):
+    photo = save(tmp_path / "p.png", pixels())
+    with pytest.raises(ValueError, match=message) as refused:
+        mend_file(photo, save(tmp_path / "m.png", mask), tmp_path / "o.png", average_painter, S)
+    assert "\n" not in str(refused.value)
+    assert not (tmp_path / "o.png").exists()
+
+
+# --- the command ----------------------------------------------------------------------------------------------
+
+
+def test_the_newest_run_is_used_and_named(run: Run, tmp_path: Path, trained: Path):
+    folder = tmp_path / "runs/inpainting/today"
+    folder.mkdir(parents=True)
+    (folder / trained.name).symlink_to(trained)
+    (tmp_path / "runs/inpainting/latest").symlink_to("today")
+    save(tmp_path / "p.png", pixels(90, 70))
+    save(tmp_path / "m.png", hole(90, 70))
+    done = run("kintsugi.apps.mend", "--in", "p.png", "--mask", "m.png", "--out", "new/o.png")
+    assert done.returncode == 0, done.stderr
+    assert "using " in done.stderr
+    assert "o.png" in done.stdout
+    after = np.asarray(Image.open(tmp_path / "new/o.png"))
+    outside = hole(90, 70) == 0
+    assert np.array_equal(after[outside], pixels(90, 70)[outside])
+
+
+def test_a_folder_names_what_failed_and_does_the_rest(
+    tmp_path: Path, trained: Path, capsys: pytest.CaptureFixture[str]
+):
+    photos, masks, out = (tmp_path / name for name in ("photos", "masks", "out"))
+    for name in ("a", "b", "d"):
+        save(photos / f"{name}.png", pixels(70, 66))
+        save(masks / f"{name}.png", hole(70, 66))
+    (photos / "c.jpg").write_text("no image")
+    (masks / "d.png").unlink()
+    (photos / "notes.txt").write_text("not looked at")
+    options = ["--out", str(out), "--ckpt", str(trained), "--device", "cpu"]
+    with pytest.raises(SystemExit) as stop:
+        main(["--in", str(photos), "--mask", str(masks), *options])
+    assert stop.value.code == 1
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 3
+    assert "c.jpg cannot be read" in said[0]
+    assert "no such file" in said[1]
+    assert "d.png" in said[1]
+    assert said[2] == "2 of 4 photos failed"
+    assert sorted(p.name for p in out.iterdir()) == ["a.png", "b.png"]
+
+    (photos / "c.jpg").unlink()
+    with pytest.raises(SystemExit) as stop:  # one mask for all
+        main(["--in", str(photos), "--mask", str(masks / "a.png"), *options])
+    assert stop.value.code == 0
+    assert sorted(p.name for p in out.iterdir()) == ["a.png", "b.png", "d.png"]
+
+
+@pytest.mark.parametrize(
+    ("source", "mask", "out", "message"),
+    [
+        ("none.png", "m.png", "o.png", "--in none.png: no such file"),
+        ("p.png", "none.png", "o.png", "--mask none.png: no such file"),
+        ("p.png", "m.png", "o.jpg", "only PNG is written, which loses nothing; name it o.png"),
+        ("p.png", "m.png", "p.png", "would overwrite p.png"),
+        ("empty", "m.png", "out", "the folder holds no images"),
+        ("twice", "m.png", "out", "rename all but one"),
+        ("twice", "m.png", "p.png", "name a folder"),
+        ("p.png", "m.png", "o.png", "no checkpoint at runs/inpainting/latest"),
+    ],
+)
+def test_bad_paths_are_refused_in_one_line(
+    source: str, mask: str, out: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    save(Path("p.png"), pixels())
+    save(Path("m.png"), hole())
+    save(Path("twice/x.png"), pixels())
+    save(Path("twice/x.jpg"), pixels())
+    Path("empty").mkdir()
+    with pytest.raises(SystemExit) as stop:
+        main(["--in", source, "--mask", mask, "--out", out])
+    said = capsys.readouterr().err
+    assert stop.value.code == 2
+    assert said.startswith("error: ")
+    assert said.count("\n") == 1
+    assert message in said
+
+
+def test_bad_input_through_the_real_command(run: Run, tmp_path: Path, trained: Path):
+    save(tmp_path / "p.png", pixels())
+    save(tmp_path / "m.png", hole(30, 30))
+    paths = ("--in", "p.png", "--mask", "m.png", "--out", "o.png")
+    assert "make the mask as large" in refusal(run("kintsugi.apps.mend", *paths, "--ckpt", trained))
+    assert "did you mean --in?" in refusal(run("kintsugi.apps.mend", *paths, "--inn", "x"))

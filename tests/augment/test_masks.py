@@ -1,0 +1,78 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from scipy import ndimage
+
+from kintsugi.augment import masks
+from kintsugi.rng import generator
+
+RANDOM: list[masks.Kind] = ["blocks", "regions"]
+
+
+@pytest.mark.parametrize("size", [32, 64, 97])
+@pytest.mark.parametrize("kind", RANDOM)
+def test_random_masks_are_binary_bounded_and_all_different(kind: masks.Kind, size: int) -> None:
+    n = 500
+    mask = masks.draw(kind, n, size, generator(0, size))
+    assert mask.shape == (n, 1, size, size)
+    assert mask.dtype == torch.float32
+    assert set(mask.unique().tolist()) == {0.0, 1.0}
+    area = mask.mean((1, 2, 3))
+    assert area.max() <= 0.25
+    assert area.min() >= 0.095
+    assert area.std() > 0.02  # of varied size
+    assert len({m.numpy().tobytes() for m in mask}) == n
+
+
+@pytest.mark.parametrize("kind", RANDOM)
+def test_masks_are_a_function_of_the_generator(kind: masks.Kind) -> None:
+    first, again, other = (masks.draw(kind, 3, 48, generator(*key)) for key in ((1, 2), (1, 2), (1, 3)))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+@pytest.mark.parametrize(("kind", "least", "most"), [("blocks", 0.06, 0.26), ("regions", 0.12, 0.24)])
+def test_holes_are_everywhere_about_as_often(kind: masks.Kind, least: float, most: float) -> None:
+    """Fewer blocks reach a corner, as their centers don't lie outside."""
+    often = masks.draw(kind, 2000, 32, generator(5)).mean((0, 1))
+    assert often.min() > least
+    assert often.max() < most
+
+
+def test_blocks_are_unions_of_rectangles() -> None:
+    """Each pixel of a hole lies in a square of 1/8 of the side that is all hole: opening keeps it."""
+    for mask in masks.blocks(20, 64, generator(6))[:, 0].numpy():
+        padded = np.pad(mask, 8, mode="edge")  # as if not cut off
+        opened = ndimage.grey_opening(padded, size=(8, 8))
+        assert np.array_equal(opened, padded)
+
+
+def test_regions_are_smooth_shapes_not_noise() -> None:
+    """Few pieces with short borders: pixel noise of this area would have hundreds of pieces."""
+    for mask in masks.regions(50, 64, generator(7))[:, 0].numpy():
+        pieces = ndimage.label(mask)[1]
+        assert 1 <= pieces <= 12
+
+
+def test_center_is_the_square_of_half_the_side() -> None:
+    mask = masks.draw("center", 2, 64, generator(0))
+    assert mask.shape == (2, 1, 64, 64)
+    rows, columns = mask[1, 0].nonzero().unbind(1)
+    assert [rows.min(), rows.max(), columns.min(), columns.max()] == [16, 47, 16, 47]
+    assert mask[1].sum() == 32 * 32
+
+
+@pytest.mark.parametrize("pixels", [0, 1, 4])
+def test_dilate_equals_scipy(pixels: int) -> None:
+    mask = masks.regions(3, 40, generator(8))
+    grown = masks.dilate(mask, pixels)
+    square = np.ones((2 * pixels + 1, 2 * pixels + 1))
+    for before, after in zip(mask[:, 0].numpy(), grown[:, 0].numpy(), strict=True):
+        assert np.array_equal(after, ndimage.binary_dilation(before, square))
+
+
+def test_unknown_kind() -> None:
+    with pytest.raises(ValueError, match="use center, blocks or regions"):
+        masks.draw("middle", 1, 32, generator(0))  # type: ignore[arg-type]

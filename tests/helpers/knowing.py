@@ -1,0 +1,29 @@
+"""Features that know: what dense tasks are to find more in than in random ones."""
+
+from __future__ import annotations
+
+from torch import Tensor
+from torch.nn.functional import avg_pool2d
+
+from kintsugi.eval.cells import Subject
+from kintsugi.nets.backbones import Backbone
+from kintsugi.nets.encoder import Encoder
+
+
+class Pooled(Encoder):
+    """The image itself, made small."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.channels = {8: 3}
+        self.spec = Backbone()
+
+    def forward(self, image: Tensor) -> dict[int, Tensor]:
+        return {8: avg_pool2d(image, 8)}
+
+
+class Knowing(Subject):
+    """A subject whose encoder is that, whatever its row."""
+
+    def encoder(self) -> Encoder:
+        return Pooled()

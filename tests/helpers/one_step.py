@@ -1,0 +1,109 @@
+"""One step of every method whose loss or labels go over ranks: in the test's process, and, under torchrun, in each of
+several ranks."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from helpers import clip_cases, cluster_cases
+from kintsugi.contrastive import byol, cpc, moco, simclr
+from kintsugi.data.loader import Loader
+from kintsugi.pretext import context, jigsaw, rotation
+from kintsugi.recon import splitbrain_hha
+from kintsugi.rng import generator
+from kintsugi.train.dist import World, open_world
+from kintsugi.train.method import Batch, Method
+
+COUNT = 8
+# Group norm, because torch has batch statistics over several processes for GPUs only.
+SAME = {"batch": COUNT, "norm": "group", "log_every": 1}
+FEW = {"dim": 8, "hidden": 16}
+
+
+def photos(height: int, width: int) -> dict[str, Tensor]:
+    image = torch.randint(0, 256, (COUNT, 3, height, width), generator=generator(0), dtype=torch.uint8)
+    return {"image": image, "extent": torch.tensor([[height, width]]).repeat(COUNT, 1)}
+
+
+def with_depth() -> dict[str, Tensor]:
+    """RGB, HHA, and a depth that is known nearly everywhere in the first images and next to nowhere in the last."""
+    image = photos(40, 44)["image"].repeat(1, 3, 1, 1)[:, :7]
+    image[:, 6] = 0
+    for number in range(COUNT):
+        image[number, 6, number * 5 :] = 255
+    return photos(40, 44) | {"image": image}
+
+
+def moco_with_keys(world: World) -> moco.MoCo:
+    """With something in its queue, for a first step knows no other image, and its loss is 0."""
+    method = moco.MoCo(replace(moco.demo(), **SAME, size=32, queue=20, symmetric=True), world)
+    method.queue.push(normalize(torch.randn(20, method.config.dim, generator=generator(1)), dim=1))
+    return method
+
+
+SMALL, LARGE = photos(40, 44), photos(48, 52)
+CLUSTERED = cluster_cases.Noise().batch(Loader(cluster_cases.Noise(), COUNT, 0).indices(0))
+Case = tuple[Callable[[World], Method], Batch]
+"""What builds the method, and the global batch that it sees."""
+CASES: dict[str, Case] = {
+    "simclr": (lambda w: simclr.SimCLR(replace(simclr.demo(), **SAME, size=32, optimizer="lars"), w), SMALL),
+    "moco": (moco_with_keys, SMALL),
+    "byol": (lambda w: byol.BYOL(replace(byol.demo(), **SAME, **FEW, size=32), w), SMALL),
+    "cpc": (lambda w: cpc.CPC(replace(cpc.demo(), size=32, batch=COUNT, patch=8, dim=16), w), SMALL),
+    "rotation": (lambda w: rotation.Rotation(replace(rotation.demo(), **SAME, size=48), w), LARGE),
+    "jigsaw": (
+        lambda w: jigsaw.Jigsaw(replace(jigsaw.demo(), **SAME, **FEW, size=48, tile=12, permutations=4), w),
+        LARGE,
+    ),
+    "context": (
+        lambda w: context.Context(replace(context.demo(), **SAME, **FEW, size=48, patch=12, gap=5, jitter=1), w),
+        LARGE,
+    ),
+    "deepcluster": (lambda w: cluster_cases.build("deepcluster", w), CLUSTERED),
+    "sela": (lambda w: cluster_cases.build("sela", w), CLUSTERED),
+    "cliquecnn": (lambda w: cluster_cases.build("cliquecnn", w), CLUSTERED),
+    "splitbrain-hha": (
+        lambda w: splitbrain_hha.SplitBrainHha(replace(splitbrain_hha.demo(), **SAME, size=32), w),
+        with_depth(),
+    ),
+    "frame-order": (lambda w: clip_cases.build("frame-order", w), clip_cases.BATCHES["frame-order"]),
+    "odd-one-out": (lambda w: clip_cases.build("odd-one-out", w), clip_cases.BATCHES["odd-one-out"]),
+}
+
+
+def one_step(name: str, world: World) -> dict[str, Tensor]:
+    """What a step on the same global batch leaves: the loss, the gradients (LARS's scaled ones), and what else goes
+    over all ranks: MoCo's keys, what is found of all images before the step."""
+    torch.manual_seed(0)
+    build, whole = CASES[name]
+    method = build(world)
+    world.place(method.networks.values(), channels_last=False, compile=False)
+    method.on_train_data(cluster_cases.Noise())
+    batch = {key: world.slice(value) for key, value in whole.items()}
+    scalars = method.update(batch, 0)
+    states = [inner for optimizer in method.optimizers.values() for inner in optimizer.state.values()]
+    moments = [inner.get("exp_avg", inner.get("momentum_buffer")) for inner in states]
+    loss = next(value for key, value in scalars.items() if key.startswith("loss/"))
+    left = {"loss": world.mean(loss), "gradients": torch.cat([m.flatten() for m in moments])}
+    if isinstance(method, moco.MoCo):
+        left["keys"] = method.queue.keys
+    elif isinstance(method, cluster_cases.ClustersMethod):
+        left |= {key: value for key, value in method.clusters.items() if key in ("labels", "members")}
+    if world.is_main:  # alone: waiting here for the others would be for ever
+        method.show(batch)
+        method.evaluate([batch])
+    return left
+
+
+if __name__ == "__main__":
+    with open_world("cpu", "fp32", COUNT) as world:
+        left = {name: one_step(name, world) for name in CASES}
+        if world.is_main:
+            torch.save(left, Path(sys.argv[1]))

@@ -1,0 +1,87 @@
+"""The smallest method there is, for tests of the loop itself: a run of it takes a second, most of it TensorBoard's."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from kintsugi.nets.encoder import Encoder
+from kintsugi.rng import generator
+from kintsugi.train import optim
+from kintsugi.train.config import TrainConfig, parse_training, user_errors
+from kintsugi.train.dist import World
+from kintsugi.train.loop import train
+from kintsugi.train.method import Batch, Method
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(TrainConfig):
+    width: int = 4
+    optimizer: optim.Rule = "adam"
+    lr: float = 0.01
+
+
+def demo() -> Config:
+    return Config(
+        scenes=24,
+        size=8,
+        batch=4,
+        steps=6,
+        log_every=2,
+        show_every=4,
+        eval_every=3,
+        save_every=2,
+        eval_images=2,
+        device="cpu",
+    )
+
+
+class Tiny(Method):
+    """An autoencoder of blurred noise, with the state that real ones have: moments, batch statistics, an average."""
+
+    name = "tiny"
+    score = "quality"
+
+    def __init__(self, config: Config, world: World) -> None:
+        self.config, self.world = config, world
+        width = config.width
+        net = nn.Sequential(
+            nn.Conv2d(3, width, 3, padding=1), nn.BatchNorm2d(width), nn.Dropout(), nn.Conv2d(width, 3, 3, padding=1)
+        )
+        self.net = net
+        self.networks = {"net": net}
+        self.optimizers = {"net": optim.make_optimizer(config.optimizer, net, config.lr, 0.01)}
+
+    def update(self, batch: Batch, step: int) -> dict[str, Tensor]:
+        image = batch["image"][:, :, :8, :8].float() / 255
+        count = len(image) * self.world.size
+        noise = torch.rand(count, 3, 8, 8, generator=generator(self.config.seed, step))
+        loss = (self.net.train()(image + self.world.slice(noise)) - image).square().mean()
+        loss.backward()
+        norm = optim.take_step(self.optimizers["net"], self.world)
+        return {"loss/tiny": loss.detach(), "grad_norm/net": norm}
+
+    def show(self, batch: Batch) -> dict[str, Tensor]:
+        return {"image": batch["image"][0].float() / 255}
+
+    @torch.no_grad()
+    def evaluate(self, batches: Iterable[Batch]) -> dict[str, float]:
+        image = torch.cat([batch["image"] for batch in batches]).float() / 255
+        return {"quality": -(self.net.eval()(image) - image).square().mean().item()}
+
+    def encoders(self) -> dict[str, Encoder]:
+        return {}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    with user_errors():
+        folder = train(Tiny.name, parse_training(Tiny.name, {"demo": demo}, argv), Tiny)
+        print(f"look: {folder}")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

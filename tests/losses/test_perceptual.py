@@ -1,0 +1,77 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import lpips
+import pytest
+import torch
+from safetensors.torch import save_file
+from torchvision.models import alexnet
+
+from kintsugi.losses.perceptual import open_lpips
+
+# The lpips package calls torchvision by its old names.
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:torchvision")
+
+
+@pytest.fixture(scope="module")
+def trunk() -> dict[str, torch.Tensor]:
+    """A random AlexNet; its classifier, which LPIPS does not use, is left out."""
+    torch.manual_seed(0)
+    state = alexnet(weights=None).state_dict()
+    return {name: value for name, value in state.items() if name.startswith("features.")}
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_is_the_lpips_package_with_the_trunk_of_the_file(suffix: str, trunk, tmp_path: Path):
+    file = tmp_path / f"alexnet{suffix}"
+    torch.save(trunk, file) if suffix == ".pth" else save_file(trunk, file)
+    ours, said = open_lpips(str(file))
+    assert str(file) in said
+
+    reference = lpips.LPIPS(net="alex", spatial=True, pnet_rand=True, verbose=False).eval()
+    layers = [layer for i in range(1, 6) for layer in getattr(reference.net, f"slice{i}")]  # AlexNet's features
+    for index, layer in enumerate(layers):
+        if isinstance(layer, torch.nn.Conv2d):
+            layer.load_state_dict({kind: trunk[f"features.{index}.{kind}"] for kind in ("weight", "bias")})
+    image, other = torch.rand(2, 2, 3, 64, 64).unbind(0)
+    with torch.no_grad():
+        expected = reference(2 * image - 1, 2 * other - 1)  # (2,1,64,64); the package's own range is [-1,1]
+    torch.testing.assert_close(ours(image, other), expected)
+    assert expected.min() > 0
+    assert ours(image, image).abs().max() == 0
+    assert not any(p.requires_grad for p in ours.parameters())
+
+
+def test_auto_says_why_not_and_downloads_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def network(*args: object, **kwargs: object) -> None:
+        raise AssertionError("the network was asked")
+
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", network)
+    monkeypatch.setattr("socket.socket.connect", network)
+    measure, said = open_lpips("auto")
+    assert measure is None
+    assert "--lpips download" in said
+    assert "\n" not in said
+    assert open_lpips("off") == (None, "LPIPS is off")
+
+
+def test_auto_takes_what_torch_hub_has_in_its_cache(trunk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    (tmp_path / "checkpoints").mkdir()
+    torch.save(trunk, tmp_path / "checkpoints/alexnet-owt-7be5be79.pth")
+    measure, said = open_lpips("auto")
+    assert measure is not None
+    assert "alexnet-owt-7be5be79.pth" in said
+
+
+def test_missing_foreign_and_broken_files_are_one_line(trunk, tmp_path: Path):
+    torch.save({"other": torch.zeros(3)}, tmp_path / "foreign.pth")
+    torch.save({n: v[..., :1] for n, v in trunk.items()}, tmp_path / "shapes.pth")
+    (tmp_path / "broken.pth").write_bytes(b"no weights")
+    (tmp_path / "broken.safetensors").write_bytes(b"no weights")
+    for name in ("foreign.pth", "shapes.pth", "broken.pth", "broken.safetensors", "none.pth"):
+        with pytest.raises(ValueError, match=f"{name}.*--lpips|--lpips .*{name}") as refused:
+            open_lpips(str(tmp_path / name))
+        assert "\n" not in str(refused.value)

@@ -1,0 +1,43 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from torch.optim.swa_utils import AveragedModel
+
+from kintsugi.train import optim
+from kintsugi.train.dist import World
+from kintsugi.train.ema import warmed_average
+
+WORLD = World(torch.device("cpu"))
+
+
+@pytest.mark.parametrize("rule", [torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD])
+def test_a_gradient_laid_out_otherwise_than_its_weight_counts_the_same(rule: type[torch.optim.Optimizer]):
+    """Fused optimizers read both in the order of the memory."""
+    weights = torch.randn(8, 4, 3, 3, generator=torch.Generator().manual_seed(0))
+    ends = []
+    for fused in (True, False):
+        weight = nn.Parameter(weights.clone(memory_format=torch.channels_last))
+        optimizer = rule([weight], lr=0.1, fused=fused)  # type: ignore[call-arg]
+        for number in range(3):
+            random = torch.Generator().manual_seed(number)
+            weight.grad = torch.randn(8, 4, 3, 3, generator=random)
+            assert fused is False or weight.grad.stride() != weight.stride()
+            optim.take_step(optimizer, WORLD)
+        ends.append(weight.detach())
+    assert not torch.equal(ends[0], weights)
+    torch.testing.assert_close(ends[0], ends[1])
+
+
+def test_running_average_forgets_its_beginning_and_then_decays_as_asked():
+    net = nn.Linear(1, 1, bias=False)
+    average = AveragedModel(net, multi_avg_fn=warmed_average(0.6), use_buffers=True)
+    expected = 0.0
+    for count in range(20):
+        value = float(count**2 % 7)
+        net.weight.data.fill_(value)
+        average.update_parameters(net)
+        decay = min(0.6, (1 + count) / (10 + count))
+        expected = value if count == 0 else decay * expected + (1 - decay) * value
+        assert average.module.weight.item() == pytest.approx(expected, rel=1e-5)
