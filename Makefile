@@ -87,7 +87,7 @@ test: $(READY)  ## all tests but the slow ones (ARGS="-m slow" for those)
 
 check: $(READY)  ## ruff, mypy, the layers of the imports, spelling and house style
 	@.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/mypy
-	@.venv/bin/lint-imports && .venv/bin/codespell && .venv/bin/python tests/house_style.py
+	@.venv/bin/lint-imports --no-logo && .venv/bin/codespell && .venv/bin/python tests/house_style.py
 
 format: $(READY)  ## format the code
 	@.venv/bin/ruff check --fix . && .venv/bin/ruff format .
