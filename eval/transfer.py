@@ -28,6 +28,7 @@ from kintsugi.nets.published import load_published
 from kintsugi.train import checkpoint
 from kintsugi.train.config import parse_command, to_plain, user_errors
 
+
 @dataclass(frozen=True, kw_only=True)
 class Config(ClassificationSettings, DenseSettings, DetectionSettings):
     """Transfer of all methods to all tasks, against random init."""

@@ -23,7 +23,7 @@ __version__ = "0.2.0"
 if not TYPE_CHECKING:  # a type checker that saw this function would accept every misspelled name
 
     def __getattr__(name: str):
-        """``load_encoder`` is imported at its first use, so that ``import kintsugi`` stays quick: torch takes seconds."""
+        """``load_encoder`` is imported at its first use, so that ``import kintsugi`` stays quick."""
         if name == "load_encoder":
             from kintsugi.train.checkpoint import load_encoder
 

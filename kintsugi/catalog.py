@@ -157,9 +157,7 @@ PROGRAMS = (
         "transfer features to classification; data: a folder with train/ and test/, or cifar10",
     ),
     _measure(
-        "segmentation",
-        "kintsugi.eval.segmentation",
-        "transfer features to segmentation, compared with random weights",
+        "segmentation", "kintsugi.eval.segmentation", "transfer features to segmentation, compared with random weights"
     ),
     _measure(
         "geometry",
