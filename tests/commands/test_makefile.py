@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 from pathlib import Path
+from typing import get_type_hints
 
 import pytest
 from conftest import ROOT
@@ -31,7 +32,7 @@ def test_there_is_a_job_for_each_command():
 def test_a_job_calls_what_there_is(job: str):
     name, _, rest = JOBS[job].partition(" ")
     module = importlib.import_module(name)
-    config = module.Config if hasattr(module, "Config") else module.demo().__class__
+    config = get_type_hints(module.run)["config"] if hasattr(module, "run") else type(module.demo())
     options = re.findall(r"--[a-z-]+", rest) + [option for v, option in VARIABLES.items() if v in rest]
     assert set(options) <= set(_flags(config))
     assert callable(module.main)
