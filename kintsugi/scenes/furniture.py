@@ -107,19 +107,19 @@ def bed(draws: Draws) -> Piece:
 
 def shelf(draws: Draws) -> Piece:
     w, h, paint = draws.between(0.38, 0.5), draws.between(0.7, 1.0), painted(draws)
-    gap, books = (2 * h - 0.06) / 4, material(draws, (BOOKS,), TOYS)
+    gap, books = (2 * h - 0.06) / 4, material(draws, (BOOKS,), TOYS)  # gap: from board to board
     return Piece(
         SHELF,
         box((0, h, 0.02), (w, h, 0.02), paint),  # back
         *(box((x, h, 0.16), (0.02, h, 0.16), paint) for x in (-w, w)),
-        *(box((0, 0.03 + i * (2 * h - 0.06) / 4, 0.16), (w, 0.018, 0.16), paint) for i in range(5)),
+        *(box((0, 0.03 + i * gap, 0.16), (w, 0.018, 0.16), paint) for i in range(5)),
         *(_row_of_books(draws, w, gap, 0.05 + i * gap, books) for i in range(4)),
         standing(vase, draws, at=(draws.between(-0.2, 0.2), 2 * h, 0.16), present=draws.chance(0.5)),
     )
 
 
 def _row_of_books(draws: Draws, w: Tensor, gap: Tensor, bottom: Tensor, books: Material) -> Piece:
-    """Books on a board of half width w (N,), from the left; bottom (N,) is its height, gap (N,) the room above it."""
+    """Books on a board of half width w, from its left end. bottom: the board's height. gap: to the next board. (N,)"""
     tall, wide = gap * draws.between(0.28, 0.4), w * draws.between(0.25, 0.85)
     row = box((wide - w + 0.03, bottom + tall, 0.14), (wide, tall, 0.1), books)
     return Piece(BOOK, row, present=draws.chance(0.75))

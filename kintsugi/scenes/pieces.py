@@ -80,7 +80,7 @@ class Piece:
 def standing(
     make: Callable[[Draws], Piece], draws: Draws, at: Vector, present: Tensor | bool = True, turn: float = 0.0
 ) -> Piece:
-    """A piece for another one to hold. ``at`` and ``present`` are drawn before the piece itself."""
+    """A piece that stands on or at another one, whose ``at`` and ``present`` are drawn before the piece itself."""
     piece = make(draws)
     return Piece(piece.label, *piece.parts, at=at, turn=turn, present=present)
 
@@ -89,13 +89,16 @@ class PartTable:
     """Collects the parts of N scenes as rows for the tracer."""
 
     def __init__(self, zero: Tensor) -> None:
-        """zero (N,): float zeros, for their device and length."""
+        """zero (N,): zeros, float32, that set the number of scenes and the device."""
         self.zero, self.everywhere = zero, zero == 0
         self.instances = 6  # used so far: 1 floor, 2 ceiling, 3..6 walls
         self._rows: dict[str, list[Tensor]] = {kind: [] for kind in KINDS}
 
     def place(self, piece: Piece, pose: Pose, present: Tensor | None = None) -> None:
-        """Adds a piece at a pose, in the scenes where ``present`` (N,), or in all."""
+        """Adds a piece at a pose, in the scenes where ``present``, bool (N,), is true, or in all.
+
+        Its parts get the next instance number; the pieces on it get those that follow.
+        """
         pose = pose.moved(*piece.at).turned(piece.turn)
         present = (self.everywhere if present is None else present) & piece.present
         self.instances += 1

@@ -11,8 +11,11 @@ from torch import Tensor
 
 from kintsugi import rng, scenes
 from kintsugi.scenes import CLASSES, SOURCE_FILES, render, render_clip, tracer
+from kintsugi.scenes.classes import TABLE, VASE
 from kintsugi.scenes.draws import DRAWS, Draws
 from kintsugi.scenes.layout import draw_scenes
+from kintsugi.scenes.materials import Material
+from kintsugi.scenes.pieces import ABSENT, PartTable, Piece, Pose, box, sphere
 
 SIDE = 48
 
@@ -106,6 +109,21 @@ def test_clips_move_and_begin_with_the_still():
     assert (steps > 1e-3).all()
     far = (clip["image"][:, 3] - clip["image"][:, 0]).abs().mean((1, 2, 3))
     assert (far > steps.mean(1)).all()  # smooth: neighbors differ less than the ends
+
+
+def test_a_piece_is_placed_with_what_stands_on_it():
+    zero, black = torch.zeros(2), torch.zeros(2, 3)
+    gray = Material(zero.long(), black, black, zero + 1, zero)
+    ball = sphere((0, 0.1, 0), (0.1, 0.2, 0.3), gray)
+    vase = Piece(VASE, ball, at=(1, 0.7, 0), turn=math.pi / 2, present=torch.tensor([True, False]))
+    parts = PartTable(zero)
+    quarter = Pose(zero + 3, zero, zero + 4, zero + math.pi / 2)  # its z is the world's x, its x the world's -z
+    parts.place(Piece(TABLE, box((0, 0, 2), (1, 1, 1), gray), vase), quarter)
+    columns = parts.with_room((), black)[..., [0, 1, 2, 6, 7, 8, 9, 10, 11, 12]]
+    board = [0, TABLE, 7, math.pi / 2, 5, 0, 4, 1, 1, 1]
+    on_it = [2, VASE, 8, math.pi, 3, 0.8, 3, 0.1, 0.2, 0.3]
+    without = [*on_it[:5], ABSENT, *on_it[6:]]
+    assert torch.allclose(columns, torch.tensor([[board, on_it], [board, without]]), atol=1e-5)
 
 
 def marched(
