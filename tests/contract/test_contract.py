@@ -93,7 +93,9 @@ def test_the_command_leaves_checkpoints_pictures_figures_and_an_encoder(method: 
         image = torch.rand(2, encoder.planes, 64, 96, generator=torch.Generator().manual_seed(0))
         maps = encoder(image)
         assert {stride: x.shape[1] for stride, x in maps.items()} == encoder.channels
-        assert all(x.shape[2:] == (64 // stride, 96 // stride) for stride, x in maps.items())
+        for stride, x in maps.items():  # some networks do not pad, so that a map may lack a row
+            assert abs(x.shape[2] - 64 / stride) <= 1
+            assert abs(x.shape[3] - 96 / stride) <= 1
 
 
 def test_a_resumed_run_ends_with_the_same_state(method: str, run_of: Callable[[str], Path], tmp_path: Path):
@@ -152,8 +154,11 @@ def test_every_preset_builds(method: str, folders: dict[str, Path]):
         data: Any = None
         if method == "supervised":  # its data is needed to know the classes
             data = kind.open_data(replace(config, data=str(folders["labeled"]), size=32, short_side=40), True)
-        with torch.device("meta"):
-            built = kind.build(config, World(torch.device("meta")), data)
+        if hasattr(config, "content_weights"):
+            config = replace(config, content_weights="off")  # nothing is downloaded in tests
+        place = torch.device("cpu" if method == "jigsaw" else "meta")  # which draws its permutations when it is built
+        with place:
+            built = kind.build(config, World(place), data)
         assert sum(p.numel() for p in built.parameters()) > 1e5
         assert built.optimizers
 
@@ -163,8 +168,8 @@ def test_wrong_options_are_one_line(method: str, refused: Refused, run_of: Calla
     own = [*OPTIONS[method][0].split(), *(["--real", "photos"] if "REAL" in PROGRAMS[method].takes else [])]
     assert "did you mean --batch?" in refused(main, ["--bach", "3"])
     assert "--steps must be at least 1, not 0" in refused(main, ["--steps", "0"])
-    assert "nowhere" in refused(main, [*own, "--data", "nowhere"])
-    assert "already holds a run" in refused(main, [*own, "--out", str(folder)])
+    assert "nowhere" in refused(main, [*own, "--batch", "4", "--data", "nowhere"])
+    assert "already holds a run" in refused(main, [*own, "--batch", "4", "--out", str(folder)])
     changed = refused(main, ["--resume", "--out", str(folder), "--seed", "5", "--steps", "9"])
     assert "--seed 0 -> 5" in changed
 

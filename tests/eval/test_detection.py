@@ -30,7 +30,7 @@ from kintsugi.eval.detection import (
 from kintsugi.nets.backbones import Backbone
 from kintsugi.nets.discriminators import SRGANDiscriminatorSpec
 from kintsugi.rng import generator
-from kintsugi.scenes.rooms import BED, CHAIR, CLASSES, FLOOR, LAMP, WALL
+from kintsugi.scenes.classes import BED, CHAIR, CLASSES, FLOOR, LAMP, WALL
 
 CPU = Machine(torch.device("cpu"), bf16=False)
 COLORS = {"blue": (40, 60, 220), "red": (220, 50, 40)}
