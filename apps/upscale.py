@@ -18,8 +18,8 @@ from kintsugi.data import photos
 from kintsugi.nets.srresnet import SCALE, SRResNet
 from kintsugi.recon.superresolution import SuperResolution, load_upscaler
 from kintsugi.train import checkpoint
+from kintsugi.train.compute import pick_device
 from kintsugi.train.config import run_command, within
-from kintsugi.train.dist import pick_device
 
 
 @torch.no_grad()

@@ -23,8 +23,9 @@ from kintsugi.data.images import Split, open_images
 from kintsugi.data.loader import Indexed, Loader, resident
 from kintsugi.rng import derive_seed
 from kintsugi.train import checkpoint
+from kintsugi.train.compute import pick_device
 from kintsugi.train.config import TrainConfig, to_plain
-from kintsugi.train.dist import World, open_world, pick_device
+from kintsugi.train.dist import World, open_world
 from kintsugi.train.log import Log
 from kintsugi.train.method import Batch, Method
 
