@@ -122,7 +122,7 @@ def test_bars_are_as_long_as_the_confidence():
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["--data", "scenes"], "--data scenes: its images have no class each; name a folder"),
+        (["--data", "scenes"], "--data scenes: its images have no class; name a folder"),
         ([], "--data: name a folder"),
         (["--data", "nowhere"], "--data nowhere"),
         (["--smoothing", "1"], "--smoothing must be in [0, 1)"),
