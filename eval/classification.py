@@ -36,6 +36,7 @@ Protocol = Literal["knn", "linear", "few", "finetune"]
 @dataclass(frozen=True, kw_only=True)
 class ClassificationSettings(RunSettings):
     classification_protocols: tuple[Protocol, ...] = ("knn", "linear", "few", "finetune")
+    """knn: nearest neighbors; linear: a linear classifier; few: the same with few labels; finetune: all layers."""
     labels: tuple[float, ...] = (0.01, 0.1)
     """Fractions of the training labels for few; at least two images of each class are taken."""
     pooled_features: int = 9000

@@ -2,8 +2,8 @@
 
 ``python -m kintsugi.eval.segmentation --ckpt runs/inpainting/latest --data scenes``
 
-The figure is mean IoU over classes; on clips, where figure is told from ground, DAVIS' J. Protocols and network:
-``kintsugi.eval.dense``.
+The figure is mean IoU over classes. On clips, where foreground is separated from background, it is the J of DAVIS.
+Protocols and network: ``kintsugi.eval.dense``.
 """
 
 from __future__ import annotations

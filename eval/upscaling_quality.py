@@ -17,12 +17,11 @@ import torch
 from torch import Tensor
 
 from kintsugi import table
-from kintsugi.apps.upscale import upscale
 from kintsugi.augment.bicubic import enlarge, shrink
 from kintsugi.data import photos
 from kintsugi.losses.perceptual import ContentLayer, open_content
 from kintsugi.metrics.reconstruction import luma_figures
-from kintsugi.nets.srresnet import SCALE
+from kintsugi.nets.srresnet import SCALE, upscale
 from kintsugi.recon.superresolution import load_upscaler
 from kintsugi.train import checkpoint
 from kintsugi.train.compute import pick_device
