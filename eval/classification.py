@@ -35,6 +35,8 @@ Protocol = Literal["knn", "linear", "few", "finetune"]
 
 @dataclass(frozen=True, kw_only=True)
 class ClassificationSettings(RunSettings):
+    """Options of classification."""
+
     classification_protocols: tuple[Protocol, ...] = ("knn", "linear", "few", "finetune")
     """knn: nearest neighbors; linear: a linear classifier; few: the same with few labels; finetune: all layers."""
     labels: tuple[float, ...] = (0.01, 0.1)

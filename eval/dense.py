@@ -40,6 +40,8 @@ _HEAD, _CROPS, _ROWS = 0, 3, 4  # purposes of random numbers, the last part of t
 
 @dataclass(frozen=True, kw_only=True)
 class DenseSettings(RunSettings):
+    """Options of the dense tasks."""
+
     dense_protocols: tuple[Protocol, ...] = ("frozen", "finetune")
     """frozen: trains the head alone; finetune: then all layers too."""
     steps_frozen: int = 600

@@ -47,6 +47,8 @@ FIGURES = {"frozen": "AP50, frozen", "finetune": "AP50, fine-tuned"}
 
 @dataclass(frozen=True, kw_only=True)
 class DetectionSettings(RunSettings):
+    """Options of detection."""
+
     detection_protocols: tuple[Protocol, ...] = ("finetune",)
     """finetune: trains all layers; frozen: all but the encoder."""
     detection_steps: int = 600
