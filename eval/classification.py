@@ -16,8 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from kintsugi.data.images import Split, open_labeled
+from kintsugi.data.image_set import Split
+from kintsugi.data.images import open_labeled
 from kintsugi.data.multilabel import MULTILABEL, open_multilabel
+from kintsugi.data.store import Store
 from kintsugi.eval.cells import Cell, Machine, Results, RunSettings, Subject, Task, named, settle_statistics, spaced
 from kintsugi.eval.features import Features, extract, squares
 from kintsugi.eval.finetune import finetune
@@ -64,10 +66,11 @@ class Classification(Task):
 
     def __init__(self, data: str, size: int, settings: ClassificationSettings, machine: Machine) -> None:
         self.data, self.size, self.given, self.machine = data, size, settings, machine
+        store = Store(cache=settings.cache)
         if data in MULTILABEL:
-            self.split: Split = open_multilabel(data, size, scenes=settings.labeled_scenes, cache_dir=settings.cache)
+            self.split: Split = open_multilabel(data, size, store, scenes=settings.labeled_scenes)
         else:
-            self.split = open_labeled(data, size, cache_dir=settings.cache)
+            self.split = open_labeled(data, size, store)
         self.several = data in MULTILABEL
         self.name = named(data) if not self.several else f"what is in {data}"
         self.protocols = tuple(

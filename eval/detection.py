@@ -27,6 +27,7 @@ from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 from tqdm import tqdm
 
 from kintsugi.data.boxes import Boxed, Things, open_boxes
+from kintsugi.data.store import Store
 from kintsugi.eval.cells import (
     Cell,
     Machine,
@@ -84,7 +85,7 @@ class Detection(Task):
         self.data, self.given, self.machine = data, settings, machine
         self.size = settings.detection_size or (128 if data == "scenes" else 480)
         self.train, self.test = open_boxes(
-            data, scenes=settings.detection_scenes, size=self.size, cache_dir=settings.cache
+            data, Store(cache=settings.cache), scenes=settings.detection_scenes, size=self.size
         )
         self.name = f"boxes in {named(data)}"
         self.protocols = settings.detection_protocols

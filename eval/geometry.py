@@ -21,7 +21,8 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from kintsugi.data.hha import fit_normals
-from kintsugi.data.pairs import open_rgbd, open_scenes
+from kintsugi.data.rendered import labeled_scenes
+from kintsugi.data.rgbd import open_rgbd
 from kintsugi.eval.cells import Cell, Machine, Results, named
 from kintsugi.eval.dense import TITLES, DenseSettings, DenseTask, Labeled
 from kintsugi.eval.report import Comparison, compare
@@ -34,7 +35,7 @@ RADIUS = 1 / 80
 
 
 class Geometry(DenseTask):
-    """data: ``scenes``, with exact depth and normals, or an RGB-D folder (``kintsugi.data.pairs.open_rgbd``), whose
+    """data: ``scenes``, with exact depth and normals, or an RGB-D folder (``kintsugi.data.rgbd.open_rgbd``), whose
     normals are of planes fitted to depth. Targets (N,4,H,W): depth in meters and unit normals towards the camera (x
     right, y down, z forward), each 0 where it is missing.
 
@@ -93,7 +94,7 @@ class Geometry(DenseTask):
 def opened(data: str, scenes: int) -> tuple[Labeled, Labeled]:
     """For training and for validation; targets as ``Geometry`` describes. ValueError of one line where it cannot be."""
     if data == "scenes":
-        rendered = [open_scenes(part, scenes, SCENE_SIZE) for part in ("train", "val")]
+        rendered = [labeled_scenes(part, scenes, SCENE_SIZE) for part in ("train", "val")]
         train, val = (Labeled(r["image"], torch.cat([r["depth"], r["normal"]], 1)) for r in rendered)
         return train, val
     root = Path(data).expanduser()

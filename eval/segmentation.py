@@ -17,7 +17,8 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torchmetrics.functional.classification import multiclass_confusion_matrix
 
-from kintsugi.data.pairs import VOID, Pairs, open_clips, open_pairs
+from kintsugi.data.pairs import VOID, MaskedImages, open_clips, open_pairs
+from kintsugi.data.store import Store
 from kintsugi.eval.cells import Cell, Machine, Results, named, spaced
 from kintsugi.eval.dense import TITLES, DenseSettings, DenseTask, Labeled
 from kintsugi.eval.report import Comparison, compare
@@ -28,7 +29,9 @@ FRAMES = 400  # of all training clips, at the most: neighbors are nearly alike
 
 
 class _OfClasses(DenseTask):
-    def __init__(self, title: str, train: Pairs, val: Pairs, settings: DenseSettings, machine: Machine) -> None:
+    def __init__(
+        self, title: str, train: MaskedImages, val: MaskedImages, settings: DenseSettings, machine: Machine
+    ) -> None:
         self.classes = train.classes
         first, second = (Labeled(pairs.images, pairs.targets) for pairs in (train, val))
         super().__init__(title, first, second, len(self.classes), settings, machine)
@@ -53,7 +56,10 @@ class Segmentation(_OfClasses):
     """
 
     def __init__(self, data: str, settings: DenseSettings, machine: Machine, void: int = VOID) -> None:
-        train, val = (open_pairs(data, part, void=void, scenes=settings.train_scenes) for part in ("train", "val"))
+        store = Store(cache=settings.cache)
+        train, val = (
+            open_pairs(data, split, store, void=void, scenes=settings.train_scenes) for split in ("train", "val")
+        )
         if len(val.classes) > len(train.classes):
             raise ValueError(
                 f"--data {data}: val has class ids up to {len(val.classes) - 1}, train only up to "
@@ -74,9 +80,9 @@ class FigureGround(_OfClasses):
     """
 
     def __init__(self, data: str, settings: DenseSettings, machine: Machine) -> None:
-        train, val = (open_clips(data, part) for part in ("train", "val"))
+        train, val = (open_clips(data, split, Store(cache=settings.cache)) for split in ("train", "val"))
         some = spaced(len(train), FRAMES)
-        fewer = Pairs(train.images[some], train.targets[some], train.classes)
+        fewer = MaskedImages(train.images[some], train.targets[some], train.classes)
         self.clips = val.clips
         super().__init__(f"figure-ground {named(data)}", fewer, val, settings, machine)
 

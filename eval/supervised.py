@@ -24,13 +24,14 @@ from torchvision.utils import make_grid
 
 from kintsugi.augment import color_jitter, cropping
 from kintsugi.augment.color_jitter import Recipe
-from kintsugi.data.images import Images, Split, held_out, open_images, open_labeled
+from kintsugi.data.image_set import Images, Split, held_out
+from kintsugi.data.images import open_images, open_labeled
 from kintsugi.nets.backbones import Backbone, Encoder
 from kintsugi.pictures import judged
 from kintsugi.train import optim
 from kintsugi.train.config import TrainConfig, parse_training, user_errors, within
 from kintsugi.train.dist import World
-from kintsugi.train.loop import storage, train
+from kintsugi.train.loop import store_of, train
 from kintsugi.train.method import Batch, Method
 
 
@@ -129,13 +130,12 @@ def open_training(config: Config, quiet: bool = False) -> Split:
             f"--data{reason} name a folder with train/ and test/ of class folders, one of class folders, cifar10, "
             "stl10 or imagenet:PATH"
         )
-    kept = storage(config, quiet)
+    store = store_of(config, quiet)
     root = Path(spec).expanduser()
     if root.is_dir() and not (root / "train").is_dir():
-        split = open_images(spec, config.size, **kept)
+        split = open_images(spec, config.size, store, scenes=config.scenes)
     else:
-        named = ("short_side", "cache_dir", "cache_gb", "quiet")
-        split = held_out(open_labeled(spec, config.size, **{name: kept[name] for name in named}).train)
+        split = held_out(open_labeled(spec, config.size, store).train)
     if split.train.labels is None:
         raise ValueError(
             f"--data {spec}: its images are not in class folders; make a folder for each class, or train/ and test/ "

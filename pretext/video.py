@@ -13,7 +13,7 @@ from torchvision.utils import make_grid
 
 from kintsugi.augment import color_jitter, cropping
 from kintsugi.augment.color_jitter import Recipe
-from kintsugi.data.clips import Draw, TupleSplit, even, open_tuples
+from kintsugi.data.frame_tuples import Draw, TupleSplit, equalize_exposure, open_tuples
 from kintsugi.nets.backbones import Backbone
 from kintsugi.nets.encoder import Encoder
 from kintsugi.pictures import framed
@@ -21,7 +21,7 @@ from kintsugi.rng import generator
 from kintsugi.train import optim
 from kintsugi.train.config import TrainConfig, within
 from kintsugi.train.dist import World
-from kintsugi.train.loop import storage
+from kintsugi.train.loop import store_of
 from kintsugi.train.method import Batch
 
 _CROPS, _COLOURS = 1, 2  # what random numbers are for, the last part of their key
@@ -87,12 +87,13 @@ def opened(config: VideoConfig, quiet: bool, span: int, draw: Draw, shorter: str
         config.size,
         span,
         draw,
+        store_of(config, quiet),
         shorter=shorter,
         count=config.tuples,
         seed=config.seed,
         frames=config.frames,
         every=config.every,
-        **storage(config, quiet),
+        scenes=config.scenes,
     )
 
 
@@ -108,13 +109,13 @@ def view(batch: Batch, config: VideoConfig, world: World, *key: int) -> Tensor:
     recipe = Recipe(config.jitter, config.jitter, config.jitter, hue=0, gray=0.2, blur=0)
     changes = color_jitter.draw(recipe, count, generator(config.seed, *key, _COLOURS))[part]
     frames = _alike(frames, changes)
-    return even(frames) if config.even else frames
+    return equalize_exposure(frames) if config.even else frames
 
 
 def centered(batch: Batch, config: VideoConfig) -> Tensor:
     """The frames' middles, for looking and measuring: (n,K,3,H,W) -> (n,K,3,S,S) in [0,1]."""
     frames = _cut(batch["image"], cropping.center_boxes(batch["extent"]), config.size)
-    return even(frames) if config.even else frames
+    return equalize_exposure(frames) if config.even else frames
 
 
 def _cut(image: Tensor, boxes: Tensor, size: int, flip: Tensor | None = None) -> Tensor:

@@ -20,8 +20,8 @@ from torch.nn.functional import interpolate, mse_loss
 
 from kintsugi.augment import cropping
 from kintsugi.color import lab_to_rgb, rgb_to_lab
-from kintsugi.data import rgbd
-from kintsugi.data.images import Split
+from kintsugi.data import hha_images
+from kintsugi.data.image_set import Split
 from kintsugi.metrics.chroma import AbErrors
 from kintsugi.nets.backbones import Backbone
 from kintsugi.nets.encoder import Encoder
@@ -31,7 +31,7 @@ from kintsugi.recon.splitbrain import AB_BINS, CrossChannel, NetsConfig, TwoNets
 from kintsugi.rng import generator
 from kintsugi.train.config import parse_training, user_errors
 from kintsugi.train.dist import World
-from kintsugi.train.loop import storage, train
+from kintsugi.train.loop import store_of, train
 from kintsugi.train.method import Batch
 
 AB_WEIGHT = 200.0  # against the squared error of L in 0..100
@@ -83,7 +83,7 @@ def paper() -> Config:
 
 
 def open_depth(config: Config, quiet: bool) -> Split:
-    return rgbd.open_hha(config.data, config.size, **storage(config, quiet))
+    return hha_images.open_hha(config.data, config.size, store_of(config, quiet), scenes=config.scenes)
 
 
 # --- the method -----------------------------------------------------------------------------------------------
@@ -106,7 +106,7 @@ class SplitBrainHha(TwoNets):
         place, flip = torch.rand(config.batch, 2, generator=random), cropping.random_flips(config.batch, random)
         mine = self.world.part(config.batch)
         planes = cropping.cut(batch["image"], batch["extent"], config.size, place[mine], flip[mine])
-        image, hha, known = rgbd.unpack(planes)
+        image, hha, known = hha_images.unpack(planes)
         for net in self.networks.values():
             net.train()
         with self.world.autocast():
@@ -128,7 +128,7 @@ class SplitBrainHha(TwoNets):
 
     def centered(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """Held-out images in the middle: image and HHA (n,3,S,S) in [0,1], known (n,1,S,S)."""
-        return rgbd.unpack(cropping.cut(batch["image"], batch["extent"], self.config.size))
+        return hha_images.unpack(cropping.cut(batch["image"], batch["extent"], self.config.size))
 
     @torch.no_grad()
     def predict(self, image: Tensor, hha: Tensor) -> tuple[Tensor, Tensor]:

@@ -33,7 +33,8 @@ from torchmetrics.functional.classification import binary_average_precision
 
 from kintsugi.augment import cropping
 from kintsugi.data import labeled
-from kintsugi.data.labeled import Domains, Labels
+from kintsugi.data.labeled import Labels
+from kintsugi.data.side_by_side import Domains, open_real, sample_photos
 from kintsugi.losses import adversarial
 from kintsugi.metrics.domain_gap import frechet_distance, probe_accuracy
 from kintsugi.nets.backbones import Backbone, Encoder
@@ -44,7 +45,7 @@ from kintsugi.train import checkpoint, optim
 from kintsugi.train.config import TrainConfig, from_plain, parse_training, user_errors, within
 from kintsugi.train.dist import World
 from kintsugi.train.gan import collapse_warning, update_discriminator
-from kintsugi.train.loop import storage, train
+from kintsugi.train.loop import store_of, train
 from kintsugi.train.method import Batch, Method
 
 _CROPS, _POOLS = 1, 2  # what random numbers are for, the last part of their key
@@ -149,12 +150,12 @@ def paper() -> Config:
 
 def open_domains(config: Config, quiet: bool) -> Domains:
     """The synthetic and the real side, each split into training and held-out images."""
-    stored = storage(config, quiet)
-    rendered = labeled.open_synthetic(config.data, config.size, **stored)
+    store = store_of(config, quiet)
+    rendered = labeled.open_synthetic(config.data, config.size, store, scenes=config.scenes)
     if config.real:
-        real = labeled.open_real(config.real, config.size, **stored)
+        real = open_real(config.real, config.size, store)
     else:
-        real = labeled.sample_photos(config.size)
+        real = sample_photos(config.size)
         if not quiet:
             print(
                 "no --real given: the demo does with scikit-image's sample photos; name a folder of photos to see more"

@@ -13,14 +13,16 @@ from collections.abc import Callable, Iterator
 from datetime import datetime
 from pathlib import Path
 from types import FrameType
-from typing import Any, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from kintsugi import table
-from kintsugi.data.images import Split, open_images
+from kintsugi.data.image_set import Split
+from kintsugi.data.images import open_images
 from kintsugi.data.loader import Indexed, Loader, resident
+from kintsugi.data.store import Store
 from kintsugi.rng import derive_seed
 from kintsugi.train import checkpoint
 from kintsugi.train.config import TrainConfig, to_plain
@@ -74,19 +76,13 @@ def train(
 
 def open_data(config: TrainConfig, quiet: bool = False) -> Split:
     """The images that a configuration names, split into training and held-out ones."""
-    return open_images(config.data, config.size, **storage(config, quiet))
+    return open_images(config.data, config.size, store_of(config, quiet), scenes=config.scenes)
 
 
-def storage(config: TrainConfig, quiet: bool) -> dict[str, Any]:
-    """What the openers of data are told beside what to open."""
-    return {
-        "short_side": config.short_side,
-        "scenes": config.scenes,
-        "cache_dir": config.cache,
-        "cache_gb": config.cache_gb,
-        "device": pick_device(config.device).type,
-        "quiet": quiet,
-    }
+def store_of(config: TrainConfig, quiet: bool) -> Store:
+    """How the data of a run are stored."""
+    device = pick_device(config.device).type
+    return Store(config.short_side, config.cache, config.cache_gb, device, quiet)
 
 
 class _Loop:
