@@ -16,6 +16,8 @@ import torch
 
 from kintsugi.data import cache
 from kintsugi.data.cache import Pixels, Source, build, estimate, load, load_index, save_index
+from kintsugi.data.images import open_images
+from kintsugi.data.store import Store
 
 ROOT = Path(__file__).parents[3]
 
@@ -271,26 +273,22 @@ class Full(io.BytesIO):
 def test_a_full_disk_is_one_line_and_leaves_nothing(
     tmp_path: Path, photos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from kintsugi.data.images import open_images
-
     monkeypatch.setattr(cache, "open", lambda *args: Full(), raising=False)
     with pytest.raises(OSError, match=r"No space left on device.*--cache") as caught:
-        open_images(str(photos), 64, cache_dir=tmp_path)
+        open_images(str(photos), 64, Store(cache=tmp_path))
     assert "\n" not in str(caught.value)
     assert not list(tmp_path.rglob("building-*"))
     monkeypatch.undo()
-    assert len(open_images(str(photos), 64, cache_dir=tmp_path).train) > 0
+    assert len(open_images(str(photos), 64, Store(cache=tmp_path)).train) > 0
 
 
 def test_a_read_only_folder_is_one_line(tmp_path: Path, photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from kintsugi.data.images import open_images
-
     def refuse(path: Path, *args: object, **options: object) -> None:  # permissions do not stop root
         raise OSError(errno.EROFS, "Read-only file system", str(path))
 
     monkeypatch.setattr(Path, "mkdir", refuse)
     with pytest.raises(OSError, match=r"Read-only file system.*--cache") as caught:
-        open_images(str(photos), 64, cache_dir=tmp_path / "cache")
+        open_images(str(photos), 64, Store(cache=tmp_path / "cache"))
     assert "\n" not in str(caught.value)
 
 
@@ -298,19 +296,17 @@ def test_a_set_in_a_read_only_cache_is_used(
     tmp_path: Path, photos: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """With unusable images, too, whose list cannot be written then."""
-    from kintsugi.data.images import open_images
-
     folder = tmp_path / "photos"
     folder.mkdir()
     for file in photos.iterdir():
         (folder / file.name).symlink_to(file)
     (folder / "spoilt.png").write_bytes(b"")
-    count = len(open_images(str(folder), 64, cache_dir=tmp_path / "cache").train)
+    count = len(open_images(str(folder), 64, Store(cache=tmp_path / "cache")).train)
 
     def refuse(path: Path, *args: object, **options: object) -> None:
         raise OSError(errno.EROFS, "Read-only file system", str(path))
 
     monkeypatch.setattr(Path, "mkdir", refuse)
     monkeypatch.setattr(Path, "write_text", refuse)
-    assert len(open_images(str(folder), 64, cache_dir=tmp_path / "cache").train) == count
+    assert len(open_images(str(folder), 64, Store(cache=tmp_path / "cache")).train) == count
     assert capsys.readouterr().err.count("'spoilt.png' (an empty file)") == 2

@@ -13,9 +13,10 @@ import torch
 from PIL import Image, ImageOps
 
 from kintsugi.data import decode as decoding
-from kintsugi.data import images as module
 from kintsugi.data.decode import decode, rgb
-from kintsugi.data.images import Split, open_images
+from kintsugi.data.image_set import Split
+from kintsugi.data.images import open_images
+from kintsugi.data.store import Store
 
 ORIENTATION = 0x0112
 
@@ -50,8 +51,12 @@ def pixels(file: Path, short_side: int = 1000) -> np.ndarray:
 
 @pytest.fixture
 def opened(tmp_path: Path) -> Callable[..., Split]:
-    """``open_images`` with a cache of the test's own."""
-    return lambda spec, size=32, **options: open_images(str(spec), size, **{"cache_dir": tmp_path / "cache", **options})
+    """``open_images`` with a cache for each test."""
+
+    def call(spec: Path, size: int = 32, **settings: Any) -> Split:
+        return open_images(str(spec), size, Store(**{"cache": tmp_path / "cache", **settings}))
+
+    return call
 
 
 def everything(split: Split) -> dict[str, np.ndarray]:
@@ -181,24 +186,7 @@ def test_transparency_lies_over_white(tmp_path: Path) -> None:
 
 
 def test_any_mode_becomes_rgb() -> None:
-    for mode in (
-        "1",
-        "L",
-        "P",
-        "RGB",
-        "RGBA",
-        "LA",
-        "PA",
-        "RGBa",
-        "RGBX",
-        "CMYK",
-        "YCbCr",
-        "HSV",
-        "I",
-        "F",
-        "I;16",
-        "I;16B",
-    ):
+    for mode in "1 L P RGB RGBA LA PA RGBa RGBX CMYK YCbCr HSV I F I;16 I;16B".split():
         assert rgb(Image.new(mode, (5, 4))).mode == "RGB", mode
 
 
@@ -212,7 +200,7 @@ def test_jpegs_are_decoded_small_and_to_the_same_size(tmp_path: Path, monkeypatc
         assert ours.shape == full.shape, (height, width)
         assert np.abs(ours.astype(int) - full).mean() < 4, (height, width)
     loaded: list[tuple[int, int]] = []
-    monkeypatch.setattr(decoding, "stored", lambda image, *rest: loaded.append(image.size))
+    monkeypatch.setattr(decoding, "crop_and_shrink", lambda image, *rest: loaded.append(image.size))
     decode(save(tmp_path / "a.jpg", picture(400, 600)), 48)
     assert loaded == [(150, 100)]
 
@@ -243,7 +231,7 @@ def test_an_image_that_vanishes_after_indexing(
             file.unlink(missing_ok=True)
         return decode(file, short_side)
 
-    monkeypatch.setattr(module, "decode", vanishing)
+    monkeypatch.setattr(decoding, "decode", vanishing)
     assert sorted(everything(opened(folder))) == ["000.png", "001.png", "003.png"]
     assert "skipped 1 of 4 images: '002.png'" in capsys.readouterr().err
 
@@ -257,7 +245,7 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         names.append(file.name)
         return decode(file, short_side)
 
-    monkeypatch.setattr(module, "decode", counted)
+    monkeypatch.setattr(decoding, "decode", counted)
     return names
 
 
@@ -269,13 +257,13 @@ def test_a_cached_set_of_many_names_opens_without_decoding(
     for i in range(3000):
         (folder / f"{i}.png").write_bytes(b"stands for a picture")
     tiny = picture(8, 8).transpose(2, 0, 1)
-    monkeypatch.setattr(module, "decode", lambda file, short_side: tiny)
+    monkeypatch.setattr(decoding, "decode", lambda file, short_side: tiny)
     names = opened(folder, 8).train.names
 
     def never(*args: object, **options: object) -> object:
         raise AssertionError("decoded")
 
-    monkeypatch.setattr(module, "decode", never)
+    monkeypatch.setattr(decoding, "decode", never)
     monkeypatch.setattr(Image, "open", never)
     monkeypatch.setattr("builtins.open", only_cache(tmp_path / "cache"))
     again = opened(folder, 8)
@@ -302,7 +290,7 @@ def test_over_the_limit_images_are_decoded_at_each_use(
         fill(folder / name, 8)
     cached = opened(folder)
     decoded.clear()
-    fresh = opened(folder, cache_dir=tmp_path / "other", cache_gb=1e-6)
+    fresh = opened(folder, cache=tmp_path / "other", limit_gb=1e-6)
     assert "--cache-gb" in capsys.readouterr().err
     assert not list((tmp_path / "other").rglob("pixels.bin"))
     assert fresh.train.names == cached.train.names
@@ -320,7 +308,7 @@ def test_over_the_limit_unusable_images_give_way_to_the_next(
     tmp_path: Path, opened: Callable[..., Split], capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = fill(tmp_path / "set", 20)
-    images = opened(folder, cache_gb=1e-6).train
+    images = opened(folder, limit_gb=1e-6).train
     capsys.readouterr()
     before = images.batch(torch.arange(8))
     (folder / images.names[2]).write_bytes(b"spoilt")
@@ -345,7 +333,7 @@ def test_over_the_limit_unusable_images_give_way_to_the_next(
 def test_labels_go_with_the_images_that_replace(tmp_path: Path, opened: Callable[..., Split]) -> None:
     for name in ("a", "b"):
         fill(tmp_path / "set" / name, 4)
-    images = opened(tmp_path / "set", cache_gb=1e-6).train
+    images = opened(tmp_path / "set", limit_gb=1e-6).train
     assert images.labels is not None
     edge = images.labels.tolist().index(1) - 1  # the last of class a
     (tmp_path / "set" / images.names[edge]).unlink()

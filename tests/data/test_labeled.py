@@ -9,12 +9,13 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from kintsugi.data import labeled
-from kintsugi.data.images import Images
-from kintsugi.data.labeled import Beside, Labels, contours, mirrored, open_real, open_synthetic, pack, unpack
+from kintsugi.data.image_set import Images
+from kintsugi.data.labeled import Labels, contours, mirrored, open_synthetic, pack, unpack
+from kintsugi.data.side_by_side import SideBySide, open_real, sample_photos
+from kintsugi.data.store import Store
 from kintsugi.scenes import rendering
 
-PARTS = ("rgb", "depth", "normal", "instance")
+FOLDERS = ("rgb", "depth", "normal", "instance")
 
 
 def sample(i: int, height: int = 40, width: int = 52) -> dict[str, np.ndarray]:
@@ -32,7 +33,7 @@ def sample(i: int, height: int = 40, width: int = 52) -> dict[str, np.ndarray]:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    for name in PARTS:
+    for name in FOLDERS:
         (tmp_path / "world" / name).mkdir(parents=True)
     for i in range(4):
         for name, values in sample(i).items():
@@ -107,7 +108,7 @@ def test_contours_are_those_of_a_loop():
 
 
 def test_a_folder_is_read_as_it_is(folder: Path):
-    split = open_synthetic(str(folder), 32, short_side=40)
+    split = open_synthetic(str(folder), 32, Store(short_side=40))
     planes = torch.cat([everything(split.train), everything(split.heldout)])
     names = split.train.names + split.heldout.names
     assert sorted(names) == ["000", "001", "002", "003"]
@@ -123,7 +124,7 @@ def test_a_folder_is_read_as_it_is(folder: Path):
 
 
 def test_made_smaller_labels_take_the_value_of_the_pixel_at_their_center(folder: Path):
-    split = open_synthetic(str(folder), 16, short_side=20)  # 40x52 -> 20x26
+    split = open_synthetic(str(folder), 16, Store(short_side=20))  # 40x52 -> 20x26
     image, labels = unpack(everything(split.train))
     made = sample(int(split.train.names[0]))
     assert image.shape[-2:] == (20, 26)
@@ -138,14 +139,14 @@ def test_made_smaller_labels_take_the_value_of_the_pixel_at_their_center(folder:
 def test_what_does_not_match_is_skipped_and_named(folder: Path, capsys: pytest.CaptureFixture[str]):
     Image.fromarray(sample(0)["depth"][:30]).save(folder / "depth" / "000.png")
     (folder / "normal" / "001.png").write_bytes(b"no picture")
-    split = open_synthetic(str(folder), 32, short_side=40)
+    split = open_synthetic(str(folder), 32, Store(short_side=40))
     assert sorted(split.train.names + split.heldout.names) == ["002", "003"]
-    said = capsys.readouterr().err
-    assert "skipped 2 of 4" in said
-    assert "'000' (its depth is 30x52, its image 40x52)" in said
+    message = capsys.readouterr().err
+    assert "skipped 2 of 4" in message
+    assert "'000' (its depth is 30x52, its image 40x52)" in message
 
 
-@pytest.mark.parametrize("name", PARTS)
+@pytest.mark.parametrize("name", FOLDERS)
 def test_a_folder_lacking_a_part_is_refused(name: str, folder: Path):
     (folder / name).rename(folder / "away")
     with pytest.raises(ValueError, match=f"no {name}/ in it"):
@@ -153,27 +154,27 @@ def test_a_folder_lacking_a_part_is_refused(name: str, folder: Path):
 
 
 def test_scenes_are_those_rendered(tmp_path: Path):
-    split = open_synthetic("scenes", 24, short_side=32, scenes=6, cache_dir=tmp_path, quiet=True)
+    split = open_synthetic("scenes", 24, Store(short_side=32, cache=tmp_path, quiet=True), scenes=6)
     number = int(split.train.names[2].split("-")[1])
     found = rendering.render(0, torch.tensor([number]), 32)
     image, labels = unpack(split.train.batch(torch.tensor([2]))["image"])
     assert (image - found["image"]).abs().max() < 1 / 255
     assert (labels.depth - found["depth"]).abs().max() < 1e-3
-    again = open_synthetic("scenes", 24, short_side=32, scenes=6, cache_dir=tmp_path)
+    again = open_synthetic("scenes", 24, Store(short_side=32, cache=tmp_path), scenes=6)
     assert torch.equal(everything(again.train), everything(split.train))
 
 
 def test_real_images_are_refused_in_the_words_of_their_option(tmp_path: Path):
     with pytest.raises(ValueError, match=r"--real .*no such folder"):
-        open_real(str(tmp_path / "none"), 32, short_side=0, cache_dir=None, cache_gb=1, quiet=True)
+        open_real(str(tmp_path / "none"), 32, Store(limit_gb=1, quiet=True))
     with pytest.raises(ValueError, match="--real scenes"):
-        open_real("scenes", 32, short_side=0, cache_dir=None, cache_gb=1, quiet=True)
+        open_real("scenes", 32, Store(limit_gb=1, quiet=True))
 
 
 def test_two_sets_side_by_side_wrap_around(folder: Path, photos: Path):
-    one = open_synthetic(str(folder), 32, short_side=40).train  # 3 of 4
-    other = open_real(str(photos), 32, short_side=40, cache_dir=None, cache_gb=1, quiet=True).train
-    both = Beside(one, other)
+    one = open_synthetic(str(folder), 32, Store(short_side=40)).train  # 3 of 4
+    other = open_real(str(photos), 32, Store(short_side=40, limit_gb=1, quiet=True)).train
+    both = SideBySide(one, other)
     assert len(both) == len(other) > len(one) == 3
     batch = both.batch(torch.tensor([1, 4]))
     assert torch.equal(batch["synthetic/image"][0], batch["synthetic/image"][1])
@@ -183,7 +184,7 @@ def test_two_sets_side_by_side_wrap_around(folder: Path, photos: Path):
 
 
 def test_sample_photos_hold_whole_photos_out():
-    split = labeled.sample_photos(64)
+    split = sample_photos(64)
     assert len(split.train) > 50
     assert len(split.heldout) > 20
     batch = split.train.batch(torch.arange(4))

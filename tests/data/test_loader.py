@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from kintsugi.data.cache import Pixels, Source
-from kintsugi.data.images import Images
+from kintsugi.data.image_set import Images
 from kintsugi.data.loader import Loader, Resident, resident
 from kintsugi.rng import generator
 

@@ -8,8 +8,9 @@ import pytest
 import torch
 from PIL import Image
 
-from kintsugi.data.pairs import VOID, open_clips, open_pairs, open_rgbd
-from kintsugi.data.rgbd import open_hha
+from kintsugi.data.hha_images import open_hha
+from kintsugi.data.pairs import VOID, open_clips, open_pairs
+from kintsugi.data.rgbd import open_rgbd
 
 
 def write(root: Path, part: str, name: str, size: tuple[int, int], ids: np.ndarray | None = None) -> None:
