@@ -96,9 +96,8 @@ def open_tuples(
 ) -> TupleSplit:
     """Tuples of frames, which ``draw`` draws from windows of ``span`` frames of the clips that ``spec`` names.
 
-    spec: ``scenes`` (``scenes`` clips of ``frames`` moments each) or a folder of clips, with every ``every``-th frame used
-    (``kintsugi.data.clips.open_clip_folder``). Sizes, cache and files that cannot be read: as in
-    ``kintsugi.data.images.open_images``.
+    spec: ``scenes`` (``scenes`` clips of ``frames`` moments each) or a folder of clips (``clips.open_clip_folder``),
+    with every ``every``-th frame used. Sizes, cache and files that cannot be read: as in ``images.open_images``.
 
     ``count`` tuples are for training and as many for the held-out clips. A fifth of the clips is held out, at least
     one, those whose names have the lowest SHA-256. Clips of fewer than ``span`` frames are skipped and reported.

@@ -90,15 +90,15 @@ def test_the_limit(tmp_path: Path) -> None:
 
 
 def test_the_estimate() -> None:
-    asked: list[int] = []
+    rows_read: list[int] = []
 
     def read(rows: Sequence[int]) -> list[Pixels]:
-        asked.extend(rows)
+        rows_read.extend(rows)
         return ["spoilt" if row % 2 else np.zeros((3, 10, 20), np.uint8) for row in rows]
 
     assert estimate(Source(["x"] * 10_001, read)) == pytest.approx(10_001 / 2 * 600, rel=0.2)
-    assert len(asked) == 64
-    assert max(np.diff(asked)) < 200  # spread over all of it
+    assert len(rows_read) == 64
+    assert max(np.diff(rows_read)) < 200  # spread over all of it
     assert estimate(Source(["x"] * 2, read)) == 600
 
 

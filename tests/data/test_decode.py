@@ -179,15 +179,15 @@ def saved(suffix: str) -> bytes:
 
 
 @pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp", ".bmp", ".tif"])
-@pytest.mark.parametrize("kept", [0.5, 0.02])
-def test_truncated(suffix: str, kept: float, tmp_path: Path):
+@pytest.mark.parametrize("fraction", [0.5, 0.02])
+def test_truncated(suffix: str, fraction: float, tmp_path: Path):
     file = tmp_path / f"a{suffix}"
-    file.write_bytes(saved(suffix)[: int(kept * len(saved(suffix)))])
+    file.write_bytes(saved(suffix)[: int(fraction * len(saved(suffix)))])
     assert isinstance(decode(file, 50), str)
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "words"),
     [
         (b"", "empty"),
         (b"this is no picture", "not an image"),
@@ -198,11 +198,11 @@ def test_truncated(suffix: str, kept: float, tmp_path: Path):
         (b"\xff\xd8\xff\xe0" + bytes(100), ""),
     ],
 )
-def test_no_image_has_a_reason_of_one_line(content: bytes, said: str, tmp_path: Path):
+def test_no_image_has_a_reason_of_one_line(content: bytes, words: str, tmp_path: Path):
     (tmp_path / "a.jpg").write_bytes(content)
     why = decode(tmp_path / "a.jpg", 50)
     assert isinstance(why, str)
-    assert said in why
+    assert words in why
     assert "\n" not in why
     assert 0 < len(why) <= 120
 

@@ -217,18 +217,18 @@ def bad(data: Path) -> Path:
 
 def test_bad_files_are_skipped_and_named_once(bad: Path, cache_folder: Path, capsys: pytest.CaptureFixture[str]):
     assert names(bad) == ["good1.png", "good2.png"]
-    said = capsys.readouterr().err.splitlines()
-    assert len(said) == 1
-    assert "skipped 6 of 8 images: 'cut.png' (" in said[0]
+    printed = capsys.readouterr().err.splitlines()
+    assert len(printed) == 1
+    assert "skipped 6 of 8 images: 'cut.png' (" in printed[0]
     (listed,) = cache_folder.glob("images/*.skipped.txt")
-    assert str(listed) in said[0]
+    assert str(listed) in printed[0]
     lines = listed.read_text().splitlines()
     assert len(lines) == 6
     assert r"'new\nline.webp': not an image" in lines
     assert any(line.startswith("'small.png': short side of 31 px") for line in lines)
     assert "'link.png': not a file" in lines
     open_images(str(bad), 32)  # from the cache
-    assert capsys.readouterr().err.splitlines() == said
+    assert capsys.readouterr().err.splitlines() == printed
     open_images(str(bad), 32, Store(quiet=True))
     assert capsys.readouterr().err == ""
 

@@ -187,7 +187,7 @@ def test_what_is_resident():
     assert resident(images, cpu, (needed - 1) / 1e9) is images
     assert resident(images, cpu, 0) is images
     assert resident(images, cpu, -1) is images  # on a GPU only
-    undecoded = Images(Source(["a"], lambda rows: ["never asked"]))
+    undecoded = Images(Source(["a"], lambda rows: ["never read"]))
     assert resident(undecoded, cpu, 1.0) is undecoded
 
 

@@ -141,8 +141,8 @@ def test_too_large_a_set_is_decoded_at_each_use(
     (data / "9").mkdir()
     (data / "9/text.png").write_text("no image")
     split = open_images(str(data), 32, Store(limit_gb=1e-5))  # 8 images of 40x60 take 6e-5
-    said = capsys.readouterr().err
-    assert "--cache-gb 1e-05: images are decoded at each use" in said
+    printed = capsys.readouterr().err
+    assert "--cache-gb 1e-05: images are decoded at each use" in printed
     assert not list(cache_folder.glob("images/*"))
     train, last = split.train, len(split.train) - 1
     for _ in range(2):

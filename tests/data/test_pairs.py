@@ -127,11 +127,11 @@ def test_depth_that_cannot_be_meant_is_one_line(kitchen: Path):
     (kitchen / "intrinsics.txt").write_text("1 2 3")
     with pytest.raises(ValueError, match="holds 3 values, not 9 numbers"):
         open_rgbd(kitchen)
-    for focal, said in (("nan", "not 9 numbers"), ("inf", "not 9 numbers"), ("0", "focal lengths are 0 and 5")):
+    for focal, message in (("nan", "not 9 numbers"), ("inf", "not 9 numbers"), ("0", "focal lengths are 0 and 5")):
         (kitchen / "intrinsics.txt").write_text(f"{focal} 0 4 0 5 3 0 0 1")
-        with pytest.raises(ValueError, match=said):
+        with pytest.raises(ValueError, match=message):
             open_rgbd(kitchen)
-        with pytest.raises(ValueError, match=said):
+        with pytest.raises(ValueError, match=message):
             open_hha(str(kitchen), 4)
     (kitchen / "intrinsics.txt").unlink()
     with pytest.raises(ValueError, match=r"cannot read .*intrinsics\.txt \(No such file"):

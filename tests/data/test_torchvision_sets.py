@@ -54,7 +54,7 @@ class Held:
         return Image.fromarray(np.full((self.side, self.side, 3), i, np.uint8)), self.targets[i]
 
 
-def test_cifar10_is_requested_for_once_and_keeps_its_split(cache_folder: Path, monkeypatch: pytest.MonkeyPatch):
+def test_cifar10_is_loaded_once_and_keeps_its_split(cache_folder: Path, monkeypatch: pytest.MonkeyPatch):
     requested: list[tuple[Path, bool]] = []
 
     def cifar10(root: Path, train: bool, download: bool) -> Held:
@@ -150,7 +150,7 @@ def test_imagenet_that_is_not_there(data: Path):
 
 @pytest.mark.parametrize("spec", ["cifar10", "stl10", "voc2012"])
 @pytest.mark.parametrize("error", [urllib.error.URLError("no route\nto host"), RuntimeError("File corrupted.")])
-def test_a_failed_download_is_assert_one_line(spec: str, error: Exception, monkeypatch: pytest.MonkeyPatch):
+def test_a_failed_download_is_one_line(spec: str, error: Exception, monkeypatch: pytest.MonkeyPatch):
     def fail(*args: object, **kwargs: object) -> None:
         raise error
 
