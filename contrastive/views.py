@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from kintsugi.augment import color_jitter, cropping
-from kintsugi.augment.color_jitter import Recipe
+from kintsugi.augment.color_jitter import ColorAugmentation
 from kintsugi.metrics import neighbors
 from kintsugi.metrics.spread import COLLAPSED, COLLAPSED_RANK, spread
 from kintsugi.nets.backbones import Backbone, Encoder
@@ -66,9 +66,9 @@ class ViewsMethod(Method):
         self.views_config, self.world = config, world
         self.encoder = config.backbone.build()
 
-    def recipes(self) -> tuple[Recipe, Recipe]:
+    def recipes(self) -> tuple[ColorAugmentation, ColorAugmentation]:
         """How the colors of the first and of the second view vary."""
-        recipe = Recipe(blur=self.views_config.blur).jittered(self.views_config.strength)
+        recipe = ColorAugmentation(blur=self.views_config.blur).with_strength(self.views_config.strength)
         return recipe, recipe
 
     def view(self, batch: Batch, which: int, *key: int) -> Tensor:

@@ -23,7 +23,7 @@ from torch.nn.functional import cross_entropy, interpolate
 from torchvision.utils import make_grid
 
 from kintsugi.augment import color_jitter, cropping
-from kintsugi.augment.color_jitter import Recipe
+from kintsugi.augment.color_jitter import ColorAugmentation
 from kintsugi.data.image_set import Images, Split, held_out
 from kintsugi.data.images import open_images, open_labeled
 from kintsugi.nets.backbones import Backbone, Encoder
@@ -184,7 +184,7 @@ class Supervised(Method):
     def view(self, batch: Batch, step: int) -> Tensor:
         """This rank's random crops (n,3,S,S) in [0,1], drawn for the global batch."""
         config, count = self.config, len(batch["image"]) * self.world.size
-        recipe = Recipe(gray=0, blur=0).jittered(config.strength) if config.strength else None
+        recipe = ColorAugmentation(gray=0, blur=0).with_strength(config.strength) if config.strength else None
         mine, key = self.world.part(count), (config.seed, step)
         return color_jitter.random_views(batch, recipe, config.size, config.smallest_crop, count, mine, key)
 

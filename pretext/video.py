@@ -12,7 +12,7 @@ from torch.nn.functional import interpolate, pad
 from torchvision.utils import make_grid
 
 from kintsugi.augment import color_jitter, cropping
-from kintsugi.augment.color_jitter import Recipe
+from kintsugi.augment.color_jitter import ColorAugmentation
 from kintsugi.data.frame_tuples import Draw, TupleSplit, equalize_exposure, open_tuples
 from kintsugi.nets.backbones import Backbone
 from kintsugi.nets.encoder import Encoder
@@ -106,8 +106,8 @@ def view(batch: Batch, config: VideoConfig, world: World, *key: int) -> Tensor:
     draws, flip = cropping.crop_draws(count, random)[part], cropping.random_flips(count, random)[part]
     boxes = cropping.random_boxes(batch["extent"], draws, scale=(config.smallest_crop, 1.0))
     frames = _cut(batch["image"], boxes, config.size, flip)
-    recipe = Recipe(config.jitter, config.jitter, config.jitter, hue=0, gray=0.2, blur=0)
-    changes = color_jitter.draw(recipe, count, generator(config.seed, *key, _COLOURS))[part]
+    recipe = ColorAugmentation(config.jitter, config.jitter, config.jitter, hue=0, gray=0.2, blur=0)
+    changes = color_jitter.draw_changes(recipe, count, generator(config.seed, *key, _COLOURS))[part]
     frames = _alike(frames, changes)
     return equalize_exposure(frames) if config.even else frames
 
@@ -125,7 +125,7 @@ def _cut(image: Tensor, boxes: Tensor, size: int, flip: Tensor | None = None) ->
     return cut.unflatten(0, (-1, count))
 
 
-def _alike(frames: Tensor, changes: color_jitter.Colors) -> Tensor:
+def _alike(frames: Tensor, changes: color_jitter.ColorChanges) -> Tensor:
     """Each tuple's frames side by side as one picture: so even what goes by a picture's mean is the same for all."""
     count, size = frames.shape[1], frames.shape[4]
     wide = color_jitter.recolor(frames.permute(0, 2, 3, 1, 4).flatten(3), changes)  # (n,3,S,K*S)

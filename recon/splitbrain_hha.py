@@ -105,7 +105,7 @@ class SplitBrainHha(TwoNets):
         config, random = self.config, generator(self.config.seed, step)
         place, flip = torch.rand(config.batch, 2, generator=random), cropping.random_flips(config.batch, random)
         mine = self.world.part(config.batch)
-        planes = cropping.cut(batch["image"], batch["extent"], config.size, place[mine], flip[mine])
+        planes = cropping.crop(batch["image"], batch["extent"], config.size, place[mine], flip[mine])
         image, hha, known = hha_images.unpack(planes)
         for net in self.networks.values():
             net.train()
@@ -128,7 +128,7 @@ class SplitBrainHha(TwoNets):
 
     def centered(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """Held-out images in the middle: image and HHA (n,3,S,S) in [0,1], known (n,1,S,S)."""
-        return hha_images.unpack(cropping.cut(batch["image"], batch["extent"], self.config.size))
+        return hha_images.unpack(cropping.crop(batch["image"], batch["extent"], self.config.size))
 
     @torch.no_grad()
     def predict(self, image: Tensor, hha: Tensor) -> tuple[Tensor, Tensor]:

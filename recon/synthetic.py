@@ -396,7 +396,7 @@ class Synthetic(Method):
         channel = torch.randint(3, (count,), generator=random)
         mine = self.world.part(count)
         image, extent = batch[f"{domain}/image"], batch[f"{domain}/extent"]
-        return cropping.cut(image, extent, self.config.size, place[mine], flip[mine]), flip[mine], channel[mine]
+        return cropping.crop(image, extent, self.config.size, place[mine], flip[mine]), flip[mine], channel[mine]
 
     def _seen(self, image: Tensor, channel: Tensor) -> Tensor:
         """Images (n,3,S,S) as one ``channel`` (n,) of each three times, or unchanged."""
@@ -407,7 +407,7 @@ class Synthetic(Method):
 
     def centered(self, batch: Batch, domain: str) -> Tensor:
         """The central squares of held-out images of a domain, uint8 (n,C,S,S), at the scale of the training crops."""
-        return cropping.cut(batch[f"{domain}/image"], batch[f"{domain}/extent"], self.config.size)
+        return cropping.crop(batch[f"{domain}/image"], batch[f"{domain}/extent"], self.config.size)
 
     @torch.no_grad()
     def look(self, image: Tensor) -> tuple[Tensor, Guess]:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torchvision.transforms.v2 import functional as tv
 
-from kintsugi.augment.cropping import center_boxes, crop_draws, crop_resize, cut, random_boxes, random_flips
+from kintsugi.augment.cropping import center_boxes, crop, crop_draws, crop_resize, random_boxes, random_flips
 from kintsugi.rng import generator
 
 
@@ -66,9 +66,9 @@ def test_channels_lie_in_memory_as_they_like(dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
 @pytest.mark.parametrize("size", [8, 200])
-def test_then_is_done_once_to_each_view_with_its_row(dtype: torch.dtype, size: int) -> None:
+def test_apply_is_done_once_to_each_view_with_its_row(dtype: torch.dtype, size: int) -> None:
     image, number = images(dtype=dtype), torch.arange(4.0)[:, None, None, None]
-    found = crop_resize(image, BOXES, size, then=lambda views, rows: views.add_(number[rows]))
+    found = crop_resize(image, BOXES, size, apply=lambda views, rows: views.add_(number[rows]))
     torch.testing.assert_close(found, crop_resize(image, BOXES, size) + number)
 
 
@@ -129,15 +129,15 @@ def test_cuts_are_those_of_a_loop():
     image = torch.randint(0, 256, (3, 10, 9, 11), generator=generator(5), dtype=torch.uint8)
     extent = torch.tensor([[9, 11], [9, 11], [7, 8]])
     draws = torch.tensor([[0.0, 0.0], [0.999, 0.999], [0.7, 0.3]])
-    found = cut(image, extent, 5, draws, flip=torch.tensor([False, True, False]))
+    found = crop(image, extent, 5, draws, flip=torch.tensor([False, True, False]))
     for n, (top, left) in enumerate([(0, 0), (4, 6), (2, 1)]):
         expected = image[n, :, top : top + 5, left : left + 5]
         assert torch.equal(found[n], expected.flip(2) if n == 1 else expected)
-    assert torch.equal(cut(image, extent, 5)[2], image[2, :, 1:6, 1:6])
+    assert torch.equal(crop(image, extent, 5)[2], image[2, :, 1:6, 1:6])
 
 
 def test_cuts_fall_evenly_on_all_places():
     image = torch.arange(12).view(1, 1, 1, 12).expand(4000, 1, 12, 12)
     draws = torch.rand(4000, 2, generator=generator(6))
-    left = cut(image, torch.tensor([[12, 12]]).expand(4000, 2), 8, draws)[:, 0, 0, 0]
+    left = crop(image, torch.tensor([[12, 12]]).expand(4000, 2), 8, draws)[:, 0, 0, 0]
     assert torch.bincount(left).tolist() == pytest.approx([800] * 5, rel=0.15)
