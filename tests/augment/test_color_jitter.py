@@ -81,8 +81,8 @@ def test_nothing_drawn_changes_nothing():
 def test_an_image_is_recolored_alike_in_any_batch():
     colors = draw_changes(ColorAugmentation(solarize=0.2), N, generator(6))
     whole = recolor(IMAGES, colors)
-    part = recolor(IMAGES[5:9], colors[slice(5, 9)])
-    torch.testing.assert_close(part, whole[5:9], atol=1e-6, rtol=0)
+    some_images = recolor(IMAGES[5:9], colors[slice(5, 9)])
+    torch.testing.assert_close(some_images, whole[5:9], atol=1e-6, rtol=0)
 
 
 def test_probabilities_ranges_and_orders():

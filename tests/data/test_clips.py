@@ -123,7 +123,7 @@ def test_windows_are_drawn_by_their_motion():
     assert (found[np.array(weights) == 0] == 0).all()
 
 
-def test_where_nothing_moves_all_windows_are_alike():
+def test_where_nothing_moves_all_windows_are_equally_likely():
     drawn = moving([4, 4], [0.0] * 8, 3).batch(torch.arange(4000))["frame"][:, 0]
     assert np.allclose([(drawn == start).float().mean() for start in (0, 1, 4, 5)], 0.25, atol=0.03)
 
@@ -150,7 +150,7 @@ def test_motion_is_the_mean_difference_of_neighbors_and_is_measured_once(
     assert torch.equal(again.motion, found.motion)
 
 
-def test_without_a_cache_frames_are_decoded_at_each_use(tmp_path: Path):
+def test_over_the_limit_frames_are_decoded_at_each_use(tmp_path: Path):
     write_frames(tmp_path)
     kept, not_kept = (opened(tmp_path, store=Store(limit_gb=gb, quiet=True)).train for gb in (8, 0))
     some = torch.arange(9)
@@ -199,7 +199,7 @@ def test_videos_that_cannot_be_read_are_skipped_and_reported(tmp_path: Path, cap
     assert lengths == {f"{clip}.avi": 9 for clip in range(4)}
 
 
-def test_short_clips_are_skipped_and_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_short_clips_are_skipped_and_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     write_frames(tmp_path, count=3)
     for frame in range(4, 11):
         (tmp_path / f"clip1/{frame}.png").unlink()
@@ -210,10 +210,10 @@ def test_short_clips_are_skipped_and_named(tmp_path: Path, capsys: pytest.Captur
         opened(tmp_path, span=12)
 
 
-def test_what_is_no_folder_of_clips_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_folder_without_clips_is_refused_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     with pytest.raises(ValueError, match="no such folder; name a folder with a folder of frames or a video file"):
         opened(tmp_path / "none")
-    Image.new("RGB", (60, 40)).save(tmp_path / "photo.png")  # a folder of photos is no clip
+    Image.new("RGB", (60, 40)).save(tmp_path / "photo.png")  # photos at the top are not a clip
     with pytest.raises(ValueError, match="no clips in this folder"):
         opened(tmp_path)
     (tmp_path / "a.mp4").write_bytes(b"not read")
@@ -226,7 +226,7 @@ def test_what_is_no_folder_of_clips_is_one_line(tmp_path: Path, monkeypatch: pyt
         opened(tmp_path)
 
 
-def test_videos_over_the_limit_are_one_line(tmp_path: Path):
+def test_videos_over_the_limit_are_refused_in_one_line(tmp_path: Path):
     write_video(tmp_path / "a.mp4", 0)
     write_video(tmp_path / "b.mp4", 1)
     with pytest.raises(ValueError, match=r"more than --cache-gb 0: raise it, lower --short-side"):
@@ -252,7 +252,7 @@ def test_equalized_frames_have_one_mean_and_deviation():
     drift = torch.tensor([1.0, 1.1, 0.9, 1.05]).view(4, 1, 1, 1)
     found = equalize_exposure(drift * frames[:, :1] + 0.05 * (1 - drift))
     for n in range(2):
-        for frame in range(1, 4):  # the drift was all that made them differ
+        for frame in range(1, 4):  # they differed by the drift alone
             assert torch.allclose(found[n, frame], found[n, 0], atol=1e-5)
     found = equalize_exposure(frames)
     for n in range(2):

@@ -1,4 +1,4 @@
-"""What is found in folders and what becomes of it: labels, batches, held-out images, files that cannot be used."""
+"""Images in folders: which are found, their labels, batches and split, and files that cannot be used."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from kintsugi.data import cache, image_set
 from kintsugi.data.image_set import Images
 from kintsugi.data.images import open_images
 from kintsugi.data.store import Store
+from kintsugi.scenes import rendering
 
 
 @pytest.fixture(autouse=True)
@@ -48,14 +49,14 @@ def test_folders_are_searched_to_the_bottom_and_hidden_files_left_out(data: Path
     assert names(data) == sorted(shown)
 
 
-def test_labels_of_labeled_sets_are_no_photos(data: Path):
+def test_label_images_are_not_photos(data: Path):
     photos = ["train/images/a.png", "val/images/b.png", "kitchen/rgb/c.png", "masks/d.png"]
     for name in [*photos, "train/masks/a.png", "val/masks/b.png", "kitchen/depth/c.png", "kitchen/normal/c.png"]:
         put(data / name)
     assert names(data) == sorted(photos)
 
 
-def test_a_folder_that_cannot_be_read_is_named(data: Path, monkeypatch: pytest.MonkeyPatch, capsys):
+def test_a_folder_that_cannot_be_read_is_reported(data: Path, monkeypatch: pytest.MonkeyPatch, capsys):
     put(data / "a.png")
     put(data / "b.png")
     put(data / "locked/c.png")
@@ -71,7 +72,7 @@ def test_a_folder_that_cannot_be_read_is_named(data: Path, monkeypatch: pytest.M
     assert f"skipped the folder {data / 'locked'}: Permission denied" in capsys.readouterr().err
 
 
-def test_a_name_that_is_no_unicode(data: Path):
+def test_a_name_that_is_not_unicode(data: Path):
     put(data / "a.png")
     put(data / "b.png")
     try:
@@ -114,7 +115,7 @@ def test_class_folders(data: Path):
 
 
 @pytest.mark.parametrize("others", [["b/x.png", "c.png"], ["a/y.png", "a/deep/z.png"]])
-def test_no_classes_where_images_lie_elsewhere_or_in_one_folder(others: list[str], data: Path):
+def test_no_classes_where_images_lie_at_the_top_or_in_one_folder(others: list[str], data: Path):
     for name in ["a/x.png", *others]:
         put(data / name)
     train = open_images(str(data), 32).train
@@ -167,21 +168,21 @@ def test_about_a_twentieth_is_held_out():
     assert sorted(split.train.names + split.heldout.names) == sorted(made(4000).names)
 
 
-def test_adding_images_moves_none():
+def test_adding_images_moves_no_other():
     few, many = image_set.held_out(made(2000)), image_set.held_out(made(3000))
     assert set(few.heldout.names) <= set(many.heldout.names)
     assert set(few.train.names) <= set(many.train.names)
 
 
 @pytest.mark.parametrize("count", [2, 3, 10])
-def test_neither_part_is_empty(count: int):
+def test_neither_side_is_empty(count: int):
     for first in range(50):
         split = image_set.held_out(made(count, first))
         assert len(split.train) + len(split.heldout) == count
         assert min(len(split.train), len(split.heldout)) >= 1
 
 
-def test_at_most_so_many_are_held_out():
+def test_at_most_1024_are_held_out():
     assert len(image_set.held_out(made(40_000)).heldout) == 1024
 
 
@@ -203,7 +204,7 @@ def test_one_image_cannot_be_split(data: Path):
 
 @pytest.fixture
 def bad(data: Path) -> Path:
-    """Two good images, a small one and five that are none."""
+    """Two good images, a small one and five files that are no images."""
     put(data / "good1.png", 1)
     put(data / "good2.png", 2)
     put(data / "small.png", 3, 31, 60)
@@ -215,7 +216,7 @@ def bad(data: Path) -> Path:
     return data
 
 
-def test_bad_files_are_skipped_and_named_once(bad: Path, cache_folder: Path, capsys: pytest.CaptureFixture[str]):
+def test_bad_files_are_skipped_and_reported_once(bad: Path, cache_folder: Path, capsys: pytest.CaptureFixture[str]):
     assert names(bad) == ["good1.png", "good2.png"]
     printed = capsys.readouterr().err.splitlines()
     assert len(printed) == 1
@@ -233,7 +234,7 @@ def test_bad_files_are_skipped_and_named_once(bad: Path, cache_folder: Path, cap
     assert capsys.readouterr().err == ""
 
 
-def test_nothing_to_learn_from(data: Path, cache_folder: Path):
+def test_no_images_are_refused_in_one_line(data: Path, cache_folder: Path):
     with pytest.raises(ValueError, match="no such folder") as error:
         open_images(str(data / "none"), 32)
     assert_one_line(error, str(data / "none"), "cifar10")
@@ -261,12 +262,23 @@ def test_images_smaller_than_the_crop(side: int, fits: int, data: Path):
     assert len(open_images(str(data), fits).train) == 2
 
 
-def test_a_short_side_below_the_crop(data: Path):
+def test_a_short_side_below_the_crop_is_refused(data: Path):
     with pytest.raises(ValueError, match="--short-side 20 is less than --size 32"):
         open_images(str(data), 32, Store(short_side=20))
 
 
-# --- real photos ----------------------------------------------------------------------------------------------
+# --- scenes and real photos -----------------------------------------------------------------------------------
+
+
+def test_scenes_are_rendered_once(monkeypatch: pytest.MonkeyPatch):
+    train = open_images("scenes", 16, scenes=6).train
+    batch = train.batch(torch.arange(len(train)))
+    assert batch["extent"].tolist() == [[24, 24]] * len(train)
+    indices = torch.tensor([int(name.removeprefix("scene-")) for name in train.names])
+    rendered = rendering.render(0, indices, 24)["image"]
+    assert (batch["image"] / 255 - rendered).abs().max() <= 0.5 / 255 + 1e-5
+    monkeypatch.setattr(rendering, "render", None)  # not rendered again
+    assert torch.equal(open_images("scenes", 16, scenes=6).train.batch(batch["index"])["image"], batch["image"])
 
 
 @pytest.mark.realdata

@@ -50,12 +50,12 @@ def test_voc2007_is_read_where_torchvision_puts_it(tmp_path: Path):
     root = tmp_path / "torchvision/VOCdevkit/VOC2007"
     for folder in ("JPEGImages", "Annotations", "ImageSets/Main"):
         (root / folder).mkdir(parents=True)
-    for part, names in (("trainval", ["000001", "000003"]), ("test", ["000002"])):
-        (root / f"ImageSets/Main/{part}.txt").write_text("\n".join(names) + "\n")
+    for split_name, names in (("trainval", ["000001", "000003"]), ("test", ["000002"])):
+        (root / f"ImageSets/Main/{split_name}.txt").write_text("\n".join(names) + "\n")
         for name in names:
             Image.new("RGB", (80, 70), (10, 20, 30)).save(root / f"JPEGImages/{name}.jpg")
             (root / f"Annotations/{name}.xml").write_text(ANNOTATION.format(OBJECT.format("cow", 0)))
-    (root / "JPEGImages/000001.jpg").write_bytes(b"no image")  # skipped: the other's labels stay its own
+    (root / "JPEGImages/000001.jpg").write_bytes(b"no image")  # skipped, and the other image keeps its labels
     (root / "Annotations/000003.xml").write_text(ANNOTATION.format(OBJECT.format("diningtable", 0)))
     split = open_multilabel("voc2007", 32, Store(cache=tmp_path, quiet=True))
     assert split.train.names == ["000003.jpg"]
@@ -65,7 +65,7 @@ def test_voc2007_is_read_where_torchvision_puts_it(tmp_path: Path):
     assert split.heldout.batch(torch.tensor([0]))["label"].sum() == 1
 
 
-def test_voc2007_that_cannot_be_had_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_voc2007_that_cannot_be_downloaded_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     def offline(*args: object, **kwargs: object) -> None:
         raise OSError("offline")
 

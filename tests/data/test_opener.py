@@ -98,7 +98,7 @@ def test_an_interrupted_build_leaves_nothing(data: Path, cache_folder: Path, mon
     assert len(names(data)) == 3
 
 
-def test_builds_that_were_killed_are_removed_in_time(data: Path, cache_folder: Path):
+def test_killed_builds_are_removed_after_an_hour(data: Path, cache_folder: Path):
     for age, name in (7200, "building-old"), (10, "building-running"):
         file = cache_folder / "images" / name / "pixels.bin"
         file.parent.mkdir(parents=True)
@@ -114,7 +114,7 @@ def test_two_builds_at_once(tmp_path: Path):
     both = threading.Barrier(2)
 
     def read(rows: object) -> list[cache.Pixels]:
-        both.wait(10)  # neither is whole before both are under way
+        both.wait(10)  # neither is complete before both have begun
         return [np.full((3, 8, 8), i, np.uint8) for i in range(4)]
 
     source = cache.Source(list("abcd"), read)
@@ -163,7 +163,7 @@ def test_too_large_a_set_is_decoded_at_each_use(
 
 
 def test_the_limit_holds_where_the_estimate_was_low(data: Path, cache_folder: Path):
-    """Of 200 images the 64 that the estimate goes by are small."""
+    """200 images, of which only the 64 that the estimate is based on are small."""
     sample = set(np.linspace(0, 199, 64).astype(int).tolist())
     for i in range(200):
         side = 8 if i in sample else 64
@@ -173,7 +173,7 @@ def test_the_limit_holds_where_the_estimate_was_low(data: Path, cache_folder: Pa
     assert not list(cache_folder.glob("images/*"))
 
 
-def test_a_cache_that_cannot_be_written(data: Path, tmp_path: Path):
+def test_a_cache_that_cannot_be_written_is_one_line(data: Path, tmp_path: Path):
     put(data / "a.png")
     put(data / "b.png")
     (tmp_path / "file").write_text("in the way")
@@ -191,7 +191,7 @@ def full_disk() -> Iterator[None]:
     resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-def test_no_space_left(data: Path, cache_folder: Path, full_disk: None):
+def test_a_full_disk_is_one_line(data: Path, cache_folder: Path, full_disk: None):
     for i in range(10):
         put(data / f"{i}.png", i)
     with pytest.raises(OSError, match="cannot keep decoded images in") as error:
@@ -202,7 +202,7 @@ def test_no_space_left(data: Path, cache_folder: Path, full_disk: None):
 
 @pytest.mark.slow
 def test_a_million_images_open_in_seconds(data: Path, monkeypatch: pytest.MonkeyPatch):
-    """Of those that are kept; without walking and decoding, which take as long as the disk and the processor do."""
+    """From the cache. Walking and decoding, whose time depends on disk and processor, are left out."""
     names = [f"n{i % 1000:08d}/{i}.JPEG" for i in range(1_000_000)]
     monkeypatch.setattr(folders, "walk", lambda root, report: ((name, 9, 9) for name in names))
     monkeypatch.setattr(decoding, "decode", lambda file, short_side: np.zeros((3, 1, 1), np.uint8))

@@ -37,7 +37,7 @@ def coded(seed: int, kind: str = "png", height: int = 32, width: int = 40) -> by
 
 
 def write(file: Path, members: Mapping[str, bytes]) -> None:
-    """A tar with these members; a name may be given twice by adding spaces to it."""
+    """A tar with these members. Spaces at the end of a name are removed, so that a name may be given twice."""
     file.parent.mkdir(parents=True, exist_ok=True)
     with tarfile.open(file, "w") as tar:
         for name, content in members.items():
@@ -98,7 +98,7 @@ def same(found: dict[str, tuple[np.ndarray, int]], expected: dict[str, tuple[np.
 
 @pytest.mark.parametrize("limit_gb", [1.0, 1e-6])
 def test_pixels_and_labels_are_those_of_webdatasets_reader(limit_gb: float, tmp_path: Path) -> None:
-    """From the cache, and where the set is too large for it: the second time from the kept index."""
+    """From the cache, and, where the set is too large for it, by the index, which is built once."""
     fill(tmp_path / "set")
     expected = oracle(tmp_path / "set")
     assert len(expected) == 15
@@ -122,7 +122,7 @@ def test_the_index_is_kept_and_follows_the_files(
         opened(spec, limit_gb=0)
     assert len(read) == 3
     (file,) = (cache_folder / "shards").iterdir()
-    os.truncate(file, 100)  # damaged: read anew
+    os.truncate(file, 100)  # damaged, so that it is built again
     opened(spec, limit_gb=0)
     assert len(read) == 6
     write(tmp_path / "set/set-001.tar", {"a.png": coded(7), "b.png": coded(8)})
@@ -137,7 +137,7 @@ def test_samples_without_labels(tmp_path: Path) -> None:
     assert len(content(split)) == 4
 
 
-def test_labels_that_are_none_are_unknown(tmp_path: Path) -> None:
+def test_invalid_labels_are_unknown(tmp_path: Path) -> None:
     labels = {
         "a.cls": b"5",
         "b.cls": b"cat",
@@ -159,7 +159,7 @@ def test_labels_that_are_none_are_unknown(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("limit_gb", [1.0, 1e-6])
-def test_what_is_no_sample_is_left_out_counted_and_named(
+def test_members_that_are_no_samples_are_skipped_and_reported(
     limit_gb: float, tmp_path: Path, capsys: pytest.CaptureFixture[str], cache_folder: Path
 ) -> None:
     file = tmp_path / "a.tar"
@@ -202,7 +202,9 @@ def test_what_is_no_sample_is_left_out_counted_and_named(
 
 
 @pytest.mark.parametrize("cut", [600, 2000, 3500, 5000, 9000, 14000])
-def test_a_truncated_shard_keeps_what_is_whole(cut: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_complete_samples_of_a_truncated_shard_are_used(
+    cut: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     write(tmp_path / "cut.tar", {f"{i}.png": coded(i) for i in range(4)})
     write(tmp_path / "whole.tar", {f"{i}.png": coded(i) for i in range(2)})
     with tarfile.open(tmp_path / "cut.tar") as tar:
@@ -214,14 +216,16 @@ def test_a_truncated_shard_keeps_what_is_whole(cut: int, tmp_path: Path, capsys:
     assert "'cut.tar" in message
 
 
-def test_a_compressed_shard_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_compressed_shard_is_refused_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with tarfile.open(tmp_path / "a.tar", "w:gz") as tar:
         tar.add(__file__, "x.png")
     with pytest.raises(ValueError, match=r"no images in these shards \('a.tar': not a whole, uncompressed tar"):
         opened(f"shards:{tmp_path}")
 
 
-def test_images_that_are_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_samples_that_are_no_images_are_skipped_and_reported(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     write(tmp_path / "a.tar", {"a.png": coded(1), "b.png": b"no image", "c.png": b"", "d.png": coded(2)})
     assert len(content(opened(f"shards:{tmp_path}/a.tar"))) == 2
     message = capsys.readouterr().err
@@ -243,7 +247,7 @@ def test_shards_of_the_same_name_in_two_folders(tmp_path: Path) -> None:
         ("s3://bucket/x.tar", "neither a path nor a URL"),
     ],
 )
-def test_shards_that_are_not_there(what: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_shards_are_one_line(what: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match=message) as error:
         opened(f"shards:{what}")
@@ -266,7 +270,7 @@ class Served(http.server.SimpleHTTPRequestHandler):
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[str]:
-    """The URL at which the folder ``served`` is to be had."""
+    """The URL at which the folder ``served`` is served."""
     Served.requests.clear()
     (tmp_path / "served").mkdir()
     handler = functools.partial(Served, directory=tmp_path / "served")
@@ -300,7 +304,7 @@ def test_a_shard_that_cannot_be_copied_is_one_line(
     spoil: str, server: str, tmp_path: Path, cache_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fill(tmp_path / "served", shard_count=1)
-    if spoil == "short":  # more is announced than comes
+    if spoil == "short":  # announces more than it sends
         send = Served.send_header
         monkeypatch.setattr(
             Served,

@@ -1,4 +1,4 @@
-"""The sets that torchvision downloads, by stand-ins for its classes; and the built-in scenes."""
+"""The sets that torchvision downloads, with fakes in place of its classes."""
 
 from __future__ import annotations
 
@@ -7,13 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from helpers.image_files import assert_one_line, put, values
 from PIL import Image
 from torchvision import datasets
 
 from kintsugi.data.images import open_images
-from kintsugi.scenes import rendering
 
 
 @pytest.fixture(autouse=True)
@@ -29,19 +27,8 @@ def data(tmp_path: Path) -> Path:
     return tmp_path / "data"
 
 
-def test_scenes(monkeypatch: pytest.MonkeyPatch):
-    train = open_images("scenes", 16, scenes=6).train
-    batch = train.batch(torch.arange(len(train)))
-    assert batch["extent"].tolist() == [[24, 24]] * len(train)
-    indices = torch.tensor([int(name.removeprefix("scene-")) for name in train.names])
-    rendered = rendering.render(0, indices, 24)["image"]
-    assert (batch["image"] / 255 - rendered).abs().max() <= 0.5 / 255 + 1e-5
-    monkeypatch.setattr(rendering, "render", None)  # not rendered again
-    assert torch.equal(open_images("scenes", 16, scenes=6).train.batch(batch["index"])["image"], batch["image"])
-
-
-class Held:
-    """Stands in for torchvision's sets that hold their images in memory: image i is filled with i."""
+class FakeSet:
+    """A fake of torchvision's sets that hold their images in memory: image i is filled with i."""
 
     def __init__(self, count: int, side: int, labels: np.ndarray) -> None:
         self.count, self.side, self.labels, self.targets = count, side, labels, labels.tolist()
@@ -57,9 +44,9 @@ class Held:
 def test_cifar10_is_loaded_once_and_keeps_its_split(cache_folder: Path, monkeypatch: pytest.MonkeyPatch):
     requested: list[tuple[Path, bool]] = []
 
-    def cifar10(root: Path, train: bool, download: bool) -> Held:
+    def cifar10(root: Path, train: bool, download: bool) -> FakeSet:
         requested.append((root, train))
-        return Held(20 if train else 10, 32, np.arange(20 if train else 10) % 3)
+        return FakeSet(20 if train else 10, 32, np.arange(20 if train else 10) % 3)
 
     monkeypatch.setattr(datasets, "CIFAR10", cifar10)
     for _ in range(2):
@@ -76,9 +63,9 @@ def test_cifar10_is_loaded_once_and_keeps_its_split(cache_folder: Path, monkeypa
 
 
 def test_stl10_trains_on_its_unlabeled_images_too(monkeypatch: pytest.MonkeyPatch):
-    def stl10(root: Path, split: str, download: bool) -> Held:
+    def stl10(root: Path, split: str, download: bool) -> FakeSet:
         count = {"train": 4, "unlabeled": 6, "test": 3}[split]
-        return Held(count, 96, np.full(count, -1) if split == "unlabeled" else np.arange(count, dtype=np.uint8) % 3)
+        return FakeSet(count, 96, np.full(count, -1) if split == "unlabeled" else np.arange(count, dtype=np.uint8) % 3)
 
     monkeypatch.setattr(datasets, "STL10", stl10)
     split = open_images("stl10", 64)
@@ -140,7 +127,7 @@ def test_imagenet_archives_are_unpacked(data: Path, monkeypatch: pytest.MonkeyPa
     assert len(open_images(f"imagenet:{data}", 32).train) == 2
 
 
-def test_imagenet_that_is_not_there(data: Path):
+def test_a_missing_imagenet_is_one_line(data: Path):
     with pytest.raises(ValueError, match="neither train/ nor its archive") as error:
         open_images(f"imagenet:{data}", 32)
     assert_one_line(error, "ILSVRC2012_devkit_t12.tar.gz")
