@@ -92,8 +92,8 @@ def crop_resize(
         for chunk in chunks(len(image), size**2):
             for i in range(len(image))[chunk]:
                 top, left, height, width = places[i]
-                crop = image[i : i + 1, :, top : top + height, left : left + width]
-                resized = interpolate(crop, (size, size), mode="bilinear", antialias=True)[0]
+                boxed = image[i : i + 1, :, top : top + height, left : left + width]
+                resized = interpolate(boxed, (size, size), mode="bilinear", antialias=True)[0]
                 torch.div(resized.flip(2) if mirrored[i] else resized, 255, out=views[i])
             apply(views[chunk], chunk)
         return views
