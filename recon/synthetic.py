@@ -32,7 +32,8 @@ from torch.nn.functional import binary_cross_entropy_with_logits, interpolate, n
 
 from kintsugi.augment import cropping
 from kintsugi.data import labeled
-from kintsugi.data.labeled import Domains, Labels
+from kintsugi.data.labeled import Labels
+from kintsugi.data.side_by_side import Domains, open_real, sample_photos
 from kintsugi.losses import adversarial
 from kintsugi.losses.depth import depth_loss, normal_loss
 from kintsugi.metrics.domain_gap import frechet_distance, probe_accuracy
@@ -47,7 +48,7 @@ from kintsugi.train.config import TrainConfig, from_plain, within
 from kintsugi.train.dist import World
 from kintsugi.train.gan import collapse_warning, update_discriminator
 from kintsugi.train.method import Batch, Method
-from kintsugi.train.opening import storage
+from kintsugi.train.opening import store_of
 
 _CROPS, _POOLS = 1, 2  # what random numbers are for, the last part of their key
 JUDGED = {"alexnet": (16,), "resnet18": (16, 32), "resnet50": (16, 32)}  # strides; alexnet's 16 is conv5, the paper's
@@ -296,12 +297,12 @@ class Synthetic(Method[SyntheticConfig]):
     @classmethod
     def open_data(cls, config: SyntheticConfig, quiet: bool = False) -> Domains:
         """The synthetic and the real side, each split into training and held-out images."""
-        stored = storage(config, quiet)
-        rendered = labeled.open_synthetic(config.data, config.size, **stored)
+        store = store_of(config, quiet)
+        rendered = labeled.open_synthetic(config.data, config.size, store, scenes=config.scenes)
         if config.real:
-            real = labeled.open_real(config.real, config.size, **stored)
+            real = open_real(config.real, config.size, store)
         else:
-            real = labeled.sample_photos(config.size)
+            real = sample_photos(config.size)
             if not quiet:
                 print("no --real given: the demo uses scikit-image's few sample photos; name a folder of photos")
         return Domains.of(rendered, real)
@@ -388,7 +389,7 @@ class Synthetic(Method[SyntheticConfig]):
         channel = torch.randint(3, (count,), generator=random)
         mine = self.world.part(count)
         image, extent = batch[f"{domain}/image"], batch[f"{domain}/extent"]
-        return cropping.cut(image, extent, self.config.size, place[mine], flip[mine]), flip[mine], channel[mine]
+        return cropping.crop(image, extent, self.config.size, place[mine], flip[mine]), flip[mine], channel[mine]
 
     def _seen(self, image: Tensor, channel: Tensor) -> Tensor:
         """Images (n,3,S,S) as one ``channel`` (n,) of each three times, or unchanged."""
@@ -399,7 +400,7 @@ class Synthetic(Method[SyntheticConfig]):
 
     def centered(self, batch: Batch, domain: str) -> Tensor:
         """The central squares of held-out images of a domain, uint8 (n,C,S,S), at the scale of the training crops."""
-        return cropping.cut(batch[f"{domain}/image"], batch[f"{domain}/extent"], self.config.size)
+        return cropping.crop(batch[f"{domain}/image"], batch[f"{domain}/extent"], self.config.size)
 
     @torch.no_grad()
     def look(self, image: Tensor) -> tuple[Tensor, Guess]:
