@@ -372,13 +372,13 @@ def transfer(report: str, *names: str) -> str:
     wanted = tuple(dict.fromkeys([*names, *(RANDOM.get(name, RESNET18) for name in names)]))
     leave_out = ("caltech101: 1 % of labels",)
     command = {
-        "report": "`make transfer` with the options of [One budget](one-budget.md)",
+        "report": "`make transfer` with the options below",
         "scenes": '`make transfer ARGS="--classification scenes --segmentation scenes --geometry scenes ..."`',
         "cifar10": '`make transfer ARGS="--size 32 --classification cifar10-part ..."`',
         "figure-ground": '`make transfer ARGS="--figure-ground davis ..."`',
     }[report]
     if names:
-        command = command.replace("one-budget.md", "../one-budget.md")
+        command = "`make transfer` with the options of [One budget](../one-budget.md)"
     machine = EPYC
     if report == "report" and (not names or "moco" in names):
         machine = XEON if names else f"{EPYC}; MoCo on {XEON}"
@@ -441,7 +441,7 @@ def cifar10() -> str:
         }
         for row in found["kNN"]
     }
-    command = f"Commands: [CIFAR-10]({Path(found['commands']).name})"
+    command = "The commands are below"
     return with_source(rows, "CIFAR-10, %", command, found["machine"], "One pre-training each, 3 seeds of transfer")
 
 
@@ -471,7 +471,8 @@ def loaders() -> str:
         for size, rates in found["images a second"].items():
             rows[name][f"{size}, images/s"] = f"{rates[key]:.0f}"
             if not key.startswith("ours"):
-                rows[name][f"{size}, Kintsugi is faster by"] = f"{rates['ours'] / rates[key]:.1f}"
+                ratios = (rates[ours] / rates[key] for ours in ("ours", "ours, ranks"))
+                rows[name][f"{size}, Kintsugi is faster by"] = ", ".join(f"{ratio:.1f}" for ratio in ratios)
     return with_source(
         rows,
         "reader",
