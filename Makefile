@@ -15,7 +15,7 @@ out = $(call option,--out,OUT)
 unexport DATA REAL CKPT IN OUT MASK HINTS
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train-inpainting train-colorization train-superresolution train-splitbrain train-splitbrain-hha train-synthetic train-simclr train-moco train-byol train-cpc train-rotation train-jigsaw train-context train-deepcluster train-sela train-cliquecnn train-frame-order train-odd-one-out train-supervised eval-inpainting eval-superresolution eval-domains eval-classification eval-segmentation eval-geometry eval-detection transfer export mend colorize upscale surfaces scenes tensorboard bench test check format clean
+.PHONY: help setup train-inpainting train-colorization train-superresolution train-splitbrain train-splitbrain-hha train-synthetic train-simclr train-moco train-byol train-cpc train-rotation train-jigsaw train-context train-deepcluster train-sela train-cliquecnn train-frame-order train-odd-one-out train-supervised eval-inpainting eval-superresolution eval-domains eval-classification eval-segmentation eval-geometry eval-detection transfer export mend colorize upscale surfaces scenes tensorboard bench docs test check format clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1\t\2/' | awk -F'\t' '{printf "make %-21s %s\n", $$1, $$2}'
@@ -140,6 +140,15 @@ bench: .venv/.bench  ## speed beside lightly, stable-pretraining and torchvision
 .venv/.bench: $(READY)
 	@echo "installing the peers to measure beside (once) ..."
 	@.venv/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[bench]'
+	@touch $@
+
+docs: .venv/.docs  ## build the documentation, docs/_build/html/index.html
+	@.venv/bin/python -m bench.tables
+	@.venv/bin/python -m sphinx -q -W --keep-going -b html docs docs/_build/html $(ARGS)
+
+.venv/.docs: $(READY)
+	@echo "installing Sphinx (once) ..."
+	@.venv/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[docs]'
 	@touch $@
 
 test: $(READY)  ## all tests but the slow ones (ARGS="-m slow" for those)

@@ -38,6 +38,8 @@ html_css_files = ["wide.css"]
 html_show_sphinx = False
 
 TOP = "kintsugi"
+MARKUP = re.compile(r"([*|`\\]|_(?!\w))")
+"""What reStructuredText would take for markup."""
 
 
 def modules(package: str) -> list[str]:
@@ -92,7 +94,9 @@ def plain(app: object, what: str, name: str, obj: object, options: object, lines
         else:
             bullet, lead = bullet and bool(indent), ""
         pieces = re.split(r"(``.+?``)", text)
-        escaped = [piece if piece.startswith("``") else re.sub(r"([*|`\\]|_(?!\w))", r"\\\1", piece) for piece in pieces]
+        escaped = [
+            piece if piece.startswith("``") else re.sub(r"([*|`\\]|_(?!\w))", r"\\\1", piece) for piece in pieces
+        ]
         result.append(indent + lead + "".join(escaped))
     lines[:] = result
 
