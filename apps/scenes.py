@@ -48,11 +48,14 @@ def sheet(config: Config) -> Tensor:
     return make_grid(rows, nrow=len(pictures) if config.maps else config.columns, padding=2, pad_value=1.0)
 
 
+def run(config: Config) -> None:
+    Image.fromarray((255 * sheet(config)).byte().permute(1, 2, 0).numpy()).save(config.out)
+    print(f"wrote {config.out}")
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     with user_errors():
-        config = parse_command(Config, argv)
-        Image.fromarray((255 * sheet(config)).byte().permute(1, 2, 0).numpy()).save(config.out)
-        print(f"wrote {config.out}")
+        run(parse_command(Config, argv))
 
 
 if __name__ == "__main__":

@@ -26,10 +26,11 @@ from kintsugi.data.images import open_images
 from kintsugi.scenes import rendering
 from kintsugi.train.config import parse_command, user_errors
 from kintsugi.train.dist import World, keep_freed_memory, pick_device
+from kintsugi.train.log import panel
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(StepConfig):
+class GrowthConfig(StepConfig):
     """How cost grows with batch, size, threads, images and ranks, and which options pay."""
 
     batches: tuple[int, ...] = (16, 32, 64, 128)
@@ -43,7 +44,7 @@ class Config(StepConfig):
 
 
 class Growth:
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: GrowthConfig) -> None:
         self.config, self.device = config, pick_device(config.device)
 
     def rates(self, jobs: dict[str, tuple[int, Job]]) -> dict[str, float]:
@@ -54,7 +55,7 @@ class Growth:
     def method(self, size: int, batch: int, *, bf16: bool, channels_last: bool, compile: bool) -> simclr.SimCLR:
         world = World(self.device, bf16=bf16)
         method = simclr.SimCLR(replace(simclr.demo(), size=size, batch=batch), world)
-        world.place(method.networks.values(), channels_last=channels_last, compile=compile)
+        world.place(method.children(), channels_last=channels_last, compile=compile)
         return method
 
     def usual(self, size: int, batch: int) -> simclr.SimCLR:
@@ -159,7 +160,7 @@ class Growth:
                 subprocess.run([str(word) for word in command], check=True, env=os.environ | threads, stdout=sys.stderr)
                 events = EventAccumulator(f"{runs}/run")
                 events.Reload()
-                last = events.Scalars("speed/images_per_second")[-1]  # of the last steps: started by then
+                last = events.Scalars(panel("speed/images_per_second"))[-1]  # of the last steps: started by then
                 found[str(count)] = last.value
         return found
 
@@ -185,7 +186,7 @@ class Growth:
         return {name: {key: float(f"{value:.3g}") for key, value in one.items()} for name, one in found.items()}
 
 
-def run(config: Config) -> None:
+def run(config: GrowthConfig) -> None:
     keep_freed_memory()  # as every training does
     found = Growth(config).measure()
     write({"growth": found, "settings": asdict(config) | {"out": ""}}, found, config.out, "growth")
@@ -193,4 +194,4 @@ def run(config: Config) -> None:
 
 if __name__ == "__main__":
     with user_errors():
-        run(parse_command(Config))
+        run(parse_command(GrowthConfig))

@@ -39,7 +39,7 @@ Pass = Callable[[], Iterator[tuple[Tensor, Tensor]]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config:
+class LoadersConfig:
     """Our views beside those of lightly, stable-pretraining and torchvision."""
 
     data: Path | None = None
@@ -62,9 +62,9 @@ class Ours:
     """This project's loader and SimCLR's views, from a cache in ``cache``; by one process, or by ``ranks`` of one
     thread, this one among them."""
 
-    def __init__(self, folder: Path, size: int, config: Config, cache: Path, ranks: int = 1) -> None:
+    def __init__(self, folder: Path, size: int, config: LoadersConfig, cache: Path, ranks: int = 1) -> None:
         self.folder, self.size, self.config, self.cache = folder, size, config, cache
-        settings = simclr.Config(size=size, batch=config.batch)
+        settings = simclr.SimCLRConfig(size=size, batch=config.batch)
         worlds = [World(torch.device("cpu"), rank, ranks) for rank in range(ranks)]
         self.methods = [simclr.SimCLR(settings, world) for world in worlds]
 
@@ -125,7 +125,7 @@ def transform(size: int) -> v2.Compose:
     )
 
 
-def passes(data: Dataset[Any], config: Config, views: Callable[[Any], Sequence[Tensor]]) -> Pass:
+def passes(data: Dataset[Any], config: LoadersConfig, views: Callable[[Any], Sequence[Tensor]]) -> Pass:
     """Passes of torch's own loader; ``views``: where the two are in a batch of ``data``."""
 
     def one() -> Iterator[tuple[Tensor, Tensor]]:
@@ -144,13 +144,13 @@ def passes(data: Dataset[Any], config: Config, views: Callable[[Any], Sequence[T
     return one
 
 
-def torchvisions(folder: Path, size: int, config: Config) -> Pass:
+def torchvisions(folder: Path, size: int, config: LoadersConfig) -> Pass:
     one = transform(size)
     data = datasets.ImageFolder(folder, lambda image: (one(image), one(image)))
     return passes(data, config, lambda found: found[0])
 
 
-def lightlys(folder: Path, size: int, config: Config) -> Pass:
+def lightlys(folder: Path, size: int, config: LoadersConfig) -> Pass:
     from lightly.data import LightlyDataset
     from lightly.transforms import SimCLRTransform
 
@@ -158,7 +158,7 @@ def lightlys(folder: Path, size: int, config: Config) -> Pass:
     return passes(data, config, lambda found: found[0])
 
 
-def stable_pretrainings(folder: Path, size: int, config: Config) -> Pass:
+def stable_pretrainings(folder: Path, size: int, config: LoadersConfig) -> Pass:
     from stable_pretraining.data import FromTorchDataset, transforms
 
     def view() -> transforms.Compose:
@@ -190,7 +190,7 @@ def rate(one: Pass, batch: int) -> float:
     return count / (time.perf_counter() - start)
 
 
-def measure(config: Config, folder: Path, size: int) -> dict[str, float]:
+def measure(config: LoadersConfig, folder: Path, size: int) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as cache:
         contenders: dict[str, Pass] = {
             "ours": Ours(folder, size, config, Path(cache)),
@@ -208,7 +208,7 @@ def measure(config: Config, folder: Path, size: int) -> dict[str, float]:
     return {name: round(statistics.median(found), 1) for name, found in rates.items()}
 
 
-def run(config: Config) -> None:
+def run(config: LoadersConfig) -> None:
     keep_freed_memory()  # as every training does
     with photos(config.data, config.images, config.like_imagenet) as folder:
         rates = {f"{size} px": measure(config, folder, size) for size in config.sizes}
@@ -226,4 +226,4 @@ def run(config: Config) -> None:
 
 if __name__ == "__main__":
     with user_errors():
-        run(parse_command(Config))
+        run(parse_command(LoadersConfig))

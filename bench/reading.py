@@ -33,7 +33,7 @@ from kintsugi.train.config import parse_command, user_errors, within
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config:
+class ReadingConfig:
     """What reading costs."""
 
     data: Path | None = None
@@ -118,7 +118,7 @@ def indexing(folder: Path, count: int) -> float:
     return 1e6 * seconds(lambda: shards._indexed([folder / "set.tar"])) / count
 
 
-def run(config: Config) -> None:
+def run(config: ReadingConfig) -> None:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as made, photos(config.data, config.images) as folder:
         found = {
@@ -133,4 +133,4 @@ def run(config: Config) -> None:
 
 if __name__ == "__main__":
     with user_errors():
-        run(parse_command(Config))
+        run(parse_command(ReadingConfig))

@@ -19,6 +19,7 @@ from kintsugi.contrastive.views import ViewsMethod
 from kintsugi.data.images import open_images
 from kintsugi.data.loader import Loader
 from kintsugi.losses.adversarial import frozen
+from kintsugi.losses.perceptual import open_content
 from kintsugi.recon import inpainting, superresolution
 from kintsugi.train.config import parse_command, user_errors
 from kintsugi.train.dist import World, keep_freed_memory, pick_device
@@ -26,7 +27,7 @@ from kintsugi.train.method import Method
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(StepConfig):
+class StepsConfig(StepConfig):
     """Training steps beside the least they can cost."""
 
     rounds: int = 7
@@ -34,7 +35,7 @@ class Config(StepConfig):
 
 
 class Bench:
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: StepsConfig) -> None:
         device = pick_device(config.device)
         self.config, self.world = config, World(device, bf16=config.precision == "bf16")
         self.images = open_images("scenes", config.size, scenes=config.scenes, short_side=config.size * 5 // 4).train
@@ -43,7 +44,7 @@ class Bench:
         return milliseconds(jobs, self.config.rounds, self.world.device)
 
     def place(self, method: Method) -> None:
-        self.world.place(method.networks.values(), channels_last=True, compile=False)
+        self.world.place(method.children(), channels_last=True, compile=False)
 
     # --- contrastive ------------------------------------------------------------------------------------------
 
@@ -110,8 +111,10 @@ class Bench:
                 judge()
 
         networks = {"generator": generator, "discriminator": judge, "discriminator, to its input": judged}
-        if isinstance(method, superresolution.SuperResolution) and method.content is not None:
-            networks["content"] = self.alone(method.content, truth)
+        if isinstance(method, superresolution.SuperResolution):
+            content = open_content(method.config.content_layer, method.config.content_weights)[0]
+            if content is not None:
+                networks["content"] = self.alone(content.to(self.world.device), truth)
         late = method.config.adversarial_start
         found = self.milliseconds({"whole step": lambda: method.update(real, late), **networks})
         passes = {name: found[name] * (2 if name == "discriminator" else 1) for name in networks}
@@ -127,7 +130,7 @@ class Bench:
         }
 
 
-def run(config: Config) -> None:
+def run(config: StepsConfig) -> None:
     keep_freed_memory()  # as every training does
     bench = Bench(config)
     views, gans = bench.views_methods(), bench.gans()
@@ -141,4 +144,4 @@ def run(config: Config) -> None:
 
 if __name__ == "__main__":
     with user_errors():
-        run(parse_command(Config))
+        run(parse_command(StepsConfig))

@@ -18,15 +18,15 @@ from kintsugi.augment.color_jitter import Recipe
 from kintsugi.contrastive.views import ViewsConfig, ViewsMethod, logged_spread, mlp
 from kintsugi.nets.encoder import Encoder
 from kintsugi.train import optim
-from kintsugi.train.config import parse_training, user_errors, within
+from kintsugi.train.command import run_method
+from kintsugi.train.config import within
 from kintsugi.train.dist import World
 from kintsugi.train.ema import cosine_momentum, ema_copy, ema_update
-from kintsugi.train.loop import train
 from kintsugi.train.method import Batch
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(ViewsConfig):
+class BYOLConfig(ViewsConfig):
     hidden: int = 4096
     """Width inside projector and predictor."""
     dim: int = 256
@@ -49,9 +49,9 @@ class Config(ViewsConfig):
         within(self, hidden=1, dim=1, lr=0, weight_decay=0, warmup=0, momentum=(0, 1))
 
 
-def demo() -> Config:
+def demo() -> BYOLConfig:
     """Minutes on two CPU cores, built-in scenes. A target that follows quickly, as there are few steps."""
-    return Config(
+    return BYOLConfig(
         preset="demo",
         scenes=2048,
         short_side=80,
@@ -71,9 +71,9 @@ def demo() -> Config:
     )
 
 
-def small() -> Config:
+def small() -> BYOLConfig:
     """One GPU, tens of minutes."""
-    return Config(
+    return BYOLConfig(
         preset="small",
         size=64,
         batch=256,
@@ -91,9 +91,9 @@ def small() -> Config:
     )
 
 
-def paper() -> Config:
+def paper() -> BYOLConfig:
     """The paper's ResNet-50 on ImageNet, batch 4096, 100 epochs of it."""
-    return Config(
+    return BYOLConfig(
         preset="paper",
         data="imagenet:imagenet",
         encoder="resnet50",
@@ -114,28 +114,29 @@ def regression_loss(prediction: Tensor, target: Tensor) -> Tensor:
     return (2 - 2 * (normalize(prediction, dim=1) * normalize(target, dim=1)).sum(1)).mean()
 
 
-class BYOL(ViewsMethod):
+class BYOL(ViewsMethod[BYOLConfig]):
     name = "byol"
 
-    def __init__(self, config: Config, world: World) -> None:
+    def __init__(self, config: BYOLConfig, world: World) -> None:
         super().__init__(config, world)
-        self.config = config
         width, norm = max(self.encoder.channels.items())[1], config.norm != "group"
         self.projector = mlp((width, config.hidden, config.dim), norm=norm, last_norm=norm and config.output_norm)
         self.predictor = mlp((config.dim, config.hidden, config.dim), norm=norm)
-        self.followed = nn.ModuleList([self.encoder, self.projector])
-        self.target = ema_copy(self.followed)
-        self.networks = {
-            "encoder": self.encoder,
-            "projector": self.projector,
-            "predictor": self.predictor,
-            "target": self.target,
-        }
-        self.online = nn.ModuleList([self.encoder, self.projector, self.predictor])
+        self.target = ema_copy(self.source)
         self.rate = optim.scaled_lr(config.optimizer, config.lr, config.batch)
         self.optimizers = {
             "online": optim.make_optimizer(config.optimizer, self.online, self.rate, config.weight_decay)
         }
+
+    @property
+    def source(self) -> nn.ModuleList:
+        """Encoder and projector, whose moving average ``target`` is."""
+        return nn.ModuleList([self.encoder, self.projector])
+
+    @property
+    def online(self) -> nn.ModuleList:
+        """All that gradients train."""
+        return nn.ModuleList([self.encoder, self.projector, self.predictor])
 
     def recipes(self) -> tuple[Recipe, Recipe]:
         """View 1 is always blurred, view 2 rarely, and sometimes solarized (table 6)."""
@@ -161,15 +162,13 @@ class BYOL(ViewsMethod):
         optim.set_lr(optimizer, self.rate * optim.warmup_cosine(step, config.steps, config.warmup))
         scalars = {"loss/byol": loss.detach(), "grad_norm/online": optim.take_step(optimizer, self.world)}
         momentum = cosine_momentum(config.momentum, step, config.steps)
-        ema_update(self.target, self.followed, momentum)
+        ema_update(self.target, self.source, momentum)
         scalars["momentum"] = torch.tensor(momentum, device=loss.device)
         return scalars | logged_spread(projections[0], config, step)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    with user_errors():
-        folder = train(BYOL.name, parse_training(BYOL.name, {"demo": demo, "small": small, "paper": paper}, argv), BYOL)
-        print(f"look: make tensorboard; move the features: make eval-segmentation CKPT={folder}")
+    run_method(BYOL, (demo, small, paper), argv)
 
 
 if __name__ == "__main__":

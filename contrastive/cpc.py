@@ -28,14 +28,14 @@ from kintsugi.nets.backbones import Backbone, Encoder
 from kintsugi.pictures import sheet
 from kintsugi.rng import generator
 from kintsugi.train import optim
-from kintsugi.train.config import TrainConfig, parse_training, user_errors, within
+from kintsugi.train.command import run_method
+from kintsugi.train.config import TrainConfig, within
 from kintsugi.train.dist import World
-from kintsugi.train.loop import train
 from kintsugi.train.method import Batch, Method
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(TrainConfig):
+class CPCConfig(TrainConfig):
     encoder: Literal["resnet18", "resnet50"] = "resnet18"
     stem: Literal["large", "small"] = "small"
     """small: for patches of about 16 px."""
@@ -61,9 +61,9 @@ class Config(TrainConfig):
         return 2 * self.size // self.patch - 1
 
 
-def demo() -> Config:
+def demo() -> CPCConfig:
     """Minutes on two CPU cores, built-in scenes: the paper's grid of 7x7, patches of 16 px."""
-    return Config(
+    return CPCConfig(
         preset="demo",
         scenes=2048,
         short_side=80,
@@ -78,9 +78,9 @@ def demo() -> Config:
     )
 
 
-def small() -> Config:
+def small() -> CPCConfig:
     """One GPU, tens of minutes."""
-    return Config(
+    return CPCConfig(
         preset="small",
         batch=128,
         steps=20_000,
@@ -92,9 +92,9 @@ def small() -> Config:
     )
 
 
-def paper() -> Config:
+def paper() -> CPCConfig:
     """256 px, patches of 64, on ImageNet."""
-    return Config(
+    return CPCConfig(
         preset="paper",
         data="imagenet:imagenet",
         encoder="resnet50",
@@ -146,26 +146,19 @@ class CausalBlock(nn.Module):
         return x + self.wide(y)
 
 
-class CPC(Method):
+class CPC(Method[CPCConfig]):
     name = "cpc"
     score = "accuracy"
 
-    def __init__(self, config: Config, world: World) -> None:
-        self.config, self.world = config, world
+    def __init__(self, config: CPCConfig, world: World) -> None:
+        super().__init__(config, world)
         self.encoder = Backbone(name=config.encoder, norm="group", stem=config.stem).build()
         width = max(self.encoder.channels.items())[1]
         self.project = nn.Linear(width, config.dim)
         self.context = CausalContext(config.dim)
         self.first = 2  # row i + 1 overlaps row i, which the context has seen
         self.predict = nn.ModuleList(nn.Conv2d(config.dim, config.dim, 1) for _ in self.steps_ahead)
-        self.networks = {
-            "encoder": self.encoder,
-            "project": self.project,
-            "context": self.context,
-            "predict": self.predict,
-        }
-        every = nn.ModuleList(self.networks.values())
-        self.optimizers = {"all": torch.optim.Adam(every.parameters(), config.lr, fused=True)}
+        self.optimizers = {"all": torch.optim.Adam(self.parameters(), config.lr, fused=True)}
 
     @property
     def steps_ahead(self) -> range:
@@ -288,9 +281,7 @@ class CPC(Method):
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    with user_errors():
-        folder = train(CPC.name, parse_training(CPC.name, {"demo": demo, "small": small, "paper": paper}, argv), CPC)
-        print(f"look: make tensorboard; move the features: make eval-segmentation CKPT={folder}")
+    run_method(CPC, (demo, small, paper), argv)
 
 
 if __name__ == "__main__":

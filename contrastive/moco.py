@@ -24,17 +24,17 @@ from kintsugi.losses.infonce import info_nce, retrieval
 from kintsugi.nets.encoder import Encoder
 from kintsugi.rng import generator
 from kintsugi.train import optim
-from kintsugi.train.config import parse_training, user_errors, within
+from kintsugi.train.command import run_method
+from kintsugi.train.config import within
 from kintsugi.train.dist import World
 from kintsugi.train.ema import ema_copy, ema_update
-from kintsugi.train.loop import train
 from kintsugi.train.method import Batch
 
 _SHUFFLE = 3
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(ViewsConfig):
+class MoCoConfig(ViewsConfig):
     norm: Literal["batch", "group", "split"] = "split"
     version: Literal[1, 2] = 2
     """1 or 2, each with its paper's head, colors, schedule and temperature."""
@@ -66,10 +66,10 @@ class Config(ViewsConfig):
             raise ValueError(f"--queue {self.queue} is shorter than what one step adds, {keys}")
 
 
-def demo() -> Config:
+def demo() -> MoCoConfig:
     """Minutes on two CPU cores, built-in scenes. A short queue, and keys of a network that follows quickly, as there
     are few steps."""
-    return Config(
+    return MoCoConfig(
         preset="demo",
         scenes=2048,
         short_side=80,
@@ -87,9 +87,9 @@ def demo() -> Config:
     )
 
 
-def small() -> Config:
+def small() -> MoCoConfig:
     """One GPU, tens of minutes."""
-    return Config(
+    return MoCoConfig(
         preset="small",
         size=64,
         batch=256,
@@ -105,9 +105,9 @@ def small() -> Config:
     )
 
 
-def paper() -> Config:
+def paper() -> MoCoConfig:
     """Version 2, ResNet-50 on ImageNet, 200 epochs of batch 256."""
-    return Config(
+    return MoCoConfig(
         preset="paper",
         data="imagenet:imagenet",
         encoder="resnet50",
@@ -158,23 +158,25 @@ class Queue(nn.Module):
         self.written += len(keys)
 
 
-class MoCo(ViewsMethod):
+class MoCo(ViewsMethod[MoCoConfig]):
     name = "moco"
 
-    def __init__(self, config: Config, world: World) -> None:
+    def __init__(self, config: MoCoConfig, world: World) -> None:
         super().__init__(config, world)
-        self.config = config
         width = max(self.encoder.channels.items())[1]
         widths = (width, config.dim) if config.version == 1 else (width, width, config.dim)
         norm = config.head_norm and config.norm != "group"
         self.projector = mlp(widths, norm=norm, last_norm=norm)
-        self.keys = ema_copy(nn.ModuleList([self.encoder, self.projector]))
+        self.keys = ema_copy(self.query)
         self.queue = Queue(config.queue, config.dim)
-        self.networks = {"encoder": self.encoder, "projector": self.projector, "keys": self.keys, "queue": self.queue}
-        self.both = nn.ModuleList([self.encoder, self.projector])
         self.temperature = config.temperature or (0.07 if config.version == 1 else 0.2)
         self.rate = optim.scaled_lr(config.optimizer, config.lr, config.batch)
-        self.optimizers = {"both": optim.make_optimizer(config.optimizer, self.both, self.rate, config.weight_decay)}
+        self.optimizers = {"both": optim.make_optimizer(config.optimizer, self.query, self.rate, config.weight_decay)}
+
+    @property
+    def query(self) -> nn.ModuleList:
+        """Encoder and projector, which ``keys`` follows."""
+        return nn.ModuleList([self.encoder, self.projector])
 
     def recipes(self) -> tuple[Recipe, Recipe]:
         config = self.config
@@ -187,8 +189,8 @@ class MoCo(ViewsMethod):
     def update(self, batch: Batch, step: int) -> dict[str, Tensor]:
         config = self.config
         first, second = self.view(batch, 0, step), self.view(batch, 1, step)
-        self.both.train()
-        ema_update(self.keys, self.both, config.momentum)
+        self.query.train()
+        ema_update(self.keys, self.query, config.momentum)
         pairs = [(first, second), (second, first)] if config.symmetric else [(first, second)]
         losses, pushed, scalars = [], [], {}
         for number, (query_view, key_view) in enumerate(pairs):
@@ -225,9 +227,7 @@ class MoCo(ViewsMethod):
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    with user_errors():
-        folder = train(MoCo.name, parse_training(MoCo.name, {"demo": demo, "small": small, "paper": paper}, argv), MoCo)
-        print(f"look: make tensorboard; move the features: make eval-segmentation CKPT={folder}")
+    run_method(MoCo, (demo, small, paper), argv)
 
 
 if __name__ == "__main__":

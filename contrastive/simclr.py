@@ -15,14 +15,14 @@ from torch import Tensor, nn
 from kintsugi.contrastive.views import ViewsConfig, ViewsMethod, logged_spread, mlp
 from kintsugi.losses.infonce import info_nce, nt_xent_logits, retrieval
 from kintsugi.train import optim
-from kintsugi.train.config import parse_training, user_errors, within
+from kintsugi.train.command import run_method
+from kintsugi.train.config import within
 from kintsugi.train.dist import World
-from kintsugi.train.loop import train
 from kintsugi.train.method import Batch
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(ViewsConfig):
+class SimCLRConfig(ViewsConfig):
     temperature: float = 0.1
     """The paper's; .5 at 32 px."""
     dim: int = 128
@@ -40,9 +40,9 @@ class Config(ViewsConfig):
         within(self, temperature=1e-3, dim=1, lr=0, weight_decay=0, warmup=0)
 
 
-def demo() -> Config:
+def demo() -> SimCLRConfig:
     """Minutes on two CPU cores, built-in scenes."""
-    return Config(
+    return SimCLRConfig(
         preset="demo",
         scenes=2048,
         short_side=80,
@@ -59,9 +59,9 @@ def demo() -> Config:
     )
 
 
-def small() -> Config:
+def small() -> SimCLRConfig:
     """One GPU, tens of minutes."""
-    return Config(
+    return SimCLRConfig(
         preset="small",
         data="scenes",
         size=64,
@@ -79,9 +79,9 @@ def small() -> Config:
     )
 
 
-def paper() -> Config:
+def paper() -> SimCLRConfig:
     """The paper's ResNet-50 on ImageNet, batch 4096, 100 epochs of it."""
-    return Config(
+    return SimCLRConfig(
         preset="paper",
         data="imagenet:imagenet",
         encoder="resnet50",
@@ -97,17 +97,15 @@ def paper() -> Config:
     )
 
 
-class SimCLR(ViewsMethod):
+class SimCLR(ViewsMethod[SimCLRConfig]):
     name = "simclr"
 
-    def __init__(self, config: Config, world: World) -> None:
+    def __init__(self, config: SimCLRConfig, world: World) -> None:
         super().__init__(config, world)
-        self.config = config
         width = max(self.encoder.channels.items())[1]
         norm = config.norm != "group"
         # As the authors' code has it: a norm after the last layer too, and no bias before a norm.
         self.projector = mlp((width, width, config.dim), norm=norm, last_norm=norm, bias=not norm)
-        self.networks = {"encoder": self.encoder, "projector": self.projector}
         both = nn.ModuleList([self.encoder, self.projector])
         self.rate = optim.scaled_lr(config.optimizer, config.lr, config.batch)
         self.optimizers = {"both": optim.make_optimizer(config.optimizer, both, self.rate, config.weight_decay)}
@@ -131,11 +129,7 @@ class SimCLR(ViewsMethod):
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    with user_errors():
-        folder = train(
-            SimCLR.name, parse_training(SimCLR.name, {"demo": demo, "small": small, "paper": paper}, argv), SimCLR
-        )
-        print(f"look: make tensorboard; move the features: make eval-segmentation CKPT={folder}")
+    run_method(SimCLR, (demo, small, paper), argv)
 
 
 if __name__ == "__main__":

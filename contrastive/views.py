@@ -6,7 +6,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -57,23 +57,26 @@ class ViewsConfig(TrainConfig):
 PAIRS = 4  # pairs of views of each held-out image that ``same_image`` is measured on
 
 
-class ViewsMethod(Method):
+V = TypeVar("V", bound=ViewsConfig)
+
+
+class ViewsMethod(Method[V]):
     """Two random views of each image; the rest is the method's."""
 
     score = "knn"
 
-    def __init__(self, config: ViewsConfig, world: World) -> None:
-        self.views_config, self.world = config, world
+    def __init__(self, config: V, world: World) -> None:
+        super().__init__(config, world)
         self.encoder = config.backbone.build()
 
     def recipes(self) -> tuple[Recipe, Recipe]:
         """How the colors of the first and of the second view vary."""
-        recipe = Recipe(blur=self.views_config.blur).jittered(self.views_config.strength)
+        recipe = Recipe(blur=self.config.blur).jittered(self.config.strength)
         return recipe, recipe
 
     def view(self, batch: Batch, which: int, *key: int) -> Tensor:
         """This rank's views (n,3,S,S) in [0,1] of a batch, drawn for ``key`` and for the global batch."""
-        config, count = self.views_config, len(batch["image"]) * self.world.size
+        config, count = self.config, len(batch["image"]) * self.world.size
         key = (config.seed, *key, which)
         recipe, mine = self.recipes()[which], self.world.part(count)
         return color_jitter.random_views(batch, recipe, config.size, config.smallest_crop, count, mine, key)
@@ -89,7 +92,7 @@ class ViewsMethod(Method):
     @torch.no_grad()
     def show(self, batch: Batch) -> dict[str, Tensor]:
         """Columns: image | first view | second view. The same at every call."""
-        image = cropping.center_crops(batch, self.views_config.size)
+        image = cropping.center_crops(batch, self.config.size)
         columns = [image, self.view(batch, 0, 0), self.view(batch, 1, 0)]
         return {"image | view 1 | view 2": sheet(columns, zoom=2)}
 
@@ -103,7 +106,7 @@ class ViewsMethod(Method):
         return features
 
     def embed(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        image = cropping.center_crops(batch, self.views_config.size)
+        image = cropping.center_crops(batch, self.config.size)
         return self.represent(image), image
 
     def evaluate(self, batches: Iterable[Batch]) -> dict[str, float]:
@@ -111,7 +114,7 @@ class ViewsMethod(Method):
 
     def baselines(self, batches: Iterable[Batch]) -> dict[str, dict[str, float]]:
         every = list(batches)
-        ways = untrained(self.encoder, self.views_config.seed)
+        ways = untrained(self.encoder, self.config.seed)
         return {name: self._figures(every, way) for name, way in ways.items()}
 
     def _figures(self, batches: Iterable[Batch], represent: Callable[[Tensor], Tensor]) -> dict[str, float]:
@@ -123,7 +126,7 @@ class ViewsMethod(Method):
         """
         features, labels, pairs = [], [], []
         for number, batch in enumerate(batches):
-            features.append(represent(cropping.center_crops(batch, self.views_config.size)))
+            features.append(represent(cropping.center_crops(batch, self.config.size)))
             seeds = range(PAIRS * number, PAIRS * (number + 1))
             pairs.append([[represent(self.view(batch, kind, seed)) for seed in seeds] for kind in (0, 1)])
             labels += [batch["label"]] if "label" in batch else []

@@ -19,9 +19,10 @@ from typing import Literal
 
 from kintsugi import table
 from kintsugi.recon import synthetic
-from kintsugi.recon.synthetic import Synthetic, open_domains
+from kintsugi.recon.synthetic import Synthetic, SyntheticConfig
 from kintsugi.train import checkpoint
-from kintsugi.train.config import Preset, parse_training, to_plain, user_errors, within
+from kintsugi.train.command import named
+from kintsugi.train.config import parse_training, to_plain, user_errors, within
 from kintsugi.train.loop import train
 
 Way = Literal["without", "alternate", "reversal"]
@@ -31,7 +32,7 @@ CLOSER = ("domain_probe", "domain_frechet")  # the less, the closer are the doma
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(synthetic.Config):
+class DomainsConfig(SyntheticConfig):
     """Settings of every run, ``--seed`` being the first; --out is the folder for all of them."""
 
     seeds: int = 3
@@ -46,16 +47,16 @@ class Config(synthetic.Config):
     def folder(self) -> Path:
         return self.out or self.runs / "domains"
 
-    def of(self, way: Way, number: int) -> synthetic.Config:
+    def of(self, way: Way, number: int) -> SyntheticConfig:
         """The settings of one run."""
-        base = {f.name: getattr(self, f.name) for f in dataclasses.fields(synthetic.Config)}
+        base = {f.name: getattr(self, f.name) for f in dataclasses.fields(SyntheticConfig)}
         base |= {"seed": self.seed + number, "out": self.folder / f"{way}-seed{self.seed + number}"}
         if way == "without":
-            return synthetic.Config(**{**base, "adversarial": 0.0})
-        return synthetic.Config(**{**base, "adversary": way})
+            return SyntheticConfig(**{**base, "adversarial": 0.0})
+        return SyntheticConfig(**{**base, "adversary": way})
 
 
-def run(config: Config) -> Results:
+def run(config: DomainsConfig) -> Results:
     """All runs; after each the table so far goes into ``domains.md`` and ``domains.json``."""
     results: Results = {way: {} for way in config.ways}
     # Seeds are the outermost loop, so that an interrupted comparison has whole rows.
@@ -67,7 +68,7 @@ def run(config: Config) -> Results:
                 started = bool(checkpoint.newest(one.out))
                 if started:
                     _same_settings(one, one.out)
-                train(Synthetic.name, dataclasses.replace(one, resume=started), Synthetic, open_domains)
+                train(Synthetic, dataclasses.replace(one, resume=started))
             _same_settings(one, one.out)
             rows = json.loads((one.out / "quality.json").read_text())
             for figure, value in rows[Synthetic.name].items():
@@ -80,7 +81,7 @@ def run(config: Config) -> Results:
     return results
 
 
-def _same_settings(config: synthetic.Config, folder: Path) -> None:
+def _same_settings(config: SyntheticConfig, folder: Path) -> None:
     """ValueError of one line where the run in ``folder`` was trained otherwise."""
     saved, now = checkpoint.read(folder)[1]["config"], to_plain(config)
     for name in (
@@ -132,26 +133,21 @@ def _spread(values: Sequence[float]) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    presets: dict[Preset, Callable[[], synthetic.Config]] = {
-        "demo": synthetic.demo,
-        "small": synthetic.small,
-        "paper": synthetic.paper,
-    }
+    presets = named((synthetic.demo, synthetic.small, synthetic.paper))
     with user_errors():
         config = parse_training("domains", {name: _widened(make) for name, make in presets.items()}, argv)
         if int(os.environ.get("WORLD_SIZE", 1)) > 1:  # torchrun's processes can join for one training only
             raise ValueError("runs are compared one after another, in one process: start this without GPUS=")
         if config.resume:
             raise ValueError("--resume is not needed here: the same command goes on where it was stopped")
-        if not config.real and config.preset != "demo":
-            raise ValueError("--real is missing: name a folder of photos (say, --real ~/Pictures)")
+        Synthetic.check(config)
         run(config)
 
 
-def _widened(preset: Callable[[], synthetic.Config]) -> Callable[[], Config]:
-    def make() -> Config:
+def _widened(preset: Callable[[], SyntheticConfig]) -> Callable[[], DomainsConfig]:
+    def make() -> DomainsConfig:
         base = preset()
-        return Config(**{f.name: getattr(base, f.name) for f in dataclasses.fields(base)})
+        return DomainsConfig(**{f.name: getattr(base, f.name) for f in dataclasses.fields(base)})
 
     return make
 

@@ -7,7 +7,7 @@ checkpoint.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -17,22 +17,17 @@ from torch import Tensor
 
 from kintsugi.augment import cropping, masks
 from kintsugi.data.images import open_images
-from kintsugi.fill.classical import biharmonic, mean_color
+from kintsugi.fill.classical import CLASSICAL, Fill
 from kintsugi.losses.perceptual import Lpips, open_lpips
 from kintsugi.metrics.reconstruction import HoleQuality
+from kintsugi.recon.inpainting import load_mender
 from kintsugi.rng import generator
 from kintsugi.train import checkpoint
 from kintsugi.train.config import parse_command, user_errors
 from kintsugi.train.dist import pick_device
 
-Fill = Callable[[Tensor, Tensor], Tensor]
-"""Images (N,3,H,W) in [0,1] and holes (N,1,H,W) -> images with the holes filled."""
 Table = dict[str, dict[str, dict[str, float]]]
 """Kind of hole -> row -> figure -> value."""
-
-
-FLOORS: Mapping[str, Fill] = {"mean color": mean_color, "biharmonic": biharmonic}
-"""What needs no learning."""
 
 
 def compare(
@@ -50,7 +45,7 @@ def compare(
 
 def table(fills: Mapping[str, Fill], truth: Tensor, kinds: Iterable[masks.Kind], lpips: Lpips | None = None) -> Table:
     """Every way to fill every kind of hole, the floors first; holes are drawn alike at every call."""
-    size, ways = truth.shape[-1], {**FLOORS, **fills}
+    size, ways = truth.shape[-1], {**CLASSICAL, **fills}
     return {
         kind: compare(ways, truth, masks.draw(kind, len(truth), size, generator(0, i), truth.device), lpips)
         for i, kind in enumerate(kinds)
@@ -101,8 +96,6 @@ class Config:
 
 
 def run(config: Config) -> Table:
-    from kintsugi.recon.inpainting import load_mender  # here, because training ends with this table
-
     file = checkpoint.find(config.ckpt)
     device = pick_device(config.device)
     mender = load_mender(file, device)

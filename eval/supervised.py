@@ -12,10 +12,10 @@ images.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -28,14 +28,15 @@ from kintsugi.data.images import Images, Split, held_out, open_images, open_labe
 from kintsugi.nets.backbones import Backbone, Encoder
 from kintsugi.pictures import judged
 from kintsugi.train import optim
-from kintsugi.train.config import TrainConfig, parse_training, user_errors, within
+from kintsugi.train.command import run_method
+from kintsugi.train.config import TrainConfig, within
 from kintsugi.train.dist import World
-from kintsugi.train.loop import storage, train
-from kintsugi.train.method import Batch, Method
+from kintsugi.train.method import Batch, Data, Method
+from kintsugi.train.opening import storage
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(TrainConfig):
+class SupervisedConfig(TrainConfig):
     data: str = ""
     """A folder with train/ and test/ (or val/) of class folders, one of class folders, cifar10, stl10 or
     imagenet:PATH."""
@@ -64,9 +65,9 @@ class Config(TrainConfig):
             raise ValueError(f"--smoothing must be in [0, 1), not {self.smoothing}")
 
 
-def demo() -> Config:
+def demo() -> SupervisedConfig:
     """Minutes on two CPU cores."""
-    return Config(
+    return SupervisedConfig(
         preset="demo",
         short_side=80,
         steps=600,
@@ -82,9 +83,9 @@ def demo() -> Config:
     )
 
 
-def small() -> Config:
+def small() -> SupervisedConfig:
     """One GPU, tens of minutes."""
-    return Config(
+    return SupervisedConfig(
         preset="small",
         size=64,
         batch=256,
@@ -101,9 +102,9 @@ def small() -> Config:
     )
 
 
-def paper() -> Config:
+def paper() -> SupervisedConfig:
     """ResNet-50 on ImageNet: 90 epochs of SGD in batches of 1024, the first five to warm up."""
-    return Config(
+    return SupervisedConfig(
         preset="paper",
         data="imagenet:imagenet",
         encoder="resnet50",
@@ -120,7 +121,7 @@ def paper() -> Config:
     )
 
 
-def open_training(config: Config, quiet: bool = False) -> Split:
+def open_training(config: SupervisedConfig, quiet: bool = False) -> Split:
     """Images with labels to learn from, and those held out of them. ValueError of one line where there are none."""
     spec = config.data
     if spec in ("", "scenes", "voc2012"):
@@ -144,19 +145,20 @@ def open_training(config: Config, quiet: bool = False) -> Split:
     return split
 
 
-class Supervised(Method):
+class Supervised(Method[SupervisedConfig]):
     """Learns the classes of ``images``, those of training."""
 
     name = "supervised"
     score = "accuracy"
+    next_step = "transfer its features: make eval-classification CKPT={folder}"
 
-    def __init__(self, config: Config, world: World, images: Images) -> None:
+    def __init__(self, config: SupervisedConfig, world: World, images: Images) -> None:
         assert images.labels is not None
-        self.config, self.world, self.classes = config, world, images.classes
+        super().__init__(config, world)
+        self.classes = images.classes
         self.counts = images.labels.bincount(minlength=len(images.classes))
         self.encoder = Backbone(name=config.encoder, norm=config.norm, stem=config.stem).build()
         self.classifier = nn.Linear(self.encoder.channels[max(self.encoder.channels)], len(self.classes))
-        self.networks = {"encoder": self.encoder, "classifier": self.classifier}
         both = [*self.encoder.parameters(), *self.classifier.parameters()]
         self.rate = config.lr * (config.batch / 256 if config.optimizer == "sgd" else 1)
         self.optimizers = {
@@ -164,6 +166,15 @@ class Supervised(Method):
             if config.optimizer == "sgd"
             else torch.optim.AdamW(both, self.rate, weight_decay=config.weight_decay, fused=True)
         }
+
+    @classmethod
+    def open_data(cls, config: SupervisedConfig, quiet: bool = False) -> Split:
+        return open_training(config, quiet)
+
+    @classmethod
+    def build(cls, config: SupervisedConfig, world: World, data: Data) -> Supervised:
+        assert isinstance(data.train, Images)
+        return cls(config, world, data.train)
 
     def update(self, batch: Batch, step: int) -> dict[str, Tensor]:
         config, label = self.config, batch["label"]
@@ -191,13 +202,13 @@ class Supervised(Method):
     def encoders(self) -> dict[str, Encoder]:
         return {"encoder": self.encoder}
 
-    def state_dict(self) -> dict[str, Any]:
-        return {**super().state_dict(), "classes": self.classes}
+    def get_extra_state(self) -> list[str]:
+        """The classes, so that a run does not go on with others."""
+        return self.classes
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        if state["classes"] != self.classes:
+    def set_extra_state(self, classes: list[str]) -> None:
+        if classes != self.classes:
             raise ValueError(f"--data {self.config.data} has other classes than when this run began: start a new run")
-        super().load_state_dict(state)
 
     # --- looking and measuring --------------------------------------------------------------------------------
 
@@ -256,18 +267,7 @@ def marked(image: Tensor, right: Tensor, confidence: Tensor) -> Tensor:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    with user_errors():
-        config = parse_training(Supervised.name, {"demo": demo, "small": small, "paper": paper}, argv)
-        opened: list[Split] = []  # the method must know its classes, the loop opens the data
-
-        def opening(config: Config, quiet: bool) -> Split:
-            opened.append(open_training(config, quiet))
-            return opened[0]
-
-        folder = train(
-            Supervised.name, config, lambda config, world: Supervised(config, world, opened[0].train), opening
-        )
-        print(f"look: make tensorboard; move the features: make eval-classification CKPT={folder}")
+    run_method(Supervised, (demo, small, paper), argv)
 
 
 if __name__ == "__main__":

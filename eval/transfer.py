@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from kintsugi.catalog import METHODS
 from kintsugi.data.pairs import VOID
 from kintsugi.eval import report
 from kintsugi.eval.cells import Machine, Results, Row, Task, saved_rows, with_random
@@ -26,29 +27,6 @@ from kintsugi.nets.pixels import Pixels
 from kintsugi.nets.published import load_published
 from kintsugi.train import checkpoint
 from kintsugi.train.config import parse_command, to_plain, user_errors
-
-METHODS = {
-    "inpainting": "kintsugi.recon.inpainting",
-    "colorization": "kintsugi.recon.colorization",
-    "superresolution": "kintsugi.recon.superresolution",
-    "splitbrain": "kintsugi.recon.splitbrain",
-    "splitbrain-hha": "kintsugi.recon.splitbrain_hha",
-    "synthetic": "kintsugi.recon.synthetic",
-    "cpc": "kintsugi.contrastive.cpc",
-    "simclr": "kintsugi.contrastive.simclr",
-    "moco": "kintsugi.contrastive.moco",
-    "byol": "kintsugi.contrastive.byol",
-    "rotation": "kintsugi.pretext.rotation",
-    "jigsaw": "kintsugi.pretext.jigsaw",
-    "context": "kintsugi.pretext.context",
-    "deepcluster": "kintsugi.pretext.deepcluster",
-    "sela": "kintsugi.pretext.sela",
-    "cliquecnn": "kintsugi.pretext.cliquecnn",
-    "frame-order": "kintsugi.pretext.frame_order",
-    "odd-one-out": "kintsugi.pretext.odd_one_out",
-    "supervised": "kintsugi.eval.supervised",
-}
-"""Name -> the program that trains it, which is started as a person would: ``eval`` imports no method."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,14 +86,15 @@ def _checkpoints(config: Config) -> list[Row]:
 
 def _latest(config: Config) -> list[tuple[str, Path]]:
     """The latest run of each method; missing ones are trained first if that was asked for."""
-    for name, module in METHODS.items():
+    for method in METHODS:
+        name = method.name
         if config.train and not (config.runs / name / "latest").exists():
             data = ["--data", config.train_data] if config.train_data else []
-            command = [sys.executable, "-m", module, "--preset", config.train, "--runs", str(config.runs), *data]
+            command = [sys.executable, "-m", method.module, "--preset", config.train, "--runs", str(config.runs), *data]
             print(f"training {name}: {' '.join(command[1:])}", flush=True)
             if subprocess.run(command, check=False).returncode:
                 print(f"warning: {name} could not be trained; its row is left out", file=sys.stderr)
-    found = [("", config.runs / name / "latest") for name in METHODS]
+    found = [("", config.runs / method.name / "latest") for method in METHODS]
     there = [(name, path) for name, path in found if path.exists()]
     if not there:
         raise ValueError(

@@ -18,9 +18,8 @@ A step's images are chosen here, not by the loader, whose own batch is left asid
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from skimage import feature
@@ -31,16 +30,16 @@ from kintsugi.data.loader import Indexed
 from kintsugi.pretext.clusters import ClustersConfig, ClustersMethod, draw_anew, whitened, whitening
 from kintsugi.rng import generator
 from kintsugi.train import optim
-from kintsugi.train.config import parse_training, user_errors, within
+from kintsugi.train.command import run_method
+from kintsugi.train.config import within
 from kintsugi.train.dist import World
-from kintsugi.train.loop import train
 from kintsugi.train.method import Batch
 
 _CLIQUES, _GROUPS, _CLASSIFIER, _ORDER, _PICKS = 3, 4, 5, 6, 7
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(ClustersConfig):
+class CliqueCNNConfig(ClustersConfig):
     cliques: int = 512
     """How many there are; a multiple of --group. Few where steps are few: each group is met every cliques/group steps,
     and a group's part of the classifier learns at its own steps alone."""
@@ -67,11 +66,11 @@ class Config(ClustersConfig):
             raise ValueError(f"--size {self.size}: HOG wants at least 32 px")
 
 
-def demo() -> Config:
+def demo() -> CliqueCNNConfig:
     """Minutes on two CPU cores, built-in scenes. Cliques by HOG alone: a second round would start anew. Rooms are alike
     in few directions only and by where things are in them: so few components, large cliques, and crops that keep most.
     """
-    return Config(
+    return CliqueCNNConfig(
         preset="demo",
         scenes=2048,
         short_side=80,
@@ -92,9 +91,9 @@ def demo() -> Config:
     )
 
 
-def small() -> Config:
+def small() -> CliqueCNNConfig:
     """One GPU, tens of minutes."""
-    return Config(
+    return CliqueCNNConfig(
         preset="small",
         size=64,
         batch=256,
@@ -111,9 +110,9 @@ def small() -> Config:
     )
 
 
-def paper() -> Config:
+def paper() -> CliqueCNNConfig:
     """The paper's AlexNet on many cliques, here of ImageNet."""
-    return Config(
+    return CliqueCNNConfig(
         preset="paper",
         data="imagenet:imagenet",
         encoder="alexnet",
@@ -216,15 +215,13 @@ def clique_scalars(points: Tensor, members: Tensor, truth: Tensor | None) -> dic
 # --- the method -----------------------------------------------------------------------------------------------
 
 
-class CliqueCNN(ClustersMethod):
+class CliqueCNN(ClustersMethod[CliqueCNNConfig]):
     name = "cliquecnn"
 
-    def __init__(self, config: Config, world: World) -> None:
+    def __init__(self, config: CliqueCNNConfig, world: World) -> None:
         super().__init__(config, world)
-        self.config = config
         # The rows of a group's cliques stand together.
         self.classifier = nn.Linear(self.encoder.channels[max(self.encoder.channels)], config.cliques)
-        self.networks = {"encoder": self.encoder, "former": self.former, "classifier": self.classifier}
         both = nn.ModuleList([self.encoder, self.classifier])
         self.optimizers = {"both": optim.make_optimizer(config.optimizer, both, self.rate, config.weight_decay)}
         self.members = torch.empty(0, dtype=torch.int64)  # (G,r,m), on the CPU, where images are read
@@ -239,8 +236,8 @@ class CliqueCNN(ClustersMethod):
                 f"{len(data)} images; {least} are needed"
             )
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        super().load_state_dict(state)
+    def set_extra_state(self, state: dict[str, Tensor]) -> None:
+        super().set_extra_state(state)
         self.members = self.clusters["members"].cpu()
 
     def update(self, batch: Batch, step: int) -> dict[str, Tensor]:
@@ -317,13 +314,7 @@ class CliqueCNN(ClustersMethod):
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    with user_errors():
-        folder = train(
-            CliqueCNN.name,
-            parse_training(CliqueCNN.name, {"demo": demo, "small": small, "paper": paper}, argv),
-            CliqueCNN,
-        )
-        print(f"look: make tensorboard; move the features: make eval-classification CKPT={folder}")
+    run_method(CliqueCNN, (demo, small, paper), argv)
 
 
 if __name__ == "__main__":

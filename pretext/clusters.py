@@ -11,7 +11,7 @@ import math
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -67,13 +67,16 @@ class ClustersConfig(TrainConfig):
         return backbone.build() if self.sees == "rgb" else Planes("sobel", backbone).build()
 
 
-class ClustersMethod(Method):
+K = TypeVar("K", bound=ClustersConfig)
+
+
+class ClustersMethod(Method[K]):
     """The clusters are the method's; so is how an image is assigned to one, and how the net says to which."""
 
     score = "above_chance"
 
-    def __init__(self, config: ClustersConfig, world: World) -> None:
-        self.clusters_config, self.world = config, world
+    def __init__(self, config: K, world: World) -> None:
+        super().__init__(config, world)
         self.encoder = config.build()
         self.former = copy.deepcopy(self.encoder).requires_grad_(False)
         """The encoder as it was when all images were looked at last; it tells held-out images' clusters."""
@@ -96,16 +99,16 @@ class ClustersMethod(Method):
     def on_train_data(self, data: Indexed) -> None:
         self.data = data
 
-    def state_dict(self) -> dict[str, Any]:
-        return super().state_dict() | {"clusters": dict(self.clusters)}
+    def get_extra_state(self) -> dict[str, Tensor]:
+        """What the last clustering found."""
+        return dict(self.clusters)
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        super().load_state_dict(state)
-        self.clusters = {name: value.to(self.world.device) for name, value in state["clusters"].items()}
+    def set_extra_state(self, state: dict[str, Tensor]) -> None:
+        self.clusters = {name: value.to(self.world.device) for name, value in state.items()}
 
     def view(self, batch: Batch, *key: int) -> Tensor:
         """This rank's random crops (n,3,S,S) in [0,1] of a batch, drawn for ``key`` and for the global batch."""
-        config, count = self.clusters_config, len(batch["image"]) * self.world.size
+        config, count = self.config, len(batch["image"]) * self.world.size
         recipe = Recipe(0.4, 0.4, 0.4, 0.1, jitter=1.0, blur=0.0).jittered(config.strength)
         return color_jitter.random_views(
             batch,
@@ -149,7 +152,7 @@ class ClustersMethod(Method):
         found, labels = [], []
         for indices in mine.split(_CHUNK):
             batch = {name: value.to(world.device) for name, value in self.data.batch(indices).items()}
-            found.append(represent(cropping.center_crops(batch, self.clusters_config.size)))
+            found.append(represent(cropping.center_crops(batch, self.config.size)))
             labels += [batch["label"]] if "label" in batch else []
         truth = world.gather(torch.cat(labels))[:count] if labels else None
         return world.gather(torch.cat(found))[:count], truth
@@ -174,12 +177,12 @@ class ClustersMethod(Method):
         if not self.clusters:
             return {}
         table = self.rows()
-        crops = cropping.center_crops(self.data.batch(table.flatten().clamp(min=0)), self.clusters_config.size)
+        crops = cropping.center_crops(self.data.batch(table.flatten().clamp(min=0)), self.config.size)
         crops[table.flatten() < 0] = 1  # white where a cluster has no more images
         return {"clusters in rows": sheet(crops.unflatten(0, table.shape).unbind(1))}
 
     def embed(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        image = cropping.center_crops(batch, self.clusters_config.size)
+        image = cropping.center_crops(batch, self.config.size)
         return self.represent(image), image
 
     def evaluate(self, batches: Iterable[Batch]) -> dict[str, float]:
@@ -191,7 +194,7 @@ class ClustersMethod(Method):
         """
         assigned, said, features, labels = [], [], [], []
         for number, batch in enumerate(batches):
-            image = cropping.center_crops(batch, self.clusters_config.size)
+            image = cropping.center_crops(batch, self.config.size)
             assigned.append(self.assign(image))
             said.append(self.classify(self.view(batch, number)))
             features.append(self.represent(image))
@@ -211,8 +214,8 @@ class ClustersMethod(Method):
         rows = {"chance": {"accuracy": self.evaluate(every)["chance"], "above_chance": 0.0}}
         labels = [batch["label"] for batch in every if "label" in batch]
         if labels:
-            random = fresh(self.encoder, self.clusters_config.seed)
-            crops = [cropping.center_crops(batch, self.clusters_config.size) for batch in every]
+            random = fresh(self.encoder, self.config.seed)
+            crops = [cropping.center_crops(batch, self.config.size) for batch in every]
             with torch.no_grad():
                 features = torch.cat([random.vectors(image).float() for image in crops])
             rows["random init"] = nearest_figures(features, labels)

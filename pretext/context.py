@@ -27,9 +27,9 @@ from torchvision.utils import draw_bounding_boxes
 from kintsugi.nets.backbones import IMAGENET_MEAN
 from kintsugi.pictures import GREEN, RED, sheet
 from kintsugi.pretext.puzzles import Fusion, PuzzleConfig, PuzzleMethod
-from kintsugi.train.config import parse_training, user_errors, within
+from kintsugi.train.command import run_method
+from kintsugi.train.config import within
 from kintsugi.train.dist import World
-from kintsugi.train.loop import train
 from kintsugi.train.method import Batch
 
 SIDES = torch.tensor([(-1, -1), (-1, 0), (-1, 1), (0, -1), (0, 1), (1, -1), (1, 0), (1, 1)])
@@ -39,7 +39,7 @@ GREEN_MAGENTA = torch.tensor([-1.0, 2.0, -1.0])  # a of section 3.1
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(PuzzleConfig):
+class ContextConfig(PuzzleConfig):
     size: int = 128
     """Side of the training crops, px; holds three patches, two gaps and the jitter."""
     patch: int = 32
@@ -66,16 +66,16 @@ class Config(PuzzleConfig):
             )
 
 
-def demo() -> Config:
+def demo() -> ContextConfig:
     """Minutes on two CPU cores, built-in scenes."""
-    return Config(
+    return ContextConfig(
         preset="demo", scenes=2048, short_side=128, steps=500, batch=64, show_every=100, eval_every=100, save_every=100
     )
 
 
-def small() -> Config:
+def small() -> ContextConfig:
     """One GPU, tens of minutes."""
-    return Config(
+    return ContextConfig(
         preset="small",
         short_side=128,
         batch=256,
@@ -88,9 +88,9 @@ def small() -> Config:
     )
 
 
-def paper() -> Config:
+def paper() -> ContextConfig:
     """The paper's patches of 96 px with gaps of 48 on ImageNet, with an AlexNet as its nets were."""
-    return Config(
+    return ContextConfig(
         preset="paper",
         data="imagenet:imagenet",
         encoder="alexnet",
@@ -133,17 +133,17 @@ class Pairs:
         return Pairs(*(each[mine].to(device) for each in (self.side, self.corner, self.kept, self.noise)))
 
 
-def places(config: Config) -> Tensor:
+def places(config: ContextConfig) -> Tensor:
     """Top and left of the eight neighbors before jitter, px, (8,2)."""
     return middle(config) + (config.patch + config.gap) * SIDES
 
 
-def middle(config: Config) -> int:
+def middle(config: ContextConfig) -> int:
     """Top and left of the middle patch before jitter, px."""
     return (config.size - config.patch) // 2
 
 
-def draw(count: int, config: Config, random: torch.Generator) -> Pairs:
+def draw(count: int, config: ContextConfig, random: torch.Generator) -> Pairs:
     side = torch.randint(len(SIDES), (count,), generator=random)
     corner = torch.stack([torch.full((count, 2), middle(config)), places(config)[side]], 1)  # (n,2,2)
     corner += torch.randint(-config.jitter, config.jitter + 1, (count, 2, 2), generator=random)
@@ -184,15 +184,13 @@ def projected(patches: Tensor) -> Tensor:
 # --- the method -----------------------------------------------------------------------------------------------
 
 
-class Context(PuzzleMethod):
+class Context(PuzzleMethod[ContextConfig]):
     name = "context"
     answers = len(SIDES)
 
-    def __init__(self, config: Config, world: World) -> None:
+    def __init__(self, config: ContextConfig, world: World) -> None:
         super().__init__(config, world)
-        self.config = config
         self.fusion = Fusion(self.width, 2, config.dim, config.hidden, len(SIDES))
-        self.networks |= {"fusion": self.fusion}
         self.optimize()
 
     def question(self, image: Tensor, random: torch.Generator, count: int, mine: slice) -> tuple[Tensor, Tensor]:
@@ -239,11 +237,7 @@ def _bytes(color: tuple[float, float, float]) -> tuple[int, int, int]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    with user_errors():
-        folder = train(
-            Context.name, parse_training(Context.name, {"demo": demo, "small": small, "paper": paper}, argv), Context
-        )
-        print(f"look: make tensorboard; move the features: make eval-segmentation CKPT={folder}")
+    run_method(Context, (demo, small, paper), argv)
 
 
 if __name__ == "__main__":

@@ -35,16 +35,16 @@ from kintsugi.pretext.clusters import (
 )
 from kintsugi.rng import generator
 from kintsugi.train import optim
-from kintsugi.train.config import parse_training, user_errors, within
+from kintsugi.train.command import run_method
+from kintsugi.train.config import within
 from kintsugi.train.dist import World
-from kintsugi.train.loop import train
 from kintsugi.train.method import Batch
 
 _CENTROIDS, _CLASSIFIER = 3, 4
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(ClustersConfig):
+class DeepClusterConfig(ClustersConfig):
     clusters: int = 256
     """How many; the paper's are about ten for each true class."""
     components: int = 256
@@ -59,9 +59,9 @@ class Config(ClustersConfig):
         within(self, clusters=2, components=1, iterations=1, every=0)
 
 
-def demo() -> Config:
+def demo() -> DeepClusterConfig:
     """Minutes on two CPU cores, built-in scenes."""
-    return Config(
+    return DeepClusterConfig(
         preset="demo",
         scenes=2048,
         short_side=80,
@@ -79,9 +79,9 @@ def demo() -> Config:
     )
 
 
-def small() -> Config:
+def small() -> DeepClusterConfig:
     """One GPU, tens of minutes."""
-    return Config(
+    return DeepClusterConfig(
         preset="small",
         size=64,
         batch=256,
@@ -97,9 +97,9 @@ def small() -> Config:
     )
 
 
-def paper() -> Config:
+def paper() -> DeepClusterConfig:
     """The paper's AlexNet on the gradients of ImageNet, 200 epochs of batch 256, 10,000 clusters."""
-    return Config(
+    return DeepClusterConfig(
         preset="paper",
         data="imagenet:imagenet",
         encoder="alexnet",
@@ -151,14 +151,12 @@ def k_means(points: Tensor, clusters: int, iterations: int, random: torch.Genera
 # --- the method -----------------------------------------------------------------------------------------------
 
 
-class DeepCluster(ClustersMethod):
+class DeepCluster(ClustersMethod[DeepClusterConfig]):
     name = "deepcluster"
 
-    def __init__(self, config: Config, world: World) -> None:
+    def __init__(self, config: DeepClusterConfig, world: World) -> None:
         super().__init__(config, world)
-        self.config = config
         self.classifier = nn.Linear(self.encoder.channels[max(self.encoder.channels)], config.clusters)
-        self.networks = {"encoder": self.encoder, "former": self.former, "classifier": self.classifier}
         both = nn.ModuleList([self.encoder, self.classifier])
         self.optimizers = {"both": optim.make_optimizer(config.optimizer, both, self.rate, config.weight_decay)}
 
@@ -221,13 +219,7 @@ class DeepCluster(ClustersMethod):
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    with user_errors():
-        folder = train(
-            DeepCluster.name,
-            parse_training(DeepCluster.name, {"demo": demo, "small": small, "paper": paper}, argv),
-            DeepCluster,
-        )
-        print(f"look: make tensorboard; move the features: make eval-classification CKPT={folder}")
+    run_method(DeepCluster, (demo, small, paper), argv)
 
 
 if __name__ == "__main__":

@@ -29,9 +29,9 @@ from kintsugi.pictures import judged
 from kintsugi.pretext.video import Tower, VideoConfig, bordered, centered, opened, rows, view
 from kintsugi.rng import generator
 from kintsugi.train import optim
-from kintsugi.train.config import parse_training, user_errors, within
+from kintsugi.train.command import run_method
+from kintsugi.train.config import within
 from kintsugi.train.dist import World
-from kintsugi.train.loop import train
 from kintsugi.train.method import Batch, Method
 
 _ORDERS = 3  # what random numbers are for, the last part of their key (``kintsugi.pretext.video`` has the others)
@@ -39,7 +39,7 @@ A, B, C, D, E = range(5)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(VideoConfig):
+class FrameOrderConfig(VideoConfig):
     tau_max: int = 60
     """The most frames between the first and the last of a tuple, |b - d|; the least is half of it."""
     tau_min: int = 15
@@ -64,9 +64,9 @@ class Config(VideoConfig):
         return self.tau_max + 2 * self.tau_min + 1
 
 
-def demo() -> Config:
+def demo() -> FrameOrderConfig:
     """Minutes on two CPU cores: clips of built-in scenes, in which the camera walks and things roll."""
-    return Config(
+    return FrameOrderConfig(
         preset="demo",
         scenes=240,
         frames=9,
@@ -85,9 +85,9 @@ def demo() -> Config:
     )
 
 
-def small() -> Config:
+def small() -> FrameOrderConfig:
     """One GPU, tens of minutes; clips of some tens of frames, as DAVIS' are."""
-    return Config(
+    return FrameOrderConfig(
         preset="small",
         scenes=2_000,
         frames=32,
@@ -103,9 +103,9 @@ def small() -> Config:
     )
 
 
-def paper() -> Config:
+def paper() -> FrameOrderConfig:
     """The paper's frames and batches of UCF101, whose folder --data must name; its rate falls in steps, not so here."""
-    return Config(
+    return FrameOrderConfig(
         preset="paper",
         data="UCF-101",
         encoder="alexnet",
@@ -123,7 +123,7 @@ def paper() -> Config:
     )
 
 
-def draw_five(config: Config, random: torch.Generator) -> Tensor:
+def draw_five(config: FrameOrderConfig, random: torch.Generator) -> Tensor:
     """Frames a < b < c < d < e of a window of ``config.span``, (5,) int64, wherever they fit in it."""
 
     def whole(least: int, most: int) -> int:
@@ -147,19 +147,27 @@ def draw_orders(count: int, in_order: float, random: torch.Generator) -> tuple[T
     return torch.where((way < 0.5)[:, None], order, order.flip(1)), right
 
 
-class FrameOrder(Method):
+class FrameOrder(Method[FrameOrderConfig]):
     name = "frame-order"
     score = "accuracy"
 
-    def __init__(self, config: Config, world: World) -> None:
-        self.config, self.world = config, world
+    def __init__(self, config: FrameOrderConfig, world: World) -> None:
+        super().__init__(config, world)
         self.tower = Tower(config)
         self.head = nn.Sequential(
             nn.Linear(3 * config.dim, config.dim), nn.ReLU(inplace=True), nn.Linear(config.dim, 1)
         )
-        self.networks = {"tower": self.tower, "head": self.head}
-        both = nn.ModuleList(self.networks.values())
-        self.optimizers = {"both": optim.make_optimizer(config.optimizer, both, config.lr, config.weight_decay)}
+        self.optimizers = {"both": optim.make_optimizer(config.optimizer, self, config.lr, config.weight_decay)}
+
+    @classmethod
+    def open_data(cls, config: FrameOrderConfig, quiet: bool = False) -> TupleSplit:
+        return opened(
+            config,
+            quiet,
+            config.span,
+            lambda random: draw_five(config, random),
+            "use a smaller --tau-max or --tau-min" + (", or more --frames" if config.data == "scenes" else ""),
+        )
 
     def logits(self, frames: Tensor) -> Tensor:
         """Whether three frames are in order, as logits: (n,3,3,S,S) in [0,1] -> (n,)."""
@@ -261,25 +269,8 @@ def chosen(batch: Batch, orders: Tensor) -> dict[str, Tensor]:
     return {**batch, "image": batch["image"][rows, orders]}
 
 
-def opening(config: Config, quiet: bool) -> TupleSplit:
-    return opened(
-        config,
-        quiet,
-        config.span,
-        lambda random: draw_five(config, random),
-        "use a smaller --tau-max or --tau-min" + (", or more --frames" if config.data == "scenes" else ""),
-    )
-
-
 def main(argv: Sequence[str] | None = None) -> None:
-    with user_errors():
-        folder = train(
-            FrameOrder.name,
-            parse_training(FrameOrder.name, {"demo": demo, "small": small, "paper": paper}, argv),
-            FrameOrder,
-            opening,
-        )
-        print(f"look: make tensorboard; move the features: make eval-segmentation CKPT={folder}")
+    run_method(FrameOrder, (demo, small, paper), argv)
 
 
 if __name__ == "__main__":

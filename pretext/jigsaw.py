@@ -34,9 +34,9 @@ from kintsugi.nets.backbones import IMAGENET_MEAN, IMAGENET_STD
 from kintsugi.pictures import framed, judged, sheet
 from kintsugi.pretext.puzzles import Fusion, PuzzleConfig, PuzzleMethod
 from kintsugi.rng import generator
-from kintsugi.train.config import parse_training, user_errors, within
+from kintsugi.train.command import run_method
+from kintsugi.train.config import within
 from kintsugi.train.dist import World
-from kintsugi.train.loop import train
 from kintsugi.train.method import Batch
 
 GRID = 3
@@ -48,7 +48,7 @@ Farthest = Literal["least", "mean"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(PuzzleConfig):
+class JigsawConfig(PuzzleConfig):
     size: int = 120
     """Side of the training crops, px, three cells."""
     tile: int = 32
@@ -92,16 +92,16 @@ class Config(PuzzleConfig):
         return self.size // GRID - self.tile
 
 
-def demo() -> Config:
+def demo() -> JigsawConfig:
     """Minutes on two CPU cores, built-in scenes."""
-    return Config(
+    return JigsawConfig(
         preset="demo", scenes=2048, short_side=128, steps=400, batch=32, show_every=100, eval_every=100, save_every=100
     )
 
 
-def small() -> Config:
+def small() -> JigsawConfig:
     """One GPU, tens of minutes."""
-    return Config(
+    return JigsawConfig(
         preset="small",
         short_side=128,
         batch=64,
@@ -114,9 +114,9 @@ def small() -> Config:
     )
 
 
-def paper() -> Config:
+def paper() -> JigsawConfig:
     """The paper's AlexNet, sizes, batch and steps on ImageNet; 1000 permutations, its best."""
-    return Config(
+    return JigsawConfig(
         preset="paper",
         data="imagenet:imagenet",
         encoder="alexnet",
@@ -179,7 +179,7 @@ class Puzzles:
         return Puzzles(*(each[mine].to(device) for each in (self.order, self.corner, self.gray)))
 
 
-def draw(count: int, config: Config, random: torch.Generator) -> Puzzles:
+def draw(count: int, config: JigsawConfig, random: torch.Generator) -> Puzzles:
     order = torch.randint(config.permutations, (count,), generator=random)
     first, last = config.margin, config.gap - config.margin
     corner = torch.randint(first, last + 1, (count, TILES, 1, 2), generator=random)
@@ -231,15 +231,14 @@ def mosaic(tiles: Tensor) -> Tensor:
 # --- the method -----------------------------------------------------------------------------------------------
 
 
-class Jigsaw(PuzzleMethod):
+class Jigsaw(PuzzleMethod[JigsawConfig]):
     name = "jigsaw"
 
-    def __init__(self, config: Config, world: World) -> None:
+    def __init__(self, config: JigsawConfig, world: World) -> None:
         super().__init__(config, world)
-        self.config, self.answers = config, config.permutations
+        self.answers = config.permutations
         self.orders = choose_permutations(config.permutations, config.distance, generator(config.seed))
         self.fusion = Fusion(self.width, TILES, config.dim, config.hidden, config.permutations)
-        self.networks |= {"fusion": self.fusion}
         self.optimize()
 
     def question(self, image: Tensor, random: torch.Generator, count: int, mine: slice) -> tuple[Tensor, Tensor]:
@@ -290,11 +289,7 @@ class Jigsaw(PuzzleMethod):
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    with user_errors():
-        folder = train(
-            Jigsaw.name, parse_training(Jigsaw.name, {"demo": demo, "small": small, "paper": paper}, argv), Jigsaw
-        )
-        print(f"look: make tensorboard; move the features: make eval-segmentation CKPT={folder}")
+    run_method(Jigsaw, (demo, small, paper), argv)
 
 
 if __name__ == "__main__":

@@ -28,9 +28,8 @@ from kintsugi.pictures import judged
 from kintsugi.pretext.video import Tower, VideoConfig, bordered, centered, opened, rows, view
 from kintsugi.rng import generator
 from kintsugi.train import optim
-from kintsugi.train.config import parse_training, user_errors
+from kintsugi.train.command import run_method
 from kintsugi.train.dist import World
-from kintsugi.train.loop import train
 from kintsugi.train.method import Batch, Method
 
 _ORDERS, _HELDOUT = 3, 4  # what random numbers are for, the last part of their key
@@ -39,7 +38,7 @@ _MOST_EVEN = 8.0  # how much encodings' contrasts are raised or lowered at most 
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(VideoConfig):
+class OddOneOutConfig(VideoConfig):
     subclips: int = 6
     """Sub-clips of a question, one of them odd: the paper's N + 1."""
     length: int = 6
@@ -68,9 +67,9 @@ class Config(VideoConfig):
             raise ValueError(f"--encoding stack wants three differences: use --length 4, not {self.length}")
 
 
-def demo() -> Config:
+def demo() -> OddOneOutConfig:
     """Minutes on two CPU cores: clips of built-in scenes, in which the camera walks and things roll."""
-    return Config(
+    return OddOneOutConfig(
         preset="demo",
         scenes=240,
         frames=9,
@@ -89,9 +88,9 @@ def demo() -> Config:
     )
 
 
-def small() -> Config:
+def small() -> OddOneOutConfig:
     """One GPU, tens of minutes; clips of some tens of frames, as DAVIS' are."""
-    return Config(
+    return OddOneOutConfig(
         preset="small",
         scenes=2_000,
         frames=32,
@@ -106,9 +105,9 @@ def small() -> Config:
     )
 
 
-def paper() -> Config:
+def paper() -> OddOneOutConfig:
     """The paper's frames of UCF101, whose folder --data must name."""
-    return Config(
+    return OddOneOutConfig(
         preset="paper",
         data="UCF-101",
         encoder="alexnet",
@@ -127,7 +126,7 @@ def paper() -> Config:
     )
 
 
-def draw_subclips(config: Config, random: torch.Generator) -> Tensor:
+def draw_subclips(config: OddOneOutConfig, random: torch.Generator) -> Tensor:
     """Frames of a window of ``config.window``: of each sub-clip ``length`` different ones in order, anywhere in a part
     of ``within`` frames; (subclips*length,) int64."""
     starts = torch.randint(config.window - config.within + 1, (config.subclips, 1), generator=random)
@@ -174,25 +173,33 @@ def pair_differences(said: Tensor) -> Tensor:
     return (weights[:, None] * said).sum(1)
 
 
-class OddOneOut(Method):
+class OddOneOut(Method[OddOneOutConfig]):
     name = "odd-one-out"
     score = "accuracy"
 
-    def __init__(self, config: Config, world: World) -> None:
-        self.config, self.world = config, world
+    def __init__(self, config: OddOneOutConfig, world: World) -> None:
+        super().__init__(config, world)
         self.tower = Tower(config)
         fused = config.dim * (config.subclips if config.fusion == "concat" else 1)
         self.head = nn.Sequential(
             nn.Linear(fused, config.dim), nn.ReLU(inplace=True), nn.Linear(config.dim, config.subclips)
         )
-        self.networks = {"tower": self.tower, "head": self.head}
-        both = nn.ModuleList(self.networks.values())
-        self.optimizers = {"both": optim.make_optimizer(config.optimizer, both, config.lr, config.weight_decay)}
+        self.optimizers = {"both": optim.make_optimizer(config.optimizer, self, config.lr, config.weight_decay)}
 
     def encoded(self, frames: Tensor) -> Tensor:
         """Questions' frames (n,K,W,3,S,S) in the order shown -> their sub-clips' images (n,K,3,S,S)."""
         images = encode(frames, self.config.encoding)
         return even(images, _MOST_EVEN) if self.config.even else images
+
+    @classmethod
+    def open_data(cls, config: OddOneOutConfig, quiet: bool = False) -> TupleSplit:
+        return opened(
+            config,
+            quiet,
+            config.window,
+            lambda random: draw_subclips(config, random),
+            "use a smaller --window" + (", or more --frames" if config.data == "scenes" else ""),
+        )
 
     def logits(self, images: Tensor) -> Tensor:
         """Which sub-clip is the odd one: (n,K,3,S,S) -> (n,K)."""
@@ -290,25 +297,8 @@ def shown(frames: Tensor, orders: Tensor) -> Tensor:
     return subclips.gather(2, orders.view(*orders.shape, 1, 1, 1).expand(-1, -1, -1, *frames.shape[2:]))
 
 
-def opening(config: Config, quiet: bool) -> TupleSplit:
-    return opened(
-        config,
-        quiet,
-        config.window,
-        lambda random: draw_subclips(config, random),
-        "use a smaller --window" + (", or more --frames" if config.data == "scenes" else ""),
-    )
-
-
 def main(argv: Sequence[str] | None = None) -> None:
-    with user_errors():
-        folder = train(
-            OddOneOut.name,
-            parse_training(OddOneOut.name, {"demo": demo, "small": small, "paper": paper}, argv),
-            OddOneOut,
-            opening,
-        )
-        print(f"look: make tensorboard; move the features: make eval-segmentation CKPT={folder}")
+    run_method(OddOneOut, (demo, small, paper), argv)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import math
 from abc import abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 from PIL import Image, ImageDraw, ImageFont
@@ -59,18 +59,20 @@ class PuzzleConfig(TrainConfig):
         return Backbone(name=self.encoder, norm=self.norm, stem=self.stem)
 
 
-class PuzzleMethod(Method):
-    """Questions of images, each with one of ``answers`` answers. A subclass adds its networks to ``networks`` and calls
+P = TypeVar("P", bound=PuzzleConfig)
+
+
+class PuzzleMethod(Method[P]):
+    """Questions of images, each with one of ``answers`` answers. A subclass adds its networks and calls
     ``optimize``."""
 
     score = "accuracy"
     answers: int
 
-    def __init__(self, config: PuzzleConfig, world: World) -> None:
-        self.puzzle_config, self.world = config, world
+    def __init__(self, config: P, world: World) -> None:
+        super().__init__(config, world)
         self.encoder = config.backbone.build()
         self.width = self.encoder.channels[max(self.encoder.channels)]
-        self.networks = {"encoder": self.encoder}
 
     @abstractmethod
     def question(self, image: Tensor, random: torch.Generator, count: int, mine: slice) -> tuple[Tensor, Tensor]:
@@ -85,23 +87,22 @@ class PuzzleMethod(Method):
 
     def optimize(self) -> None:
         """One optimizer for all networks."""
-        config, every = self.puzzle_config, nn.ModuleList(self.networks.values())
-        optimizer = optim.make_optimizer(config.optimizer, every, config.lr, config.weight_decay, nesterov=True)
+        config = self.config
+        optimizer = optim.make_optimizer(config.optimizer, self, config.lr, config.weight_decay, nesterov=True)
         self.optimizers = {"all": optimizer}
 
     def falling(self, step: int) -> float:
         """A factor on the learning rate."""
-        return optim.warmup_cosine(step, self.puzzle_config.steps, self.puzzle_config.warmup)
+        return optim.warmup_cosine(step, self.config.steps, self.config.warmup)
 
     def update(self, batch: Batch, step: int) -> dict[str, Tensor]:
-        config, count = self.puzzle_config, len(batch["image"]) * self.world.size
+        config, count = self.config, len(batch["image"]) * self.world.size
         mine = self.world.part(count)
         image = square_crops(
             batch, config.size, count, mine, generator(config.seed, step, _CROPS), config.smallest_crop
         )
         shown, truth = self.question(image, generator(config.seed, step, _QUESTIONS), count, mine)
-        for net in self.networks.values():
-            net.train()
+        self.train()
         with self.world.autocast():
             logits = self.logits(shown).float()  # (m,answers)
         loss = cross_entropy(logits, truth)
@@ -122,14 +123,13 @@ class PuzzleMethod(Method):
     @torch.no_grad()
     def answer(self, shown: Tensor) -> Tensor:
         """Logits (m,answers), float, of networks that do not learn."""
-        for net in self.networks.values():
-            net.eval()
+        self.eval()
         with self.world.autocast():
             return self.logits(shown).float()
 
     def heldout(self, batch: Batch, *key: int) -> tuple[Tensor, torch.Generator]:
         """Central squares (n,3,S,S) of a batch's images, and what to draw their questions from."""
-        return cropping.center_crops(batch, self.puzzle_config.size), generator(self.puzzle_config.seed, *key)
+        return cropping.center_crops(batch, self.config.size), generator(self.config.seed, *key)
 
     def shown_images(self, batch: Batch) -> tuple[Tensor, torch.Generator]:
         """``heldout`` for the pictures: the same at every call."""
@@ -154,7 +154,7 @@ class PuzzleMethod(Method):
 
     @torch.no_grad()
     def embed(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        image = cropping.center_crops(batch, self.puzzle_config.size)
+        image = cropping.center_crops(batch, self.config.size)
         with self.world.autocast():
             return self.encoder.eval().vectors(image).float(), image
 

@@ -19,30 +19,29 @@ from torch import Tensor, nn
 from kintsugi.pictures import framed, judged, sheet
 from kintsugi.pretext.puzzles import PuzzleConfig, PuzzleMethod, captioned, enlarged
 from kintsugi.train import optim
-from kintsugi.train.config import parse_training, user_errors
+from kintsugi.train.command import run_method
 from kintsugi.train.dist import World
-from kintsugi.train.loop import train
 from kintsugi.train.method import Batch
 
 TURNS = 4
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(PuzzleConfig):
+class RotationConfig(PuzzleConfig):
     batch: int = 16
     """Images per step, over all ranks together; the network sees four times as many."""
 
 
-def demo() -> Config:
+def demo() -> RotationConfig:
     """Minutes on two CPU cores, built-in scenes."""
-    return Config(
+    return RotationConfig(
         preset="demo", scenes=2048, short_side=80, steps=200, batch=16, show_every=100, eval_every=50, save_every=100
     )
 
 
-def small() -> Config:
+def small() -> RotationConfig:
     """One GPU, tens of minutes."""
-    return Config(
+    return RotationConfig(
         preset="small",
         size=64,
         batch=64,
@@ -55,9 +54,9 @@ def small() -> Config:
     )
 
 
-def paper() -> Config:
+def paper() -> RotationConfig:
     """The paper's AlexNet with batch norm on ImageNet: 192 images and their turns, 50 epochs, rates by steps."""
-    return Config(
+    return RotationConfig(
         preset="paper",
         data="imagenet:imagenet",
         encoder="alexnet",
@@ -85,15 +84,13 @@ def staged(step: int, steps: int) -> float:
     return 10.0 ** -sum(10 * step >= part * steps for part in (3, 6, 9))
 
 
-class Rotation(PuzzleMethod):
+class Rotation(PuzzleMethod[RotationConfig]):
     name = "rotation"
     answers = TURNS
 
-    def __init__(self, config: Config, world: World) -> None:
+    def __init__(self, config: RotationConfig, world: World) -> None:
         super().__init__(config, world)
-        self.config = config
         self.classifier = nn.Linear(self.width, TURNS)
-        self.networks |= {"classifier": self.classifier}
         self.optimize()
 
     def falling(self, step: int) -> float:
@@ -134,11 +131,7 @@ def _turned_each(image: Tensor, turns: Tensor) -> Tensor:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    with user_errors():
-        folder = train(
-            Rotation.name, parse_training(Rotation.name, {"demo": demo, "small": small, "paper": paper}, argv), Rotation
-        )
-        print(f"look: make tensorboard; move the features: make eval-segmentation CKPT={folder}")
+    run_method(Rotation, (demo, small, paper), argv)
 
 
 if __name__ == "__main__":

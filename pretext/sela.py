@@ -22,14 +22,14 @@ from torch.nn.functional import cross_entropy
 from kintsugi.data.loader import Indexed
 from kintsugi.pretext.clusters import ClustersConfig, ClustersMethod, clustering_scalars, members
 from kintsugi.train import optim
-from kintsugi.train.config import parse_training, user_errors, within
+from kintsugi.train.command import run_method
+from kintsugi.train.config import within
 from kintsugi.train.dist import World
-from kintsugi.train.loop import train
 from kintsugi.train.method import Batch
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(ClustersConfig):
+class SeLaConfig(ClustersConfig):
     strength: float = 1.0
     clusters: int = 3000
     """Labels of each head."""
@@ -46,9 +46,9 @@ class Config(ClustersConfig):
             raise ValueError(f"--sharpness must be positive, not {self.sharpness:g}")
 
 
-def demo() -> Config:
+def demo() -> SeLaConfig:
     """Minutes on two CPU cores, built-in scenes."""
-    return Config(
+    return SeLaConfig(
         preset="demo",
         scenes=2048,
         short_side=80,
@@ -65,9 +65,9 @@ def demo() -> Config:
     )
 
 
-def small() -> Config:
+def small() -> SeLaConfig:
     """One GPU, tens of minutes."""
-    return Config(
+    return SeLaConfig(
         preset="small",
         size=64,
         batch=256,
@@ -83,9 +83,9 @@ def small() -> Config:
     )
 
 
-def paper() -> Config:
+def paper() -> SeLaConfig:
     """The paper's ResNet-50 on ImageNet, 10 heads of 3,000 labels, 400 epochs of batch 256."""
-    return Config(
+    return SeLaConfig(
         preset="paper",
         data="imagenet:imagenet",
         encoder="resnet50",
@@ -146,15 +146,13 @@ def falling(step: int, steps: int) -> float:
 # --- the method -----------------------------------------------------------------------------------------------
 
 
-class SeLa(ClustersMethod):
+class SeLa(ClustersMethod[SeLaConfig]):
     name = "sela"
 
-    def __init__(self, config: Config, world: World) -> None:
+    def __init__(self, config: SeLaConfig, world: World) -> None:
         super().__init__(config, world)
-        self.config = config
         width = self.encoder.channels[max(self.encoder.channels)]
         self.heads = nn.Linear(width, config.heads * config.clusters)  # one layer holds all of them
-        self.networks = {"encoder": self.encoder, "former": self.former, "heads": self.heads}
         both = nn.ModuleList([self.encoder, self.heads])
         self.optimizers = {"both": optim.make_optimizer(config.optimizer, both, self.rate, config.weight_decay)}
         self.when = labeling_steps(config.steps, config.labelings)
@@ -222,9 +220,7 @@ class SeLa(ClustersMethod):
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    with user_errors():
-        folder = train(SeLa.name, parse_training(SeLa.name, {"demo": demo, "small": small, "paper": paper}, argv), SeLa)
-        print(f"look: make tensorboard; move the features: make eval-classification CKPT={folder}")
+    run_method(SeLa, (demo, small, paper), argv)
 
 
 if __name__ == "__main__":

@@ -21,10 +21,10 @@ from kintsugi.rng import generator
 from kintsugi.train import optim
 from kintsugi.train.config import TrainConfig, within
 from kintsugi.train.dist import World
-from kintsugi.train.loop import storage
 from kintsugi.train.method import Batch
+from kintsugi.train.opening import storage
 
-_CROPS, _COLOURS = 1, 2  # what random numbers are for, the last part of their key
+_CROPS, _COLORS = 1, 2  # what random numbers are for, the last part of their key
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +106,7 @@ def view(batch: Batch, config: VideoConfig, world: World, *key: int) -> Tensor:
     boxes = cropping.random_boxes(batch["extent"], draws, scale=(config.smallest_crop, 1.0))
     frames = _cut(batch["image"], boxes, config.size, flip)
     recipe = Recipe(config.jitter, config.jitter, config.jitter, hue=0, gray=0.2, blur=0)
-    changes = color_jitter.draw(recipe, count, generator(config.seed, *key, _COLOURS))[part]
+    changes = color_jitter.draw(recipe, count, generator(config.seed, *key, _COLORS))[part]
     frames = _alike(frames, changes)
     return even(frames) if config.even else frames
 

@@ -36,9 +36,9 @@ from kintsugi.nets.planes import Planes
 from kintsugi.pictures import sheet
 from kintsugi.rng import generator
 from kintsugi.train import checkpoint, optim
-from kintsugi.train.config import TrainConfig, from_plain, parse_training, user_errors, within
+from kintsugi.train.command import run_method
+from kintsugi.train.config import TrainConfig, from_plain, within
 from kintsugi.train.dist import World
-from kintsugi.train.loop import train
 from kintsugi.train.method import Batch, Method
 
 _CROPS, _HINTS = 1, 2  # what random numbers are for, the last part of their key
@@ -49,7 +49,7 @@ TEMPERATURES = (1.0, 0.77, 0.58, 0.38, 0.29, 0.14)  # of the sweep, the paper's 
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(TrainConfig):
+class ColorizationConfig(TrainConfig):
     encoder: Literal["resnet18", "resnet50", "alexnet"] = "resnet18"
     norm: Literal["batch", "group"] = "batch"
     """Normalization; group does not depend on the batch, nor on how it is split over ranks."""
@@ -83,9 +83,9 @@ class Config(TrainConfig):
         within(self, neighbors=(1, 313), classes=0)
 
 
-def demo() -> Config:
+def demo() -> ColorizationConfig:
     """Minutes on two CPU cores, built-in scenes."""
-    return Config(
+    return ColorizationConfig(
         preset="demo",
         scenes=2048,
         short_side=80,
@@ -98,9 +98,9 @@ def demo() -> Config:
     )
 
 
-def small() -> Config:
+def small() -> ColorizationConfig:
     """One GPU, tens of minutes."""
-    return Config(
+    return ColorizationConfig(
         preset="small",
         size=96,
         batch=64,
@@ -113,9 +113,9 @@ def small() -> Config:
     )
 
 
-def paper() -> Config:
+def paper() -> ColorizationConfig:
     """The paper's data, net and batch, and its crop (of 176 px, here a multiple of 32)."""
-    return Config(
+    return ColorizationConfig(
         preset="paper",
         data="imagenet:imagenet",
         encoder="alexnet",
@@ -145,7 +145,7 @@ class Colorizer(nn.Module):
     bins: Tensor
     counts: Tensor
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: ColorizationConfig) -> None:
         super().__init__()
         self.config = config
         self.encoder = Planes("L", Backbone(name=config.encoder, norm=config.norm)).build()
@@ -229,17 +229,17 @@ def draw_hints(ab: Tensor, count: int, random: torch.Generator, part: slice) -> 
 # --- the method -----------------------------------------------------------------------------------------------
 
 
-class Colorization(Method):
+class Colorization(Method[ColorizationConfig]):
     name = "colorization"
     score = "auc_rebalanced"
+    next_step = "colorize a photo: make colorize IN= OUT= CKPT={folder}"
 
-    def __init__(self, config: Config, world: World) -> None:
-        self.config, self.world = config, world
-        self.net = Colorizer(config)
-        self.networks = {"colorizer": self.net}
+    def __init__(self, config: ColorizationConfig, world: World) -> None:
+        super().__init__(config, world)
+        self.colorizer = Colorizer(config)
         self.optimizers = {
             "colorizer": torch.optim.AdamW(
-                self.net.parameters(), config.lr, betas=(0.9, 0.99), weight_decay=config.weight_decay, fused=True
+                self.colorizer.parameters(), config.lr, betas=(0.9, 0.99), weight_decay=config.weight_decay, fused=True
             )
         }
 
@@ -250,15 +250,15 @@ class Colorization(Method):
         ab = rgb_to_lab(image)[:, 1:]  # (n,2,S,S)
         where = draw_hints(ab, count, generator(config.seed, step, _HINTS), mine) if config.hints else None
 
-        self.net.train()
+        self.colorizer.train()
         with self.world.autocast():
-            out, classes = self.net(image, ab if config.hints else None, where)
+            out, classes = self.colorizer(image, ab if config.hints else None, where)
         target = interpolate(ab, out.shape[-2:], mode="area")  # (n,2,S/4,S/4)
         if config.loss == "classification":
-            weights = color.rebalancing(self.net.prior(), config.rebalance)
-            loss, plain, nearest = classification_loss(out, target, self.net.bins, weights, config.neighbors)
-            seen = color.count_bins(nearest, len(self.net.bins))
-            self.net.counts += self.world.size * self.world.mean(seen)
+            weights = color.rebalancing(self.colorizer.prior(), config.rebalance)
+            loss, plain, nearest = classification_loss(out, target, self.colorizer.bins, weights, config.neighbors)
+            seen = color.count_bins(nearest, len(self.colorizer.bins))
+            self.colorizer.counts += self.world.size * self.world.mean(seen)
         elif config.hints:  # Huber, as in Zhang 2017 (eq. 2)
             loss = huber_loss(out / 110, target / 110, delta=1 / 110)
             plain = loss.detach()
@@ -285,7 +285,7 @@ class Colorization(Method):
         return batch["label"]
 
     def encoders(self) -> dict[str, Encoder]:
-        return {"generator": self.net.encoder}
+        return {"generator": self.colorizer.encoder}
 
     # --- looking and measuring --------------------------------------------------------------------------------
 
@@ -297,8 +297,8 @@ class Colorization(Method):
     def colorize(self, image: Tensor, temperature: float | None = None) -> Tensor:
         """ab (N,2,S,S) for RGB (N,3,S,S), of which the lightness is seen; without hints."""
         with self.world.autocast():
-            out, _ = self.net.eval()(image)
-        return interpolate(self.net.chroma(out, temperature), image.shape[-2:], mode="bilinear")
+            out, _ = self.colorizer.eval()(image)
+        return interpolate(self.colorizer.chroma(out, temperature), image.shape[-2:], mode="bilinear")
 
     def show(self, batch: Batch) -> dict[str, Tensor]:
         """gray | colorized | truth, and the temperatures of the annealed mean from dull to spotty."""
@@ -313,8 +313,8 @@ class Colorization(Method):
         if self.config.hints:
             where = draw_hints(lab, len(lab), generator(0), slice(None))
             with torch.no_grad():
-                out, _ = self.net.eval()(truth, lab[:, 1:], where)
-            hinted = interpolate(self.net.chroma(out), truth.shape[-2:], mode="bilinear")
+                out, _ = self.colorizer.eval()(truth, lab[:, 1:], where)
+            hinted = interpolate(self.colorizer.chroma(out), truth.shape[-2:], mode="bilinear")
             columns["gray with hints | colorized | truth"] = [colored(lab[:, 1:] * where), colored(hinted), truth]
         if self.config.loss == "classification":
             sweep = [colored(self.colorize(truth, t)) for t in TEMPERATURES]
@@ -327,7 +327,7 @@ class Colorization(Method):
     def baselines(self, batches: Iterable[Batch]) -> dict[str, dict[str, float]]:
         """Gray, and every pixel in the mean ab: of the training images, or of these where no bins are counted."""
         every = list(batches)
-        mean = (self.net.prior()[:, None] * self.net.bins).sum(0).view(1, 2, 1, 1)
+        mean = (self.colorizer.prior()[:, None] * self.colorizer.bins).sum(0).view(1, 2, 1, 1)
         if self.config.loss == "l2":
             images = [rgb_to_lab(self.centered(b))[:, 1:].mean((2, 3)) for b in every]  # (n,2) each
             mean = torch.cat(images).mean(0).view(1, 2, 1, 1)
@@ -358,16 +358,13 @@ class Colorization(Method):
 def load_colorizer(path: Path, device: torch.device) -> Colorizer:
     """The net of a checkpoint (a file or a run's folder). ValueError of one line if it is none."""
     content = checkpoint.read(path, Colorization.name)[1]
-    net = Colorizer(from_plain(Config, content["config"]))
-    net.load_state_dict(content["state"]["network.colorizer"])
+    net = Colorizer(from_plain(ColorizationConfig, content["config"]))
+    net.load_state_dict(checkpoint.weights_of(content, "colorizer"))
     return net.eval().to(device)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    with user_errors():
-        config = parse_training(Colorization.name, {"demo": demo, "small": small, "paper": paper}, argv)
-        folder = train(Colorization.name, config, Colorization)
-        print(f"look: make tensorboard; colorize a photo: make colorize IN= OUT= CKPT={folder}")
+    run_method(Colorization, (demo, small, paper), argv)
 
 
 if __name__ == "__main__":

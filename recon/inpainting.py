@@ -13,9 +13,9 @@ Deviations, each for a reason:
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from kintsugi.augment import cropping, masks
+from kintsugi.fill.classical import CLASSICAL, Fill
 from kintsugi.fill.membrane import mend, seamless
 from kintsugi.losses import adversarial
 from kintsugi.losses.perceptual import open_lpips
@@ -35,22 +36,22 @@ from kintsugi.nets.layers import Norm, normalization
 from kintsugi.pictures import sheet
 from kintsugi.rng import generator
 from kintsugi.train import checkpoint, optim
-from kintsugi.train.config import TrainConfig, from_plain, parse_training, user_errors
+from kintsugi.train.command import run_method
+from kintsugi.train.config import from_plain
 from kintsugi.train.dist import World
 from kintsugi.train.ema import warmed_average
-from kintsugi.train.gan import Gan, update_discriminator
-from kintsugi.train.loop import train
+from kintsugi.train.gan import Gan, GanConfig, update_discriminator
 from kintsugi.train.method import Batch
 
 _CROPS, _HOLES = 1, 2  # what random numbers are for, the last part of their key
-MEAN_COLOUR = (123 / 255, 117 / 255, 104 / 255)  # the authors' fill, RGB
+MEAN_COLOR = (123 / 255, 117 / 255, 104 / 255)  # the authors' fill, RGB
 
 
 # --- settings -------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(TrainConfig):
+class InpaintingConfig(GanConfig):
     encoder: Literal["resnet18", "resnet50", "alexnet", "dcgan"] = "resnet18"
     """alexnet is the paper's for features, dcgan the authors' released one for pictures (128 px)."""
     norm: Literal["batch", "group"] = "batch"
@@ -65,8 +66,6 @@ class Config(TrainConfig):
 
     adversarial: float = 0.001
     """Weight of the adversarial loss, the L2 loss having 1 minus it; 0 trains without a discriminator."""
-    adversarial_start: int = 0
-    """Steps of pixel-only warm-up; the weights before the adversary are kept as before-adversary.pt."""
     gan: Literal["bce", "hinge"] = "bce"
     """Adversarial loss."""
     discriminator_norm: Literal["batch", "group", "spectral"] = "batch"
@@ -100,9 +99,9 @@ class Config(TrainConfig):
         return self.adversarial > 0 and self.mask != "none"
 
 
-def demo() -> Config:
+def demo() -> InpaintingConfig:
     """Minutes on two CPU cores, built-in scenes."""
-    return Config(
+    return InpaintingConfig(
         preset="demo",
         scenes=2048,
         short_side=80,
@@ -115,9 +114,9 @@ def demo() -> Config:
     )
 
 
-def small() -> Config:
+def small() -> InpaintingConfig:
     """One GPU, tens of minutes; random shapes, which teach the encoder more than a square (paper, section 5.2)."""
-    return Config(
+    return InpaintingConfig(
         preset="small",
         size=96,
         batch=64,
@@ -131,9 +130,9 @@ def small() -> Config:
     )
 
 
-def paper() -> Config:
+def paper() -> InpaintingConfig:
     """The paper's feature learning: AlexNet on ImageNet, random regions, 100k steps (227 px there, 224 here)."""
-    return Config(
+    return InpaintingConfig(
         preset="paper",
         data="imagenet:imagenet",
         encoder="alexnet",
@@ -160,14 +159,14 @@ class Generator(nn.Module):
 
     mean_color: Tensor
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: InpaintingConfig) -> None:
         super().__init__()
         self.encoder = Backbone(name=config.encoder, norm=config.norm).build()
         stride, channels = max(self.encoder.channels.items())
         bottleneck = _dense_bottleneck if config.encoder == "dcgan" else _channelwise_bottleneck
         self.bottleneck = bottleneck(channels, config.size // stride, config.norm)
         self.decoder = Decoder(channels, (256, 128, 64, 64), norm=config.norm)
-        self.register_buffer("mean_color", torch.tensor(MEAN_COLOUR).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("mean_color", torch.tensor(MEAN_COLOR).view(1, 3, 1, 1), persistent=False)
 
     def forward(self, image: Tensor, mask: Tensor) -> Tensor:
         seen = image * (1 - mask) + self.mean_color * mask
@@ -219,16 +218,15 @@ def reconstruction_loss(painted: Tensor, truth: Tensor, mask: Tensor, band: int,
 # --- the method -----------------------------------------------------------------------------------------------
 
 
-class Inpainting(Gan):
+class Inpainting(Gan[InpaintingConfig]):
     name = "inpainting"
     score = "psnr"
+    next_step = "mend a photo: make mend IN= MASK= OUT= CKPT={folder}"
 
-    def __init__(self, config: Config, world: World) -> None:
-        super().__init__(config)
-        self.config, self.world = config, world
+    def __init__(self, config: InpaintingConfig, world: World) -> None:
+        super().__init__(config, world)
         self.generator = Generator(config)
         self.average = AveragedModel(self.generator, multi_avg_fn=warmed_average(config.ema), use_buffers=True)
-        self.networks = {"generator": self.generator, "average": self.average}
         betas = (0.5, 0.999)
         self.optimizers = {
             "generator": torch.optim.Adam(self.generator.parameters(), config.lr, betas=betas, fused=True)
@@ -237,13 +235,13 @@ class Inpainting(Gan):
             # It sees the painted square where all holes are one square, else the whole mended image.
             seen = config.size // 2 if config.mask == "center" else config.size
             self.discriminator = DiscriminatorSpec(size=seen, norm=config.discriminator_norm).build()
-            self.networks["discriminator"] = self.discriminator
             self.optimizers["discriminator"] = torch.optim.Adam(
                 self.discriminator.parameters(), config.lr_discriminator, betas=betas, fused=True
             )
 
-        lpips, self.lpips_said = open_lpips(config.lpips)
-        self.lpips = lpips and lpips.to(world.device)
+        lpips = open_lpips(config.lpips)[0]
+        # Held by a plain object, because it is not part of the method's weights.
+        self.quality = partial(HoleQuality, lpips and lpips.to(world.device))
 
     def update(self, batch: Batch, step: int) -> dict[str, Tensor]:
         config = self.config
@@ -330,16 +328,25 @@ class Inpainting(Gan):
         return {"input | hole | mended | truth": sheet(columns, zoom=2)}
 
     def evaluate(self, batches: Iterable[Batch]) -> dict[str, float]:
-        """Means over held-out images of what stands in the holes (``kintsugi.eval.hole_quality``), drawn as in
-        ``show``; of the autoencoder, which has none, over whole images."""
-        figures = HoleQuality(self.lpips)
-        for first, batch in enumerate(batches):
+        """Means over held-out images, inside the holes, which are drawn as in ``show``; of the autoencoder, which has
+        no holes, over whole images."""
+        return self._figures(batches, self.paint)
+
+    def _figures(self, batches: Iterable[Batch], fill: Fill) -> dict[str, float]:
+        figures = self.quality()
+        for number, batch in enumerate(batches):
             truth = self.centered(batch)
-            mask = self.holes(len(truth), self.config.seed, first)
-            painted = self.paint(truth, mask)
+            mask = self.holes(len(truth), self.config.seed, number)
             where = torch.ones_like(mask) if self.config.mask == "none" else mask
-            figures.add(mend(painted, truth, where), truth, where)
+            figures.add(mend(fill(truth, mask), truth, where), truth, where)
         return figures.means()
+
+    def baselines(self, batches: Iterable[Batch]) -> dict[str, dict[str, float]]:
+        """Classical fills of the same holes."""
+        if self.config.mask == "none":
+            return {}
+        every = list(batches)
+        return {name: self._figures(every, fill) for name, fill in CLASSICAL.items()}
 
     def centered(self, batch: Batch) -> Tensor:
         """Held-out images are cropped to their largest central square."""
@@ -370,26 +377,16 @@ class Mender(nn.Module):
 def load_mender(path: Path, device: torch.device) -> Mender:
     """The averaged generator of a checkpoint (a file or a run's folder). ValueError of one line if it is none."""
     content = checkpoint.read(path, Inpainting.name)[1]
-    config = from_plain(Config, content["config"])
+    config = from_plain(InpaintingConfig, content["config"])
     if config.mask == "none":
         raise ValueError(f"{path} is an autoencoder's checkpoint (--mask none), which cannot mend: name an inpainter's")
     net = Generator(config)
-    average = content["state"]["network.average"]
-    net.load_state_dict({name.removeprefix("module."): w for name, w in average.items() if name != "n_averaged"})
+    net.load_state_dict(checkpoint.weights_of(content, "average.module"))
     return Mender(net, config.size).eval().to(device)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    with user_errors():
-        config = parse_training(Inpainting.name, {"demo": demo, "small": small, "paper": paper}, argv)
-        folder = train(Inpainting.name, config, Inpainting)
-        if config.mask != "none" and int(os.environ.get("RANK", 0)) == 0:
-            from kintsugi.eval import hole_quality
-
-            hole_quality.run(
-                hole_quality.Config(ckpt=folder, cache=config.cache, lpips=config.lpips, device=config.device)
-            )
-            print(f"look: make tensorboard; mend a photo: make mend IN= MASK= OUT= CKPT={folder}")
+    run_method(Inpainting, (demo, small, paper), argv)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -34,11 +34,12 @@ from kintsugi.nets.planes import JoinedEncoder, Planes
 from kintsugi.pictures import sheet
 from kintsugi.rng import generator
 from kintsugi.train import optim
-from kintsugi.train.config import TrainConfig, parse_training, user_errors
+from kintsugi.train.command import run_method
+from kintsugi.train.config import TrainConfig
 from kintsugi.train.dist import World
-from kintsugi.train.loop import train
 from kintsugi.train.method import Batch, Method
 
+N = TypeVar("N", bound="NetsConfig")
 AB_BINS, L_BINS = 313, 50
 TEMPERATURE = 0.38
 """Of the annealed mean by which bins become a color or a lightness (``kintsugi.color``)."""
@@ -68,21 +69,21 @@ class NetsConfig(TrainConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(NetsConfig):
+class SplitBrainConfig(NetsConfig):
     loss: Literal["classification", "l2"] = "classification"
     """What is said of each pixel: a bin, better for features in the paper; or the values themselves."""
 
 
-def demo() -> Config:
+def demo() -> SplitBrainConfig:
     """Minutes on two CPU cores, built-in scenes."""
-    return Config(
+    return SplitBrainConfig(
         preset="demo", scenes=2048, short_side=80, steps=1200, batch=32, show_every=200, eval_every=400, save_every=400
     )
 
 
-def small() -> Config:
+def small() -> SplitBrainConfig:
     """One GPU, tens of minutes."""
-    return Config(
+    return SplitBrainConfig(
         preset="small",
         encoder="resnet18",
         size=96,
@@ -95,9 +96,9 @@ def small() -> Config:
     )
 
 
-def paper() -> Config:
+def paper() -> SplitBrainConfig:
     """The paper's net, data and crop (of 180 px, here a multiple of 32)."""
-    return Config(
+    return SplitBrainConfig(
         preset="paper",
         data="imagenet:imagenet",
         size=192,
@@ -158,49 +159,46 @@ def enlarged(plane: Tensor, like: Tensor) -> Tensor:
 # --- the method -----------------------------------------------------------------------------------------------
 
 
-class TwoNets(Method):
+class TwoNets(Method[N]):
     """What both kinds of split brain share: two networks that learn side by side."""
 
-    def __init__(self, config: NetsConfig, world: World, nets: dict[str, CrossChannel]) -> None:
-        self.world = world
-        self.networks = dict(nets)
+    def optimize(self, nets: dict[str, CrossChannel]) -> None:
+        """An optimizer for each network, by the name of its loss."""
+        config = self.config
         self.optimizers = {
             name: torch.optim.AdamW(net.parameters(), config.lr, weight_decay=config.weight_decay, fused=True)
             for name, net in nets.items()
         }
-        self._rates = config.lr, config.steps, config.warmup
 
     def learn(self, losses: dict[str, Tensor], step: int) -> dict[str, Tensor]:
         """A step of each network on its loss; they share nothing. Returns what to log."""
         scalars = {}
-        highest, steps, warmup = self._rates
+        config = self.config
         for name, loss in losses.items():
             loss.backward()
-            optim.set_lr(self.optimizers[name], highest * optim.warmup_cosine(step, steps, warmup))
+            optim.set_lr(self.optimizers[name], config.lr * optim.warmup_cosine(step, config.steps, config.warmup))
             scalars[f"grad_norm/{name}"] = optim.take_step(self.optimizers[name], self.world)
             scalars[f"loss/{name}"] = loss.detach()
         return scalars
 
 
-class SplitBrain(TwoNets):
+class SplitBrain(TwoNets[SplitBrainConfig]):
     name = "splitbrain"
     score = "psnr"
 
-    def __init__(self, config: Config, world: World) -> None:
-        self.config = config
+    def __init__(self, config: SplitBrainConfig, world: World) -> None:
+        super().__init__(config, world)
         half = Backbone(name=config.encoder, norm=config.norm, width=0.5)
         classify = config.loss == "classification"
         encoders = [Planes("L", half).build(), Planes("ab", half).build()]
         self.to_ab = CrossChannel(encoders[0], AB_BINS if classify else 2, config.norm)
         self.to_lightness = CrossChannel(encoders[1], L_BINS if classify else 1, config.norm)
-        self.joined = JoinedEncoder(encoders)
-        super().__init__(config, world, {"ab": self.to_ab, "lightness": self.to_lightness})
+        self.optimize({"ab": self.to_ab, "lightness": self.to_lightness})
 
     def update(self, batch: Batch, step: int) -> dict[str, Tensor]:
         config, count = self.config, self.config.batch
         image = cropping.random_crops(batch, config.size, count, self.world.part(count), generator(config.seed, step))
-        for net in self.networks.values():
-            net.train()
+        self.train()
         with self.world.autocast():
             ab, lightness = self.to_ab(image), self.to_lightness(image)
         target = interpolate(rgb_to_lab(image), ab.shape[-2:], mode="area")  # (n,3,s,s)
@@ -211,7 +209,7 @@ class SplitBrain(TwoNets):
         return self.learn(losses, step)
 
     def encoders(self) -> dict[str, Encoder]:
-        return {"generator": self.joined}
+        return {"generator": JoinedEncoder([self.to_ab.encoder, self.to_lightness.encoder])}
 
     # --- looking and measuring --------------------------------------------------------------------------------
 
@@ -268,10 +266,7 @@ class SplitBrain(TwoNets):
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    with user_errors():
-        config = parse_training(SplitBrain.name, {"demo": demo, "small": small, "paper": paper}, argv)
-        folder = train(SplitBrain.name, config, SplitBrain)
-        print(f"look: make tensorboard; move its features: make eval-segmentation CKPT={folder}")
+    run_method(SplitBrain, (demo, small, paper), argv)
 
 
 if __name__ == "__main__":

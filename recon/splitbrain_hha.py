@@ -25,34 +25,34 @@ from kintsugi.data.images import Split
 from kintsugi.metrics.chroma import AbErrors
 from kintsugi.nets.backbones import Backbone
 from kintsugi.nets.encoder import Encoder
-from kintsugi.nets.planes import Rgbd
+from kintsugi.nets.planes import RgbdEncoder
 from kintsugi.pictures import sheet
 from kintsugi.recon.splitbrain import AB_BINS, CrossChannel, NetsConfig, TwoNets, ab_loss, enlarged, said_ab
 from kintsugi.rng import generator
-from kintsugi.train.config import parse_training, user_errors
+from kintsugi.train.command import run_method
 from kintsugi.train.dist import World
-from kintsugi.train.loop import storage, train
 from kintsugi.train.method import Batch
+from kintsugi.train.opening import storage
 
 AB_WEIGHT = 200.0  # against the squared error of L in 0..100
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(NetsConfig):
+class SplitBrainHhaConfig(NetsConfig):
     data: str = "scenes"
     """scenes, or a folder with rgb/, depth/ (16-bit PNGs in millimeters, 0 = missing) and intrinsics.txt (3x3)."""
 
 
-def demo() -> Config:
+def demo() -> SplitBrainHhaConfig:
     """Minutes on two CPU cores, built-in scenes."""
-    return Config(
+    return SplitBrainHhaConfig(
         preset="demo", scenes=2048, short_side=80, steps=800, batch=32, show_every=100, eval_every=200, save_every=200
     )
 
 
-def small() -> Config:
+def small() -> SplitBrainHhaConfig:
     """One GPU, tens of minutes."""
-    return Config(
+    return SplitBrainHhaConfig(
         preset="small",
         encoder="resnet18",
         size=96,
@@ -66,9 +66,9 @@ def small() -> Config:
     )
 
 
-def paper() -> Config:
+def paper() -> SplitBrainHhaConfig:
     """The paper's net and crop (of 180 px, here a multiple of 32), for NYUD's frames."""
-    return Config(
+    return SplitBrainHhaConfig(
         preset="paper",
         size=192,
         short_side=240,
@@ -82,24 +82,24 @@ def paper() -> Config:
     )
 
 
-def open_depth(config: Config, quiet: bool) -> Split:
-    return rgbd.open_hha(config.data, config.size, **storage(config, quiet))
-
-
 # --- the method -----------------------------------------------------------------------------------------------
 
 
-class SplitBrainHha(TwoNets):
+class SplitBrainHha(TwoNets[SplitBrainHhaConfig]):
     name = "splitbrain-hha"
     score = "hha_psnr"
 
-    def __init__(self, config: Config, world: World) -> None:
-        self.config = config
+    def __init__(self, config: SplitBrainHhaConfig, world: World) -> None:
+        super().__init__(config, world)
         backbone = Backbone(name=config.encoder, norm=config.norm)
-        self.both = Rgbd(backbone, backbone).build()
-        self.to_hha = CrossChannel(self.both.rgb, 3, config.norm)
-        self.to_lab = CrossChannel(self.both.hha, 1 + AB_BINS, config.norm)
-        super().__init__(config, world, {"hha": self.to_hha, "lab": self.to_lab})
+        rgb, hha = backbone.build(), backbone.build()
+        self.to_hha = CrossChannel(rgb, 3, config.norm)
+        self.to_lab = CrossChannel(hha, 1 + AB_BINS, config.norm)
+        self.optimize({"hha": self.to_hha, "lab": self.to_lab})
+
+    @classmethod
+    def open_data(cls, config: SplitBrainHhaConfig, quiet: bool = False) -> Split:
+        return rgbd.open_hha(config.data, config.size, **storage(config, quiet))
 
     def update(self, batch: Batch, step: int) -> dict[str, Tensor]:
         config, random = self.config, generator(self.config.seed, step)
@@ -107,8 +107,7 @@ class SplitBrainHha(TwoNets):
         mine = self.world.part(config.batch)
         planes = cropping.cut(batch["image"], batch["extent"], config.size, place[mine], flip[mine])
         image, hha, known = rgbd.unpack(planes)
-        for net in self.networks.values():
-            net.train()
+        self.train()
         with self.world.autocast():
             said_hha, said_lab = self.to_hha(image), self.to_lab(hha)
         lab = interpolate(rgb_to_lab(image), said_lab.shape[-2:], mode="area")  # (n,3,s,s)
@@ -122,7 +121,8 @@ class SplitBrainHha(TwoNets):
         }
 
     def encoders(self) -> dict[str, Encoder]:
-        return {"generator": self.both.rgb, "rgbd": self.both}
+        rgb, hha = self.to_hha.encoder, self.to_lab.encoder
+        return {"generator": rgb, "rgbd": RgbdEncoder(rgb, hha)}
 
     # --- looking and measuring --------------------------------------------------------------------------------
 
@@ -199,10 +199,7 @@ def masked_l2(said: Tensor, hha: Tensor, known: Tensor, world: World) -> Tensor:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    with user_errors():
-        config = parse_training(SplitBrainHha.name, {"demo": demo, "small": small, "paper": paper}, argv)
-        folder = train(SplitBrainHha.name, config, SplitBrainHha, open_depth)
-        print(f"look: make tensorboard; move its features: make eval-segmentation CKPT={folder}")
+    run_method(SplitBrainHha, (demo, small, paper), argv)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -34,18 +33,18 @@ from kintsugi.nets.srresnet import SCALE, SRResNet, SRResNetSpec
 from kintsugi.pictures import sheet
 from kintsugi.rng import generator
 from kintsugi.train import checkpoint, optim
-from kintsugi.train.config import TrainConfig, from_plain, parse_training, user_errors, within
+from kintsugi.train.command import run_method
+from kintsugi.train.config import from_plain, within
 from kintsugi.train.dist import World
 from kintsugi.train.ema import warmed_average
-from kintsugi.train.gan import Gan, collapse_warning, update_discriminator
-from kintsugi.train.loop import train
+from kintsugi.train.gan import Gan, GanConfig, collapse_warning, update_discriminator
 from kintsugi.train.method import Batch
 
 # --- settings -------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(TrainConfig):
+class SuperResolutionConfig(GanConfig):
     blocks: int = 16
     """Residual blocks of the generator."""
     width: int = 64
@@ -93,9 +92,9 @@ class Config(TrainConfig):
         return self.adversarial_start < self.steps
 
 
-def demo() -> Config:
+def demo() -> SuperResolutionConfig:
     """Minutes on two CPU cores, built-in scenes: a smaller net, most of it phase 1."""
-    return Config(
+    return SuperResolutionConfig(
         preset="demo",
         scenes=2048,
         short_side=80,
@@ -112,9 +111,9 @@ def demo() -> Config:
     )
 
 
-def small() -> Config:
+def small() -> SuperResolutionConfig:
     """One GPU, tens of minutes: the paper's net and crops."""
-    return Config(
+    return SuperResolutionConfig(
         preset="small",
         size=96,
         short_side=320,
@@ -129,9 +128,9 @@ def small() -> Config:
     )
 
 
-def paper() -> Config:
+def paper() -> SuperResolutionConfig:
     """The paper's: a million steps on pixels, then 200k."""
-    return Config(
+    return SuperResolutionConfig(
         preset="paper",
         data="imagenet:imagenet",
         size=96,
@@ -150,29 +149,28 @@ def paper() -> Config:
 # --- the method -----------------------------------------------------------------------------------------------
 
 
-class SuperResolution(Gan):
+class SuperResolution(Gan[SuperResolutionConfig]):
     name = "superresolution"
     score = "psnr"
+    next_step = "enlarge a photo: make upscale IN= OUT= CKPT={folder}"
 
-    def __init__(self, config: Config, world: World, initial: dict[str, Tensor] | None = None) -> None:
-        """``initial``: the generator's weights of another run, of ``--init``."""
-        super().__init__(config)
-        self.config, self.world = config, world
+    def __init__(self, config: SuperResolutionConfig, world: World) -> None:
+        super().__init__(config, world)
         self.generator = config.net.build()
-        if initial is not None:
-            self.generator.load_state_dict(initial)
+        if config.init and not config.resume:  # a resumed run has weights of its own
+            self.generator.load_state_dict(_initial(Path(config.init), config.net))
         self.average = AveragedModel(self.generator, multi_avg_fn=warmed_average(config.ema), use_buffers=True)
-        self.networks = {"generator": self.generator, "average": self.average}
         self.optimizers = {"generator": torch.optim.Adam(self.generator.parameters(), config.lr, fused=True)}
-        self.content = None
+        # Functions, because VGG is not part of the method's weights.
+        self.content_distance: Callable[[Tensor, Tensor], Tensor] | None = None
         if config.has_adversary:
             self.discriminator = SRGANDiscriminatorSpec(config.size, min(64, 2 * config.width), config.norm).build()
-            self.networks["discriminator"] = self.discriminator
             self.optimizers["discriminator"] = torch.optim.Adam(
                 self.discriminator.parameters(), config.lr_adversarial, fused=True
             )
             content, said = open_content(config.content_layer, config.content_weights)
-            self.content = content and content.to(world.device)
+            if content is not None:
+                self.content_distance = content.to(world.device).distance
             if world.is_main:
                 print(f"content loss on {'pixels: ' if content is None else ''}{said}")
 
@@ -205,9 +203,9 @@ class SuperResolution(Gan):
             self.discriminator, self.optimizers["discriminator"], large, painted.detach(), self.world, kind=config.gan
         )
         content = 4 * pixels  # MSE in [-1,1], the range of the paper's weights
-        if self.content is not None:
+        if self.content_distance is not None:
             with self.world.autocast():
-                content = config.content_scale * self.content.distance(painted, large)
+                content = config.content_scale * self.content_distance(painted, large)
         # The generator is judged by the discriminator that has just learned.
         with adversarial.frozen(self.discriminator), self.world.autocast():
             verdict = self.discriminator(painted)
@@ -235,12 +233,17 @@ class SuperResolution(Gan):
     def warnings(self, scalars: Mapping[str, float]) -> list[str]:
         return collapse_warning(scalars, "a lower --lr-adversarial")
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_training_state(self, state: Mapping[str, Any]) -> None:
         """A run of phase 1 alone may go on with more ``--steps``, as phase 2: its discriminator is then a fresh one."""
-        if self.config.has_adversary and "network.discriminator" not in state:
-            fresh = self.state_dict()
-            state = {**state, **{name: fresh[name] for name in fresh if name.endswith(".discriminator")}}
-        super().load_state_dict(state)
+        if self.config.has_adversary and "discriminator" not in state["optimizers"]:
+            fresh = self.training_state()
+            state = {part: {**fresh[part], **state[part]} for part in state}
+        super().load_training_state(state)
+
+    @classmethod
+    def check(cls, config: SuperResolutionConfig) -> None:
+        if config.init and not config.resume:
+            _initial(Path(config.init), config.net)
 
     # --- looking and measuring --------------------------------------------------------------------------------
 
@@ -296,9 +299,7 @@ class SuperResolution(Gan):
 
 def _averaged(content: dict[str, Any]) -> tuple[SRResNetSpec, dict[str, Tensor]]:
     """The generator of a checkpoint: what it is built from, and its averaged weights."""
-    average = content["state"]["network.average"]
-    weights = {name.removeprefix("module."): w for name, w in average.items() if name != "n_averaged"}
-    return from_plain(Config, content["config"]).net, weights
+    return from_plain(SuperResolutionConfig, content["config"]).net, checkpoint.weights_of(content, "average.module")
 
 
 def _initial(path: Path, wanted: SRResNetSpec) -> dict[str, Tensor]:
@@ -322,12 +323,7 @@ def load_upscaler(path: Path, device: torch.device) -> SRResNet:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    with user_errors():
-        config = parse_training(SuperResolution.name, {"demo": demo, "small": small, "paper": paper}, argv)
-        # Before the run's folder is made, as --init may name the latest run; a resumed run has weights of its own.
-        initial = _initial(Path(config.init), config.net) if config.init and not config.resume else None
-        folder = train(SuperResolution.name, config, partial(SuperResolution, initial=initial))
-        print(f"look: make tensorboard; enlarge a photo: make upscale IN= OUT= CKPT={folder}")
+    run_method(SuperResolution, (demo, small, paper), argv)
 
 
 if __name__ == "__main__":

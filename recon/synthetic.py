@@ -41,11 +41,12 @@ from kintsugi.nets.layers import Norm, normalization
 from kintsugi.pictures import sheet
 from kintsugi.rng import generator
 from kintsugi.train import checkpoint, optim
-from kintsugi.train.config import TrainConfig, from_plain, parse_training, user_errors, within
+from kintsugi.train.command import run_method
+from kintsugi.train.config import TrainConfig, from_plain, within
 from kintsugi.train.dist import World
 from kintsugi.train.gan import collapse_warning, update_discriminator
-from kintsugi.train.loop import storage, train
 from kintsugi.train.method import Batch, Method
+from kintsugi.train.opening import storage
 
 _CROPS, _POOLS = 1, 2  # what random numbers are for, the last part of their key
 JUDGED = {"alexnet": (16,), "resnet18": (16, 32), "resnet50": (16, 32)}  # strides; alexnet's 16 is conv5, the paper's
@@ -56,7 +57,7 @@ NEAR, FAR = 1.0, 8.0  # meters, white and black in the pictures of depth
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(TrainConfig):
+class SyntheticConfig(TrainConfig):
     data: str = "scenes"
     """The synthetic side: scenes, or a folder with rgb/, depth/, normal/ and instance/."""
     real: str = ""
@@ -97,9 +98,9 @@ class Config(TrainConfig):
         within(self, adversarial=0, pool=0)
 
 
-def demo() -> Config:
+def demo() -> SyntheticConfig:
     """Minutes on two CPU cores: built-in scenes, and scikit-image's few photos where no others are named."""
-    return Config(
+    return SyntheticConfig(
         preset="demo",
         size=64,
         short_side=80,
@@ -112,9 +113,9 @@ def demo() -> Config:
     )
 
 
-def small() -> Config:
+def small() -> SyntheticConfig:
     """One GPU, tens of minutes; needs --real."""
-    return Config(
+    return SyntheticConfig(
         preset="small",
         size=128,
         short_side=160,
@@ -128,9 +129,9 @@ def small() -> Config:
     )
 
 
-def paper() -> Config:
+def paper() -> SyntheticConfig:
     """The paper's crop, batch and length (30 epochs of a million); needs --real, in the paper Places365."""
-    return Config(
+    return SyntheticConfig(
         preset="paper",
         size=224,
         short_side=256,
@@ -145,21 +146,6 @@ def paper() -> Config:
         eval_every=5_000,
         save_every=5_000,
     )
-
-
-def open_domains(config: Config, quiet: bool) -> Domains:
-    """The synthetic and the real side, each split into training and held-out images."""
-    stored = storage(config, quiet)
-    rendered = labeled.open_synthetic(config.data, config.size, **stored)
-    if config.real:
-        real = labeled.open_real(config.real, config.size, **stored)
-    else:
-        real = labeled.sample_photos(config.size)
-        if not quiet:
-            print(
-                "no --real given: the demo does with scikit-image's sample photos; name a folder of photos to see more"
-            )
-    return Domains.of(rendered, real)
 
 
 # --- networks -------------------------------------------------------------------------------------------------
@@ -177,7 +163,7 @@ class Guess:
 class Net(nn.Module):
     """Encoder and heads."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: SyntheticConfig) -> None:
         super().__init__()
         self.encoder = Backbone(name=config.encoder, norm=config.norm).build()
         self.judged = JUDGED[config.encoder]
@@ -297,15 +283,15 @@ def contour_loss(logits: Tensor, contour: Tensor) -> Tensor:
 # --- the method -----------------------------------------------------------------------------------------------
 
 
-class Synthetic(Method):
+class Synthetic(Method[SyntheticConfig]):
     name = "synthetic"
     score = "normal_within_30"
+    next_step = "what it sees in a photo: make surfaces IN= OUT= CKPT={folder}"
 
-    def __init__(self, config: Config, world: World) -> None:
-        self.config, self.world = config, world
+    def __init__(self, config: SyntheticConfig, world: World) -> None:
+        super().__init__(config, world)
         self.net = Net(config)
         self.discriminator = PatchDiscriminator(self.net.channels, config.discriminator_norm)
-        self.networks = {"net": self.net, "discriminator": self.discriminator}
         self.optimizers = {
             "net": torch.optim.Adam(self.net.parameters(), config.lr, betas=(0.5, 0.999), fused=True),
             "discriminator": torch.optim.SGD(
@@ -313,6 +299,26 @@ class Synthetic(Method):
             ),
         }
         self.pools = {"synthetic": Pool(config.pool), "real": Pool(config.pool)}
+
+    @classmethod
+    def check(cls, config: SyntheticConfig) -> None:
+        if not config.real and config.preset != "demo":
+            raise ValueError(
+                "--real is missing: name a folder of photos (say, --real ~/Pictures), voc2012, stl10 or imagenet:PATH"
+            )
+
+    @classmethod
+    def open_data(cls, config: SyntheticConfig, quiet: bool = False) -> Domains:
+        """The synthetic and the real side, each split into training and held-out images."""
+        stored = storage(config, quiet)
+        rendered = labeled.open_synthetic(config.data, config.size, **stored)
+        if config.real:
+            real = labeled.open_real(config.real, config.size, **stored)
+        else:
+            real = labeled.sample_photos(config.size)
+            if not quiet:
+                print("no --real given: the demo uses scikit-image's few sample photos; name a folder of photos")
+        return Domains.of(rendered, real)
 
     def update(self, batch: Batch, step: int) -> dict[str, Tensor]:
         config = self.config
@@ -425,15 +431,13 @@ class Synthetic(Method):
     def encoders(self) -> dict[str, Encoder]:
         return {"generator": self.net.encoder}
 
-    def state_dict(self) -> dict[str, Any]:
-        pools = {f"pool.{name}": pool.kept for name, pool in self.pools.items() if pool.kept is not None}
-        return super().state_dict() | pools
+    def get_extra_state(self) -> dict[str, Tensor]:
+        """The pools of earlier features."""
+        return {name: pool.kept for name, pool in self.pools.items() if pool.kept is not None}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        super().load_state_dict(state)
-        for name, pool in self.pools.items():
-            if f"pool.{name}" in state:
-                pool.kept = state[f"pool.{name}"].to(self.world.device)
+    def set_extra_state(self, state: dict[str, Tensor]) -> None:
+        for name, kept in state.items():
+            self.pools[name].kept = kept.to(self.world.device)
 
     # --- looking and measuring --------------------------------------------------------------------------------
 
@@ -561,24 +565,17 @@ def pictures(guess: Guess) -> list[Tensor]:
 # --- using it -------------------------------------------------------------------------------------------------
 
 
-def load_net(path: Path, device: torch.device) -> tuple[Net, Config]:
+def load_net(path: Path, device: torch.device) -> tuple[Net, SyntheticConfig]:
     """Encoder and heads of a checkpoint (a file or a run's folder). ValueError of one line if it is none."""
     content = checkpoint.read(path, Synthetic.name)[1]
-    config = from_plain(Config, content["config"])
+    config = from_plain(SyntheticConfig, content["config"])
     net = Net(config)
-    net.load_state_dict(content["state"]["network.net"])
+    net.load_state_dict(checkpoint.weights_of(content, "net"))
     return net.eval().to(device), config
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    with user_errors():
-        config = parse_training(Synthetic.name, {"demo": demo, "small": small, "paper": paper}, argv)
-        if not config.real and config.preset != "demo":
-            raise ValueError(
-                "--real is missing: name a folder of photos (say, --real ~/Pictures), voc2012, stl10 or imagenet:PATH"
-            )
-        folder = train(Synthetic.name, config, Synthetic, open_domains)
-        print(f"look: make tensorboard; what it sees in a photo: make surfaces IN= OUT= CKPT={folder}")
+    run_method(Synthetic, (demo, small, paper), argv)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from torch.nn.functional import pad
 from kintsugi.augment import cropping
 from kintsugi.rng import generator
 
-_CROPS, _COLOURS = 1, 2  # what random numbers are for, the last part of their key
+_CROPS, _COLORS = 1, 2  # what random numbers are for, the last part of their key
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ def random_views(
     crops = generator(*key, _CROPS)
     if recipe is None:
         return cropping.random_crops(batch, size, count, part, crops, smallest)
-    changes = draw(recipe, count, generator(*key, _COLOURS))[part]
+    changes = draw(recipe, count, generator(*key, _COLORS))[part]
     return cropping.random_crops(
         batch, size, count, part, crops, smallest, lambda image, rows: recolor_(image, changes[rows])
     )

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+
 import numpy as np
 import torch
 from torch import Tensor
+
+Fill = Callable[[Tensor, Tensor], Tensor]
+"""Images (N,3,H,W) in [0,1] and holes (N,1,H,W) -> images with the holes filled."""
 
 
 def mean_color(image: Tensor, mask: Tensor) -> Tensor:
@@ -26,3 +31,7 @@ def biharmonic(image: Tensor, mask: Tensor) -> Tensor:
         for picture, hole in zip(image.cpu(), mask.cpu(), strict=True)
     ]
     return torch.from_numpy(np.stack(filled)).permute(0, 3, 1, 2).float().clamp(0, 1).to(image.device)
+
+
+CLASSICAL: Mapping[str, Fill] = {"mean color": mean_color, "biharmonic": biharmonic}
+"""The baselines of mending, which need no learning."""

@@ -5,6 +5,7 @@ A method that trains on planes so offers features that ``eval`` moves like any o
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -51,7 +52,7 @@ class Rgbd:
     hha: Backbone
 
     def build(self) -> RgbdEncoder:
-        return RgbdEncoder(self)
+        return RgbdEncoder(self.rgb.build(), self.hha.build())
 
     def plain(self) -> dict[str, Any]:
         return {"kind": "rgbd", "rgb": self.rgb.plain(), "hha": self.hha.plain()}
@@ -81,11 +82,13 @@ class PlaneEncoder(Encoder):
 
 
 class JoinedEncoder(Encoder):
-    """Of encoders that are trained elsewhere, or fresh ones."""
+    """Of encoders built from ``Planes``, trained elsewhere or fresh."""
 
-    def __init__(self, parts: list[PlaneEncoder]) -> None:
+    def __init__(self, parts: Sequence[Encoder]) -> None:
         super().__init__()
-        self.spec: Joined = Joined(tuple(part.spec for part in parts))
+        specs = [part.spec for part in parts]
+        self.spec: Joined = Joined(tuple(spec for spec in specs if isinstance(spec, Planes)))
+        assert len(self.spec.parts) == len(parts)
         self.parts = nn.ModuleList(parts)
         self.channels = {stride: sum(part.channels[stride] for part in parts) for stride in parts[0].channels}
 
@@ -99,10 +102,13 @@ class RgbdEncoder(Encoder):
 
     planes = 6
 
-    def __init__(self, spec: Rgbd) -> None:
+    def __init__(self, rgb: Encoder, hha: Encoder) -> None:
+        """Both built from a ``Backbone``."""
         super().__init__()
-        self.spec: Rgbd = spec
-        self.rgb, self.hha = spec.rgb.build(), spec.hha.build()
+        assert isinstance(rgb.spec, Backbone)
+        assert isinstance(hha.spec, Backbone)
+        self.spec: Rgbd = Rgbd(rgb.spec, hha.spec)
+        self.rgb, self.hha = rgb, hha
         self.channels = {s: self.rgb.channels[s] + self.hha.channels[s] for s in self.rgb.channels}
 
     def forward(self, image: Tensor) -> dict[int, Tensor]:

@@ -15,11 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from kintsugi.nets.backbones import Encoder
 from kintsugi.nets.specs import build_spec
 
-FORMAT = 1
+FORMAT = 2
+LATEST = "latest"
+"""A file of this name in a method's folder holds the name of its newest run."""
 _KEYS = frozenset("method step config state encoders".split())
 _STEP_FILE = re.compile(r"step-(\d+)\.pt")
 
@@ -77,14 +80,24 @@ def _of(content: dict[str, Any], path: Path, method: str | None) -> dict[str, An
     return content
 
 
+def resolve(path: Path) -> Path:
+    """``path`` with the pointer ``latest`` in it replaced by the run that it names."""
+    for place in (path, *path.parents):
+        if place.name == LATEST and place.is_file():
+            return place.with_name(place.read_text().strip()) / path.relative_to(place)
+    return path
+
+
 def find(path: Path) -> Path:
     """The checkpoint that ``path`` means: itself if a file; of a run's folder the newest whole one, or where it was
     ended before its first step file, the newest other, such as best.pt."""
+    path = resolve(path)
     return path if path.is_file() else read(path)[0]
 
 
 def read(path: Path, method: str | None = None) -> tuple[Path, dict[str, Any]]:
     """The checkpoint that ``path`` means, as in ``find``, and what ``load`` gives of it."""
+    path = resolve(path)
     if path.is_file():
         return path, load(path, method)
     steps = newest(path)
@@ -124,6 +137,13 @@ def encoder_of(content: dict[str, Any], role: str = "") -> tuple[str, Encoder]:
     encoder = build_spec(encoders[role]["spec"])
     encoder.load_state_dict(encoders[role]["state"])
     return role, encoder.eval()
+
+
+def weights_of(content: dict[str, Any], module: str) -> dict[str, Tensor]:
+    """The weights of one submodule of the method, such as ``average.module``, under its own names; content: of
+    ``load``."""
+    weights = content["state"]["weights"]
+    return {name.removeprefix(f"{module}."): value for name, value in weights.items() if name.startswith(f"{module}.")}
 
 
 def prune(folder: Path, keep: int) -> None:

@@ -126,7 +126,7 @@ def parse_training(method: str, presets: Mapping[Preset, Callable[[], C]], argv:
     where = _resumed(argv)
     if where is None:
         return parse_command(kind, argv, default=presets[_preset(argv)]())
-    saved_from, content = checkpoint.read(where.out or where.runs / method / "latest", method)
+    saved_from, content = checkpoint.read(where.out or where.runs / method / checkpoint.LATEST, method)
     before = from_plain(kind, content["config"])
     default = dataclasses.replace(before, out=saved_from.parent, accept_changes=False)
     now = parse_command(kind, argv, default=default)

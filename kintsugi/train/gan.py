@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Protocol
+from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -12,40 +13,45 @@ from torch.optim.swa_utils import AveragedModel
 from kintsugi.losses import adversarial
 from kintsugi.nets.encoder import Encoder
 from kintsugi.train import optim
+from kintsugi.train.config import TrainConfig
 from kintsugi.train.dist import World
 from kintsugi.train.method import Method
 
 
-class Adversary(Protocol):
-    """Settings that say when the discriminator joins."""
+@dataclass(frozen=True, kw_only=True)
+class GanConfig(TrainConfig):
+    """Settings of every method with a generator and a discriminator."""
+
+    adversarial_start: int = 0
+    """Steps on pixels alone before the discriminator joins; the weights then are kept as before-adversary.pt."""
 
     @property
-    def adversarial_start(self) -> int: ...
+    def has_adversary(self) -> bool:
+        """Whether a discriminator joins at all."""
+        raise NotImplementedError
 
-    @property
-    def has_adversary(self) -> bool: ...
+
+G = TypeVar("G", bound=GanConfig)
 
 
-class Gan(Method):
-    """``average``: the running average of a generator with an ``encoder``, which is shown, measured and moved;
-    ``discriminator``: one with an ``encoder``, where there is an adversary. A subclass sets them."""
+class Gan(Method[G]):
+    """A generator with an adversarial discriminator. A subclass sets both attributes below."""
 
     average: AveragedModel
+    """Running average of a generator that has an ``encoder``; it is shown, measured and transferred."""
     discriminator: nn.Module
-
-    def __init__(self, adversary: Adversary) -> None:
-        self.adversary = adversary
+    """One with an ``encoder``, if the config has an adversary."""
 
     def milestones(self) -> dict[int, str]:
-        start = self.adversary.adversarial_start
-        return {start: "before-adversary"} if self.adversary.has_adversary and start else {}
+        start = self.config.adversarial_start
+        return {start: "before-adversary"} if self.config.has_adversary and start else {}
 
     def warnings(self, scalars: Mapping[str, float]) -> list[str]:
         return collapse_warning(scalars)
 
     def encoders(self) -> dict[str, Encoder]:
         nets = {"generator": self.average.module}
-        if self.adversary.has_adversary:
+        if self.config.has_adversary:
             nets["discriminator"] = self.discriminator
         return {role: net.get_submodule("encoder") for role, net in nets.items()}  # type: ignore[misc]
 

@@ -18,6 +18,21 @@ if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
 
+_PANELS = {"heldout": "held-out figures", "loss": "losses"}
+_HEALTH = ("grad_norm", "weight_norm", "lr", "speed")
+
+
+def panel(name: str) -> str:
+    """The TensorBoard tag of a scalar. TensorBoard groups tags by what stands before the first slash: held-out figures,
+    losses, pictures, training (what a method logs besides), training health (norms, learning rates, speed)."""
+    group, _, rest = name.partition("/")
+    if group in _PANELS:
+        return f"{_PANELS[group]}/{rest}"
+    if group in _HEALTH:
+        return f"training health/{name}"
+    return f"training/{rest if group == 'train' else name}"
+
+
 class Log:
     """Progress bar and TensorBoard of the main rank; the other ranks' calls do nothing.
 
@@ -88,14 +103,14 @@ class Log:
         if self.writer is not None:
             with self._writing():
                 for name, value in values.items():
-                    self.writer.add_scalar(name, value, step)
+                    self.writer.add_scalar(panel(name), value, step)
 
     def images(self, pictures: Mapping[str, Tensor], step: int) -> None:
         """Pictures (3,H,W) in [0,1]; flushed at once, so that a person waiting for the first one sees it."""
         if self.writer is not None:
             with self._writing():
                 for name, picture in pictures.items():
-                    self.writer.add_image(name, picture.float().clamp(0, 1).cpu(), step)
+                    self.writer.add_image(f"pictures/{name}", picture.float().clamp(0, 1).cpu(), step)
                 self.writer.flush()
 
     def embedding(self, features: Tensor, images: Tensor, labels: list[int] | None, step: int) -> None:

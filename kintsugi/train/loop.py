@@ -4,52 +4,33 @@ from __future__ import annotations
 
 import contextlib
 import math
-import os
 import signal
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
-from datetime import datetime
+from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
-from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from kintsugi import table
-from kintsugi.data.images import Split, open_images
-from kintsugi.data.loader import Indexed, Loader, resident
+from kintsugi.data.loader import Loader, resident
 from kintsugi.rng import derive_seed
 from kintsugi.train import checkpoint
 from kintsugi.train.config import TrainConfig, to_plain
-from kintsugi.train.dist import World, open_world, pick_device
+from kintsugi.train.dist import World, open_world
 from kintsugi.train.log import Log
-from kintsugi.train.method import Batch, Method
-
-C = TypeVar("C", bound=TrainConfig)
+from kintsugi.train.method import Batch, C, Data, Method
+from kintsugi.train.run_folder import open_folder, point_latest, resume
 
 SHOWN = 8  # held-out images in each picture
 _STOP_POLL = 10  # steps between the ranks' agreement to stop: asking is a message
 
 
-class Data(Protocol):
-    """What a run learns from and what it is measured on: a ``Split`` of images, or something richer."""
-
-    @property
-    def train(self) -> Indexed: ...
-
-    @property
-    def heldout(self) -> Indexed: ...
-
-
-def train(
-    name: str, config: C, build: Callable[[C, World], Method], opening: Callable[[C, bool], Data] | None = None
-) -> Path:
-    """Trains the method ``name`` to ``config.steps`` and returns the run's folder (on every rank).
-
-    ``opening(config, quiet)`` opens the data of a method that wants more than images; default ``open_data``.
+def train(method_class: type[Method[C]], config: C) -> Path:
+    """Trains a method to ``config.steps`` and returns the run's folder (on every rank).
 
     Bit for bit on a CPU, a resumed run ends with the weights of one that was never stopped: data order, crops, masks
     and dropout are functions of (seed, step), and everything else that training changes is in the checkpoint.
@@ -58,35 +39,18 @@ def train(
     SIGTERM; ValueError and OSError of one line for what the user can mend.
     """
     with open_world(config.device, config.precision, config.batch) as world:
-        folder = _open_folder(name, config, world)  # first, because it is the cheapest to refuse
+        folder = open_folder(method_class.name, config, world)  # first, because it is the cheapest to refuse
         with world.main_first():
-            data = (opening or open_data)(config, not world.is_main)
+            data = method_class.open_data(config, not world.is_main)
         torch.manual_seed(derive_seed(config.seed))
-        method = build(config, world)
-        world.place(method.networks.values(), channels_last=config.channels_last, compile=config.compile)
+        method = method_class.build(config, world, data)
+        world.place(method.children(), channels_last=config.channels_last, compile=config.compile)
         method.on_train_data(data.train)
-        start, best = _resume(folder, config, method, world) if config.resume else (0, -math.inf)
-        title = name if start == 0 else f"{name} from step {start}"
+        start, best = resume(folder, config, method, world) if config.resume else (0, -math.inf)
+        title = method.name if start == 0 else f"{method.name} from step {start}"
         with Log(folder, title, config.steps, start, config.batch, main=world.is_main) as log, _Signals() as signals:
             _Loop(config, method, world, data, folder, log, best).run(start, signals)
         return folder
-
-
-def open_data(config: TrainConfig, quiet: bool = False) -> Split:
-    """The images that a configuration names, split into training and held-out ones."""
-    return open_images(config.data, config.size, **storage(config, quiet))
-
-
-def storage(config: TrainConfig, quiet: bool) -> dict[str, Any]:
-    """What the openers of data are told beside what to open."""
-    return {
-        "short_side": config.short_side,
-        "scenes": config.scenes,
-        "cache_dir": config.cache,
-        "cache_gb": config.cache_gb,
-        "device": pick_device(config.device).type,
-        "quiet": quiet,
-    }
 
 
 class _Loop:
@@ -139,7 +103,7 @@ class _Loop:
         means = {name: statistics.fmean(values) for name, values in self.read.items()}
         self.read.clear()
         means["speed/images_per_second"] = clock.rate(done) * self.config.batch
-        for name, net in self.method.networks.items():
+        for name, net in self.method.named_children():
             means[f"weight_norm/{name}"] = nn.utils.get_total_norm(list(net.parameters())).item()
         for name, optimizer in self.method.optimizers.items():
             means[f"lr/{name}"] = optimizer.param_groups[0]["lr"]
@@ -216,13 +180,13 @@ class _Loop:
                 "step": done,
                 "score": self.best,
                 "ranks": self.world.size,
-                "state": self.method.state_dict(),
+                "state": self.method.training_state(),
                 "encoders": encoders,
             },
         )
         if not self.config.out:
             # Only now: a run that failed before its first checkpoint must not hide the one before.
-            _point_latest(self.folder)
+            point_latest(self.folder)
 
     def _read_pending(self) -> None:
         """Reads the scalars of the last steps from the device, all ranks together, and checks them.
@@ -262,54 +226,6 @@ class _Clock:
         begun = time.perf_counter()
         yield
         self.since += time.perf_counter() - begun
-
-
-def _open_folder(name: str, config: TrainConfig, world: World) -> Path:
-    """The run's folder, made or taken up again. ValueError, OSError where that cannot be."""
-    made = datetime.now().strftime("%Y%m%d-%H%M%S")
-    folder = Path(world.from_main(str(config.out or config.runs / name / made)))
-    if world.is_main:
-        checkpoint.sweep(folder)
-    if not world.is_main or config.resume:
-        return folder
-    if any(folder.glob("*.pt")):
-        raise ValueError(f"{folder} already holds a run: add --resume to go on with it, or choose another --out")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OSError(f"cannot write {folder} ({error.strerror}): choose another folder with --runs") from None
-    return folder
-
-
-def _resume(folder: Path, config: TrainConfig, method: Method, world: World) -> tuple[int, float]:
-    """Loads the newest checkpoint into the method; the step to go on from, and the best score so far."""
-    file, content = checkpoint.read(folder, method.name)
-    if content["step"] >= config.steps:
-        raise ValueError(f"{file} already has {content['step']} steps: ask for more with --steps")
-    try:
-        method.load_state_dict(content["state"])
-    except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
-        why = str(error).partition("\n\t")[2].partition("\n")[0] or error  # torch puts a title above its list
-        raise ValueError(
-            f"{file} does not fit the networks of these settings ({why}): resume without changes, "
-            "with the version that wrote it"
-        ) from None
-    if world.is_main and (ranks := content.get("ranks", world.size)) != world.size:
-        print(
-            f"note: {file} is of {ranks} ranks, this is a run of {world.size}: it sees the same images and draws, "
-            "but adds up in another order and normalizes other parts of the batch, so that its weights are no longer "
-            "bit for bit those of a run that was never stopped",
-            file=sys.stderr,
-        )
-    return content["step"], content["score"]
-
-
-def _point_latest(folder: Path) -> None:
-    """``latest`` beside the run points to it; replaced in one rename."""
-    link, fresh = folder.parent / "latest", folder.parent / f".latest.{os.getpid()}"
-    fresh.unlink(missing_ok=True)
-    fresh.symlink_to(folder.name, target_is_directory=True)
-    fresh.replace(link)
 
 
 class _Signals:

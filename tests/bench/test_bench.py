@@ -11,7 +11,7 @@ from bench import growth, loaders, reading, steps
 
 def test_loaders_measures_all_who_are_there(photos: Path, tmp_path: Path):
     loaders.run(
-        loaders.Config(
+        loaders.LoadersConfig(
             data=photos, sizes=(32,), batch=4, workers=2, rounds=1, epochs=2, images=12, out=tmp_path / "out"
         )
     )
@@ -23,7 +23,7 @@ def test_loaders_measures_all_who_are_there(photos: Path, tmp_path: Path):
 
 
 def test_steps_sets_whole_steps_beside_their_parts(tmp_path: Path):
-    steps.run(steps.Config(size=64, batch=4, rounds=1, scenes=8, out=tmp_path))
+    steps.run(steps.StepsConfig(size=64, batch=4, rounds=1, scenes=8, out=tmp_path))
     found = json.loads((tmp_path / "steps.json").read_text())
     assert set(found["contrastive, ms"]) == {"simclr", "moco", "byol"}
     for one in found["contrastive, ms"].values():
@@ -33,7 +33,7 @@ def test_steps_sets_whole_steps_beside_their_parts(tmp_path: Path):
 
 def test_growth_measures_one_thing_at_a_time(tmp_path: Path):
     growth.run(
-        growth.Config(
+        growth.GrowthConfig(
             size=32,
             batch=4,
             batches=(2, 4),
@@ -54,7 +54,7 @@ def test_growth_measures_one_thing_at_a_time(tmp_path: Path):
 
 def test_reading_measures_decoding_opening_and_shards(photos: Path, tmp_path: Path):
     threads = torch.get_num_threads()
-    reading.run(reading.Config(data=photos, images=12, batch=4, files=1200, samples=2000, out=tmp_path / "out"))
+    reading.run(reading.ReadingConfig(data=photos, images=12, batch=4, files=1200, samples=2000, out=tmp_path / "out"))
     torch.set_num_threads(threads)
     found = json.loads((tmp_path / "out" / "reading.json").read_text())["reading"]
     assert {"decoded at 96 px", "at each use, 96 px", "torchvision, two workers"} <= set(found["decoding, ms"])

@@ -83,7 +83,7 @@ def test_tensorboard_and_the_encoder_that_is_moved(method: str, photos: Path, tm
     start(method, photos, tmp_path / "run")
     tags = EventAccumulator(str(tmp_path / "run"), size_guidance={"images": 0}).Reload().Tags()
     assert len(tags["images"]) == 1
-    assert {"spread/deviation", "spread/rank", "heldout/deviation"} <= set(tags["scalars"])
+    assert {"training/spread/deviation", "training/spread/rank", "held-out figures/deviation"} <= set(tags["scalars"])
     (features,) = (tmp_path / "run").glob("*/features/tensors.tsv")  # the projector's, with a thumbnail for each row
     assert features.read_text().strip()
     assert features.with_name("sprite.png").is_file()
@@ -193,9 +193,9 @@ def test_the_queue_holds_a_steps_keys_after_it_and_not_before(monkeypatch: pytes
 def test_the_keys_network_follows_before_it_is_used():
     method = small_moco(momentum=0.9)
     with torch.no_grad():
-        for p in method.both.parameters():
+        for p in method.query.parameters():
             p.add_(0.1)
-    expected = [0.9 * k + 0.1 * q for k, q in zip(method.keys.parameters(), method.both.parameters(), strict=True)]
+    expected = [0.9 * k + 0.1 * q for k, q in zip(method.keys.parameters(), method.query.parameters(), strict=True)]
     method.update(BATCH, 0)
     for found, wanted in zip(method.keys.parameters(), expected, strict=True):
         torch.testing.assert_close(found, wanted)
@@ -299,7 +299,7 @@ def test_the_target_gets_no_gradient_and_moves_by_its_momentum():
     method.update(BATCH, 0)
     assert all(p.grad is None for p in method.target.parameters())
     momentum = cosine_momentum(method.config.momentum, 0, 40)
-    pairs = zip(before, method.target.parameters(), method.followed.parameters(), strict=True)
+    pairs = zip(before, method.target.parameters(), method.source.parameters(), strict=True)
     for old, now, online in pairs:
         torch.testing.assert_close(now, momentum * old + (1 - momentum) * online)
 

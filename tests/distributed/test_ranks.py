@@ -63,11 +63,10 @@ def test_two_ranks_equal_one(module: str, run: Run, photos: Path, tmp_path: Path
     assert two.returncode == 0, two.stderr
     assert two.stdout.count("look: ") == 1  # one rank speaks for all
     states = [checkpoint.load(checkpoint.find(tmp_path / name))["state"] for name in ("one", "two")]
-    nets = [name.partition(".")[2] for name in states[0] if name.startswith("optimizer.")]
-    for net in nets:
+    for net in states[0]["optimizers"]:
         # Adam's running means are the gradients of both steps, before anything divides by their size.
         a, b = (
-            torch.cat([moments["exp_avg"].flatten() for moments in s[f"optimizer.{net}"]["state"].values()])
+            torch.cat([moments["exp_avg"].flatten() for moments in s["optimizers"][net]["state"].values()])
             for s in states
         )
         assert a.norm() > 0

@@ -33,7 +33,7 @@ from kintsugi.rng import generator
 from kintsugi.scenes.rooms import BED, CHAIR, CLASSES, FLOOR, LAMP, WALL
 
 CPU = Machine(torch.device("cpu"), bf16=False)
-COLOURS = {"blue": (40, 60, 220), "red": (220, 50, 40)}
+COLORS = {"blue": (40, 60, 220), "red": (220, 50, 40)}
 
 
 def annotation(things: list[tuple[str, tuple[int, int, int, int], bool]]) -> str:
@@ -63,9 +63,9 @@ def squares(tmp_path: Path) -> Path:
     for i in range(8):
         pixels = rng.integers(90, 150, (64, 80, 3)).astype(np.uint8)
         things = []
-        for name, start in zip(sorted(COLOURS, reverse=i % 2 == 0), (0, 40), strict=True):
+        for name, start in zip(sorted(COLORS, reverse=i % 2 == 0), (0, 40), strict=True):
             left, top, side = start + rng.integers(0, 8), rng.integers(0, 30), rng.integers(24, 32)
-            pixels[top : top + side, left : left + side] = COLOURS[name]
+            pixels[top : top + side, left : left + side] = COLORS[name]
             things.append((name, (left + 1, top + 1, left + side, top + side), False))
         write(tmp_path / "voc", "trainval" if i < 6 else "test", f"{i:03d}", annotation(things), pixels)
     return tmp_path / "voc"
@@ -264,7 +264,7 @@ def test_mirrored_boxes_lie_where_mirrored_images_have_them(squares: Path):
     image, turned = train.read(0).flip(-1), mirrored(train.things[0])
     for box, label in zip(turned.boxes.int().tolist(), turned.labels.tolist(), strict=True):
         inside = image[:, box[1] : box[3], box[0] : box[2]].flatten(1)
-        assert inside.unique(dim=1).flatten().tolist() == list(COLOURS[train.classes[label]])
+        assert inside.unique(dim=1).flatten().tolist() == list(COLORS[train.classes[label]])
 
 
 def learn(squares: Path, frozen: bool, **given: int) -> tuple[list[float], float, dict[str, Tensor], dict[str, Tensor]]:

@@ -13,7 +13,7 @@ from PIL import Image
 
 from kintsugi.apps import surfaces
 from kintsugi.eval import domains
-from kintsugi.eval.domains import Config, markdown
+from kintsugi.eval.domains import DomainsConfig, markdown
 from kintsugi.recon import synthetic
 from kintsugi.recon.synthetic import pictures
 from kintsugi.train import checkpoint
@@ -118,11 +118,11 @@ def test_an_interrupted_comparison_goes_on(tmp_path: Path, photos: Path):
     ]
     domains.main(options)
     run = tmp_path / "all" / "alternate-seed0"
-    whole = checkpoint.load(run / "step-00000002.pt")["state"]["network.net"]
+    whole = checkpoint.weights_of(checkpoint.load(run / "step-00000002.pt"), "net")
     (run / "step-00000002.pt").unlink()
     (run / "quality.json").unlink()
     domains.main(options)
-    again = checkpoint.load(run / "step-00000002.pt")["state"]["network.net"]
+    again = checkpoint.weights_of(checkpoint.load(run / "step-00000002.pt"), "net")
     assert all(torch.equal(value, again[name]) for name, value in whole.items())
 
 
@@ -138,9 +138,9 @@ def test_the_verdict_counts_seeds():
 
 
 def test_settings_of_a_run_are_those_asked_for():
-    config = Config(lr=0.5, seed=7, real="x")
+    config = DomainsConfig(lr=0.5, seed=7, real="x")
     one = config.of("without", 2)
-    assert type(one) is synthetic.Config
+    assert type(one) is synthetic.SyntheticConfig
     assert (one.lr, one.seed, one.adversarial, one.real) == (0.5, 9, 0.0, "x")
     assert config.of("reversal", 0).adversary == "reversal"
 

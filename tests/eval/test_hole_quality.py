@@ -11,7 +11,8 @@ from skimage.metrics import structural_similarity
 from torch import Tensor
 
 from kintsugi.augment import masks
-from kintsugi.eval.hole_quality import biharmonic, compare, main, markdown, mean_color, table
+from kintsugi.eval.hole_quality import compare, main, markdown, table
+from kintsugi.fill.classical import biharmonic, mean_color
 from kintsugi.metrics.reconstruction import HoleQuality, hole_figures
 
 

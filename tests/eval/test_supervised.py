@@ -14,20 +14,20 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch.nn.functional import cross_entropy
 
 from kintsugi.eval import supervised
-from kintsugi.eval.supervised import Config, figures, main, marked, open_training
+from kintsugi.eval.supervised import SupervisedConfig, figures, main, marked, open_training
 from kintsugi.train import checkpoint
 
 TINY = (
     "--size 32 --short-side 40 --batch 8 --steps 6 --warmup 2 --log-every 2 --show-every 6 --eval-every 3 "
     "--save-every 3 --device cpu"
 ).split()
-COLOURS = {"blue": (40, 60, 200), "green": (40, 180, 60), "red": (200, 50, 40)}
+COLORS = {"blue": (40, 60, 200), "green": (40, 180, 60), "red": (200, 50, 40)}
 
 
 def draw(folder: Path, count: int, seed: int) -> None:
     """Class folders, each of images of one color in noise."""
     rng = np.random.default_rng(seed)
-    for name, color in COLOURS.items():
+    for name, color in COLORS.items():
         (folder / name).mkdir(parents=True)
         for i in range(count):
             pixels = (rng.normal(color, 40, (40, 48, 3))).clip(0, 255).astype(np.uint8)
@@ -43,12 +43,12 @@ def named(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_held_out_are_training_images_never_test_ones(named: Path):
-    split = open_training(Config(data=str(named), size=32, short_side=40), quiet=True)
-    names = {f"{name}/{i}.png" for name in COLOURS for i in range(14)}
+    split = open_training(SupervisedConfig(data=str(named), size=32, short_side=40), quiet=True)
+    names = {f"{name}/{i}.png" for name in COLORS for i in range(14)}
     assert set(split.train.names) | set(split.heldout.names) == names
     assert not set(split.train.names) & set(split.heldout.names)
-    assert split.train.classes == sorted(COLOURS)
-    plain = open_training(Config(data=str(named / "train"), size=32, short_side=40), quiet=True)
+    assert split.train.classes == sorted(COLORS)
+    plain = open_training(SupervisedConfig(data=str(named / "train"), size=32, short_side=40), quiet=True)
     assert plain.heldout.names == split.heldout.names
 
 
@@ -63,7 +63,7 @@ def test_it_learns_resumes_bit_for_bit_and_moves(named: Path, tmp_path: Path):
     assert all(torch.equal(a, b) for a, b in zip(tensors(whole), tensors(parts), strict=True))
 
     events = EventAccumulator(str(tmp_path / "whole"), size_guidance={"images": 0}).Reload()
-    loss = [event.value for event in events.Scalars("loss/cross_entropy")]
+    loss = [event.value for event in events.Scalars("losses/cross_entropy")]
     assert loss[-1] < 0.5 * loss[0]
     assert len(events.Tags()["images"]) == 1
     rows = json.loads((tmp_path / "whole" / "quality.json").read_text())
@@ -88,7 +88,7 @@ def test_another_network_and_optimizer(named: Path, tmp_path: Path):
         "width": 1.0,
         "stem": "small",
     }
-    assert content["state"]["optimizer.both"]["param_groups"][0]["lr"] == pytest.approx(0.1 * 8 / 256 / 2)
+    assert content["state"]["optimizers"]["both"]["param_groups"][0]["lr"] == pytest.approx(0.1 * 8 / 256 / 2)
 
 
 def test_figures_are_those_of_a_loop():
@@ -102,7 +102,7 @@ def test_figures_are_those_of_a_loop():
 
 
 def test_the_floor_is_the_commonest_class_of_training(named: Path):
-    config = Config(data=str(named), size=32, short_side=40)
+    config = SupervisedConfig(data=str(named), size=32, short_side=40)
     images = open_training(config, quiet=True).train
     method = supervised.Supervised(config, supervised.World(torch.device("cpu")), images)
     method.counts = torch.tensor([1, 6, 2])

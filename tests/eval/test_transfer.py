@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torchvision.models import resnet18
 
+from kintsugi.catalog import METHODS
 from kintsugi.eval import transfer
 from kintsugi.eval.dense import DenseTask
 from kintsugi.train import checkpoint
@@ -144,7 +145,7 @@ def test_missing_methods_are_trained_on_request(
     monkeypatch.setattr(subprocess, "run", train)
     config = transfer.Config(runs=tmp_path / "runs", train="demo", train_data="photos")
     assert [name for name, _ in transfer._latest(config)] == [""]
-    assert len(started) == len(transfer.METHODS)
+    assert len(started) == len(METHODS)
     assert started[0][1:] == [
         "-m",
         "kintsugi.recon.inpainting",
@@ -163,9 +164,9 @@ def test_every_method_is_known_by_the_name_of_its_runs():
 
     from kintsugi.train.method import Method
 
-    for name, module in transfer.METHODS.items():
-        methods = [value for value in vars(import_module(module)).values() if isinstance(value, type)]
-        assert name in [kind.name for kind in methods if issubclass(kind, Method) and hasattr(kind, "name")]
+    for program in METHODS:
+        methods = [value for value in vars(import_module(program.module)).values() if isinstance(value, type)]
+        assert program.name in [kind.name for kind in methods if issubclass(kind, Method) and hasattr(kind, "name")]
 
 
 def test_bad_input_is_one_line(refused: Refused, ckpts: list[str], tmp_path: Path):

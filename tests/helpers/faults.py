@@ -169,9 +169,9 @@ def _measured(every: int) -> None:
 POINTS: dict[str, Callable[[int], None]] = {
     "write": _in_write,  # in the middle of a checkpoint
     "fsync": _before(os, "fsync"),  # it is written, but perhaps not on the disk
-    "replace": _before(Path, "replace"),  # it is whole, but under its temporary name; or the link latest is
+    "replace": _before(Path, "replace"),  # it is whole, but under its temporary name; or the pointer latest is
     "unlink": _before(Path, "unlink"),  # old ones are to be deleted
-    "symlink": _before(Path, "symlink_to"),  # the link to the latest run is to be set
+    "point": _before(Path, "write_text"),  # the latest run is to be named
     "audit": _audited,  # it does not die at all
     "measure": _measured,  # nor here
     "step": _before(Tiny, "update"),

@@ -84,7 +84,7 @@ def one_step(name: str, world: World) -> dict[str, Tensor]:
     torch.manual_seed(0)
     build, whole = CASES[name]
     method = build(world)
-    world.place(method.networks.values(), channels_last=False, compile=False)
+    world.place(method.children(), channels_last=False, compile=False)
     method.on_train_data(cluster_cases.Noise())
     batch = {key: world.slice(value) for key, value in whole.items()}
     scalars = method.update(batch, 0)

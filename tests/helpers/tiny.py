@@ -12,21 +12,21 @@ from torch import Tensor, nn
 from kintsugi.nets.encoder import Encoder
 from kintsugi.rng import generator
 from kintsugi.train import optim
-from kintsugi.train.config import TrainConfig, parse_training, user_errors
+from kintsugi.train.command import run_method
+from kintsugi.train.config import TrainConfig
 from kintsugi.train.dist import World
-from kintsugi.train.loop import train
 from kintsugi.train.method import Batch, Method
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(TrainConfig):
+class TinyConfig(TrainConfig):
     width: int = 4
     optimizer: optim.Rule = "adam"
     lr: float = 0.01
 
 
-def demo() -> Config:
-    return Config(
+def demo() -> TinyConfig:
+    return TinyConfig(
         scenes=24,
         size=8,
         batch=4,
@@ -40,20 +40,19 @@ def demo() -> Config:
     )
 
 
-class Tiny(Method):
+class Tiny(Method[TinyConfig]):
     """An autoencoder of blurred noise, with the state that real ones have: moments, batch statistics, an average."""
 
     name = "tiny"
     score = "quality"
 
-    def __init__(self, config: Config, world: World) -> None:
-        self.config, self.world = config, world
+    def __init__(self, config: TinyConfig, world: World) -> None:
+        super().__init__(config, world)
         width = config.width
         net = nn.Sequential(
             nn.Conv2d(3, width, 3, padding=1), nn.BatchNorm2d(width), nn.Dropout(), nn.Conv2d(width, 3, 3, padding=1)
         )
         self.net = net
-        self.networks = {"net": net}
         self.optimizers = {"net": optim.make_optimizer(config.optimizer, net, config.lr, 0.01)}
 
     def update(self, batch: Batch, step: int) -> dict[str, Tensor]:
@@ -78,9 +77,7 @@ class Tiny(Method):
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    with user_errors():
-        folder = train(Tiny.name, parse_training(Tiny.name, {"demo": demo}, argv), Tiny)
-        print(f"look: {folder}")
+    run_method(Tiny, [demo], argv)
 
 
 if __name__ == "__main__":

@@ -188,7 +188,7 @@ def test_heads_have_the_papers_layers():
     assert [type(layer).__name__ for layer in made] == ["Linear", "BatchNorm1d", "ReLU", "Linear", "BatchNorm1d"]
     assert all(layer.bias is None for layer in made if isinstance(layer, nn.Linear))
     nothing_of_the_batch = simclr.SimCLR(replace(simclr.demo(), norm="group"), world)
-    layers = [layer for net in nothing_of_the_batch.networks.values() for layer in net.modules()]
+    layers = [layer for net in nothing_of_the_batch.children() for layer in net.modules()]
     assert not any(isinstance(layer, (nn.BatchNorm1d, nn.BatchNorm2d)) for layer in layers)
 
 

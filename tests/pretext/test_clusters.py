@@ -27,6 +27,7 @@ from kintsugi.nets.planes import Planes
 from kintsugi.pretext import cliquecnn, clusters, deepcluster, sela
 from kintsugi.rng import generator
 from kintsugi.train import checkpoint
+from kintsugi.train.log import panel
 
 TINY = (
     "--encoder alexnet --size 32 --short-side 48 --batch 4 --steps 6 --log-every 1 --show-every 3 --eval-every 3 "
@@ -70,8 +71,10 @@ def test_a_run_resumed_between_two_clusterings_ends_with_the_same_state(whole: P
 def test_what_a_run_leaves(whole: Path):
     events = EventAccumulator(str(whole), size_guidance={"images": 0}).Reload()
     kind = "cliques/within" if whole.name == "cliquecnn" else "clusters/nmi_before"
-    assert {kind, "train/accuracy", "heldout/accuracy", "heldout/chance"} <= set(events.Tags()["scalars"])
-    assert [picture.step for picture in events.Images("clusters in rows")] == [3, 6]
+    assert {panel(name) for name in (kind, "train/accuracy", "heldout/accuracy", "heldout/chance")} <= set(
+        events.Tags()["scalars"]
+    )
+    assert [picture.step for picture in events.Images("pictures/clusters in rows")] == [3, 6]
     rows = json.loads((whole / "quality.json").read_text())
     assert list(rows) == ["chance", whole.name]
     encoder = checkpoint.load_encoder(whole, "encoder")

@@ -145,7 +145,7 @@ def test_pictures_are_the_same_at_every_call():
     ((title, picture),) = method.show(BATCH).items()
     assert title.startswith("shown | turned back by the net")
     method.update(BATCH, 0)
-    method.load_state_dict(small().state_dict())
+    method.load_training_state(small().training_state())
     assert torch.equal(method.show(BATCH)[title], picture)
 
 
@@ -176,7 +176,7 @@ def test_the_command_resumes_bit_for_bit_and_leaves_what_is_moved(photos: Path, 
     assert all(torch.equal(a, b) for a, b in zip(tensors(whole), tensors(parts), strict=True))
     tags = EventAccumulator(str(tmp_path / "whole"), size_guidance={"images": 0}).Reload().Tags()
     assert len(tags["images"]) == 1
-    assert {"accuracy/training", "loss/cross_entropy", "heldout/accuracy"} <= set(tags["scalars"])
+    assert {"training/accuracy/training", "losses/cross_entropy", "held-out figures/accuracy"} <= set(tags["scalars"])
     rows = json.loads((tmp_path / "whole/quality.json").read_text())
     assert list(rows) == ["chance", "rotation"]
     maps = checkpoint.load_encoder(tmp_path / "whole", "encoder")(torch.rand(2, 3, 64, 96))

@@ -83,7 +83,7 @@ def test_a_resumed_run_ends_with_the_same_weights(method: str, whole: Path, tmp_
 def test_what_a_run_leaves(method: str, whole: Path):
     tags = EventAccumulator(str(whole), size_guidance={"images": 0}).Reload().Tags()
     assert len(tags["images"]) == 1
-    assert {"loss/cross_entropy", "accuracy/all", "heldout/accuracy"} <= set(tags["scalars"])
+    assert {"losses/cross_entropy", "training/accuracy/all", "held-out figures/accuracy"} <= set(tags["scalars"])
     rows = json.loads((whole / "quality.json").read_text())
     assert list(rows) == ["chance", "pixel distances", method]
     assert rows["chance"]["accuracy"] == pytest.approx(50 if method == "frame-order" else 100 / 6)

@@ -16,6 +16,7 @@ from kintsugi.recon import colorization
 from kintsugi.recon.colorization import Colorization, classification_loss, demo, draw_hints
 from kintsugi.rng import generator
 from kintsugi.train import checkpoint
+from kintsugi.train.config import parse_training
 from kintsugi.train.dist import World
 
 TINY = (
@@ -64,9 +65,9 @@ def test_the_classification_loss_equals_nested_loops():
 @pytest.mark.parametrize("settings", [{"loss": "l2"}, {"loss": "classification"}, {"loss": "l2", "hints": True}])
 def test_every_weight_moves(settings: dict[str, object]):
     trained = method(**settings)
-    before = [p.clone() for p in trained.net.parameters()]
+    before = [p.clone() for p in trained.colorizer.parameters()]
     trained.update(BATCH, 0)
-    assert not any(torch.equal(a, b) for a, b in zip(before, trained.net.parameters(), strict=True))
+    assert not any(torch.equal(a, b) for a, b in zip(before, trained.colorizer.parameters(), strict=True))
 
 
 def test_the_class_loss_moves_the_encoder_and_needs_labels():
@@ -74,7 +75,7 @@ def test_the_class_loss_moves_the_encoder_and_needs_labels():
     for weight in (0.0, 1.0):
         trained = method(classes=3, class_weight=weight)
         scalars = trained.update({**BATCH, "label": torch.tensor([0, 1, 2, 0])}, 0)
-        weights.append(torch.cat([p.flatten() for p in trained.net.encoder.parameters()]))
+        weights.append(torch.cat([p.flatten() for p in trained.colorizer.encoder.parameters()]))
         assert scalars["loss/class"] > 0
     assert not torch.equal(*weights)
     with pytest.raises(ValueError, match="these have no classes"):
@@ -86,11 +87,11 @@ def test_the_class_loss_moves_the_encoder_and_needs_labels():
 def test_the_prior_counts_the_data():
     trained = method()
     trained.update(BATCH, 0)
-    assert trained.net.counts.sum().item() == 313 + 4 * 15 * 15  # alexnet's first map
+    assert trained.colorizer.counts.sum().item() == 313 + 4 * 15 * 15  # alexnet's first map
 
 
 def test_the_net_sees_lightness_alone():
-    net = method().net.eval()
+    net = method().colorizer.eval()
     image = torch.rand(1, 3, 64, 64, generator=generator(4))
     lab = color.rgb_to_lab(image)
     lab[:, 1:] = 0
@@ -107,7 +108,7 @@ def test_hints_are_patches_around_the_middle_and_change_the_picture():
     part = draw_hints(torch.zeros(500, 2, 64, 64), 2000, generator(5), slice(500, 1000))
     assert torch.equal(part, where[500:1000])
 
-    net = method(loss="l2", hints=True).net.eval()
+    net = method(loss="l2", hints=True).colorizer.eval()
     image = torch.rand(1, 3, 64, 64, generator=generator(6))
     ab, place = color.rgb_to_lab(image)[:, 1:], torch.zeros(1, 1, 64, 64)
     place[..., 20:26, 30:36] = 1
@@ -150,9 +151,9 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory, photos: Path) -> Path:
 
 def test_what_a_run_leaves(run_folder: Path):
     events = EventAccumulator(str(run_folder), size_guidance={"images": 0}).Reload().Tags()
-    assert {"gray | colorized | truth", "gray with hints | colorized | truth"} < set(events["images"])
-    assert any(title.startswith("temperature") for title in events["images"])
-    assert {"heldout/auc", "heldout/auc_rebalanced", "heldout/psnr", "heldout/chroma"} < set(events["scalars"])
+    assert {"pictures/gray | colorized | truth", "pictures/gray with hints | colorized | truth"} < set(events["images"])
+    assert any(title.startswith("pictures/temperature") for title in events["images"])
+    assert {f"held-out figures/{name}" for name in ("auc", "auc_rebalanced", "psnr", "chroma")} < set(events["scalars"])
     table = (run_folder / "quality.md").read_text()
     assert all(f"| {row} " in table for row in ("gray", "mean ab", "colorization"))
     encoder = checkpoint.load_encoder(run_folder)
@@ -232,4 +233,4 @@ def test_bad_input_is_one_line(refused: Refused, run_folder: Path, trained: Path
 )
 def test_bad_settings(args: list[str], said: str):
     with pytest.raises(ValueError, match=said):
-        colorization.parse_training("colorization", {"demo": demo}, args)
+        parse_training("colorization", {"demo": demo}, args)

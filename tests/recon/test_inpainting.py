@@ -11,10 +11,17 @@ from torch import Tensor, nn
 
 from kintsugi.fill.membrane import membrane, mend, seamless
 from kintsugi.recon import inpainting
-from kintsugi.recon.inpainting import MEAN_COLOUR, Config, Generator, Inpainting, load_mender, reconstruction_loss
+from kintsugi.recon.inpainting import (
+    MEAN_COLOR,
+    Generator,
+    Inpainting,
+    InpaintingConfig,
+    load_mender,
+    reconstruction_loss,
+)
 from kintsugi.train.dist import World
 
-TINY = Config(size=64, batch=2, steps=4, lpips="off", norm="group", discriminator_norm="group", device="cpu")
+TINY = InpaintingConfig(size=64, batch=2, steps=4, lpips="off", norm="group", discriminator_norm="group", device="cpu")
 BATCH = {
     "image": torch.randint(0, 256, (2, 3, 80, 72), generator=torch.Generator().manual_seed(0), dtype=torch.uint8),
     "extent": torch.tensor([[80, 72], [70, 66]]),
@@ -22,7 +29,7 @@ BATCH = {
 }
 
 
-def method(config: Config) -> Inpainting:
+def method(config: InpaintingConfig) -> Inpainting:
     torch.manual_seed(0)  # as the loop does
     return Inpainting(config, World(torch.device("cpu")))
 
@@ -88,7 +95,7 @@ def test_the_encoder_sees_the_mean_color_in_the_hole_and_nothing_of_the_truth():
     net(image, mask)
     hole = (mask > 0).expand_as(image)
     assert torch.equal(seen[0][~hole], image[~hole])
-    color = torch.tensor(MEAN_COLOUR).view(1, 3, 1, 1).expand_as(image)
+    color = torch.tensor(MEAN_COLOR).view(1, 3, 1, 1).expand_as(image)
     assert torch.equal(seen[0][hole], color[hole])
 
 
@@ -117,7 +124,7 @@ def test_without_a_hole_it_is_an_autoencoder():
     loss = 4 * nn.functional.mse_loss(trained.generator(truth, torch.zeros(2, 1, 64, 64)), truth)
     scalars = trained.update(BATCH, 0)
     torch.testing.assert_close(scalars["loss/reconstruction"], loss)
-    assert set(trained.networks) == {"generator", "average"}
+    assert {name for name, _ in trained.named_children()} == {"generator", "average"}
     assert list(trained.show(BATCH)) == ["truth | painted"]
     image = trained.centered(BATCH)
     error = (trained.paint(image, torch.zeros(2, 1, 64, 64)) - image).abs().mean().item()
@@ -142,7 +149,7 @@ def test_the_logged_losses_are_the_parts_of_the_whole():
         assert 0 < scalars[name].item() < 1
 
 
-def gradient(config: Config) -> list[Tensor]:
+def gradient(config: InpaintingConfig) -> list[Tensor]:
     """The generator's gradients of the first update."""
     trained, found = method(config), []
     optimizer = trained.optimizers["generator"]

@@ -187,10 +187,10 @@ def test_what_a_run_leaves(run_folder: Path):
     tags = EventAccumulator(str(run_folder), size_guidance={"images": 0}).Reload().Tags()
     rows = json.loads((run_folder / "quality.json").read_text())
     if "hha" in str(run_folder):
-        assert tags["images"] == ["image | HHA said of it | HHA | image said of that"]
+        assert tags["images"] == ["pictures/image | HHA said of it | HHA | image said of that"]
         assert list(rows) == ["mean of each plane", "splitbrain-hha"]
     else:
-        assert tags["images"] == ["L | L with ab said | ab | ab with L said | joined | truth"]
+        assert tags["images"] == ["pictures/L | L with ab said | ab | ab with L said | joined | truth"]
         assert list(rows) == ["mean color", "splitbrain"]
     encoder = checkpoint.load_encoder(run_folder)
     assert encoder(torch.rand(1, 3, 64, 64))[16].shape[2:] == (4, 4)

@@ -53,7 +53,7 @@ def test_changed_settings_are_refused_unless_they_are_asked_for(
     assert "other settings: --lr 0.01 -> 0.5" in capsys.readouterr().err
     content = checkpoint.load(checkpoint.find(run))
     assert content["step"] == 8
-    assert content["state"]["optimizer.net"]["param_groups"][0]["lr"] == 0.5  # and it is what is trained with
+    assert content["state"]["optimizers"]["net"]["param_groups"][0]["lr"] == 0.5  # and it is what is trained with
     # It is now the run's own; and changes are to be asked for again.
     assert "--lr 0.5 -> 0.1" in refused(tiny.main, [*resume, "--steps", "9", "--lr", "0.1"])
 
@@ -87,12 +87,12 @@ def test_the_one_before_a_damaged_one_is_taken(damage: str, whole: Path, run: Pa
     if damage == "truncated":
         newest.write_bytes(whole_bytes[:-100])
     elif damage == "flipped":  # one bit of a weight
-        place = whole_bytes.index(checkpoint.load(newest)["state"]["network.net"]["0.bias"].numpy().tobytes())
+        place = whole_bytes.index(checkpoint.load(newest)["state"]["weights"]["net.0.bias"].numpy().tobytes())
         newest.write_bytes(whole_bytes[:place] + bytes([whole_bytes[place] ^ 1]) + whole_bytes[place + 1 :])
     elif damage == "foreign":
         torch.save({"w": torch.zeros(3)}, newest)
     else:
-        torch.save({**checkpoint.load(newest), "format": 2}, newest)
+        torch.save({**checkpoint.load(newest), "format": checkpoint.FORMAT + 1}, newest)
     (run / "best.pt").write_bytes(b"")  # which is not needed for it
     tiny.main(["--resume", "--out", str(run)])
     said = capsys.readouterr().err

@@ -53,7 +53,7 @@ def test_a_flipped_bit_is_refused_or_changes_nothing(tmp_path: Path):
             refused += 1
         else:
             assert torch.equal(found["state"]["w"], weights)  # in padding, a date or the like
-            assert {**found, "state": 0} == {**content(), "format": 1, "state": 0}
+            assert {**found, "state": 0} == {**content(), "format": checkpoint.FORMAT, "state": 0}
     assert refused > 100
 
 
@@ -74,7 +74,7 @@ class Payload:
 
 def test_a_pickle_with_code_is_never_run(tmp_path: Path):
     mark = tmp_path / "ran"
-    torch.save({"format": 1, "method": "toy", "state": Payload(mark)}, tmp_path / "evil.pt")
+    torch.save({"format": checkpoint.FORMAT, "method": "toy", "state": Payload(mark)}, tmp_path / "evil.pt")
     (tmp_path / "plain.pt").write_bytes(pickle.dumps(Payload(mark)))
     for name in ("evil.pt", "plain.pt"):
         with pytest.raises(ValueError, match="not a whole checkpoint"):
@@ -90,7 +90,7 @@ def test_foreign_files_are_refused_in_one_line(tmp_path: Path):
     with pytest.raises(ValueError, match="no whole checkpoint in"):
         checkpoint.find(tmp_path)
     torch.save({"w": torch.zeros(1)}, tmp_path / "weights.pt")
-    torch.save({"format": 1, "method": "toy"}, tmp_path / "empty.pt")
+    torch.save({"format": checkpoint.FORMAT, "method": "toy"}, tmp_path / "empty.pt")
     for name in ("weights.pt", "empty.pt"):
         with pytest.raises(ValueError, match="not a checkpoint of this project"):
             checkpoint.load(tmp_path / name)

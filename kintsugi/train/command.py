@@ -1,0 +1,28 @@
+"""The command line of a training program, the same for every method."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+
+from kintsugi.train.config import Preset, parse_training, user_errors
+from kintsugi.train.loop import train
+from kintsugi.train.method import C, Method
+
+
+def run_method(method: type[Method[C]], presets: Sequence[Callable[[], C]], argv: Sequence[str] | None = None) -> None:
+    """Reads the command line, trains and says what may come next. A user's mistake is one line and exit code 2.
+
+    presets: the functions ``demo``, ``small`` and ``paper`` of the method's file.
+    """
+    with user_errors():
+        config = parse_training(method.name, named(presets), argv)
+        method.check(config)
+        folder = train(method, config)
+        if int(os.environ.get("RANK", 0)) == 0:
+            print(f"look: make tensorboard; {method.next_step.format(folder=folder)}")
+
+
+def named(presets: Sequence[Callable[[], C]]) -> dict[Preset, Callable[[], C]]:
+    """Presets by the names of their functions."""
+    return {preset.__name__: preset for preset in presets}  # type: ignore[misc]

@@ -1,0 +1,64 @@
+"""A run's folder: made, resumed, and pointed to by ``latest``."""
+
+from __future__ import annotations
+
+import os
+import sys
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from kintsugi.train import checkpoint
+from kintsugi.train.config import TrainConfig
+from kintsugi.train.dist import World
+from kintsugi.train.method import Method
+
+
+def open_folder(name: str, config: TrainConfig, world: World) -> Path:
+    """The run's folder, made or taken up again. ValueError, OSError where that cannot be."""
+    made = datetime.now().strftime("%Y%m%d-%H%M%S")
+    folder = Path(world.from_main(str(config.out or config.runs / name / made)))
+    if world.is_main:
+        checkpoint.sweep(folder)
+    if not world.is_main or config.resume:
+        return folder
+    if any(folder.glob("*.pt")):
+        raise ValueError(f"{folder} already holds a run: add --resume to go on with it, or choose another --out")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OSError(f"cannot write {folder} ({error.strerror}): choose another folder with --runs") from None
+    return folder
+
+
+def resume(folder: Path, config: TrainConfig, method: Method[Any], world: World) -> tuple[int, float]:
+    """Loads the newest checkpoint into the method; the step to go on from, and the best score so far."""
+    file, content = checkpoint.read(folder, method.name)
+    if content["step"] >= config.steps:
+        raise ValueError(f"{file} already has {content['step']} steps: ask for more with --steps")
+    try:
+        method.load_training_state(content["state"])
+    except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
+        why = str(error).partition("\n\t")[2].partition("\n")[0] or error  # torch puts a title above its list
+        raise ValueError(
+            f"{file} does not fit the networks of these settings ({why}): resume without changes, "
+            "with the version that wrote it"
+        ) from None
+    if world.is_main and (ranks := content.get("ranks", world.size)) != world.size:
+        print(
+            f"note: {file} is of {ranks} ranks, this is a run of {world.size}: it sees the same images and draws, "
+            "but adds up in another order and normalizes other parts of the batch, so that its weights are no longer "
+            "bit for bit those of a run that was never stopped",
+            file=sys.stderr,
+        )
+    return content["step"], content["score"]
+
+
+def point_latest(folder: Path) -> None:
+    """Makes ``latest``, a file in the folder above, name this run; replaced in one rename.
+
+    A file and not a link, because TensorBoard follows links and would show the run twice.
+    """
+    pointer, fresh = folder.parent / checkpoint.LATEST, folder.parent / f".{checkpoint.LATEST}.{os.getpid()}"
+    fresh.write_text(folder.name + "\n")
+    fresh.replace(pointer)
