@@ -82,6 +82,7 @@ bench: .venv/.bench  ## speed compared with lightly, stable-pretraining and torc
 docs: .venv/.docs  ## build the documentation, docs/_build/html/index.html
 	@.venv/bin/python -m bench.tables
 	@.venv/bin/python -m sphinx -q -W --keep-going -b html docs docs/_build/html $(ARGS)
+	@echo "written: docs/_build/html/index.html"
 
 .venv/.docs: $(READY)
 	@echo "installing Sphinx (once) ..."
