@@ -9,6 +9,7 @@ import re
 import shlex
 import subprocess
 from pathlib import Path
+from typing import get_type_hints
 
 import pytest
 from conftest import ROOT
@@ -67,7 +68,7 @@ def test_a_job_calls_its_program_with_options_that_it_knows(program: Program):
     expected = {("--ckpts" if program.job == "transfer" else f"--{name.lower()}"): v for name, v in passed.items()}
     assert dict(zip(options[::2], options[1::2], strict=True)) == expected
     module = importlib.import_module(program.module)
-    config = module.Config if hasattr(module, "Config") else module.demo().__class__
+    config = get_type_hints(module.run)["config"] if hasattr(module, "run") else type(module.demo())
     assert set(expected) <= set(_flags(config))
     assert callable(module.main)
 
