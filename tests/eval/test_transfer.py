@@ -20,8 +20,8 @@ from kintsugi.eval.dense import DenseTask
 from kintsugi.train import checkpoint
 
 TINY = (
-    "--seeds 1 --device cpu --size 32 --numbers 200 --labels 0.2 --steps-linear 4 --steps-tuned 1 --batch-tuned 4 "
-    "--labeled-scenes 6 --steps-frozen 2 --steps-finetune 1 --batch-dense 2 --crop 64 --train-scenes 4"
+    "--seeds 1 --device cpu --size 32 --pooled-features 200 --labels 0.2 --steps-linear 4 --steps-tuned 1 "
+    "--batch-tuned 4 --labeled-scenes 6 --steps-frozen 2 --steps-finetune 1 --batch-dense 2 --crop 64 --train-scenes 4"
 ).split()
 
 
@@ -55,7 +55,7 @@ def folders(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_every_row_under_every_task(ckpts: list[str], folders: Path, capsys: pytest.CaptureFixture[str]):
+def test_all_weights_on_every_task(ckpts: list[str], folders: Path, capsys: pytest.CaptureFixture[str]):
     out = folders / "report"
     weights = folders / "theirs.safetensors"
     torch.manual_seed(0)
@@ -75,10 +75,10 @@ def test_every_row_under_every_task(ckpts: list[str], folders: Path, capsys: pyt
         *TINY,
     ]
     transfer.main(argv)
-    said = capsys.readouterr().out
+    printed = capsys.readouterr().out
     record = json.loads((out / "report.json").read_text())
-    rows = list(dict.fromkeys(cell["row"] for cell in record["cells"]))
-    assert rows == [
+    names = list(dict.fromkeys(result["weights"] for result in record["results"]))
+    assert names == [
         "inpainting",
         "random init (alexnet)",
         "autoencoder",
@@ -86,7 +86,7 @@ def test_every_row_under_every_task(ckpts: list[str], folders: Path, capsys: pyt
         "random init (resnet18)",
         "pixels",
     ]
-    columns = {(cell["task"], name) for cell in record["cells"] for name in cell["figures"]}
+    columns = {(result["task"], name) for result in record["results"] for name in result["figures"]}
     assert {task for task, _ in columns} == {
         "classes",
         "what is in scenes",
@@ -94,11 +94,11 @@ def test_every_row_under_every_task(ckpts: list[str], folders: Path, capsys: pyt
         "geometry scenes",
         "figure-ground clips",
     }
-    assert not any(cell["error"] for cell in record["cells"])
-    assert len(record["cells"]) == len(rows) * (4 + 3 + 2 + 2 + 2)
-    assert all(0 <= value <= 1 for cell in record["cells"] for value in cell["figures"].values())
+    assert not any(result["error"] for result in record["results"])
+    assert len(record["results"]) == len(names) * (4 + 3 + 2 + 2 + 2)
+    assert all(0 <= value <= 1 for result in record["results"] for value in result["figures"].values())
     text = (out / "report.md").read_text()
-    assert text in said
+    assert text in printed
     assert "| inpainting" in text
     assert Image.open(out / "report.png").size[0] > 500
     events = EventAccumulator(str(out))
@@ -107,7 +107,7 @@ def test_every_row_under_every_task(ckpts: list[str], folders: Path, capsys: pyt
     assert "classes, kNN/pixels" in events.Tags()["scalars"]
 
 
-def test_a_failing_cell_does_not_end_the_run(
+def test_a_failing_experiment_does_not_end_the_run(
     ckpts: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     argv = ["--ckpts", ckpts[0], "--classification", "--geometry", "--no-pixels", "--out", str(tmp_path / "r"), *TINY]
@@ -118,13 +118,13 @@ def test_a_failing_cell_does_not_end_the_run(
     with monkeypatch.context() as broken:
         broken.setattr(DenseTask, "_train_all", full)
         transfer.main(argv)
-    said = capsys.readouterr().out
-    assert "fine-tuned" not in said
-    assert "- segmentation scenes, inpainting, finetune, seed 0: OutOfMemoryError: out of memory" in said
-    transfer.main(argv)  # only what failed is run again
-    said = capsys.readouterr().out
-    assert said.count("seed 0: fine-tuned") == 2
-    assert "seed 0: frozen" not in said
+    printed = capsys.readouterr().out
+    assert "fine-tuned" not in printed
+    assert "- segmentation scenes, inpainting, finetune, seed 0: OutOfMemoryError: out of memory" in printed
+    transfer.main(argv)  # only the failed ones are run again
+    printed = capsys.readouterr().out
+    assert printed.count("seed 0: fine-tuned") == 2
+    assert "seed 0: frozen" not in printed
 
 
 def test_missing_methods_are_trained_on_request(
@@ -159,7 +159,7 @@ def test_missing_methods_are_trained_on_request(
     assert "warning: byol could not be trained; its row is left out" in capsys.readouterr().err
 
 
-def test_every_method_is_known_by_the_name_of_its_runs():
+def test_every_method_has_the_name_of_its_runs():
     from importlib import import_module
 
     from kintsugi.train.method import Method
@@ -170,7 +170,7 @@ def test_every_method_is_known_by_the_name_of_its_runs():
 
 
 def test_bad_input_is_one_line(refused: Refused, ckpts: list[str], tmp_path: Path):
-    assert "let them all be trained with --train demo" in refused(transfer.main, [])
+    assert "train them all with --train demo" in refused(transfer.main, [])
     twice = ["--ckpts", ckpts[0], ckpts[0], *TINY]
     assert "two rows are called inpainting: name them" in refused(transfer.main, twice)
     named = ["--ckpts", f"one={ckpts[0]}", f"two={ckpts[0]}", "--segmentation", tmp_path / "none", *TINY]
