@@ -159,16 +159,6 @@ def test_missing_methods_are_trained_on_request(
     assert "warning: byol could not be trained; its row is left out" in capsys.readouterr().err
 
 
-def test_every_method_has_the_name_of_its_runs():
-    from importlib import import_module
-
-    from kintsugi.train.method import Method
-
-    for program in METHODS:
-        methods = [value for value in vars(import_module(program.module)).values() if isinstance(value, type)]
-        assert program.name in [kind.name for kind in methods if issubclass(kind, Method) and hasattr(kind, "name")]
-
-
 def test_bad_input_is_one_line(refused: Refused, ckpts: list[str], tmp_path: Path):
     assert "train them all with --train demo" in refused(transfer.main, [])
     twice = ["--ckpts", ckpts[0], ckpts[0], *TINY]
