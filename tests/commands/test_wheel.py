@@ -79,7 +79,7 @@ def test_the_installed_command_runs_away_from_the_checkout(built: Path, tmp_path
     venv.create(env, with_pip=True)
     (wheel,) = built.glob("*.whl")
     pip = ["-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--disable-pip-version-check", wheel]
-    subprocess.run([env / "bin/python", *pip], check=True)
+    subprocess.run([env / "bin/python", "-I", *pip], check=True)  # -I: whatever PYTHONPATH has
     (site,) = env.glob("lib/python*/site-packages")
     assert not {"core", "eval", "recon", "contrastive", "pretext", "apps", "tests", "bench"} & set(os.listdir(site))
     others = [path for path in sys.path if path.endswith("-packages")]
