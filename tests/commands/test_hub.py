@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT
+from helpers.command_line import ROOT
 
 from kintsugi.nets.backbones import Backbone
 from kintsugi.nets.discriminators import DiscriminatorSpec

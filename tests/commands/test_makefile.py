@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import get_type_hints
 
 import pytest
-from conftest import ROOT
+from helpers.command_line import ROOT
 
 from kintsugi.train.config import _flags
 

@@ -8,7 +8,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, TINY, Run
+from helpers.command_line import ROOT, TINY, Run
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from kintsugi.train import checkpoint

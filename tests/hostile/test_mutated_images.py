@@ -1,4 +1,4 @@
-"""Image files with anything wrong with them: none crashes or hangs the run, and each is counted."""
+"""Damaged image files of many kinds: none crashes or hangs the run, and each is counted."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def originals() -> list[tuple[str, bytes]]:
 
 
 def mutated(draw: random.Random, whole: bytes) -> bytes:
-    """One of the ways in which files are spoilt, at random places."""
+    """A copy with one kind of damage, at random places."""
     data, way = bytearray(whole), draw.randrange(7)
     if way == 0:  # flipped bits
         for _ in range(draw.choice([1, 3, 30])):
@@ -93,12 +93,12 @@ def test_mutated_files_are_skipped_and_counted(
     os.mkfifo(folder / "f.png")
 
     longest = [0.0]
-    really = decoding.decode
+    original = decoding.decode
 
     def timed(file: Path, short_side: int) -> object:
         begun = time.thread_time()
         try:
-            return really(file, short_side)
+            return original(file, short_side)
         finally:
             longest[0] = max(longest[0], time.thread_time() - begun)
 
@@ -122,14 +122,14 @@ def test_of_many_threads_one_decodes_a_large_image(tmp_path: Path, monkeypatch: 
     """Several images just below Pillow's limit would take all memory."""
     for i in range(12):
         Image.new("RGB", (60, 50)).save(tmp_path / f"{i}.{'png' if i % 2 else 'webp'}")
-    inside, most, really = [0], [0], decoding.stored
+    inside, most, original = [0], [0], decoding.stored
 
     def stored(*args: object) -> np.ndarray:
         inside[0] += 1
         most[0] = max(most[0], inside[0])
         time.sleep(0.01)
         inside[0] -= 1
-        return really(*args)  # type: ignore[arg-type]
+        return original(*args)  # type: ignore[arg-type]
 
     monkeypatch.setattr(decoding, "stored", stored)
     threads = ThreadPoolExecutor(4)

@@ -12,8 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import Refused, tensors
 from helpers.cluster_cases import COUNT, Noise, build
+from helpers.command_line import Refused
+from helpers.nested import tensors
 from scipy import ndimage
 from scipy.cluster.vq import kmeans2
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
