@@ -12,8 +12,8 @@ from helpers.command_line import TINY, Run, torchrun
 
 from kintsugi.train import checkpoint
 
-# Group norm, because torch synchronizes batch norms on GPUs only. Only two steps, because rounding errors grow from step
-# to step.
+# Group norm, because torch synchronizes batch norms on GPUs only. Only two steps, because rounding errors grow with the
+# steps.
 FEW = "--size 64 --batch 4 --steps 2 --log-every 1 --eval-images 2 --norm group --device cpu".split()
 METHODS = {
     "kintsugi.recon.inpainting": [
@@ -67,7 +67,7 @@ def test_if_one_rank_is_killed_the_other_ends_and_the_run_can_be_resumed(tmp_pat
         "helpers.tiny_method", ["--resume", "--out", str(tmp_path / "run"), "--steps", "8"], tmp_path / "output"
     )
     assert faulty_runs.finish(process) == 0
-    assert "is of 2 ranks, this is a run of 1" in (tmp_path / "output").read_text()
+    assert "was written by 2 ranks, this run has 1" in (tmp_path / "output").read_text()
     assert "from step 4" in (tmp_path / "output").read_text()
 
 

@@ -81,7 +81,7 @@ def test_the_same_seed_gives_the_same_weights():
 def test_an_image_too_small_for_the_network_is_refused():
     encoder = Published("alexnet").build()
     assert encoder(pictures(1, 3, 63, 80))[32].shape == (1, 256, 1, 1)
-    with pytest.raises(ValueError, match="alexnet takes images from 63 px, not 32x80"):
+    with pytest.raises(ValueError, match="alexnet needs images of at least 63 px, not 32x80"):
         encoder(pictures(1, 3, 32, 80))
 
 
@@ -137,9 +137,13 @@ def test_weights_of_another_network_are_refused(tmp_path: Path):
     save_file(resnet34().state_dict(), deep)
     save_file(resnet18().state_dict(), shallow)
     save_file({"w": torch.zeros(1)}, none)
-    with pytest.raises(ValueError, match=r"resnet34.safetensors has layer1.2.\S+, which resnet18 has not: is it of"):
+    with pytest.raises(
+        ValueError, match=r"resnet34.safetensors has layer1.2.\S+, which resnet18 does not have: does it belong"
+    ):
         load_published("resnet18", deep)
-    with pytest.raises(ValueError, match=r"resnet18.safetensors has no layer1.2.conv1.weight: is it of .* resnet34"):
+    with pytest.raises(
+        ValueError, match=r"resnet18.safetensors has no layer1.2.conv1.weight: does it belong to .* resnet34"
+    ):
         load_published("resnet34", shallow)
     with pytest.raises(
         ValueError, match=r"layer1.0.conv1.weight is \(64, 64, 3, 3\), but \(64, 64, 1, 1\) in resnet50"
@@ -155,9 +159,9 @@ def test_files_without_weights_are_refused(tmp_path: Path):
     torch.save({"state_dict": resnet18()}, tmp_path / "module.pth")
     for name, message in {
         "none.pth": "no weights at",
-        "text.safetensors": "is not a file of tensors alone",
+        "text.safetensors": "is not a file of tensors only",
         "empty.pth": "holds no state dict",
-        "module.pth": "is not a file of tensors alone",  # and is never unpickled
+        "module.pth": "is not a file of tensors only",  # and is never unpickled
     }.items():
         with pytest.raises(ValueError, match=message) as error:
             load_published("resnet18", tmp_path / name)
@@ -167,7 +171,7 @@ def test_files_without_weights_are_refused(tmp_path: Path):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("resnet19", "neither torchvision nor timm .* 'resnet19' .*near it: resnet18"),
+        ("resnet19", "neither torchvision nor timm .* 'resnet19' .*similar: resnet18"),
         ("vit_b_16", "neither torchvision nor timm has a convolutional network"),
         ("vit_tiny_patch16_224", "does not take images of any size: name a convolutional network"),
         ("resnet18.none", "timm cannot make resnet18.none"),
@@ -180,5 +184,5 @@ def test_names_that_are_no_convolutional_network_are_refused(name: str, message:
 
 def test_without_timm_the_message_names_it(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "timm", None)
-    with pytest.raises(ValueError, match=r"'sqeezenet1_0' \(near it: squeezenet1_0.*pip install timm"):
+    with pytest.raises(ValueError, match=r"'sqeezenet1_0' \(similar: squeezenet1_0.*pip install timm"):
         Published("sqeezenet1_0").build()

@@ -102,7 +102,7 @@ def test_a_signal_saves_and_ends_the_run(kind: signal.Signals, run: Run, photos:
     output = process.communicate(timeout=60)[1]
     assert process.returncode == 128 + kind
     assert "Traceback" not in output
-    assert "go on with --resume --out stopped" in output
+    assert "continue with --resume --out stopped" in output
     stopped_at = int(checkpoint.newest(tmp_path / "stopped")[0].stem.split("-")[1])
     assert 2 <= stopped_at < 100000
     resumed = run("kintsugi.recon.inpainting", "--resume", "--out", "stopped", "--steps", str(stopped_at + 2))
