@@ -30,7 +30,7 @@ CHUNK = 512  # images that are compared at once, which limits the memory for sim
 
 
 def classify(known: Tensor, labels: Tensor, queries: Tensor, classes: int, neighbors: int) -> Tensor:
-    """The predicted classes (M,) of queries (M,C), by a vote of their nearest of known (N,C), which have labels (N,)."""
+    """The predicted classes (M,) of queries (M,C), by votes of their neighbors in known (N,C), with labels (N,)."""
     unit = normalize(known, dim=1)
     chunks = normalize(queries, dim=1).split(CHUNK)
     return torch.cat([vote(x @ unit.T, labels, classes, neighbors) for x in chunks])

@@ -39,7 +39,7 @@ def set_lr(optimizer: torch.optim.Optimizer, rate: float) -> None:
         group["lr"] = rate
 
 
-def decayed(network: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+def lars_groups(network: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """Parameter groups for ``Lars``: biases and norms (one dimension) have no weight decay and no scaling."""
     weights = [p for p in network.parameters() if p.requires_grad and p.ndim > 1]
     rest = [p for p in network.parameters() if p.requires_grad and p.ndim <= 1]
@@ -65,7 +65,7 @@ def make_optimizer(
     rate: the learning rate. nesterov: for SGD only.
     """
     if rule == "lars":
-        return Lars(decayed(network, weight_decay), rate)
+        return Lars(lars_groups(network, weight_decay), rate)
     if rule == "sgd":
         return torch.optim.SGD(
             network.parameters(), rate, momentum=0.9, weight_decay=weight_decay, nesterov=nesterov, fused=True

@@ -153,7 +153,7 @@ def test_split_norm_is_batch_norm_of_each_part():
 def test_lars_equals_one_tensor_at_a_time():
     net = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
     twin = ema_copy(net).requires_grad_(True)
-    ours = optim.Lars(optim.decayed(net, 0.1), lr=0.5, momentum=0.9, eta=0.02)
+    ours = optim.Lars(optim.lars_groups(net, 0.1), lr=0.5, momentum=0.9, eta=0.02)
     speeds = [torch.zeros_like(p) for p in twin.parameters()]
     for step in range(3):
         x = random(6, 3, seed=step)
