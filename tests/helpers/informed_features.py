@@ -1,4 +1,4 @@
-"""Features that know: what dense tasks are to find more in than in random ones."""
+"""Features that hold the answer of a dense task, which must beat random features."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from kintsugi.nets.encoder import Encoder
 
 
 class Pooled(Encoder):
-    """The image itself, made small."""
+    """The image itself, reduced 8 times."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -23,7 +23,7 @@ class Pooled(Encoder):
 
 
 class Knowing(Subject):
-    """A subject whose encoder is that, whatever its row."""
+    """A subject whose encoder is always ``Pooled``."""
 
     def encoder(self) -> Encoder:
         return Pooled()

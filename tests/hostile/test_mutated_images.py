@@ -79,7 +79,7 @@ def test_mutated_files_are_skipped_and_counted(
     for i in range(count - 10):
         suffix, whole = sources[i % len(sources)]
         if i % 10 == 9:
-            suffix = draw.choice(list(SUFFIXES.values()))  # whatever it holds
+            suffix = draw.choice(list(SUFFIXES.values()))  # of any format
         name = f"{i}{draw.choice(['', ' ', '%s', os.sep + 'x', chr(10), 'é'])}".replace(os.sep, "-") + suffix
         (folder / draw.choice(["", "more"]) / name).write_bytes(mutated(draw, whole))
     for i, (suffix, whole) in enumerate(sources[:4]):
@@ -145,13 +145,13 @@ def test_of_many_threads_one_decodes_a_large_image(tmp_path: Path, monkeypatch: 
 
 
 @pytest.mark.parametrize("depth", [0.0, 5.0])
-def test_depth_that_is_all_holes_or_nearly(depth: float):
+def test_depth_that_is_missing_almost_everywhere(depth: float):
     import torch
 
     from kintsugi.data.hha import hha
 
     holes = torch.zeros(2, 1, 24, 32)
-    holes[:, :, 5, 7] = depth  # a single pixel says something
+    holes[:, :, 5, 7] = depth  # depth of a single pixel is known
     planes = hha(holes, torch.tensor([[[30.0, 0, 16], [0, 30, 12], [0, 0, 1]]]).repeat(2, 1, 1))
     assert planes.dtype == torch.uint8
     known = holes > 0

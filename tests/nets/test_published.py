@@ -86,7 +86,7 @@ def test_an_image_too_small_for_the_network_is_refused():
 
 
 @pytest.mark.realdata
-@pytest.mark.skipif("KINTSUGI_DATA" not in os.environ, reason="needs the published weights beside the data")
+@pytest.mark.skipif("KINTSUGI_DATA" not in os.environ, reason="needs the published weights next to the data")
 @torch.no_grad()
 def test_published_weights_give_torchvisions_features():
     file = Path(os.environ["KINTSUGI_DATA"]).parent / "weights/squeezenet1_0_imagenet.safetensors"

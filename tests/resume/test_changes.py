@@ -67,7 +67,7 @@ def test_changes_that_the_saved_weights_do_not_allow(change: list[str], run: Pat
 
 
 @pytest.mark.parametrize(
-    "spoilt",
+    "damaged",
     [
         {"state": {}},
         {"state": 3},
@@ -76,8 +76,8 @@ def test_changes_that_the_saved_weights_do_not_allow(change: list[str], run: Pat
         {"config": {"color": 1}},
     ],
 )
-def test_a_checkpoint_with_wrong_content_gives_one_line(spoilt: dict[str, Any], run: Path, refused: Refused):
-    rewrite(checkpoint.find(run), **spoilt)
+def test_a_checkpoint_with_wrong_content_gives_one_line(damaged: dict[str, Any], run: Path, refused: Refused):
+    rewrite(checkpoint.find(run), **damaged)
     assert refused(tiny_method.main, ["--resume", "--out", str(run), "--steps", "8"])
 
 
