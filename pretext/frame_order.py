@@ -25,7 +25,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 from kintsugi.data.frame_tuples import TupleSplit
 from kintsugi.nets.encoder import Encoder
-from kintsugi.pictures import judged
+from kintsugi.pictures import right_wrong_colors
 from kintsugi.pretext.video import Tower, VideoConfig, bordered, centered, opened, rows, view
 from kintsugi.rng import generator
 from kintsugi.train import optim
@@ -231,7 +231,7 @@ class FrameOrder(Method[FrameOrderConfig]):
             for place in range(3):
                 image = frames[:, which, place].clone()
                 image[:, :, -3:] = says[:, which, None, None, None].to(image)  # white: in order; black: not
-                columns.append(bordered(image, judged(says[:, which] == right[:, which])))
+                columns.append(bordered(image, right_wrong_colors(says[:, which] == right[:, which])))
             columns += [torch.ones_like(columns[-1][..., :14])] * (which == 0)
         return {"in order | not in order (white bar: taken to be in order)": rows(columns)}
 

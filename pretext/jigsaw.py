@@ -31,7 +31,7 @@ from torch.nn.functional import pad
 from torchvision.transforms.functional import rgb_to_grayscale
 
 from kintsugi.nets.backbones import IMAGENET_MEAN, IMAGENET_STD
-from kintsugi.pictures import framed, judged, sheet
+from kintsugi.pictures import framed, right_wrong_colors, sheet
 from kintsugi.pretext.puzzles import Fusion, PuzzleConfig, PuzzleMethod
 from kintsugi.rng import generator
 from kintsugi.train.command import run_method
@@ -282,7 +282,7 @@ class Jigsaw(PuzzleMethod[JigsawConfig]):
             apart = mosaic(pad(tiles.clamp(0, 1), (1, 1, 1, 1), value=1.0))
             return pad(apart, (3, 3, 3, 3), value=1.0)
 
-        marked = framed(back.flatten(0, 1), judged(right.flatten()), 2).unflatten(0, (-1, TILES))
+        marked = framed(back.flatten(0, 1), right_wrong_colors(right.flatten()), 2).unflatten(0, (-1, TILES))
         columns = [pieces(shuffled), pieces(shown), pieces(marked), pieces(tiles)]
         title = "shuffled | as the net sees it | put back by the net, green: right, red: wrong | truth"
         return {title: sheet(columns, zoom=2)}

@@ -24,7 +24,7 @@ from torch.nn.functional import cross_entropy, interpolate, pad
 
 from kintsugi.data.frame_tuples import TupleSplit, equalize_exposure
 from kintsugi.nets.encoder import Encoder
-from kintsugi.pictures import judged
+from kintsugi.pictures import right_wrong_colors
 from kintsugi.pretext.video import Tower, VideoConfig, bordered, centered, opened, rows, view
 from kintsugi.rng import generator
 from kintsugi.train import optim
@@ -265,7 +265,7 @@ class OddOneOut(Method[OddOneOutConfig]):
             below = pairs.transpose(1, 2).flatten(2, 3)  # (n,3,S*W/2,2S)
             column = torch.cat([interpolate(images[:, number], scale_factor=2.0), below], 2)
             missed = torch.where((odd == number)[:, None], YELLOW.to(odd.device), 1.0)  # (n,3)
-            color = torch.where((choice == number)[:, None], judged(odd == number), missed)
+            color = torch.where((choice == number)[:, None], right_wrong_colors(odd == number), missed)
             columns.append(pad(bordered(column, color, 4), (2, 2, 2, 2), value=1.0))
         return {"sub-clips, and their frames in the order shown": rows(columns, zoom=1)}
 

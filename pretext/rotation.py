@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from kintsugi.pictures import framed, judged, sheet
+from kintsugi.pictures import framed, right_wrong_colors, sheet
 from kintsugi.pretext.puzzles import PuzzleConfig, PuzzleMethod, captioned, enlarged
 from kintsugi.train import optim
 from kintsugi.train.command import run_method
@@ -119,7 +119,10 @@ class Rotation(PuzzleMethod[RotationConfig]):
         back = _turned_each(shown, -said)
         columns = [
             captioned(enlarged(shown, 2), [f"turned by {90 * k}°" for k in truth.tolist()]),
-            captioned(framed(enlarged(back, 2), judged(said == truth), 4), [f"said {90 * k}°" for k in said.tolist()]),
+            captioned(
+                framed(enlarged(back, 2), right_wrong_colors(said == truth), 4),
+                [f"said {90 * k}°" for k in said.tolist()],
+            ),
             captioned(enlarged(image, 2), ["upright"] * len(image)),
         ]
         return {"shown | turned back by the net, green: right, red: wrong | truth": sheet(columns)}

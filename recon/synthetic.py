@@ -358,7 +358,7 @@ class Synthetic(Method[SyntheticConfig]):
         weight = ramp * self.config.adversarial
         with self.world.autocast():
             on_real = self.discriminator(reverse_gradient(real, weight)).float()
-        with adversarial.untracked(self.discriminator), self.world.autocast():
+        with adversarial.no_statistics_update(self.discriminator), self.world.autocast():
             on_fake = self.discriminator(reverse_gradient(fake, weight)).float()
         judging = adversarial.real_loss(on_real) + adversarial.fake_loss(on_fake)
         (task + judging).backward()

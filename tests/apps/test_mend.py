@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import Run, refusal
+from helpers.command_line import Run, refusal
 from PIL import Image
 from torch import Tensor
 

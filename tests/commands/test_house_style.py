@@ -9,7 +9,7 @@ from pathlib import Path
 
 import house_style
 import pytest
-from conftest import ROOT
+from helpers.command_line import ROOT
 from house_style import NOT_YET, check, main, project
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import Refused
+from helpers.command_line import Refused
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
 from torch.nn.functional import normalize

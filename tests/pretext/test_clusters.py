@@ -12,8 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import Refused, tensors
 from helpers.cluster_cases import COUNT, Noise, build
+from helpers.command_line import Refused
+from helpers.nested import tensors
 from scipy import ndimage
 from scipy.cluster.vq import kmeans2
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -194,7 +195,7 @@ def test_whitening_equals_numpy():
 
 def test_sobel_sees_the_gradients_of_lightness():
     image = torch.rand(2, 3, 20, 24, generator=generator(0))
-    seen = Planes("sobel", Backbone("alexnet")).build().seen(rgb_to_lab(image))
+    seen = Planes("sobel", Backbone("alexnet")).build().backbone_input(rgb_to_lab(image))
     light = rgb_to_lab(image)[:, 0].numpy() / 100
     for picture, planes in zip(light, seen, strict=True):
         for axis, plane in ((1, planes[1]), (0, planes[2])):
@@ -202,7 +203,7 @@ def test_sobel_sees_the_gradients_of_lightness():
             np.testing.assert_allclose(plane.numpy(), wanted, atol=1e-5)
     gray = rgb_to_lab(image)[:, :1]
     flat = torch.cat([gray, torch.zeros_like(gray).expand(-1, 2, -1, -1)], 1)
-    torch.testing.assert_close(Planes("sobel", Backbone("alexnet")).build().seen(flat), seen)
+    torch.testing.assert_close(Planes("sobel", Backbone("alexnet")).build().backbone_input(flat), seen)
 
 
 # --- DeepCluster ----------------------------------------------------------------------------------------------

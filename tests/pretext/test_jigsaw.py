@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import Refused, tensors
+from helpers.command_line import Refused
+from helpers.nested import tensors
 from torch import Tensor
 from torch.nn.functional import interpolate, one_hot
 

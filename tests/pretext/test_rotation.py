@@ -12,12 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import Refused, tensors
+from helpers.command_line import Refused
+from helpers.nested import tensors
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.nn.functional import cross_entropy, interpolate
 
 from kintsugi.augment import cropping
-from kintsugi.pictures import GREEN, RED, framed, judged
+from kintsugi.pictures import GREEN, RED, framed, right_wrong_colors
 from kintsugi.pretext import rotation
 from kintsugi.pretext.puzzles import captioned, square_crops
 from kintsugi.rng import generator
@@ -151,7 +152,7 @@ def test_pictures_are_the_same_at_every_call():
 
 def test_frames_and_captions():
     image = torch.full((2, 3, 24, 64), 0.5)
-    marked = framed(image, judged(torch.tensor([True, False])), line=2)
+    marked = framed(image, right_wrong_colors(torch.tensor([True, False])), line=2)
     for i, color in enumerate((GREEN, RED)):
         for place in (marked[i, :, 0, 5], marked[i, :, 23, 63], marked[i, :, 9, 1], marked[i, :, 1, 30]):
             torch.testing.assert_close(place, torch.tensor(color))
