@@ -42,7 +42,7 @@ class MoCoConfig(ViewsConfig):
     version: Literal[1, 2] = 2
     """1 or 2: the head, color changes, schedule and temperature of that paper."""
     temperature: float = 0.0
-    """Of the loss; 0: the one of --version, .07 or .2."""
+    """Temperature of the loss; 0: that of --version, .07 or .2."""
     dim: int = 128
     """Width of the embedding."""
     head_norm: bool = False
@@ -214,7 +214,8 @@ class MoCo(ViewsMethod[MoCoConfig]):
 
     @torch.no_grad()
     def encode_keys(self, image: Tensor, number: int) -> Tensor:
-        """This rank's keys (n,D), of images (n,3,S,S) shuffled over all ranks in the order of shuffle ``number``."""
+        """This rank's keys (n,D) of images (n,3,S,S), which are shuffled over all ranks; ``number`` seeds the
+        shuffle."""
         everywhere = self.world.gather(image)  # (N,3,S,S)
         order = torch.randperm(len(everywhere), generator=generator(self.config.seed, number, _SHUFFLE))
         encoder, projector = self.key_net

@@ -25,7 +25,7 @@ from kintsugi.train.method import Batch
 @dataclass(frozen=True, kw_only=True)
 class SimCLRConfig(ViewsConfig):
     temperature: float = 0.1
-    """Of the loss. The paper uses .1, and .5 at 32 px."""
+    """Temperature of the loss. The paper uses .1, and .5 at 32 px."""
     dim: int = 128
     """Width of the embedding."""
     lr: float = 0.3

@@ -134,9 +134,9 @@ class ViewsMethod(Method[V]):
     def _figures(self, batches: Iterable[Batch], extract: Callable[[Tensor], Tensor]) -> dict[str, float]:
         """Figures of the features that ``extract``, (n,3,S,S) -> (n,D), gives of held-out images.
 
-        deviation, rank: ``metrics.spread.spread``. same_image: for how many of the views the nearest view of the other
-        kind (first or second) shows the same image, per cent, over ``PAIRS`` pairs of views per image. knn: accuracy of
-        leave-one-out nearest neighbors, per cent; where the data has no labels it equals same_image.
+        deviation, rank: ``metrics.spread.spread``. same_image: how often, per cent, a first view's nearest second view
+        shows the same image, and vice versa, over ``PAIRS`` pairs of views per image. knn: accuracy of leave-one-out
+        nearest neighbors, per cent; where the data has no labels it equals same_image.
         """
         features, labels, pairs = [], [], []
         for number, batch in enumerate(batches):

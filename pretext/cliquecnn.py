@@ -69,8 +69,8 @@ class CliqueCNNConfig(ClustersConfig):
 def demo() -> CliqueCNNConfig:
     """Minutes on two CPU cores, on the built-in scenes.
 
-    Cliques come from HOG alone, because a second round would reset the classifier. Rooms resemble each other in few
-    directions and by their layout; hence few components, large cliques, and crops of most of the image.
+    Cliques come from HOG alone, because a second round would reset the classifier. The rooms of the scenes resemble
+    each other only in few respects, mainly in their layout: hence few components, large cliques and large crops.
     """
     return CliqueCNNConfig(
         preset="demo",

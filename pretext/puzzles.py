@@ -41,7 +41,8 @@ class PuzzleConfig(TrainConfig):
     """small, for ResNets: a 3x3 convolution without stride and pooling, for inputs of about 32 px. It costs 16 times as
     much computation."""
     smallest_crop: float = 0.35
-    """Smallest fraction of a square image's area that a crop, itself a square, shows; less of other images."""
+    """Smallest fraction of a square image's area that a crop shows. Crops are squares and may show less of other
+    images."""
     optimizer: Literal["adam", "sgd"] = "adam"
     """adam: with decoupled weight decay (AdamW); sgd: with Nesterov momentum .9."""
     lr: float = 1e-3
