@@ -157,7 +157,7 @@ def test_frames_and_captions():
             torch.testing.assert_close(place, torch.tensor(color))
         assert (marked[i, :, 2:22, 2:62] == 0.5).all()
     assert (image == 0.5).all()
-    below = captioned(image, ["said 90°", ""])
+    below = captioned(image, ["turn 90°", ""])
     assert below.shape == (2, 3, 40, 64)
     assert torch.equal(below[:, :, :24], image)
     dark = (below[0, 0, 24:] < 0.5).any(0).nonzero()
