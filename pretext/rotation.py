@@ -119,7 +119,7 @@ class Rotation(PuzzleMethod[RotationConfig]):
         inputs = _turned_each(image, truth)
         predicted = self.predict(inputs).argmax(1)
         back = _turned_each(inputs, -predicted)
-        captions = [f"said {90 * k}°" for k in predicted.tolist()]
+        captions = [f"predicted {90 * k}°" for k in predicted.tolist()]
         columns = [
             captioned(enlarged(inputs, 2), [f"turned by {90 * k}°" for k in truth.tolist()]),
             captioned(framed(enlarged(back, 2), judged(predicted == truth), 4), captions),
