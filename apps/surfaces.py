@@ -1,7 +1,7 @@
-"""What a net trained on synthetic rooms sees in photos: their depth, surface normals and contours.
+"""Predicts depth, surface normals and contours of photos with a network trained on synthetic rooms.
 
-``python -m kintsugi.apps.surfaces --in photo.jpg --out seen.png`` writes photo | depth | normals | contours side by
-side; near is white, from one meter to eight; x, y, z of a normal are red, green and blue.
+``python -m kintsugi.apps.surfaces --in photo.jpg --out surfaces.png`` writes photo | depth | normals | contours side by
+side. Depth goes from white at one meter to black at eight; x, y, z of a normal are red, green and blue.
 """
 
 from __future__ import annotations
@@ -39,17 +39,17 @@ def surfaces(image: Tensor, net: Net, side: int, channels: Literal["one", "all"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(jobs.PhotosConfig):
-    """Shows what a net trained on synthetic rooms sees in a photo, or a folder of them; writes PNG."""
+class SurfacesConfig(jobs.PhotosConfig):
+    """Predicts depth, surface normals and contours of a photo, or a folder of photos, and writes PNG."""
 
     side: int = 0
-    """Short side at which the network looks, px; default: that of the images it was trained on."""
+    """Short side of the image that the network sees, px; default: that of its training images."""
     largest: int = 480
-    """Short side of each picture at the most, px."""
+    """Maximum short side of each picture, px."""
 
 
-def run(config: Config) -> int:
-    """Writes all pictures and returns how many files failed; a single file that fails raises."""
+def run(config: SurfacesConfig) -> int:
+    """Writes all pictures and returns how many photos failed. For a single photo a failure raises."""
     todo = jobs.find_jobs(config.source, config.out)
     if config.side < 0:
         raise ValueError(f"--side must be at least 1, not {config.side}")
@@ -58,21 +58,21 @@ def run(config: Config) -> int:
     net, trained = load_net(checkpoint.chosen(config.ckpt, Synthetic.name), device)
     side = config.side or trained.short_side or round(1.5 * trained.size)
 
-    def see(job: jobs.Job) -> str:
+    def predict_one(job: jobs.PhotoJob) -> str:
         photo, _ = photos.read_photo(job.photo)
         photo = photo.convert("RGB")
         scale = min(1.0, config.largest / min(photo.size))
         photo = photo.resize((max(1, round(scale * photo.width)), max(1, round(scale * photo.height))))
         image = photos.to_tensor(photo).to(device)
-        seen = [image, *surfaces(image, net, side, trained.channels)]
-        photos.write_png(photos.to_image(sheet([one[None] for one in seen])), job.out)
+        pictures = [image, *surfaces(image, net, side, trained.channels)]
+        photos.write_png(photos.to_image(sheet([picture[None] for picture in pictures])), job.out)
         return ""
 
-    return jobs.run_jobs(todo, see, stop=not config.source.is_dir())
+    return jobs.run_jobs(todo, predict_one, stop=not config.source.is_dir())
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    run_command(Config, run, argv)
+    run_command(SurfacesConfig, run, argv)
 
 
 if __name__ == "__main__":
