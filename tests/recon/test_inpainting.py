@@ -200,8 +200,8 @@ def test_the_discriminators_averages_come_from_real_images_alone():
 
 
 def test_before_its_start_the_discriminator_changes_only_the_scale_of_the_loss():
-    """Compares weight 0 with a discriminator that never starts: the losses differ by the factor 1 - weight. Here it is
-    1/2, and plain gradient descent makes up for it with twice the learning rate: doubling is exact in floating point."""
+    """Compares weight 0 with a discriminator that never starts: the losses differ by the factor 1 - weight, here 1/2.
+    Gradient descent makes up for it with twice the learning rate, because doubling is exact in floating point."""
     without, waiting = replace(TINY, adversarial=0.0), replace(TINY, adversarial=0.5, adversarial_start=99)
     results = []
     for config in (without, waiting):

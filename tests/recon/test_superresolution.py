@@ -93,7 +93,7 @@ def vgg() -> dict[str, Tensor]:
 
 
 def test_every_term_of_the_loss_changes_the_generator(monkeypatch: pytest.MonkeyPatch):
-    """With the other terms at 0: the adversarial loss alone, the content loss alone, on pixels and on VGG's features."""
+    """With the other terms at 0: the adversarial loss alone; the content loss alone, of pixels and of VGG features."""
     for silent, with_vgg in ((perceptual, True), (superresolution, False), (adversarial, True), (adversarial, False)):
         trained = method(adversarial=1.0)
         if with_vgg:
