@@ -1,6 +1,8 @@
-"""Trained encoders in other people's code: ``torch.hub.load(REPO, "encoder", CHECKPOINT, source="local")``."""
+"""Trained encoders in other people's code: ``torch.hub.load(REPO, "encoder", CHECKPOINT, source="local")``.
 
-from pathlib import Path
+It imports only the library's own rooms, not ``kintsugi/recon`` and the other links: in the zip that torch.hub takes
+from a repository, a link is a plain file.
+"""
 
 from kintsugi.nets.encoder import Encoder
 from kintsugi.train.checkpoint import load_encoder
@@ -11,8 +13,8 @@ dependencies = ["torch", "torchvision", "kornia", "numpy", "safetensors", "scipy
 def encoder(checkpoint: str, role: str = "") -> Encoder:
     """RGB (N,3,H,W) in [0,1] -> {stride: feature map (N,C,H/stride,W/stride)}, in eval mode, on the CPU.
 
-    checkpoint: a file that a training wrote, or a run's folder, of which the newest is taken. role: ``generator``,
-    ``discriminator`` or ``encoder``; without it the checkpoint's first, a GAN's generator. ValueError of one line where
-    there is none.
+    checkpoint: a file that a training wrote, or a run's folder: then its newest checkpoint. role: ``generator``,
+    ``discriminator`` or ``encoder``; default: the checkpoint's first encoder (a GAN's generator). ValueError of
+    one line if there is none.
     """
-    return load_encoder(Path(checkpoint), role)
+    return load_encoder(checkpoint, role)

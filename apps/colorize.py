@@ -21,8 +21,8 @@ from kintsugi.color import lab_to_rgb, rgb_to_lab
 from kintsugi.data import photos
 from kintsugi.recon.colorization import Colorization, Colorizer, load_colorizer
 from kintsugi.train import checkpoint
+from kintsugi.train.compute import pick_device
 from kintsugi.train.config import run_command
-from kintsugi.train.dist import pick_device
 
 ROWS = 2048  # so many rows of a photo are joined at a time, to limit memory
 

@@ -25,8 +25,8 @@ from kintsugi.data import photos
 from kintsugi.data.decode import rgb
 from kintsugi.data.photos import open_upright, read_photo, write_png
 from kintsugi.train import checkpoint
+from kintsugi.train.compute import pick_device
 from kintsugi.train.config import run_command
-from kintsugi.train.dist import pick_device
 
 MOST_HOLE = 1 / 3  # largest fraction of a window that may be hole; beyond it a larger window is used
 

@@ -11,13 +11,14 @@ from PIL import Image
 from torch import Tensor
 from torchvision.utils import make_grid
 
+from kintsugi import pictures
 from kintsugi.rng import generator
-from kintsugi.scenes.rendering import render
+from kintsugi.scenes import render
 from kintsugi.train.config import parse_command, user_errors
 
 
 @dataclass(frozen=True)
-class Config:
+class ScenesConfig:
     """A contact sheet of the built-in scenes."""
 
     out: Path = Path("scenes.png")
@@ -25,37 +26,38 @@ class Config:
     count: int = 24
     """How many scenes."""
     columns: int = 6
+    """How many scenes in a row, without --maps."""
     size: int = 128
-    """Side of each, px."""
+    """Side of each picture, px."""
     seed: int = 0
     maps: bool = False
-    """Beside each scene its depth, normals, instances and classes."""
+    """Show one scene in a row, with its depth, normals, instances and classes."""
 
 
-def sheet(config: Config) -> Tensor:
-    """The contact sheet, (3,H,W) in [0,1]."""
+def contact_sheet(config: ScenesConfig) -> Tensor:
+    """The contact sheet, sRGB (3,H,W) in [0,1]."""
     scenes = render(config.seed, torch.arange(config.count), config.size)
-    pictures = [scenes["image"]]
-    if config.maps:
-        hues = torch.rand(256, 3, generator=generator(7))
-        pictures += [
-            (1 - scenes["depth"] / scenes["depth"].amax()).expand(-1, 3, -1, -1),
-            scenes["normal"] / 2 + 0.5,
-            hues[scenes["instance"].long() % 256].permute(0, 3, 1, 2),
-            hues[scenes["semantic"].long()].permute(0, 3, 1, 2),
-        ]
-    rows = torch.stack(pictures, 1).flatten(0, 1)
-    return make_grid(rows, nrow=len(pictures) if config.maps else config.columns, padding=2, pad_value=1.0)
+    if not config.maps:
+        return make_grid(scenes["image"], nrow=config.columns, padding=2, pad_value=1.0)
+    hues = torch.rand(256, 3, generator=generator(7))
+    columns = (
+        scenes["image"],
+        (1 - scenes["depth"] / scenes["depth"].amax()).expand(-1, 3, -1, -1),
+        scenes["normal"] / 2 + 0.5,
+        hues[scenes["instance"].long() % 256].permute(0, 3, 1, 2),
+        hues[scenes["semantic"].long()].permute(0, 3, 1, 2),
+    )
+    return pictures.sheet(columns)
 
 
-def run(config: Config) -> None:
-    Image.fromarray((255 * sheet(config)).byte().permute(1, 2, 0).numpy()).save(config.out)
+def run(config: ScenesConfig) -> None:
+    Image.fromarray((255 * contact_sheet(config)).byte().permute(1, 2, 0).numpy()).save(config.out)
     print(f"wrote {config.out}")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     with user_errors():
-        run(parse_command(Config, argv))
+        run(parse_command(ScenesConfig, argv))
 
 
 if __name__ == "__main__":

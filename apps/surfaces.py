@@ -19,8 +19,8 @@ from kintsugi.data import photos
 from kintsugi.pictures import sheet
 from kintsugi.recon.synthetic import Net, Synthetic, load_net, pictures
 from kintsugi.train import checkpoint
+from kintsugi.train.compute import pick_device
 from kintsugi.train.config import run_command, within
-from kintsugi.train.dist import pick_device
 
 
 @torch.no_grad()

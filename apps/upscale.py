@@ -6,45 +6,18 @@ with a margin as wide as the network's convolutions reach, so that the result eq
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 from PIL import Image
-from torch import Tensor
 
 from kintsugi.apps import jobs
 from kintsugi.data import photos
-from kintsugi.nets.srresnet import SCALE, SRResNet
+from kintsugi.nets.srresnet import SCALE, pieces
 from kintsugi.recon.superresolution import SuperResolution, load_upscaler
 from kintsugi.train import checkpoint
+from kintsugi.train.compute import pick_device
 from kintsugi.train.config import run_command, within
-from kintsugi.train.dist import pick_device
-
-
-@torch.no_grad()
-def pieces(image: Tensor, net: SRResNet, tile: int = 128) -> Iterator[tuple[int, int, Tensor]]:
-    """What ``upscale`` puts together: top and left in the large image, and a piece of it, (3,H,W) in [0,1]."""
-    device = next(net.parameters()).device
-    _, height, width = image.shape
-    around = net.spec.reach
-    for top in range(0, height, tile):
-        for left in range(0, width, tile):
-            bottom, right = min(top + tile, height), min(left + tile, width)
-            y, x = max(0, top - around), max(0, left - around)
-            seen = image[:, y : bottom + around, x : right + around]
-            painted = net(seen[None].to(device))[0].clamp(0, 1).cpu()
-            inner = painted[:, SCALE * (top - y) : SCALE * (bottom - y), SCALE * (left - x) : SCALE * (right - x)]
-            yield SCALE * top, SCALE * left, inner
-
-
-def upscale(image: Tensor, net: SRResNet, tile: int = 128) -> Tensor:
-    """(3,h,w) in [0,1], on the CPU, of any size -> (3,4h,4w) in [0,1]; ``tile`` px of the small image at a time."""
-    _, height, width = image.shape
-    large = torch.empty(3, SCALE * height, SCALE * width)
-    for top, left, piece in pieces(image, net, tile):
-        large[:, top : top + piece.shape[1], left : left + piece.shape[2]] = piece
-    return large
 
 
 @dataclass(frozen=True, kw_only=True)

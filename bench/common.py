@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from kintsugi.data.decode import SUFFIXES
 from kintsugi.data.images import open_images
-from kintsugi.train.dist import Device
+from kintsugi.train.compute import Device
 
 IMAGENET = (375, 500)
 """The commonest height and width of ImageNet's photos, px."""

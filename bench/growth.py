@@ -24,8 +24,9 @@ from kintsugi.contrastive import simclr
 from kintsugi.data.hha import hha
 from kintsugi.data.images import open_images
 from kintsugi.scenes import rendering
+from kintsugi.train.compute import pick_device
 from kintsugi.train.config import parse_command, user_errors
-from kintsugi.train.dist import World, keep_freed_memory, pick_device
+from kintsugi.train.dist import World, keep_freed_memory
 from kintsugi.train.log import panel
 
 

@@ -21,8 +21,9 @@ from kintsugi.data.loader import Loader
 from kintsugi.losses.adversarial import frozen
 from kintsugi.losses.perceptual import open_content
 from kintsugi.recon import inpainting, superresolution
+from kintsugi.train.compute import pick_device
 from kintsugi.train.config import parse_command, user_errors
-from kintsugi.train.dist import World, keep_freed_memory, pick_device
+from kintsugi.train.dist import World, keep_freed_memory
 from kintsugi.train.method import Method
 
 

@@ -1,1 +1,5 @@
-"""Moving what was learned to other tasks. Imports ``core`` only; methods reach it as checkpoints."""
+"""Transfer of learned features to other tasks, and the quality tables of the methods.
+
+Transfer imports no method: it reads checkpoints. The quality tables (``hole_quality``, ``upscaling_quality``,
+``domains``) import the method they measure.
+"""

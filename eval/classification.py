@@ -1,12 +1,12 @@
-"""What features are worth for naming images, against random weights of the same network.
+"""Transfer of features to image classification, against random weights of the same network.
 
 ``python -m kintsugi.eval.classification --ckpt runs/simclr/latest --data caltech101``
 
-Frozen features are computed once: ``knn`` votes among the nearest training images, ``linear`` reads each layer's map,
-pooled to about 9,000 numbers, by a linear classifier, ``few`` the same with few labels of each class. ``finetune``
-trains all layers; from random weights that is supervised training from scratch. Images may show one class (accuracy) or
-several (mean average precision). Learning rate and layer are chosen on a part of the training images; the test images
-are used once, at the end.
+Frozen features are computed once. ``knn`` classifies by the nearest training images. ``linear`` trains a linear
+classifier on each layer's map, pooled to about 9,000 features; ``few`` does so with few labels of each class.
+``finetune`` trains all layers; from random weights that is supervised training from scratch. The figure is accuracy or,
+with several classes per image, mean average precision. Learning rate and layer are chosen on held-out training images;
+the test images are used once, at the end.
 """
 
 from __future__ import annotations
@@ -18,14 +18,16 @@ from typing import Any, Literal
 
 from kintsugi.data.images import Split, open_labeled
 from kintsugi.data.multilabel import MULTILABEL, open_multilabel
-from kintsugi.eval.cells import Cell, Machine, Results, RunSettings, Subject, Task, named, settle_statistics, spaced
-from kintsugi.eval.features import Features, extract, squares
+from kintsugi.eval.features import Features, central_squares, extract
 from kintsugi.eval.finetune import finetune
 from kintsugi.eval.linear import probe, some_of_each
 from kintsugi.eval.report import Comparison, compare
+from kintsugi.eval.results import Result, Results
+from kintsugi.eval.tasks import FrozenFeatures, RunSettings, Task, data_name, evenly_spaced, fit_batch_norms
 from kintsugi.metrics.neighbors import classify as knn_classify
 from kintsugi.nets.encoder import Encoder
 from kintsugi.train import checkpoint
+from kintsugi.train.compute import Compute
 from kintsugi.train.config import parse_command, user_errors, within
 
 Protocol = Literal["knn", "linear", "few", "finetune"]
@@ -33,114 +35,125 @@ Protocol = Literal["knn", "linear", "few", "finetune"]
 
 @dataclass(frozen=True, kw_only=True)
 class ClassificationSettings(RunSettings):
+    """Options of classification."""
+
     classification_protocols: tuple[Protocol, ...] = ("knn", "linear", "few", "finetune")
+    """knn: nearest neighbors; linear: a linear classifier; few: the same with few labels; finetune: all layers."""
     labels: tuple[float, ...] = (0.01, 0.1)
-    """Parts of the training labels for few; at least two images of each class are taken."""
-    numbers: int = 9000
-    """To how many numbers a layer's map is pooled, about, for linear classifiers."""
+    """Fractions of the training labels for few; at least two images of each class are taken."""
+    pooled_features: int = 9000
+    """Linear classifiers: a layer's map is pooled to about this many features."""
     steps_linear: int = 500
     """Steps of each linear classifier."""
     batch_linear: int = 256
     """Images per step of a linear classifier."""
     steps_tuned: int = 500
-    """Steps of all layers."""
+    """Steps of fine-tuning."""
     batch_tuned: int = 64
-    """Images per step of all layers."""
+    """Images per step of fine-tuning."""
     lr_tuned: float = 1e-3
-    """AdamW's highest rate for all layers."""
+    """AdamW's highest learning rate in fine-tuning."""
     labeled_scenes: int = 1000
-    """How many scenes to train on, where scenes are asked what is in them."""
+    """Training scenes, where the data are scenes."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        within(self, numbers=1, steps_linear=1, batch_linear=1, steps_tuned=1, batch_tuned=1, labeled_scenes=1)
-        if not all(0 < part < 1 for part in self.labels):
+        within(self, pooled_features=1, steps_linear=1, batch_linear=1, steps_tuned=1, batch_tuned=1, labeled_scenes=1)
+        if not all(0 < fraction < 1 for fraction in self.labels):
             raise ValueError(f"--labels must be between 0 and 1, not {self.labels}")
 
 
 class Classification(Task):
-    """data: a folder with train/ and test/ of class folders, cifar10, stl10 or imagenet:PATH, of one class an image; or
-    scenes or voc2007, of several. size: side of the central squares that are seen, px."""
+    """Predicts an image's class, or which classes it shows.
 
-    def __init__(self, data: str, size: int, settings: ClassificationSettings, machine: Machine) -> None:
-        self.data, self.size, self.given, self.machine = data, size, settings, machine
-        if data in MULTILABEL:
-            self.split: Split = open_multilabel(data, size, scenes=settings.labeled_scenes, cache_dir=settings.cache)
+    data: one class per image: a folder with train/ and test/ of class folders, cifar10, stl10 or imagenet:PATH; several
+    classes per image: scenes or voc2007. size: side of the central squares that the network sees, px.
+    """
+
+    def __init__(self, data: str, size: int, config: ClassificationSettings, compute: Compute) -> None:
+        self.data, self.size, self.config, self.compute = data, size, config, compute
+        self.several = data in MULTILABEL  # classes per image
+        if self.several:
+            self.split: Split = open_multilabel(data, size, scenes=config.labeled_scenes, cache_dir=config.cache)
         else:
-            self.split = open_labeled(data, size, cache_dir=settings.cache)
-        self.several = data in MULTILABEL
-        self.name = named(data) if not self.several else f"what is in {data}"
+            self.split = open_labeled(data, size, cache_dir=config.cache)
+        self.name = data_name(data) if not self.several else f"what is in {data}"
         self.protocols = tuple(
             name
-            for protocol in settings.classification_protocols
-            for name in (map(percent, settings.labels) if protocol == "few" else [protocol])
-            if not (self.several and protocol == "knn")  # votes are for one class
+            for protocol in config.classification_protocols
+            for name in (map(percent, config.labels) if protocol == "few" else [protocol])
+            if not (self.several and protocol == "knn")  # kNN votes for one class
         )
 
     def settings(self) -> Mapping[str, Any]:
-        given = self.given
+        config = self.config
         return {
             "data": self.data,
             "size": self.size,
             "images": [len(self.split.train), len(self.split.heldout)],
-            "linear": [given.numbers, given.steps_linear, given.batch_linear],
-            "tuned": [given.steps_tuned, given.batch_tuned, given.lr_tuned],
+            "linear": [config.pooled_features, config.steps_linear, config.batch_linear],
+            "tuned": [config.steps_tuned, config.batch_tuned, config.lr_tuned],
         }
 
-    def cell(self, subject: Subject, protocol: str, seed: int) -> Cell:
-        given = self.given
+    def measure(self, features: FrozenFeatures, protocol: str, seed: int) -> Result:
         if protocol == "finetune":
-            found = finetune(
-                subject.encoder(),
-                self.split.train,
-                self.split.heldout,
-                len(self.split.train.classes),
-                self.size,
-                seed,
-                given.steps_tuned,
-                given.batch_tuned,
-                given.lr_tuned,
-                self.machine,
-            )
-            return Cell({"fine-tuned": found})
-        train, test = subject.once(self.features)
+            return Result({"fine-tuned": self._finetuned(features.encoder(), seed)})
+        train, test = features.once(self.features)
         if protocol == "knn":
-            neighbors = 200 if len(train.labels) > 10_000 else 20
-            said = knn_classify(train.vector, train.labels, test.vector, len(self.split.train.classes), neighbors)
-            return Cell({"kNN": (said == test.labels).float().mean().item()})
-        rows = slice(None)
+            return Result({"kNN": self._knn(train, test)})
+        return self._linear(train, test, protocol, seed)
+
+    def _finetuned(self, encoder: Encoder, seed: int) -> float:
+        config, split = self.config, self.split
+        return finetune(
+            encoder,
+            split.train,
+            split.heldout,
+            len(split.train.classes),
+            self.size,
+            seed,
+            config.steps_tuned,
+            config.batch_tuned,
+            config.lr_tuned,
+            self.compute,
+        )
+
+    def _knn(self, train: Features, test: Features) -> float:
+        neighbors = 200 if len(train.labels) > 10_000 else 20
+        predicted = knn_classify(train.vector, train.labels, test.vector, len(self.split.train.classes), neighbors)
+        return (predicted == test.labels).float().mean().item()
+
+    def _linear(self, train: Features, test: Features, protocol: str, seed: int) -> Result:
+        config, rows = self.config, slice(None)
         if protocol != "linear":
-            part = next(part for part in given.labels if percent(part) == protocol)
-            rows = some_of_each(train.labels, part, seed, least=2)  # type: ignore[assignment]
+            fraction = next(fraction for fraction in config.labels if percent(fraction) == protocol)
+            rows = some_of_each(train.labels, fraction, seed, least=2)  # type: ignore[assignment]
+        labels = train.labels[rows]
         by_layer = {
             stride: probe(
-                x[rows],
-                train.labels[rows],
-                test.layers[stride],
-                test.labels,
-                seed,
-                given.steps_linear,
-                given.batch_linear,
+                x[rows], labels, test.layers[stride], test.labels, seed, config.steps_linear, config.batch_linear
             )
             for stride, x in train.layers.items()
         }
-        # The best layer is that which is best on the training images kept aside.
+        # The best layer is the one that is best on held-out training images.
         best = max(by_layer.values(), key=lambda scores: scores[1])[0]
-        layers = {f"stride {stride}": found[0] for stride, found in by_layer.items()}
-        return Cell({protocol: best}, {"by layer": layers})
+        layers = {f"stride {stride}": scores[0] for stride, scores in by_layer.items()}
+        return Result({protocol: best}, {"by layer": layers})
 
     def features(self, encoder: Encoder) -> tuple[Features, Features]:
-        some = squares(self.split.train, self.size, self.machine, spaced(len(self.split.train), 256))
-        settle_statistics(encoder, (image for image, _ in some), self.machine)
-        train, test = (
-            extract(encoder, images, self.size, self.given.numbers, self.machine)
-            for images in (self.split.train, self.split.heldout)
+        """Features of the training and of the test images."""
+        train, test = self.split.train, self.split.heldout
+        some = central_squares(train, self.size, self.compute, evenly_spaced(len(train), 256))
+        fit_batch_norms(encoder, (image for image, _ in some), self.compute)
+        first, second = (
+            extract(encoder, images, self.size, self.config.pooled_features, self.compute) for images in (train, test)
         )
-        return train, test
+        return first, second
 
 
-def percent(part: float) -> str:
-    return f"{100 * part:g} % of labels"
+def percent(fraction: float) -> str:
+    """The name of the protocol with this fraction of the labels."""
+    return f"{100 * fraction:g} % of labels"
 
 
 # --- the command ----------------------------------------------------------------------------------------------
@@ -148,18 +161,18 @@ def percent(part: float) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Config(ClassificationSettings, Comparison):
-    """Transfer of a checkpoint's encoders to classification, against random init."""
+    """Transfer of a checkpoint's encoders to classification, against random weights."""
 
     data: str = "scenes"
     """A folder with train/ and test/ of class folders, cifar10, stl10 or imagenet:PATH; scenes, voc2007."""
     size: int = 0
-    """Side of the central squares that are seen, px; 0 = that of pre-training's crops."""
+    """Side of the central squares that the network sees, px; 0 = the size of pre-training's crops."""
 
 
 def run(config: Config) -> Results:
-    def task(machine: Machine, file: Path) -> Task:
+    def task(compute: Compute, file: Path) -> Task:
         size = config.size or checkpoint.load(file)["config"]["size"]
-        return Classification(config.data, size, config, machine)
+        return Classification(config.data, size, config, compute)
 
     return compare(config, "classification", task)
 

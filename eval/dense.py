@@ -1,9 +1,8 @@
-"""What tasks share that say something of each pixel: a fully convolutional head (Long et al. 2015, arXiv:1411.4038) on
-the maps of strides 8, 16 and 32.
+"""The base of dense tasks, which predict something at every pixel.
 
-``frozen`` trains the head alone, on features computed once; ``finetune`` then trains all layers, on random crops or
-whole images.
-Validation images are used once, at the end, in their full size.
+A fully convolutional head (Long et al. 2015, arXiv:1411.4038) reads the maps of strides 8, 16 and 32. ``frozen`` trains
+the head alone, on features computed once; ``finetune`` then trains all layers, on random crops or whole images.
+Validation images are used once, at the end, in full size.
 """
 
 from __future__ import annotations
@@ -21,39 +20,44 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 from tqdm import tqdm
 
-from kintsugi.eval.cells import Cell, Machine, RunSettings, Subject, Task, settle_statistics, spaced, warmed
+from kintsugi.eval.results import Result
+from kintsugi.eval.tasks import FrozenFeatures, RunSettings, Task, evenly_spaced, fit_batch_norms
 from kintsugi.nets.encoder import Encoder
 from kintsugi.pictures import sheet
 from kintsugi.rng import derive_seed, generator
+from kintsugi.train.compute import Compute
 from kintsugi.train.config import within
+from kintsugi.train.optim import warmup_cosine
 
 Protocol = Literal["frozen", "finetune"]
 TITLES = {"frozen": "frozen", "finetune": "fine-tuned"}
 STRIDES = (8, 16, 32)
-FEATURE_BYTES = 4e9  # what is kept of the features of training images, at the most
-PICTURED = 6  # validation images
+FEATURE_BYTES = 4e9  # limit on the kept features of training images
+SHOWN = 6  # validation images in pictures
 
-_HEAD, _CROPS, _ROWS = 0, 3, 4  # what random numbers are for, the last part of their key
+_HEAD, _CROPS, _ROWS = 0, 3, 4  # purposes of random numbers, the last part of their key
 
 
 @dataclass(frozen=True, kw_only=True)
 class DenseSettings(RunSettings):
+    """Options of the dense tasks."""
+
     dense_protocols: tuple[Protocol, ...] = ("frozen", "finetune")
-    """frozen: the head alone is trained; finetune: then all layers too."""
+    """frozen: trains the head alone; finetune: then all layers too."""
     steps_frozen: int = 600
-    """Steps of the head alone."""
+    """Steps of training the head alone."""
     steps_finetune: int = 300
-    """Steps of all layers."""
+    """Steps of training all layers."""
     batch_dense: int = 8
     """Images per step."""
     crop: int = 160
     """Side of the random crops on which segmentation trains all layers, px."""
     lr_frozen: float = 1e-2
-    """AdamW's highest rate for the head, reached after a tenth of the steps and brought to 0 along a cosine."""
+    """AdamW's highest learning rate for the head; warm-up over a tenth of the steps, then down to 0 along a cosine."""
     lr_finetune: float = 3e-4
     """The same for all layers."""
     train_scenes: int = 400
-    """How many scenes to train on, with a quarter as many others to validate on, where scenes are the data."""
+    """Training scenes, where the data are scenes; a quarter as many others are for validation."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -62,7 +66,7 @@ class DenseSettings(RunSettings):
 
 @dataclass(frozen=True)
 class Labeled:
-    """``images`` uint8 (N,3,H,W) and what is known of their pixels, ``targets`` (N,...,H,W)."""
+    """``images`` uint8 (N,3,H,W) and ``targets`` (N,...,H,W), a label for every pixel."""
 
     images: Tensor
     targets: Tensor
@@ -72,10 +76,11 @@ class Labeled:
 
     @functools.cached_property
     def digest(self) -> str:
+        """A hash of images and targets."""
         found = hashlib.blake2b(digest_size=8)
-        for part in (self.images, self.targets):
-            found.update(repr(part.shape).encode())
-            found.update(part.contiguous().numpy().data)
+        for tensor in (self.images, self.targets):
+            found.update(repr(tensor.shape).encode())
+            found.update(tensor.contiguous().numpy().data)
         return found.hexdigest()
 
 
@@ -83,13 +88,13 @@ class Labeled:
 
 
 class FCN(nn.Module):
-    """Encoder and head: RGB (N,3,H,W) in [0,1] -> K numbers a pixel, float (N,K,H,W)."""
+    """Encoder and head: RGB (N,3,H,W) in [0,1] -> K = ``planes`` values per pixel, float (N,K,H,W)."""
 
     def __init__(self, encoder: Encoder, planes: int) -> None:
         super().__init__()
         self.encoder = encoder
         self.strides = strides(encoder)
-        # Each map is normalized first, so that the scale of its features, odd in random nets, is no handicap.
+        # Each map is normalized first, because the features of random networks have an odd scale.
         self.scores = nn.ModuleDict(
             {
                 str(s): nn.Sequential(nn.BatchNorm2d(encoder.channels[s]), nn.Conv2d(encoder.channels[s], planes, 1))
@@ -102,7 +107,10 @@ class FCN(nn.Module):
         return self.head([features[s] for s in self.strides], image.shape[-2:])
 
     def head(self, maps: Sequence[Tensor], size: Sequence[int]) -> Tensor:
-        """From the coarsest score map to the finest, each enlarged to the next and added (FCN-8s)."""
+        """Maps of ``strides``, fine to coarse, each (N,C,h,w) -> (N,K,*size).
+
+        From coarse to fine, each score map is enlarged to the size of the next and added to it (FCN-8s).
+        """
         total: Tensor | None = None
         for stride, features in reversed(list(zip(self.strides, maps, strict=True))):
             score = self.scores[str(stride)](features).float()
@@ -114,165 +122,173 @@ class FCN(nn.Module):
 
 
 def strides(encoder: Encoder) -> list[int]:
-    """Of the maps that a head reads, fine to coarse: 8, 16 and 32, those that there are, or else the coarsest."""
+    """Strides of the maps that a head reads, fine to coarse: those of 8, 16 and 32 that exist, or else the coarsest."""
     return [s for s in STRIDES if s in encoder.channels] or [max(encoder.channels)]
 
 
 def enlarged(image: Tensor, size: Sequence[int]) -> Tensor:
-    """``interpolate(image, size, mode="bilinear")`` of (N,C,h,w) float as two matrix products, rows @ image @ columns:
-    its backward pass on a CPU, torch's own takes most of the time that training a head takes."""
+    """``interpolate(image, size, mode="bilinear")`` for (N,C,h,w) float, as two matrix products.
+
+    On a CPU the backward pass of torch's function would take most of the time of training a head.
+    """
     with torch.autocast(image.device.type, enabled=False):
         columns, rows = (
             interpolate(torch.eye(now, device=image.device)[None], new, mode="linear")[0]  # (now,new)
             for now, new in ((image.shape[-1], size[-1]), (image.shape[-2], size[-2]))
         )
-        return rows.mT @ (image @ columns)
+        return rows.mT @ (image @ columns)  # (N,C,H,W)
 
 
 # --- the task -------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class Frozen:
-    """An encoder with the statistics of the training images, and its maps (2n,C,h,w) of n of these, evenly spaced, and
-    of their mirror images: all that fits into ``FEATURE_BYTES``. ``heads``: those trained on them so far, by seed."""
+class FrozenMaps:
+    """A frozen encoder's maps of training images and of their mirror images.
+
+    encoder: with batch norms fitted to the training images. rows: indices of n training images, evenly spaced, as many
+    as fit into ``FEATURE_BYTES``. maps: for each stride (2n,C,h,w), first the images, then the mirror images. heads:
+    seed -> a head that was trained on these maps.
+    """
 
     encoder: Encoder
     maps: list[Tensor]
     rows: Tensor
-    """(n,) which images."""
     heads: dict[int, FCN] = field(default_factory=dict)
 
 
 class DenseTask(Task):
-    """A subclass says how ill an output is, what it predicts, what that is worth, and how it looks.
+    """A task with a label for every pixel. A subclass defines loss, prediction, figures and pictures.
 
-    planes: K, the numbers of each pixel that the network gives.
+    planes: K, the number of values that the network gives for each pixel.
     """
 
     def __init__(
-        self, name: str, train: Labeled, val: Labeled, planes: int, settings: DenseSettings, machine: Machine
+        self, name: str, train: Labeled, val: Labeled, planes: int, config: DenseSettings, compute: Compute
     ) -> None:
         self.name, self.train, self.val, self.planes = name, train, val, planes
-        self.given, self.machine = settings, machine
-        self.protocols = settings.dense_protocols
-        self.crop = settings.crop
-        self.shown = spaced(len(val), PICTURED)
-        self._predicted: dict[tuple[str, str], Tensor] = {}  # of the shown images: row, protocol -> seed 0's
-        self._base: dict[str, str | None] = {}  # rows of which pictures are made -> random weights of their network
+        self.config, self.compute = config, compute
+        self.protocols = config.dense_protocols
+        self.crop = config.crop
+        self.shown = evenly_spaced(len(val), SHOWN)
+        # Predictions for the shown images with seed 0, by weights and protocol.
+        self._predictions: dict[tuple[str, str], Tensor] = {}
+        self._baselines: dict[str, str | None] = {}  # weights in the pictures -> random weights of their network
 
     @abstractmethod
     def loss(self, output: Tensor, target: Tensor) -> Tensor:
-        """Of what the network gives (B,K,h,w), float, for targets (B,...,h,w)."""
+        """The loss of the network's output (B,K,h,w), float, for targets (B,...,h,w); returns ()."""
 
     @abstractmethod
-    def predicted(self, output: Tensor) -> Tensor:
-        """(B,K,H,W) -> in the form of targets."""
+    def predict(self, output: Tensor) -> Tensor:
+        """The prediction, in the form of targets, of the network's output (B,K,H,W)."""
 
     @abstractmethod
-    def measured(self, prediction: Tensor, protocol: str) -> Cell:
-        """Of all validation images, on the CPU; figures begin with the protocol's title."""
+    def score(self, prediction: Tensor, protocol: str) -> Result:
+        """Figures of the predictions for all validation images, on the CPU; their names begin with the protocol's."""
 
     @abstractmethod
-    def painted(self, targets: Tensor) -> list[Tensor]:
+    def paint(self, targets: Tensor) -> list[Tensor]:
         """One or more pictures (n,3,H,W) in [0,1] of targets or predictions (n,...,H,W)."""
 
-    def mirrored(self, targets: Tensor) -> Tensor:
-        """Those of mirror images."""
+    def mirror(self, targets: Tensor) -> Tensor:
+        """The targets of the mirror images."""
         return targets.flip(-1)
 
     def settings(self) -> Mapping[str, Any]:
-        given = self.given
+        config = self.config
         return {
             "data": [self.train.digest, self.val.digest],
             "planes": self.planes,
-            "batch": given.batch_dense,
-            "frozen": [given.steps_frozen, given.lr_frozen],
-            "finetune": [given.steps_finetune, given.lr_finetune, self.crop],
+            "batch": config.batch_dense,
+            "frozen": [config.steps_frozen, config.lr_frozen],
+            "finetune": [config.steps_finetune, config.lr_finetune, self.crop],
         }
 
-    def cell(self, subject: Subject, protocol: str, seed: int) -> Cell:
-        """``finetune`` begins where ``frozen`` ends: a head that is still random would spoil the features it is given
-        before it can use them (Kumar et al. 2022, arXiv:2202.10054)."""
-        frozen = subject.once(self.frozen)
+    def measure(self, features: FrozenFeatures, protocol: str, seed: int) -> Result:
+        """Trains and measures. ``finetune`` starts from the head of ``frozen``, because a random head would spoil the
+        features before it can use them (Kumar et al. 2022, arXiv:2202.10054)."""
+        frozen = features.once(self.frozen_maps)
         if seed not in frozen.heads:
             frozen.heads[seed] = self._with_head(frozen, seed)
         net = frozen.heads[seed]
         if protocol == "finetune":
             net = copy.deepcopy(net)
             self._train_all(net, seed)
-        prediction = self._predict(net)
+        prediction = self._predict_all(net)
         if seed == 0:
-            self._predicted[subject.row.name, protocol] = prediction[self.shown]
-            if subject.row.state is not None:
-                self._base[subject.row.name] = subject.row.base
-        return self.measured(prediction, protocol)
+            weights = features.weights
+            self._predictions[weights.name, protocol] = prediction[self.shown]
+            if weights.state is not None:
+                self._baselines[weights.name] = weights.baseline
+        return self.score(prediction, protocol)
 
     def pictures(self) -> Mapping[str, Tensor]:
         found = {}
-        for (row, protocol), predicted in self._predicted.items():
-            if row in self._base:
-                random = self._predicted.get((self._base[row] or "", protocol))
-                columns = [self.val.images[self.shown].float() / 255, *self.painted(self.val.targets[self.shown])]
-                columns += self.painted(predicted) + ([] if random is None else self.painted(random))
+        for (weights, protocol), prediction in self._predictions.items():
+            if weights in self._baselines:
+                random = self._predictions.get((self._baselines[weights] or "", protocol))
+                columns = [self.val.images[self.shown].float() / 255, *self.paint(self.val.targets[self.shown])]
+                columns += self.paint(prediction) + ([] if random is None else self.paint(random))
                 names = "input, truth, predicted" + ("" if random is None else ", by random weights")
-                found[f"{row}, {TITLES[protocol]}: {names}"] = sheet(columns)
+                found[f"{weights}, {TITLES[protocol]}: {names}"] = sheet(columns)
         return found
 
     @torch.no_grad()
-    def frozen(self, encoder: Encoder) -> Frozen:
-        images, machine = self.train.images, self.machine
-        some = spaced(len(images), 256).split(16)
-        settle_statistics(encoder, (images[rows].float() / 255 for rows in some), machine)
+    def frozen_maps(self, encoder: Encoder) -> FrozenMaps:
+        """Fits the encoder's batch norms, and computes its maps of the training images."""
+        images, compute = self.train.images, self.compute
+        some = evenly_spaced(len(images), 256).split(16)
+        fit_batch_norms(encoder, (images[rows].float() / 255 for rows in some), compute)
 
         def maps_of(rows: Tensor, mirror: bool) -> list[Tensor]:
-            image = images[rows].to(machine.device, memory_format=torch.channels_last).float() / 255
-            with machine.autocast():
+            image = images[rows].to(compute.device, memory_format=torch.channels_last).float() / 255
+            with compute.autocast():
                 maps = encoder(image.flip(-1) if mirror else image)
-            return [maps[stride].to(machine.dtype) for stride in strides(encoder)]
+            return [maps[stride].to(compute.dtype) for stride in strides(encoder)]
 
         size = 2 * sum(x.nbytes for x in maps_of(torch.tensor([0]), mirror=False))
-        rows = spaced(len(images), max(1, int(FEATURE_BYTES // size)))
-        parts = [
-            maps_of(part, mirror)
+        rows = evenly_spaced(len(images), max(1, int(FEATURE_BYTES // size)))
+        batches = [
+            maps_of(some, mirror)
             for mirror in (False, True)
-            for part in tqdm(rows.split(8), desc="features", leave=False, disable=None)
+            for some in tqdm(rows.split(8), desc="features", leave=False, disable=None)
         ]
-        return Frozen(encoder, [torch.cat(maps) for maps in zip(*parts, strict=True)], rows)
+        return FrozenMaps(encoder, [torch.cat(maps) for maps in zip(*batches, strict=True)], rows)
 
-    def _with_head(self, frozen: Frozen, seed: int) -> FCN:
-        """The frozen encoder with a head trained on its features."""
-        given, count = self.given, len(frozen.rows)
+    def _with_head(self, frozen: FrozenMaps, seed: int) -> FCN:
+        """The frozen encoder with a head trained on its maps."""
+        config, count = self.config, len(frozen.rows)
         torch.manual_seed(derive_seed(seed, _HEAD))
-        net = FCN(frozen.encoder, self.planes).to(self.machine.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        net = FCN(frozen.encoder, self.planes).to(self.compute.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         net.train()
 
         def loss(step: int) -> Tensor:
-            chosen = torch.randint(2 * count, (given.batch_dense,), generator=generator(seed, step, _ROWS))
+            chosen = torch.randint(2 * count, (config.batch_dense,), generator=generator(seed, step, _ROWS))
             target = self.train.targets[frozen.rows[chosen % count]]
-            target = self._where_flipped(target, chosen >= count).to(self.machine.device)
-            places = chosen.to(self.machine.device)
-            with self.machine.autocast():
+            target = self._mirror_some(target, chosen >= count).to(self.compute.device)
+            places = chosen.to(self.compute.device)
+            with self.compute.autocast():
                 output = net.head([maps[places] for maps in frozen.maps], target.shape[-2:])
             return self.loss(output, target)
 
-        _descend(net.scores, loss, given.steps_frozen, given.lr_frozen, f"head, seed {seed}")
+        _minimize(net.scores, loss, config.steps_frozen, config.lr_frozen, f"head, seed {seed}")
         return net
 
     def _train_all(self, net: FCN, seed: int) -> None:
         net.train()
 
         def loss(step: int) -> Tensor:
-            image, target = self.crops(seed, step)
-            with self.machine.autocast():
+            image, target = self.random_crops(seed, step)
+            with self.compute.autocast():
                 output = net(image)
             return self.loss(output, target)
 
-        _descend(net, loss, self.given.steps_finetune, self.given.lr_finetune, f"all layers, seed {seed}")
+        _minimize(net, loss, self.config.steps_finetune, self.config.lr_finetune, f"all layers, seed {seed}")
 
-    def crops(self, seed: int, step: int) -> tuple[Tensor, Tensor]:
+    def random_crops(self, seed: int, step: int) -> tuple[Tensor, Tensor]:
         """A step's random crops, mirrored at random: images (B,3,c,c) in [0,1], targets (B,...,c,c)."""
-        random, count = generator(seed, step, _CROPS), self.given.batch_dense
+        random, count = generator(seed, step, _CROPS), self.config.batch_dense
         height, width = self.train.images.shape[-2:]
         tall, wide = min(self.crop, height), min(self.crop, width)
         chosen = torch.randint(len(self.train), (count,), generator=random)
@@ -285,30 +301,34 @@ class DenseTask(Task):
         ]
         image = torch.stack([self.train.images[window] for window in windows])
         image = torch.where(flip[:, None, None, None], image.flip(-1), image)
-        target = self._where_flipped(torch.stack([self.train.targets[window] for window in windows]), flip)
-        device = self.machine.device
+        target = self._mirror_some(torch.stack([self.train.targets[window] for window in windows]), flip)
+        device = self.compute.device
         image = image.to(device, memory_format=torch.channels_last)
         return image.float() / 255, target.to(device)
 
-    def _where_flipped(self, targets: Tensor, flip: Tensor) -> Tensor:
-        return torch.where(flip.view(-1, *[1] * (targets.ndim - 1)), self.mirrored(targets), targets)
+    def _mirror_some(self, targets: Tensor, flip: Tensor) -> Tensor:
+        """``mirror`` for the targets (B,...,h,w) where ``flip``, bool (B,)."""
+        return torch.where(flip.view(-1, *[1] * (targets.ndim - 1)), self.mirror(targets), targets)
 
     @torch.no_grad()
-    def _predict(self, net: FCN) -> Tensor:
+    def _predict_all(self, net: FCN) -> Tensor:
+        """Predictions for all validation images, in the form of targets, on the CPU."""
         net.eval()
         found = []
         for images in self.val.images.split(8):
-            image = images.to(self.machine.device, memory_format=torch.channels_last).float() / 255
-            with self.machine.autocast():
+            image = images.to(self.compute.device, memory_format=torch.channels_last).float() / 255
+            with self.compute.autocast():
                 output = net(image)
-            found.append(self.predicted(output).cpu())
+            found.append(self.predict(output).cpu())
         return torch.cat(found)
 
 
-def _descend(part: nn.Module, loss: Callable[[int], Tensor], steps: int, lr: float, title: str) -> None:
-    """Trains ``part`` by the loss of each step."""
-    optimizer = torch.optim.AdamW(part.parameters(), lr, weight_decay=1e-2)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: warmed(step, steps))
+def _minimize(module: nn.Module, loss: Callable[[int], Tensor], steps: int, lr: float, title: str) -> None:
+    """Trains a module by AdamW. ``loss``: step -> the loss of that step."""
+    optimizer = torch.optim.AdamW(module.parameters(), lr, weight_decay=1e-2)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: warmup_cosine(step, steps, steps // 10, cosine_from=0)
+    )
     for step in tqdm(range(steps), desc=title, leave=False, disable=None):
         loss(step).backward()
         optimizer.step()

@@ -1,10 +1,14 @@
-"""What features are worth for detection, against random weights of the same network.
+"""Transfer of features to object detection, against random weights of the same network.
 
 ``python -m kintsugi.eval.detection --ckpt runs/inpainting/latest --data scenes``
 
-torchvision's Faster R-CNN (Ren et al. 2015, arXiv:1506.01497) with the encoder as its body, through a feature pyramid
-(Lin et al. 2017, arXiv:1612.03144). ``finetune`` trains all layers, ``frozen`` all but the encoder. The figure is the
-average precision at an overlap of .5, averaged over classes; VOC's difficult boxes are neither learned nor measured.
+torchvision's Faster R-CNN (Ren et al. 2015, arXiv:1506.01497) on the encoder, through a feature pyramid (Lin et al.
+2017, arXiv:1612.03144). ``finetune`` trains all layers, ``frozen`` all but the encoder. The figure is average precision
+at an overlap of .5, mean over classes; VOC's difficult boxes are ignored in training and in measuring.
+
+Deviations: two anchor sizes per octave, from 4 times the stride on (the paper's: one, 8 times), because images are
+small. Per image the loss takes 128 proposals (Fast R-CNN: 64) and 300 are measured (as in the paper), where torchvision
+takes 512 and 1000.
 """
 
 from __future__ import annotations
@@ -27,22 +31,14 @@ from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 from tqdm import tqdm
 
 from kintsugi.data.boxes import Boxed, Things, open_boxes
-from kintsugi.eval.cells import (
-    Cell,
-    Machine,
-    Results,
-    RunSettings,
-    Subject,
-    Task,
-    named,
-    settle_statistics,
-    spaced,
-    warmed,
-)
 from kintsugi.eval.report import Comparison, compare
+from kintsugi.eval.results import Result, Results
+from kintsugi.eval.tasks import FrozenFeatures, RunSettings, Task, data_name, evenly_spaced, fit_batch_norms
 from kintsugi.nets.encoder import Encoder
 from kintsugi.rng import derive_seed, generator
+from kintsugi.train.compute import Compute
 from kintsugi.train.config import parse_command, user_errors, within
+from kintsugi.train.optim import warmup_cosine
 
 Protocol = Literal["frozen", "finetune"]
 STRIDES = (4, 8, 16, 32)
@@ -51,20 +47,22 @@ FIGURES = {"frozen": "AP50, frozen", "finetune": "AP50, fine-tuned"}
 
 @dataclass(frozen=True, kw_only=True)
 class DetectionSettings(RunSettings):
+    """Options of detection."""
+
     detection_protocols: tuple[Protocol, ...] = ("finetune",)
-    """finetune: all layers are trained; frozen: all but the encoder."""
+    """finetune: trains all layers; frozen: all but the encoder."""
     detection_steps: int = 600
     """Steps of each detector."""
     detection_batch: int = 4
     """Images per step."""
     detection_lr: float = 3e-4
-    """AdamW's highest rate, reached after a tenth of the steps and brought to 0 along a cosine."""
+    """AdamW's highest learning rate; warm-up over a tenth of the steps, then down to 0 along a cosine."""
     detection_size: int = 0
-    """Short side to which images are brought, px; 0 = 128 of scenes, 480 of photos."""
+    """Short side to which images are resized, px; 0 = 128 for scenes, 480 for photos."""
     detection_width: int = 128
     """Channels of the feature pyramid, a multiple of 32; the paper's is 256."""
     detection_scenes: int = 300
-    """How many scenes to train on, with scenes."""
+    """Training scenes, where the data are scenes."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -76,54 +74,54 @@ class DetectionSettings(RunSettings):
 
 
 class Detection(Task):
-    """data: voc2007, a folder laid out as VOC, or scenes."""
+    """Predicts boxes. data: voc2007, a folder laid out as VOC, or scenes."""
 
-    def __init__(self, data: str, settings: DetectionSettings, machine: Machine) -> None:
+    def __init__(self, data: str, config: DetectionSettings, compute: Compute) -> None:
         if importlib.util.find_spec("pycocotools") is None:
-            raise ValueError("detection is measured by pycocotools, which is not installed: pip install pycocotools")
-        self.data, self.given, self.machine = data, settings, machine
-        self.size = settings.detection_size or (128 if data == "scenes" else 480)
-        self.train, self.test = open_boxes(
-            data, scenes=settings.detection_scenes, size=self.size, cache_dir=settings.cache
-        )
-        self.name = f"boxes in {named(data)}"
-        self.protocols = settings.detection_protocols
+            raise ValueError("detection needs pycocotools, which is not installed: pip install pycocotools")
+        self.data, self.config, self.compute = data, config, compute
+        self.size = config.detection_size or (128 if data == "scenes" else 480)
+        self.train, self.test = open_boxes(data, scenes=config.detection_scenes, size=self.size, cache_dir=config.cache)
+        self.name = f"boxes in {data_name(data)}"
+        self.protocols = config.detection_protocols
 
     def settings(self) -> Mapping[str, Any]:
-        given = self.given
+        config = self.config
         return {
             "data": self.data,
             "size": self.size,
             "images": [len(self.train), len(self.test)],
             "classes": list(self.train.classes),
-            "training": [given.detection_steps, given.detection_batch, given.detection_lr, given.detection_width],
+            "training": [config.detection_steps, config.detection_batch, config.detection_lr, config.detection_width],
         }
 
-    def cell(self, subject: Subject, protocol: str, seed: int) -> Cell:
-        torch.manual_seed(derive_seed(seed, 3))  # the heads, and which anchors and proposals are looked at
+    def measure(self, features: FrozenFeatures, protocol: str, seed: int) -> Result:
+        torch.manual_seed(derive_seed(seed, 3))  # for the heads, and for sampling anchors and proposals
         frozen = protocol == "frozen"
-        width, classes = self.given.detection_width, len(self.train.classes)
-        net = detector(subject.encoder(), classes, self.size, width, self.machine, frozen)
-        fit(net, self.train, seed, self.given, self.machine)
-        mean, each = average_precision(detect(net, self.test, self.machine), self.test)
-        return Cell({FIGURES[protocol]: mean}, {"AP50 by class": each})
+        width, classes = self.config.detection_width, len(self.train.classes)
+        net = detector(features.encoder(), classes, self.size, width, self.compute, frozen)
+        fit(net, self.train, seed, self.config, self.compute)
+        mean, each = average_precision(detect(net, self.test, self.compute), self.test)
+        return Result({FIGURES[protocol]: mean}, {"AP50 by class": each})
 
 
 # --- network --------------------------------------------------------------------------------------------------
 
 
 class Body(nn.Module):
-    """An encoder and its feature pyramid: images (N,3,H,W) in [0,1], sides multiples of 32, -> maps of ``strides``,
-    fine to coarse, float (N,``width``,H/stride,W/stride).
+    """An encoder and its feature pyramid.
 
-    Strides of 4 to 32 that the encoder lacks are its next finer map, averaged: every encoder gets the same heads. The
-    encoder's batch norms keep their statistics, because batches are small; so the scale of its features, odd in random
-    nets, is mended by the pyramid's group norms (He et al. 2019, arXiv:1811.08883).
+    Images (N,3,H,W) in [0,1], with sides that are multiples of 32 -> maps of ``strides``, fine to coarse, float
+    (N,``width``,H/stride,W/stride).
+
+    If the encoder lacks a stride from 4 to 32, its next finer map is averaged, so that every encoder has the same
+    heads. The encoder's batch norms keep their statistics, because batches are small. The pyramid's group norms
+    normalize the features (He et al. 2019, arXiv:1811.08883), which have an odd scale in random networks.
     """
 
-    def __init__(self, encoder: Encoder, machine: Machine, frozen: bool, width: int) -> None:
+    def __init__(self, encoder: Encoder, compute: Compute, frozen: bool, width: int) -> None:
         super().__init__()
-        self.encoder, self.machine, self.out_channels = encoder.requires_grad_(not frozen), machine, width
+        self.encoder, self.compute, self.out_channels = encoder.requires_grad_(not frozen), compute, width
         self.source = {
             s: max(own for own in encoder.channels if own <= s) for s in STRIDES if s >= min(encoder.channels)
         }
@@ -141,7 +139,7 @@ class Body(nn.Module):
         return self
 
     def forward(self, image: Tensor) -> dict[str, Tensor]:
-        with self.machine.autocast():
+        with self.compute.autocast():
             features = self.encoder(image)
             maps = OrderedDict(
                 (str(i), avg_pool2d(features[own], stride // own) if own < stride else features[own])
@@ -151,14 +149,12 @@ class Body(nn.Module):
         return {name: value.float() for name, value in found.items()}  # boxes are computed in float32
 
 
-def detector(encoder: Encoder, classes: int, size: int, width: int, machine: Machine, frozen: bool) -> FasterRCNN:
-    """Faster R-CNN over ``Body``, on the machine. Class 0 of its own is the background.
+def detector(encoder: Encoder, classes: int, size: int, width: int, compute: Compute, frozen: bool) -> FasterRCNN:
+    """Faster R-CNN over ``Body``, on the device. Its class 0 is the background; ``classes`` does not count it.
 
-    Deviations: two anchors an octave from 4 times the stride (the paper's: one, 8 times), as images are small. 128
-    proposals of an image are learned from (64 in Fast R-CNN), 300 measured (as in the paper), where torchvision takes
-    512 and 1000.
+    size: short side to which images are resized, px. width: channels of the feature pyramid.
     """
-    body = Body(encoder, machine, frozen, width)
+    body = Body(encoder, compute, frozen, width)
     sizes = tuple((round(4 * stride), round(4 * 2**0.5 * stride)) for stride in body.strides)
     net = FasterRCNN(
         body,
@@ -166,7 +162,7 @@ def detector(encoder: Encoder, classes: int, size: int, width: int, machine: Mac
         min_size=size,
         max_size=2 * size,
         image_mean=[0.0] * 3,
-        image_std=[1.0] * 3,  # the encoder normalizes inside
+        image_std=[1.0] * 3,  # the encoder itself normalizes
         rpn_anchor_generator=AnchorGenerator(sizes, ((0.5, 1.0, 2.0),) * len(sizes)),
         rpn_pre_nms_top_n_train=1000,
         rpn_post_nms_top_n_train=1000,
@@ -174,34 +170,37 @@ def detector(encoder: Encoder, classes: int, size: int, width: int, machine: Mac
         box_batch_size_per_image=128,
         box_score_thresh=0.01,
     )
-    return net.to(machine.device)
+    return net.to(compute.device)
 
 
 # --- training and measuring -----------------------------------------------------------------------------------
 
 
-def fit(net: FasterRCNN, train: Boxed, seed: int, given: DetectionSettings, machine: Machine) -> list[float]:
-    """Trains all that is not frozen on mirrored images; the loss of each step."""
-    some = spaced(len(train), 64).tolist()
-    # One by one, as they may be of any size.
-    settle_statistics(
-        net.backbone.encoder, (net.transform([_image(train, i, machine)])[0].tensors for i in some), machine
+def fit(net: FasterRCNN, train: Boxed, seed: int, config: DetectionSettings, compute: Compute) -> list[float]:
+    """Trains the layers that are not frozen, on images mirrored at random. Returns the loss of each step."""
+    some = evenly_spaced(len(train), 64).tolist()
+    # One by one, because they differ in size.
+    fit_batch_norms(
+        net.backbone.encoder, (net.transform([_image(train, i, compute)])[0].tensors for i in some), compute
     )
     net.train()
+    steps, batch = config.detection_steps, config.detection_batch
     optimizer = torch.optim.AdamW(
-        [p for p in net.parameters() if p.requires_grad], given.detection_lr, weight_decay=1e-2
+        [p for p in net.parameters() if p.requires_grad], config.detection_lr, weight_decay=1e-2
     )
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: warmed(step, given.detection_steps))
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: warmup_cosine(step, steps, steps // 10, cosine_from=0)
+    )
     losses = []
-    for step in tqdm(range(given.detection_steps), desc=f"detector, seed {seed}", leave=False, disable=None):
+    for step in tqdm(range(steps), desc=f"detector, seed {seed}", leave=False, disable=None):
         random = generator(seed, step, 9)
-        rows = torch.randint(len(train), (given.detection_batch,), generator=random).tolist()
-        flips = (torch.rand(given.detection_batch, generator=random) < 0.5).tolist()
+        rows = torch.randint(len(train), (batch,), generator=random).tolist()
+        flips = (torch.rand(batch, generator=random) < 0.5).tolist()
         images, targets = [], []
         for row, flip in zip(rows, flips, strict=True):
-            image, things = _image(train, row, machine), train.things[row]
+            image, things = _image(train, row, compute), train.things[row]
             images.append(image.flip(-1) if flip else image)
-            targets.append(_target(mirrored(things) if flip else things, machine))
+            targets.append(_target(mirrored(things) if flip else things, compute))
         loss = torch.stack(list(net(images, targets).values())).sum()
         loss.backward()
         optimizer.step()
@@ -212,51 +211,52 @@ def fit(net: FasterRCNN, train: Boxed, seed: int, given: DetectionSettings, mach
 
 
 def mirrored(things: Things) -> Things:
-    """Left to right."""
+    """The things in the mirror image, where left and right are swapped."""
     left, top, right, bottom = things.boxes.unbind(1)
     boxes = torch.stack([things.width - right, top, things.width - left, bottom], 1)
     return Things(things.width, boxes, things.labels, things.difficult)
 
 
-def _image(images: Boxed, index: int, machine: Machine) -> Tensor:
-    return images.read(index).to(machine.device).float() / 255
+def _image(images: Boxed, index: int, compute: Compute) -> Tensor:
+    """One image (3,H,W) in [0,1], on the device."""
+    return images.read(index).to(compute.device).float() / 255
 
 
-def _target(things: Things, machine: Machine) -> dict[str, Tensor]:
-    """What Faster R-CNN is to find: what is not difficult, its classes counted from 1."""
+def _target(things: Things, compute: Compute) -> dict[str, Tensor]:
+    """A target for Faster R-CNN: the things that are not difficult, with classes counted from 1."""
     easy = ~things.difficult
-    return {"boxes": things.boxes[easy].to(machine.device), "labels": things.labels[easy].to(machine.device) + 1}
+    return {"boxes": things.boxes[easy].to(compute.device), "labels": things.labels[easy].to(compute.device) + 1}
 
 
 @torch.no_grad()
-def detect(net: FasterRCNN, images: Boxed, machine: Machine) -> list[dict[str, Tensor]]:
-    """Of each image boxes (k,4) in its own px, labels (k,) and scores (k,) in [0,1], on the CPU."""
+def detect(net: FasterRCNN, images: Boxed, compute: Compute) -> list[dict[str, Tensor]]:
+    """For each image, boxes (k,4) in its own px, labels (k,) and scores (k,) in [0,1], on the CPU."""
     net.eval()
     found = []
     for index in range(len(images)):
-        (said,) = net([_image(images, index, machine)])
-        found.append({"boxes": said["boxes"].cpu(), "labels": said["labels"].cpu() - 1, "scores": said["scores"].cpu()})
+        (one,) = net([_image(images, index, compute)])
+        found.append({"boxes": one["boxes"].cpu(), "labels": one["labels"].cpu() - 1, "scores": one["scores"].cpu()})
     return found
 
 
 def average_precision(found: Sequence[Mapping[str, Tensor]], truth: Boxed) -> tuple[float, dict[str, float]]:
-    """Average precision at an overlap of .5, in [0,1]: the mean over the classes that are there, and each class's.
+    """Average precision at an overlap of .5, in [0,1]: the mean over the classes that are present, and each class's.
 
-    found: as ``detect`` gives. Precision is read at 101 recalls, as COCO does (VOC2007: at 11). Detections of difficult
-    boxes count for nothing; as for COCO's crowds, what lies within one by half is a detection of it.
+    found: what ``detect`` returns. Precision is taken at 101 recalls, as in COCO (VOC2007: at 11). Detections of
+    difficult boxes are ignored; as with COCO's crowds, a detection belongs to such a box if half of it lies inside.
     """
     metric = MeanAveragePrecision(iou_thresholds=[0.5], class_metrics=True)
     metric.update(
-        [dict(said) for said in found],
+        [dict(one) for one in found],
         [
             {"boxes": things.boxes, "labels": things.labels, "iscrowd": things.difficult.long()}
             for things in truth.things
         ],
     )
     figures = metric.compute()
-    numbers = zip(figures["classes"].view(-1).tolist(), figures["map_per_class"].view(-1).tolist(), strict=True)
-    # -1: there is none to be found.
-    return figures["map"].item(), {truth.classes[i]: value for i, value in numbers if value >= 0}
+    by_class = zip(figures["classes"].view(-1).tolist(), figures["map_per_class"].view(-1).tolist(), strict=True)
+    # -1 stands for classes that no image shows.
+    return figures["map"].item(), {truth.classes[i]: value for i, value in by_class if value >= 0}
 
 
 # --- the command ----------------------------------------------------------------------------------------------
@@ -264,14 +264,14 @@ def average_precision(found: Sequence[Mapping[str, Tensor]], truth: Boxed) -> tu
 
 @dataclass(frozen=True, kw_only=True)
 class Config(DetectionSettings, Comparison):
-    """Transfer of a checkpoint's encoders to detection, against random init."""
+    """Transfer of a checkpoint's encoders to detection, against random weights."""
 
     data: str = "scenes"
     """scenes, voc2007, or a folder with JPEGImages/, Annotations/ and ImageSets/Main/{trainval,test}.txt."""
 
 
 def run(config: Config) -> Results:
-    return compare(config, "detection", lambda machine, file: Detection(config.data, config, machine))
+    return compare(config, "detection", lambda compute, file: Detection(config.data, config, compute))
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -1,9 +1,9 @@
-"""Does the discriminator do anything? Synthetic to real with and without it, several seeds, one table.
+"""Synthetic to real with and without the discriminator, over several seeds, in one table.
 
-``python -m kintsugi.eval.domains --real ~/photos`` trains each way once for each seed with the settings of
-``kintsugi.recon.synthetic`` (any of its options), the only difference being what the encoder hears of the
-discriminator, and sets the domains' distance beside the tasks' errors. It may be stopped: runs that are finished are
-not trained again, others go on.
+``python -m kintsugi.eval.domains --real ~/photos`` trains ``kintsugi.recon.synthetic`` several times: once for each
+seed and each way in which the discriminator affects the encoder. It takes all options of that method. The table has the
+distance between the domains and the errors of the tasks. The command can be stopped and started again: finished runs
+are not trained again, others continue.
 """
 
 from __future__ import annotations
@@ -28,16 +28,17 @@ from kintsugi.train.loop import train
 Way = Literal["without", "alternate", "reversal"]
 Results = dict[str, dict[str, list[float]]]
 """Way -> held-out figure -> its value for each seed."""
-CLOSER = ("domain_probe", "domain_frechet")  # the less, the closer are the domains; neither asks the discriminator
+CLOSER = ("domain_probe", "domain_frechet")  # lower = closer domains; neither is measured by the discriminator
 
 
 @dataclass(frozen=True, kw_only=True)
 class DomainsConfig(SyntheticConfig):
-    """Settings of every run, ``--seed`` being the first; --out is the folder for all of them."""
+    """Settings of every run; --seed is the first seed, and --out the folder for all runs."""
 
     seeds: int = 3
+    """Runs of each way."""
     ways: tuple[Way, ...] = ("without", "alternate", "reversal")
-    """without: the discriminator learns, but the encoder does not hear it."""
+    """without: the discriminator is trained, but has no effect on the encoder."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -45,10 +46,11 @@ class DomainsConfig(SyntheticConfig):
 
     @property
     def folder(self) -> Path:
+        """For all runs and the table."""
         return self.out or self.runs / "domains"
 
     def of(self, way: Way, number: int) -> SyntheticConfig:
-        """The settings of one run."""
+        """The settings of one run; ``number`` is added to the first seed."""
         base = {f.name: getattr(self, f.name) for f in dataclasses.fields(SyntheticConfig)}
         base |= {"seed": self.seed + number, "out": self.folder / f"{way}-seed{self.seed + number}"}
         if way == "without":
@@ -57,9 +59,9 @@ class DomainsConfig(SyntheticConfig):
 
 
 def run(config: DomainsConfig) -> Results:
-    """All runs; after each the table so far goes into ``domains.md`` and ``domains.json``."""
+    """Trains all runs. After each, the table so far is written into ``domains.md`` and ``domains.json``."""
     results: Results = {way: {} for way in config.ways}
-    # Seeds are the outermost loop, so that an interrupted comparison has whole rows.
+    # Seeds are the outer loop, so that a comparison that was stopped has all ways for the same seeds.
     for number in range(config.seeds):
         for way in config.ways:
             one = config.of(way, number)
@@ -82,7 +84,7 @@ def run(config: DomainsConfig) -> Results:
 
 
 def _same_settings(config: SyntheticConfig, folder: Path) -> None:
-    """ValueError of one line where the run in ``folder`` was trained otherwise."""
+    """Raises ValueError of one line if the run in ``folder`` was trained with other settings."""
     saved, now = checkpoint.read(folder)[1]["config"], to_plain(config)
     for name in (
         "data",
@@ -113,7 +115,7 @@ def _same_settings(config: SyntheticConfig, folder: Path) -> None:
 
 
 def markdown(results: Results) -> str:
-    """Mean and deviation over the seeds; below, how often each adversary has brought the domains closer."""
+    """Mean and deviation over the seeds; below, for how many seeds each adversary brought the domains closer."""
     spread = {way: {figure: _spread(values) for figure, values in figures.items()} for way, figures in results.items()}
     lines = [table.markdown(spread, "discriminator")]
     base = results.get("without", {})
@@ -136,10 +138,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     presets = named((synthetic.demo, synthetic.small, synthetic.paper))
     with user_errors():
         config = parse_training("domains", {name: _widened(make) for name, make in presets.items()}, argv)
-        if int(os.environ.get("WORLD_SIZE", 1)) > 1:  # torchrun's processes can join for one training only
-            raise ValueError("runs are compared one after another, in one process: start this without GPUS=")
+        if int(os.environ.get("WORLD_SIZE", 1)) > 1:  # processes of torchrun can join for a single training only
+            raise ValueError("the runs are trained one after another in one process: start this without GPUS=")
         if config.resume:
-            raise ValueError("--resume is not needed here: the same command goes on where it was stopped")
+            raise ValueError("--resume is not needed here: the same command continues where it was stopped")
         Synthetic.check(config)
         run(config)
 

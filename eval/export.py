@@ -1,10 +1,11 @@
-"""A checkpoint's encoder in files that other people's tools read: safetensors and ONNX.
+"""Export of a checkpoint's encoder for other tools, as safetensors and ONNX.
 
 ``python -m kintsugi.eval.export --ckpt runs/simclr/latest --out encoder``
 
-The safetensors holds the weights; those of a plain ResNet have torchvision's and timm's names and lack only the
-classifier: ``torchvision.models.resnet18().load_state_dict(load_file(FILE), strict=False)``. The ONNX is the whole
-encoder, from RGB in [0,1] on, for any number of images of any size. The metadata of both say what the network sees.
+The safetensors file holds the weights. Those of a plain ResNet have the names of torchvision and timm, and only the
+classifier is missing: ``torchvision.models.resnet18().load_state_dict(load_file(FILE), strict=False)``. The ONNX file
+holds the whole encoder, from RGB in [0,1] on, for any number of images of any size. The metadata of both files describe
+the input.
 """
 
 from __future__ import annotations
@@ -40,32 +41,32 @@ class Config:
     """generator, discriminator or encoder; default: the checkpoint's first, a GAN's generator."""
 
 
-# --- what is said of the network ------------------------------------------------------------------------------
+# --- metadata -------------------------------------------------------------------------------------------------
 
 
 def metadata(content: Mapping[str, Any], role: str, encoder: Encoder) -> dict[str, str]:
-    """Strings, as both files want them; ``content`` is a checkpoint's."""
+    """What both files record: name -> text, without empty entries. content: the checkpoint's."""
     spec = encoder.spec.plain()
-    seen = content["step"] * content["config"].get("batch", 0)
-    said = {
+    images_seen = content["step"] * content["config"].get("batch", 0)
+    found = {
         "library": "Kintsugi",
         "method": content["method"],
         "role": role,
         "backbone": str(spec.get("name", spec["kind"])),
         "norm": str(spec.get("norm", "")),
-        "input": sees(spec),
+        "input": input_description(spec),
         "channels": json.dumps(encoder.channels),  # stride -> channels
         "spec": json.dumps(spec),
         "steps": str(content["step"]),
-        "images_seen": str(seen or ""),
+        "images_seen": str(images_seen or ""),
     }
     if is_torchvision(spec):
-        said["loads"] = f"torchvision.models.{spec['name']} and timm's {spec['name']}, strict=False: fc is missing"
-    return {name: value for name, value in said.items() if value}
+        found["loads"] = f"torchvision.models.{spec['name']} and timm's {spec['name']}, strict=False: fc is missing"
+    return {name: value for name, value in found.items() if value}
 
 
-def sees(spec: Mapping[str, Any]) -> str:
-    """What becomes of RGB in [0,1] before a network's first layer; ``spec`` is an encoder's plain one."""
+def input_description(spec: Mapping[str, Any]) -> str:
+    """How the encoder with this spec transforms RGB in [0,1] before its first layer. Raises ValueError if unknown."""
     kind = spec["kind"]
     normalized = f"(x - mean) / std, mean={IMAGENET_MEAN}, std={IMAGENET_STD}"
     if kind == "backbone":
@@ -75,17 +76,17 @@ def sees(spec: Mapping[str, Any]) -> str:
     if kind == "srresnet":
         return "RGB, [0,1], cropped to multiples of 16 px, then shrunk 4 times (bicubic, as MATLAB's)"
     if kind == "planes":
-        seen = {"L": "three planes of L / 100", "ab": "planes .5, a / 220 + .5, b / 220 + .5"}
-        return f"RGB, [0,1], as Lab (CIE 1976, D65), then {seen[spec['planes']]}, then {normalized}"
+        planes = {"L": "three planes of L / 100", "ab": "planes .5, a / 220 + .5, b / 220 + .5"}
+        return f"RGB, [0,1], as Lab (CIE 1976, D65), then {planes[spec['planes']]}, then {normalized}"
     if kind == "joined":
-        return "; ".join(f"part {i}: {sees(part)}" for i, part in enumerate(spec["parts"]))
+        return "; ".join(f"part {i}: {input_description(part)}" for i, part in enumerate(spec["parts"]))
     if kind == "rgbd":
         return f"RGB and HHA, six planes, [0,1], each three then {normalized}"
     raise ValueError(f"the input of a {kind} has no description: export another role")
 
 
 def is_torchvision(spec: Mapping[str, Any]) -> bool:
-    """Whether torchvision's network of that name takes the weights as they are."""
+    """Whether torchvision's network of the same name can load the weights unchanged."""
     return (
         spec["kind"] == "backbone"
         and spec["name"].startswith("resnet")
@@ -98,23 +99,29 @@ def is_torchvision(spec: Mapping[str, Any]) -> bool:
 # --- files ----------------------------------------------------------------------------------------------------
 
 
-def write_safetensors(encoder: Encoder, said: Mapping[str, str], file: Path) -> None:
+def write_safetensors(encoder: Encoder, description: Mapping[str, str], file: Path) -> None:
+    """Writes the weights and the metadata."""
     state = {name: value.contiguous() for name, value in encoder.state_dict().items()}
     for name in [name for name in state if name.endswith("running_var")]:
-        # Torch's batch norm has it and our split one, which is the same after training, has not.
+        # torch's batch norm has this entry; ours with split statistics, which is the same after training, has not.
         state.setdefault(f"{name.removesuffix('running_var')}num_batches_tracked", torch.tensor(0))
-    content = save(state, {"format": "pt", **said})  # pt: so other libraries mark PyTorch's weights
-    _whole(file, lambda part: part.write_bytes(content))
+    content = save(state, {"format": "pt", **description})  # pt: the usual mark of PyTorch's weights
+    _write_whole(file, lambda partial: partial.write_bytes(content))
 
 
-def write_onnx(encoder: Encoder, said: Mapping[str, str], file: Path) -> None:
-    """``image`` (batch,planes,height,width) -> ``stride_4``, ``stride_8``, ... ValueError where onnx is missing."""
+def write_onnx(encoder: Encoder, description: Mapping[str, str], file: Path) -> None:
+    """Writes the encoder and the metadata: ``image`` (batch,planes,height,width) -> ``stride_4``, ``stride_8``, ...
+
+    Raises ValueError if onnx is not installed.
+    """
     try:
         import onnx  # noqa: F401
         import onnxscript  # noqa: F401
     except ImportError as error:
-        raise ValueError(f"{file} is not written, for {error.name} is missing: pip install onnx onnxscript") from None
-    with warnings.catch_warnings():  # of torch, about its own parts
+        raise ValueError(
+            f"{file} is not written, because {error.name} is missing: pip install onnx onnxscript"
+        ) from None
+    with warnings.catch_warnings():  # torch warns about itself
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
             _Maps(encoder).eval(),
@@ -126,8 +133,8 @@ def write_onnx(encoder: Encoder, said: Mapping[str, str], file: Path) -> None:
             output_names=[f"stride_{stride}" for stride in encoder.channels],
         )
     assert program is not None
-    program.model.metadata_props.update(said)
-    _whole(file, program.save)
+    program.model.metadata_props.update(description)
+    _write_whole(file, program.save)
 
 
 class _Maps(nn.Module):
@@ -141,16 +148,16 @@ class _Maps(nn.Module):
         return tuple(self.encoder(image).values())
 
 
-def _whole(file: Path, write: Callable[[Path], object]) -> None:
-    """Writes under a temporary name, then renames. OSError of one line where that cannot be."""
-    part = file.with_name(f".{file.name}.{os.getpid()}.part")
+def _write_whole(file: Path, write: Callable[[Path], object]) -> None:
+    """Writes under a temporary name, then renames. Raises OSError of one line if the file cannot be written."""
+    partial = file.with_name(f".{file.name}.{os.getpid()}.part")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        write(part)
-        part.replace(file)
+        write(partial)
+        partial.replace(file)
     except OSError as error:
-        with contextlib.suppress(OSError):  # where the folder is none
-            part.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # if the folder is a file
+            partial.unlink(missing_ok=True)
         reason = error.strerror or error
         raise OSError(f"could not write {file} ({reason}): name a file in another folder with --out") from None
     print(f"wrote {file}")
@@ -160,15 +167,15 @@ def run(config: Config) -> None:
     writers = {".safetensors": write_safetensors, ".onnx": write_onnx}
     suffix = config.out.suffix
     if suffix and suffix not in writers:
-        raise ValueError(f"--out must end in {' or '.join(writers)}, or in none of them to write both, not in {suffix}")
+        raise ValueError(f"--out must end in {' or '.join(writers)}, or have no ending to write both, not {suffix}")
     if config.out.is_dir():
-        raise ValueError(f"--out {config.out} is a folder: name a file in it, {config.out / 'encoder'} say")
+        raise ValueError(f"--out {config.out} is a folder: name a file in it, such as {config.out / 'encoder'}")
     content = checkpoint.read(config.ckpt)[1]
     role, encoder = checkpoint.encoder_of(content, config.role)
-    said = metadata(content, role, encoder)
+    description = metadata(content, role, encoder)
     for ending, write in writers.items():
         if suffix in ("", ending):
-            write(encoder, said, config.out.with_suffix(ending))
+            write(encoder, description, config.out.with_suffix(ending))
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -1,4 +1,4 @@
-"""Frozen features of labeled images, computed once: what kNN and linear probes read."""
+"""Frozen features of labeled images, computed once: the input of kNN and of linear probes."""
 
 from __future__ import annotations
 
@@ -13,15 +13,16 @@ from tqdm import tqdm
 
 from kintsugi.augment import cropping
 from kintsugi.data.images import Images
-from kintsugi.eval.cells import Machine
 from kintsugi.nets.encoder import Encoder
+from kintsugi.train.compute import Compute
 
 
 @dataclass(frozen=True)
 class Features:
-    """Of one set of images: each stride's map, pooled and flattened, (N,D); one vector an image, (N,C); labels.
+    """Features and labels of N images.
 
-    labels: int64 (N,), indices of classes; or (N,K), 1 where a class is present, 0 where not, -1 where unknown.
+    layers: stride -> the pooled and flattened map, (N,D). vector: one vector per image, float (N,C). labels: class
+    indices, int64 (N,); or (N,K), 1 where a class is present, 0 where it is not, -1 where that is unknown.
     """
 
     layers: dict[int, Tensor]
@@ -30,25 +31,31 @@ class Features:
 
 
 @torch.no_grad()
-def extract(encoder: Encoder, images: Images, size: int, numbers: int, machine: Machine) -> Features:
-    """Of the central squares of ``size`` px; maps are pooled to about ``numbers`` numbers, or one a channel."""
+def extract(encoder: Encoder, images: Images, size: int, pooled_features: int, compute: Compute) -> Features:
+    """Features of the central squares of ``size`` px.
+
+    Each map is pooled to at most ``pooled_features`` values, or to one per channel if there are more channels.
+    """
     encoder.eval()
     layers: dict[int, list[Tensor]] = {stride: [] for stride in encoder.channels}
     vectors, labels = [], []
-    for image, label in squares(images, size, machine, torch.arange(len(images))):
-        with machine.autocast():
+    for image, label in central_squares(images, size, compute, torch.arange(len(images))):
+        with compute.autocast():
             maps = encoder(image)
         for stride, x in maps.items():
-            side = max(1, math.isqrt(numbers // x.shape[1]))
+            side = max(1, math.isqrt(pooled_features // x.shape[1]))
             pooled = adaptive_avg_pool2d(x.float(), (min(side, x.shape[2]), min(side, x.shape[3])))
-            layers[stride].append(pooled.flatten(1).to(machine.dtype))
+            layers[stride].append(pooled.flatten(1).to(compute.dtype))
         vectors.append(encoder.vector(maps).float())
         labels.append(label)
     return Features({s: torch.cat(each) for s, each in layers.items()}, torch.cat(vectors), torch.cat(labels))
 
 
-def squares(images: Images, size: int, machine: Machine, rows: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """Central squares (n,3,size,size) in [0,1] and labels, in batches, on the device."""
+def central_squares(images: Images, size: int, compute: Compute, rows: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """The central squares (n,3,size,size) in [0,1] of the images ``rows``, and their labels, in batches on the device.
+
+    rows: indices, int64 (N,).
+    """
     for some in tqdm(rows.split(64), desc="features", leave=False, disable=None):
-        batch = {name: value.to(machine.device) for name, value in images.batch(some).items()}
+        batch = {name: value.to(compute.device) for name, value in images.batch(some).items()}
         yield cropping.center_crops(batch, size), batch["label"]

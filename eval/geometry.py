@@ -1,13 +1,13 @@
-"""What a checkpoint's features are worth for seeing depth and surface normals, against random weights.
+"""Transfer of features to depth and surface normals, against random weights of the same network.
 
 ``python -m kintsugi.eval.geometry --ckpt runs/inpainting/latest --data rgbd_kitchen``
 
-One network says both (Eigen and Fergus 2015, arXiv:1411.4734, whose figures these are): the logarithm of depth, by L1,
-and normals, by their cosine, each where it is known. Protocols and network: ``kintsugi.eval.dense``.
+One network predicts both, as in Eigen and Fergus 2015 (arXiv:1411.4734), whose figures these are: log depth with an L1
+loss, and normals with a cosine loss, each where the truth is known. Protocols and network: ``kintsugi.eval.dense``.
 
-Frames of an RGB-D folder are of one film, in the order of their names: the last fifth of it is held out, and the
-twentieth before that is left out, so that no validation frame is a neighbor of a training frame. It is the same place
-nonetheless: how well places are seen that were never seen before, such a folder cannot tell; the scenes can.
+The frames of an RGB-D folder are one film, in the order of their names. The last fifth is held out, and the twentieth
+before it is left out, so that no validation frame is a neighbor of a training frame. Both parts still show the same
+place. Such a folder cannot measure how well new places are predicted; the scenes can.
 """
 
 from __future__ import annotations
@@ -22,50 +22,56 @@ from torch.nn.functional import normalize
 
 from kintsugi.data.hha import fit_normals
 from kintsugi.data.pairs import open_rgbd, open_scenes
-from kintsugi.eval.cells import Cell, Machine, Results, named
 from kintsugi.eval.dense import TITLES, DenseSettings, DenseTask, Labeled
 from kintsugi.eval.report import Comparison, compare
+from kintsugi.eval.results import Result, Results
+from kintsugi.eval.tasks import data_name
+from kintsugi.losses.depth import depth_loss, normal_loss
+from kintsugi.metrics.surface_errors import depth_errors, normal_errors
+from kintsugi.train.compute import Compute
 from kintsugi.train.config import parse_command, user_errors
 
 SCENE_SIZE = 96
-DEPTH, NORMAL = slice(0, 1), slice(1, 4)  # of a target's planes
+DEPTH, NORMAL = slice(0, 1), slice(1, 4)  # planes of a target
 RADIUS = 1 / 80
-"""Of the squares to which planes are fitted, of an image's width: of 2, 4 and 6 px at 320, 4 is smooth yet sharp."""
+"""Radius of the squares to which planes are fitted, as a fraction of the image's width. Of 2, 4 and 6 px at a width of
+320 px, 4 gives normals that are smooth and still sharp at edges."""
 
 
 class Geometry(DenseTask):
-    """data: ``scenes``, with exact depth and normals, or an RGB-D folder (``kintsugi.data.pairs.open_rgbd``), whose
-    normals are of planes fitted to depth. Targets (N,4,H,W): depth in meters and unit normals towards the camera (x
+    """Predicts depth and normals.
+
+    data: ``scenes``, with exact depth and normals, or an RGB-D folder (``kintsugi.data.pairs.open_rgbd``), whose
+    normals come from planes fitted to depth. Targets (N,4,H,W): depth in meters and unit normals towards the camera (x
     right, y down, z forward), each 0 where it is missing.
 
-    Figures: the part of the pixels whose depth is within 25 % (delta < 1.25), and of those whose normal is within
-    22.5 degrees. Details: other errors, and all of these of the mean frame: for each pixel the mean log depth and mean
-    normal of the training images.
+    Figures: the fraction of pixels with depth within 25 % (delta < 1.25), and with normals within 22.5 degrees.
+    Details: other errors, and the errors of the baseline, ``mean_frame`` of the training images.
     """
 
-    def __init__(self, data: str, settings: DenseSettings, machine: Machine) -> None:
-        train, val = opened(data, settings.train_scenes)
-        self.floor = errors(mean_frame(train.targets).expand_as(val.targets), val.targets)
+    def __init__(self, data: str, config: DenseSettings, compute: Compute) -> None:
+        train, val = open_targets(data, config.train_scenes)
+        self.baseline = errors(mean_frame(train.targets).expand_as(val.targets), val.targets)
         depth = train.targets[:, DEPTH]
-        self.level = depth[depth > 0].log().mean().item()  # the network's zero
-        super().__init__(f"geometry {named(data)}", train, val, 4, settings, machine)
-        # All layers see whole images: crops do not show what tells how far things are, and cost more than they give.
+        self.mean_log_depth = depth[depth > 0].log().mean().item()  # what an output of 0 means
+        super().__init__(f"geometry {data_name(data)}", train, val, 4, config, compute)
+        # Training of all layers takes whole images: crops lack the context that distances are judged by.
         self.crop = max(train.images.shape[-2:])
 
     def loss(self, output: Tensor, target: Tensor) -> Tensor:
-        depth = depth_loss(output[:, DEPTH] + self.level, target[:, DEPTH])
+        depth = depth_loss(output[:, DEPTH] + self.mean_log_depth, target[:, DEPTH])
         return depth + normal_loss(unit(output[:, NORMAL]), target[:, NORMAL])
 
-    def predicted(self, output: Tensor) -> Tensor:
-        return torch.cat([(output[:, DEPTH] + self.level).exp(), unit(output[:, NORMAL])], 1)
+    def predict(self, output: Tensor) -> Tensor:
+        return torch.cat([(output[:, DEPTH] + self.mean_log_depth).exp(), unit(output[:, NORMAL])], 1)
 
-    def mirrored(self, targets: Tensor) -> Tensor:
-        """x, to the right, changes its sign."""
+    def mirror(self, targets: Tensor) -> Tensor:
+        """The targets of the mirror images: x, to the right, changes its sign too."""
         return targets.flip(-1) * torch.tensor([1, -1, 1, 1])[:, None, None]
 
-    def measured(self, prediction: Tensor, protocol: str) -> Cell:
+    def score(self, prediction: Tensor, protocol: str) -> Result:
         depth, normals = errors(prediction, self.val.targets)
-        return Cell(
+        return Result(
             {
                 f"{TITLES[protocol]} depth within 25 %": depth["within 25 %"],
                 f"{TITLES[protocol]} normals within 22.5°": normals["within 22.5°"],
@@ -73,25 +79,28 @@ class Geometry(DenseTask):
             {
                 "depth": depth,
                 "normals": normals,
-                "depth of the mean frame": self.floor[0],
-                "normals of the mean frame": self.floor[1],
+                "depth of the mean frame": self.baseline[0],
+                "normals of the mean frame": self.baseline[1],
             },
         )
 
-    def painted(self, targets: Tensor) -> list[Tensor]:
-        """Depth on a logarithmic scale, white is near and black is missing; normals, gray is missing."""
+    def paint(self, targets: Tensor) -> list[Tensor]:
+        """Depth on a logarithmic scale, white = near, black = missing; normals, gray = missing."""
         known = self.val.targets[:, DEPTH]
         near, far = known[known > 0].log().aminmax()
         depth = targets[:, DEPTH]
-        height = 1 - 0.9 * ((depth.clamp(min=1e-3).log() - near) / (far - near)).clamp(0, 1)
-        return [torch.where(depth > 0, height, 0).expand(-1, 3, -1, -1), (targets[:, NORMAL] + 1) / 2]
+        gray = 1 - 0.9 * ((depth.clamp(min=1e-3).log() - near) / (far - near)).clamp(0, 1)
+        return [torch.where(depth > 0, gray, 0).expand(-1, 3, -1, -1), (targets[:, NORMAL] + 1) / 2]
 
 
 # --- data -----------------------------------------------------------------------------------------------------
 
 
-def opened(data: str, scenes: int) -> tuple[Labeled, Labeled]:
-    """For training and for validation; targets as ``Geometry`` describes. ValueError of one line where it cannot be."""
+def open_targets(data: str, scenes: int) -> tuple[Labeled, Labeled]:
+    """Images and targets, as in ``Geometry``, for training and for validation.
+
+    scenes: how many for training, if ``data`` is ``scenes``. Raises ValueError of one line if the data are unfit.
+    """
     if data == "scenes":
         rendered = [open_scenes(part, scenes, SCENE_SIZE) for part in ("train", "val")]
         train, val = (Labeled(r["image"], torch.cat([r["depth"], r["normal"]], 1)) for r in rendered)
@@ -100,37 +109,37 @@ def opened(data: str, scenes: int) -> tuple[Labeled, Labeled]:
     if not root.is_dir():
         raise ValueError(f"--data {data}: no such folder; name one with rgb/, depth/ and intrinsics.txt, or scenes")
     frames = open_rgbd(root)
-    held, gap = len(frames) // 5, max(1, len(frames) // 20)
-    if held < 1:
+    held_out, gap = len(frames) // 5, max(1, len(frames) // 20)
+    if held_out < 1:
         raise ValueError(
             f"--data {data}: {len(frames)} frames are too few, because a fifth is held out; use at least 5"
         )
-    targets = torch.cat([frames.depth, normals_of(frames.depth, frames.intrinsics)], 1)
-    count = len(frames) - held
+    targets = torch.cat([frames.depth, depth_to_normals(frames.depth, frames.intrinsics)], 1)
+    count = len(frames) - held_out
     parts = [Labeled(frames.images[rows], targets[rows]) for rows in (slice(count - gap), slice(count, None))]
     if not all((part.targets[:, DEPTH] > 0).any() for part in parts):
-        raise ValueError(f"--data {data}: its depth is 0, that is missing, all over; is it in millimeters?")
+        raise ValueError(f"--data {data}: depth is 0, which means missing, in all of it; is it in millimeters?")
     return parts[0], parts[1]
 
 
-def normals_of(depth: Tensor, intrinsics: Tensor) -> Tensor:
-    """Normals towards the camera (N,3,H,W), unit, 0 = missing, of depth (N,1,H,W) in meters, 0 = missing.
+def depth_to_normals(depth: Tensor, intrinsics: Tensor) -> Tensor:
+    """Unit normals towards the camera (N,3,H,W) from depth (N,1,H,W) in meters; in both, 0 = missing.
 
-    Planes are fitted to the squares around the pixels (``kintsugi.data.hha.fit_normals``); intrinsics (3,3), px, of
-    pixel centers at integers.
+    Planes are fitted to the squares around the pixels (``kintsugi.data.hha.fit_normals``). intrinsics: (3,3) in px,
+    with pixel centers at integers.
     """
     radius = max(1, round(RADIUS * depth.shape[-1]))
     found = [
-        -fit_normals(part, intrinsics.expand(len(part), 3, 3), part > 0, radius) * (part > 0)
-        for part in depth.split(8)  # sums over squares of all frames at once would be large
+        -fit_normals(some, intrinsics.expand(len(some), 3, 3), some > 0, radius) * (some > 0)
+        for some in depth.split(8)  # the sums over squares would be large for all frames at once
     ]
     return torch.cat(found)
 
 
 def mean_frame(targets: Tensor) -> Tensor:
-    """For each pixel the mean of what is known of it, (4,H,W): of log depth, as depth, and of normals, made unit.
+    """The mean over images at each pixel, (4,H,W): exp of mean log depth, and mean normal, made unit.
 
-    Where nothing is known in any image: as the mean over all pixels.
+    Means are over known values. Where no image has any, the mean over all pixels is taken.
     """
     depth, normal = targets[:, DEPTH], targets[:, NORMAL]
     known = depth > 0
@@ -141,51 +150,15 @@ def mean_frame(targets: Tensor) -> Tensor:
     return torch.cat([log.exp(), normalize(total, dim=0)])
 
 
-# --- losses and figures ---------------------------------------------------------------------------------------
-
-
-def depth_loss(log_depth: Tensor, depth: Tensor) -> Tensor:
-    """Mean absolute difference in log depth where depth is known, (B,1,H,W); depth in meters, 0 = missing."""
-    known = depth > 0
-    difference = torch.where(known, log_depth - depth.clamp(min=1e-3).log(), 0)
-    return difference.abs().sum() / known.sum().clamp(min=1)
-
-
-def normal_loss(normal: Tensor, truth: Tensor) -> Tensor:
-    """Mean of 1 - cos of the angle between unit normals (B,3,H,W), where the truth is not 0."""
-    known = truth.any(1)  # (B,H,W)
-    cosine = (normal * truth).sum(1)
-    return torch.where(known, 1 - cosine, 0).sum() / known.sum().clamp(min=1)
-
-
 def unit(vectors: Tensor) -> Tensor:
-    """Of length 1, (B,3,H,W). On CPUs ``normalize`` over channels takes ten times as long."""
+    """Vectors (B,3,H,W) scaled to length 1. On CPUs ``normalize`` over channels takes ten times as long."""
     return vectors * vectors.square().sum(1, keepdim=True).clamp(min=1e-12).rsqrt()
 
 
 def errors(prediction: Tensor, targets: Tensor) -> tuple[dict[str, float], dict[str, float]]:
-    """Of depth and of normals, (N,4,H,W), over all pixels where they are known.
-
-    Depth: part with max(p/t, t/p) < 1.25, mean of abs(p - t) / t, root of the mean (p - t)^2 in m. Normals: parts
-    within angles, mean and median angle in degrees.
-    """
-    depth, normal = targets[:, 0], targets[:, NORMAL]
-    p, t = prediction[:, 0][depth > 0], depth[depth > 0]
-    ratio = torch.maximum(p / t, t / p)
-    of_depth = {
-        "within 25 %": (ratio < 1.25).float().mean(),
-        "absolute relative": ((p - t).abs() / t).mean(),
-        "rms, m": (p - t).square().mean().sqrt(),
-    }
-    known = normal.any(1)
-    cosine = (prediction[:, NORMAL] * normal).sum(1)[known]
-    angle = torch.rad2deg(cosine.clamp(-1, 1).acos())
-    of_normals = {
-        **{f"within {limit:g}°": (angle < limit).float().mean() for limit in (11.25, 22.5, 30)},
-        "mean, degrees": angle.mean(),
-        "median, degrees": angle.median(),
-    }
-    return {k: v.item() for k, v in of_depth.items()}, {k: v.item() for k, v in of_normals.items()}
+    """Errors of depth and of normals, both (N,4,H,W), over all pixels where they are known."""
+    depth = depth_errors(prediction[:, 0], targets[:, 0])
+    return depth, normal_errors(prediction[:, NORMAL], targets[:, NORMAL])
 
 
 # --- the command ----------------------------------------------------------------------------------------------
@@ -193,14 +166,14 @@ def errors(prediction: Tensor, targets: Tensor) -> tuple[dict[str, float], dict[
 
 @dataclass(frozen=True, kw_only=True)
 class Config(DenseSettings, Comparison):
-    """Transfer of a checkpoint's encoders to depth and normals, against random init."""
+    """Transfer of a checkpoint's encoders to depth and normals, against random weights."""
 
     data: str = "scenes"
     """scenes, or a folder with rgb/, depth/ (16-bit PNG, mm) and intrinsics.txt (3x3)."""
 
 
 def run(config: Config) -> Results:
-    return compare(config, "geometry", lambda machine, file: Geometry(config.data, config, machine))
+    return compare(config, "geometry", lambda compute, file: Geometry(config.data, config, compute))
 
 
 def main(argv: Sequence[str] | None = None) -> None:

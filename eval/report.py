@@ -1,4 +1,4 @@
-"""The report of a transfer: methods x tasks, over seeds, as markdown, JSON, a plot and TensorBoard."""
+"""The report of a transfer: weights x tasks over seeds, as markdown, JSON, a plot and TensorBoard."""
 
 from __future__ import annotations
 
@@ -17,91 +17,87 @@ from torch.utils.flop_counter import FlopCounterMode
 from torch.utils.tensorboard import SummaryWriter
 
 from kintsugi import table
-from kintsugi.eval.cells import (
-    Cell,
-    Column,
-    Figure,
-    Machine,
-    Place,
-    Results,
-    Row,
-    RunSettings,
-    Task,
-    figures,
-    named,
-    run,
-    saved_rows,
-    with_random,
-)
+from kintsugi.eval.results import Column, Experiment, Figure, Result, Results, figures
+from kintsugi.eval.tasks import RunSettings, Task, data_name, run
+from kintsugi.eval.weights import Weights, saved_weights, with_random
+from kintsugi.train.compute import Compute
 from kintsugi.train.config import to_plain
 
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison(RunSettings):
-    """What the commands are told that move one checkpoint to one task."""
+    """Options of the commands that transfer one checkpoint to one task."""
 
     ckpt: Path = Path("runs/inpainting/latest")
     """A run's folder or a checkpoint."""
     data: str = "scenes"
     roles: tuple[str, ...] = ()
-    """Which encoders: generator, discriminator, encoder; default all that the checkpoint has."""
+    """Which encoders: generator, discriminator, encoder; default: all in the checkpoint."""
     out: Path | None = None
     """Folder for the results; default: TASK-DATA in the run's folder."""
 
 
-def compare(config: Comparison, title: str, task: Callable[[Machine, Path], Task]) -> Results:
-    """All cells of a checkpoint's encoders beside random weights of the same networks, reported as by ``transfer``.
+def compare(config: Comparison, title: str, task: Callable[[Compute, Path], Task]) -> Results:
+    """Transfers a checkpoint's encoders and random weights of the same networks, and reports as ``transfer`` does.
 
-    ``task(machine, file)`` opens the data; file: the checkpoint's.
+    ``task(compute, file)`` opens the data; ``file`` is the checkpoint's.
     """
-    file, rows = saved_rows(config.ckpt, config.roles)
-    machine = Machine.of(config)
-    folder = config.out or file.parent / f"{title}-{named(config.data)}"
-    tasks = [task(machine, file)]
-    return transfer(with_random(rows), tasks, config.seeds, folder, machine, to_plain(config))
+    file, weights = saved_weights(config.ckpt, config.roles)
+    compute = Compute.of(config.device, config.precision)
+    folder = config.out or file.parent / f"{title}-{data_name(config.data)}"
+    tasks = [task(compute, file)]
+    return transfer(with_random(weights), tasks, config.seeds, folder, compute, to_plain(config))
 
 
 def transfer(
-    rows: Sequence[Row], tasks: Sequence[Task], seeds: int, folder: Path, machine: Machine, settings: Mapping[str, Any]
+    weights: Sequence[Weights],
+    tasks: Sequence[Task],
+    seeds: int,
+    folder: Path,
+    compute: Compute,
+    settings: Mapping[str, Any],
 ) -> Results:
-    """Runs all cells, prints the table and leaves ``report.md``, ``report.json``, ``report.png`` and TensorBoard's
-    events in ``folder``. The first two are up to date after each cell."""
+    """Runs all experiments and prints the table.
+
+    Writes ``report.md`` and ``report.json`` into ``folder`` after each experiment, and at the end ``report.png`` and
+    TensorBoard's events. ``settings``: what ``report.json`` records of the command.
+    """
     started = time.time()
-    sizes = f"{len(rows)} rows of weights, {len(tasks)} tasks, {seeds} seeds"
-    print(f"{', '.join(task.name for task in tasks)}: {sizes}, on {machine}")
+    sizes = f"{len(weights)} sets of weights, {len(tasks)} tasks, {seeds} seeds"
+    print(f"{', '.join(task.name for task in tasks)}: {sizes}, on {compute}")
     folder.mkdir(parents=True, exist_ok=True)
-    costs = {row.name: cost(row) for row in rows}
+    costs = {one.name: cost(one) for one in weights}
     results: Results = {}
 
     def write() -> str:
         record = {
             "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
-            "machine": str(machine),
+            "machine": str(compute),
             "seconds": round(time.time() - started),
             "settings": settings,
             "cost": costs,
-            "cells": [asdict(place) | asdict(cell) for place, cell in results.items()],
+            "results": [asdict(experiment) | asdict(result) for experiment, result in results.items()],
         }
-        text = markdown(results, rows, costs)
+        text = markdown(results, weights, costs)
         (folder / "report.json").write_text(json.dumps(record, indent=1, default=str) + "\n")
         (folder / "report.md").write_text(text + "\n")
         return text
 
     with SummaryWriter(str(folder)) as writer:
 
-        def done(place: Place, cell: Cell) -> None:
-            results[place] = cell
-            for name, value in cell.figures.items():
-                writer.add_scalar(f"{place.task}, {name}/{place.row}", value, place.seed)
+        def done(experiment: Experiment, result: Result) -> None:
+            results[experiment] = result
+            for name, value in result.figures.items():
+                writer.add_scalar(f"{experiment.task}, {name}/{experiment.weights}", value, experiment.seed)
             write()
 
-        run(rows, tasks, seeds, folder, machine, done)
+        run(weights, tasks, seeds, folder, compute, done)
         for task in tasks:
             for title, picture in task.pictures().items():
                 writer.add_image(f"{task.name}/{title}", picture)
         text = write()
         writer.add_text("report", text)
-        drawn = plot(figures(results, rows), {row.base for row in rows}, folder / "report.png")
+        drawn = plot(figures(results, weights), {one.baseline for one in weights}, folder / "report.png")
         if drawn is not None:
             writer.add_image("report", drawn, dataformats="HWC")
     print(text)
@@ -109,21 +105,20 @@ def transfer(
     return results
 
 
-def markdown(results: Results, rows: Sequence[Row], costs: Mapping[str, Mapping[str, float | str]]) -> str:
-    """Mean and deviation over the seeds, in per cent; in brackets the gain over random weights of the same network and
-    the seeds on which it was won. Then what each row costs, and what failed."""
-    lines: dict[str, dict[str, float | str]] = {row.name: {} for row in rows}
-    for row, found in figures(results, rows).items():
-        lines[row] = {f"{task}: {name}": said(figure) for (task, name), figure in found.items()}
-    for place, cell in results.items():
-        if cell.error:
-            lines[place.row][f"{place.task}: {place.protocol}"] = "failed"
-    seconds = {row.name: sum(c.seconds for p, c in results.items() if p.row == row.name) for row in rows}
+def markdown(results: Results, weights: Sequence[Weights], costs: Mapping[str, Mapping[str, float | str]]) -> str:
+    """The table of figures (``formatted``), the table of costs, and a list of failures."""
+    lines: dict[str, dict[str, float | str]] = {one.name: {} for one in weights}
+    for name, found in figures(results, weights).items():
+        lines[name] = {f"{task}: {title}": formatted(figure) for (task, title), figure in found.items()}
+    for experiment, result in results.items():
+        if result.error:
+            lines[experiment.weights][f"{experiment.task}: {experiment.protocol}"] = "failed"
+    seconds = {one.name: sum(r.seconds for e, r in results.items() if e.weights == one.name) for one in weights}
     cost_lines = {name: {**costs[name], "seconds here": f"{seconds[name]:.0f}"} for name in costs}
     failures = [
-        f"- {place.task}, {place.row}, {place.protocol}, seed {place.seed}: {cell.error}"
-        for place, cell in results.items()
-        if cell.error
+        f"- {e.task}, {e.weights}, {e.protocol}, seed {e.seed}: {result.error}"
+        for e, result in results.items()
+        if result.error
     ]
     return "\n\n".join(
         [
@@ -134,53 +129,58 @@ def markdown(results: Results, rows: Sequence[Row], costs: Mapping[str, Mapping[
     )
 
 
-def said(figure: Figure) -> str:
+def formatted(figure: Figure) -> str:
+    """Mean and deviation over the seeds in per cent; in brackets, the mean gain over random weights and how many seeds
+    have a gain."""
     text = f"{figure.mean:.1f} ± {figure.deviation:.1f}"
     return f"{text} ({sum(figure.gains) / len(figure.gains):+.1f}, {figure.won})" if figure.gains else text
 
 
-def cost(row: Row, size: int = 64) -> dict[str, float | str]:
-    """Images seen in pre-training, parameters in millions, and GFLOP of one image of ``size`` px forward."""
-    encoder = row.encoder(0).eval()
+def cost(weights: Weights, size: int = 64) -> dict[str, float | str]:
+    """Images seen in pre-training, parameters in millions, and GFLOP of the forward pass of one ``size`` px image."""
+    encoder = weights.encoder(0).eval()
     counter = FlopCounterMode(display=False)
     with counter, torch.no_grad():
         encoder(torch.zeros(1, 3, size, size))
     return {
-        "images seen": f"{row.seen:,}" if row.seen else "",
+        "images seen": f"{weights.images_seen:,}" if weights.images_seen else "",
         "parameters, M": sum(p.numel() for p in encoder.parameters()) / 1e6,
         f"GFLOP at {size} px": counter.get_total_flops() / 1e9,
     }
 
 
-def plot(found: Mapping[str, Mapping[Column, Figure]], bases: Collection[str | None], file: Path) -> np.ndarray | None:
-    """A panel for each column: a bar and its deviation for each row but the ``bases``, those of random weights, which
-    are a line across the bars of their networks.
+def plot(
+    found: Mapping[str, Mapping[Column, Figure]], baselines: Collection[str | None], file: Path
+) -> np.ndarray | None:
+    """Draws one panel per column: a bar with its deviation for each set of weights.
 
-    Written as PNG and returned, uint8 (H,W,4); None where there is nothing to draw."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg  # slow to import, and needed once
+    Random weights, those named in ``baselines``, have no bar; they are a line across the bars of their network. Writes
+    a PNG and returns it, uint8 (H,W,4); None if there is nothing to draw.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # here: slow to import
     from matplotlib.figure import Figure as Canvas
 
     columns = list(dict.fromkeys(column for line in found.values() for column in line))
     if not columns:
         return None
-    rows = [name for name, line in found.items() if line and name not in bases][::-1]
+    names = [name for name, line in found.items() if line and name not in baselines][::-1]
     across = min(3, len(columns))
     down = -(-len(columns) // across)
-    canvas = Canvas(figsize=(5 * across + 2, down * (0.8 + 0.26 * len(rows))), layout="constrained")
+    canvas = Canvas(figsize=(5 * across + 2, down * (0.8 + 0.26 * len(names))), layout="constrained")
     drawn = FigureCanvasAgg(canvas)
     panels = list(canvas.subplots(down, across, squeeze=False, sharey=True).flat)
-    for panel, (task, name) in zip(panels, columns, strict=False):
-        for place, row in enumerate(rows):
-            figure = found[row].get((task, name))
+    for panel, (task, title) in zip(panels, columns, strict=False):
+        for place, name in enumerate(names):
+            figure = found[name].get((task, title))
             if figure is None:
                 continue
             color = "tab:blue" if figure.gains else "tab:gray"
             panel.barh(place, figure.mean, xerr=figure.deviation, color=color, height=0.7)
-            if figure.base:
-                base = Figure(figure.base).mean
-                panel.plot([base, base], [place - 0.45, place + 0.45], color="tab:red", linewidth=2)
-        panel.set_title(f"{task}: {name}, %", fontsize=9)
-        panel.set_yticks(range(len(rows)), rows, fontsize=8)
+            if figure.baseline:
+                baseline = Figure(figure.baseline).mean
+                panel.plot([baseline, baseline], [place - 0.45, place + 0.45], color="tab:red", linewidth=2)
+        panel.set_title(f"{task}: {title}, %", fontsize=9)
+        panel.set_yticks(range(len(names)), names, fontsize=8)
         panel.tick_params(axis="x", labelsize=8)
     for panel in panels[len(columns) :]:
         panel.set_visible(False)

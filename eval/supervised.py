@@ -1,13 +1,13 @@
-"""The row to measure others against: an encoder and a linear classifier trained from scratch on labels.
+"""Supervised training from scratch, the baseline for methods without labels: an encoder and a linear classifier.
 
 ``python -m kintsugi.eval.supervised --data caltech101 --preset small``
 
-Random resized crops and flips, cross entropy, SGD with momentum (He et al. 2016, arXiv:1512.03385; its rate in
-proportion to the batch, with warm-up: Goyal et al. 2017, arXiv:1706.02677) or AdamW. The classifier is thrown away:
-the checkpoint moves to every task as those of the methods without labels do.
+Random resized crops and flips, cross entropy, and SGD with momentum (He et al. 2016, arXiv:1512.03385), with warm-up
+and a learning rate in proportion to the batch (Goyal et al. 2017, arXiv:1706.02677), or AdamW. The classifier is not
+used afterwards: the checkpoint's encoder is transferred to the tasks as that of every other method.
 
-A set's test images are never seen, neither in training nor in choosing: what is held out is a part of its training
-images.
+The test images of a data set are never used, neither for training nor for choosing a checkpoint. The held-out images
+are a fraction of the training images.
 """
 
 from __future__ import annotations
@@ -42,21 +42,21 @@ class SupervisedConfig(TrainConfig):
     imagenet:PATH."""
     encoder: Literal["resnet18", "resnet50"] = "resnet18"
     norm: Literal["batch", "group", "split"] = "batch"
-    """split: batch normalization of each part of the batch by itself; group: nothing of the batch at all."""
+    """split: batch normalization of each part of the batch by itself; group: does not depend on the batch."""
     stem: Literal["large", "small"] = "large"
-    """small: for crops of about 32 px, a 3x3 convolution without stride and pooling."""
+    """small: for crops of about 32 px, a 3x3 convolution without stride or pooling."""
     smallest_crop: float = 0.08
-    """A crop shows at least this part of its image's area."""
+    """Smallest area of a crop, as a fraction of its image."""
     strength: float = 0.0
-    """How strongly colors vary; 1: as SimCLR's."""
+    """Strength of color jitter; 1 = as in SimCLR, 0 = none."""
     optimizer: Literal["sgd", "adamw"] = "sgd"
     lr: float = 0.1
-    """Learning rate: for sgd per 256 images (the paper's), for adamw as it is."""
+    """Learning rate: for sgd per 256 images, as in the paper; for adamw independent of the batch."""
     weight_decay: float = 1e-4
     warmup: int = 0
-    """Steps over which the rate rises; then it falls along a cosine."""
+    """Steps of warm-up; then the learning rate falls along a cosine."""
     smoothing: float = 0.0
-    """Part of a label's weight that is spread evenly over all classes."""
+    """Label smoothing: the fraction of a label's weight that is spread evenly over all classes."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -103,7 +103,7 @@ def small() -> SupervisedConfig:
 
 
 def paper() -> SupervisedConfig:
-    """ResNet-50 on ImageNet: 90 epochs of SGD in batches of 1024, the first five to warm up."""
+    """ResNet-50 on ImageNet: 90 epochs of SGD in batches of 1024, with five epochs of warm-up."""
     return SupervisedConfig(
         preset="paper",
         data="imagenet:imagenet",
@@ -122,10 +122,13 @@ def paper() -> SupervisedConfig:
 
 
 def open_training(config: SupervisedConfig, quiet: bool = False) -> Split:
-    """Images with labels to learn from, and those held out of them. ValueError of one line where there are none."""
+    """Labeled images for training, and held-out ones of the same set. Raises ValueError if the data are unfit.
+
+    quiet: prints nothing.
+    """
     spec = config.data
     if spec in ("", "scenes", "voc2012"):
-        reason = f" {spec}: its images have no class each;" if spec else ":"
+        reason = f" {spec}: its images have no class;" if spec else ":"
         raise ValueError(
             f"--data{reason} name a folder with train/ and test/ of class folders, one of class folders, cifar10, "
             "stl10 or imagenet:PATH"
@@ -247,18 +250,21 @@ class Supervised(Method[SupervisedConfig]):
 
 
 def figures(batches: Iterable[Batch], logits: Callable[[Batch], Tensor]) -> dict[str, float]:
-    """Accuracy, per cent, and mean cross entropy, nats, of what ``logits`` (n,K) says of batches with labels."""
-    said, label = zip(*((logits(batch), batch["label"]) for batch in batches), strict=True)
-    scores, truth = torch.cat(said), torch.cat(label)
+    """Accuracy in per cent and mean cross entropy in nats. ``logits``: batch with labels -> logits, float (n,K)."""
+    pairs = [(logits(batch), batch["label"]) for batch in batches]
+    predicted, truth = (torch.cat(each) for each in zip(*pairs, strict=True))
     return {
-        "accuracy": 100 * (scores.argmax(1) == truth).float().mean().item(),
-        "loss": cross_entropy(scores, truth).item(),
+        "accuracy": 100 * (predicted.argmax(1) == truth).float().mean().item(),
+        "loss": cross_entropy(predicted, truth).item(),
     }
 
 
 def marked(image: Tensor, right: Tensor, confidence: Tensor) -> Tensor:
-    """A sheet (3,h,w) of images (n,3,S,S) in [0,1], each above a bar of ``confidence`` (n,) in [0,1] of its width,
-    green where ``right`` (n,), else red."""
+    """A sheet (3,h,w) of images (n,3,S,S) in [0,1], each with a bar below it.
+
+    The bar's length is ``confidence``, (n,) in [0,1], as a fraction of the width. It is green where ``right``, bool
+    (n,), else red.
+    """
     n, _, height, width = image.shape
     filled = torch.arange(width, device=image.device) + 0.5 < confidence[:, None] * width  # (n,W)
     bar = (judged(right)[:, :, None] * filled[:, None])[:, :, None].expand(n, 3, max(2, height // 16), width)

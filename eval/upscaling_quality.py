@@ -1,8 +1,8 @@
-"""Benchmarks of super-resolution: whole images of a folder, made four times smaller and enlarged again.
+"""Benchmarks of super-resolution: whole images of a folder are made four times smaller and enlarged again.
 
-``python -m kintsugi.eval.upscaling_quality --ckpt runs/superresolution/latest --data Set5/HR`` prints PSNR and SSIM on
-luma, 4 px shaved, beside bicubic enlargement; with ``--content-weights`` also the distance in VGG19's features, which
-falls where pictures look sharper though their PSNR does.
+``python -m kintsugi.eval.upscaling_quality --ckpt runs/superresolution/latest --data Set5/HR`` prints PSNR and SSIM of
+luma, without a border of 4 px, compared with bicubic enlargement. With ``--content-weights`` it also prints the
+distance in VGG19's features: lower where pictures look sharper, even if their PSNR is lower too.
 """
 
 from __future__ import annotations
@@ -17,38 +17,41 @@ import torch
 from torch import Tensor
 
 from kintsugi import table
-from kintsugi.apps.upscale import upscale
 from kintsugi.augment.bicubic import enlarge, shrink
 from kintsugi.data import photos
 from kintsugi.losses.perceptual import ContentLayer, open_content
 from kintsugi.metrics.reconstruction import luma_figures
-from kintsugi.nets.srresnet import SCALE
+from kintsugi.nets.srresnet import SCALE, upscale
 from kintsugi.recon.superresolution import load_upscaler
 from kintsugi.train import checkpoint
+from kintsugi.train.compute import pick_device
 from kintsugi.train.config import parse_command, user_errors
-from kintsugi.train.dist import pick_device
+
+Enlarge = Callable[[Tensor], Tensor]
+"""An image (3,h,w) in [0,1] -> the image four times as large."""
 
 
 @dataclass(frozen=True)
 class Config:
-    """The quality of checkpoints' enlargements of a folder's images, by the protocol of SRGAN's tables."""
+    """The quality of enlarged images, by the protocol of SRGAN's tables."""
 
     data: Path
-    """A folder of images, the larger the better; each is cut to multiples of 4 px."""
+    """A folder of images; each is cropped to multiples of 4 px."""
     ckpt: tuple[Path, ...] = (Path("runs/superresolution/latest"),)
-    """Runs' folders or checkpoints of super-resolution; several are set side by side."""
+    """Runs' folders or checkpoints of super-resolution; one row each."""
     small: Path | None = None
-    """A folder of the same names with images four times smaller; default: made here, as MATLAB's imresize does."""
+    """A folder with the same file names, of images four times smaller; default: made as by MATLAB's imresize."""
     content_layer: ContentLayer = "relu3_4"
     """VGG19's layer for the distance of features."""
     content_weights: str = "auto"
-    """VGG19: auto (where it is at hand), download, off, or a FILE of torchvision's weights."""
+    """VGG19: auto (if it has been downloaded), download, off, or a FILE of torchvision's weights."""
     out: Path | None = None
     """Folder for upscale.md and upscale.json; default: the first checkpoint's."""
 
 
 @torch.no_grad()
 def run(config: Config) -> table.Rows:
+    """Prints the table and writes it; returns its rows: way to enlarge -> figure -> mean over the images."""
     if not config.data.is_dir():
         raise ValueError(f"--data {config.data}: no such folder")
     files = photos.images_in(config.data)
@@ -56,26 +59,19 @@ def run(config: Config) -> table.Rows:
         raise ValueError(f"--data {config.data}: the folder holds no images")
     device = pick_device("auto")
     ckpts = [checkpoint.find(path) for path in config.ckpt]
-    ways: dict[str, Callable[[Tensor], Tensor]] = {"bicubic": lambda small: enlarge(small[None], SCALE)[0].clamp(0, 1)}
+    ways: dict[str, Enlarge] = {"bicubic": lambda small: enlarge(small[None], SCALE)[0].clamp(0, 1)}
     for path, file in zip(config.ckpt, ckpts, strict=True):
         net = load_upscaler(file, device)
         ways[str(path)] = lambda small, net=net: upscale(small, net)  # type: ignore[misc]
-    content, said = open_content(config.content_layer, config.content_weights)
+    content, content_note = open_content(config.content_layer, config.content_weights)
 
     found: dict[str, list[dict[str, float]]] = {name: [] for name in ways}
     for file in files:
-        truth = _pixels(file)
-        height, width = (side // SCALE * SCALE for side in truth.shape[-2:])
-        truth = truth[:, :height, :width]
-        if min(height, width) < 8 * SCALE:
+        truth = _cropped(_pixels(file))
+        if min(truth.shape[-2:]) < 8 * SCALE:
             print(f"skipped {file}: smaller than {8 * SCALE} px", file=sys.stderr)
             continue
-        if config.small is None:
-            small = (255 * shrink(truth[None], SCALE)[0].clamp(0, 1)).round() / 255
-        else:
-            small = _pixels(config.small / file.name)
-            if small.shape[1:] != (height // SCALE, width // SCALE):
-                raise ValueError(f"{config.small / file.name} is not a quarter of {file} in height and width")
+        small = _small(config, file, truth)
         for name, way in ways.items():
             image = (255 * way(small)).round() / 255
             row = {key: value.item() for key, value in luma_figures(image[None], truth[None], SCALE).items()}
@@ -88,9 +84,25 @@ def run(config: Config) -> table.Rows:
     corner = f"{config.data.parent.name}/{config.data.name}, {len(found['bicubic'])} images"
     print(table.markdown(rows, corner))
     if content is None:
-        print(f"no distance of features: {said}")
+        print(f"no distance of features: {content_note}")
     table.write(rows, config.out or ckpts[0].parent, "upscale", corner)
     return rows
+
+
+def _cropped(image: Tensor) -> Tensor:
+    """An image (3,H,W), cropped below and at the right to multiples of ``SCALE``."""
+    height, width = (side // SCALE * SCALE for side in image.shape[-2:])
+    return image[:, :height, :width]
+
+
+def _small(config: Config, file: Path, truth: Tensor) -> Tensor:
+    """The image to enlarge, (3,H/4,W/4) in [0,1]: from ``--small``, or made from the truth (3,H,W)."""
+    if config.small is None:
+        return (255 * shrink(truth[None], SCALE)[0].clamp(0, 1)).round() / 255
+    small = _pixels(config.small / file.name)
+    if small.shape[1:] != (truth.shape[1] // SCALE, truth.shape[2] // SCALE):
+        raise ValueError(f"{config.small / file.name} is not a quarter of {file} in height and width")
+    return small
 
 
 def _pixels(file: Path) -> Tensor:

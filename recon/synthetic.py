@@ -29,13 +29,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, interpolate, normalize
-from torchmetrics.functional.classification import binary_average_precision
 
 from kintsugi.augment import cropping
 from kintsugi.data import labeled
 from kintsugi.data.labeled import Domains, Labels
 from kintsugi.losses import adversarial
+from kintsugi.losses.depth import depth_loss, normal_loss
 from kintsugi.metrics.domain_gap import frechet_distance, probe_accuracy
+from kintsugi.metrics.surface_errors import SurfaceErrors
 from kintsugi.nets.backbones import Backbone, Encoder
 from kintsugi.nets.layers import Norm, normalization
 from kintsugi.pictures import sheet
@@ -255,21 +256,6 @@ class Pool:
 # --- losses ---------------------------------------------------------------------------------------------------
 
 
-def depth_loss(log_depth: Tensor, depth: Tensor, world: World) -> Tensor:
-    """Mean square of the difference in log depth where depth is known, (n,1,S,S); depth in meters, 0 = missing.
-
-    The authors' code takes the logarithm of what is missing too, and adds the square of the mean difference.
-    """
-    difference = log_depth - depth.clamp(min=1e-3).log()
-    return world.weighted_mean(difference.square(), depth > 0)
-
-
-def normal_loss(normal: Tensor, truth: Tensor, world: World) -> Tensor:
-    """Mean of 1 - cos of the angle between normals (n,3,S,S), both unit, where the truth is not 0."""
-    known = truth.square().sum(1) > 0.25  # (n,S,S)
-    return world.weighted_mean(1 - (normal * truth).sum(1), known)
-
-
 def contour_loss(logits: Tensor, contour: Tensor) -> Tensor:
     """Cross-entropy of contours (n,1,S,S), 1 = contour, each image weighted by its other pixels for each of these.
 
@@ -331,8 +317,9 @@ class Synthetic(Method[SyntheticConfig]):
             features, guess = self.net(torch.cat([image, photo]), labeled=len(image))
         fake, real = features.split(len(image))
 
-        depth = depth_loss(guess.log_depth, labels.depth, self.world)
-        normal = normal_loss(guess.normal, labels.normal, self.world)
+        # The authors' code takes the logarithm of missing depth too, and adds the square of the mean difference.
+        depth = depth_loss(guess.log_depth, labels.depth, torch.square, self.world.weighted_mean)
+        normal = normal_loss(guess.normal, labels.normal, self.world.weighted_mean)
         contour = contour_loss(guess.contour, labeled.contours(labels.instance))
         task = config.depth_weight * depth + config.normal_weight * normal + config.contour_weight * contour
         scalars = {"loss/depth": depth, "loss/normal": normal, "loss/contour": contour, "loss/task": task}
@@ -468,7 +455,7 @@ class Synthetic(Method[SyntheticConfig]):
         fitted to the features afterwards, domain_frechet their distance (``kintsugi.metrics.domain_gap``): these two do
         not depend on how well the discriminator has learned. They need two held-out images of each domain.
         """
-        figures = TaskErrors()
+        errors = SurfaceErrors()
         places: dict[str, list[Tensor]] = {"synthetic": [], "real": []}
         verdicts: dict[str, list[Tensor]] = {"synthetic": [], "real": []}
         self.discriminator.eval()
@@ -483,8 +470,8 @@ class Synthetic(Method[SyntheticConfig]):
                     verdicts[domain].append(self.discriminator(features).float().flatten(1))
                 places[domain] += features.flatten(2).mT.cpu().unbind()  # (P,C) of each image
                 if domain == "synthetic":
-                    figures.add(guess, labeled.unpack(planes)[1])
-        found = figures.means()
+                    add_errors(errors, guess, labeled.unpack(planes)[1])
+        found = errors.means()
         found["domain_accuracy"] = accuracy(torch.cat(verdicts["real"]), torch.cat(verdicts["synthetic"])).item()
         if min(map(len, places.values())) > 1:
             found["domain_probe"] = probe_accuracy(places["real"], places["synthetic"])
@@ -503,45 +490,19 @@ class Synthetic(Method[SyntheticConfig]):
             normalize(normal.mean(0, keepdim=True), dim=1),
             contour.mean(0, keepdim=True).clamp(1e-4, 1 - 1e-4).logit(),
         )
-        figures = TaskErrors()
+        errors = SurfaceErrors()
         for x in labels:
             n = len(x.depth)
-            figures.add(
-                Guess(*(value.expand(n, -1, -1, -1) for value in (mean.log_depth, mean.normal, mean.contour))), x
-            )
-        return {"the scenes' mean": figures.means()}
+            same = Guess(*(value.expand(n, -1, -1, -1) for value in (mean.log_depth, mean.normal, mean.contour)))
+            add_errors(errors, same, x)
+        return {"the scenes' mean": errors.means()}
 
 
-class TaskErrors:
-    """Figures of guesses, over all pixels whose truth is known."""
-
-    def __init__(self) -> None:
-        self.depth: list[Tensor] = []
-        self.angles: list[Tensor] = []
-        self.contours: list[tuple[Tensor, Tensor]] = []
-
-    def add(self, guess: Guess, labels: Labels) -> None:
-        known = labels.depth > 0
-        self.depth.append((guess.log_depth[known] - labels.depth[known].log()).cpu())
-        known = labels.normal.square().sum(1) > 0.25  # (n,S,S)
-        cosine = (guess.normal * labels.normal).sum(1)[known]
-        self.angles.append(torch.rad2deg(cosine.clamp(-1, 1).acos()).cpu())
-        truth = labeled.contours(labels.instance)
-        self.contours.append((guess.contour.sigmoid().flatten().cpu(), truth.flatten().long().cpu()))
-
-    def means(self) -> dict[str, float]:
-        """depth_rms of the logarithm; depth_within_25, part of the pixels within a factor of 1.25 (Eigen 2014);
-        normal_degrees, mean angle, normal_within_30, part within 30 degrees (Fouhey 2013); contour_ap, average
-        precision."""
-        depth, angles = torch.cat(self.depth), torch.cat(self.angles)
-        guessed, true = (torch.cat(values) for values in zip(*self.contours, strict=True))
-        return {
-            "depth_rms": depth.square().mean().sqrt().item(),
-            "depth_within_25": (depth.abs() < math.log(1.25)).float().mean().item(),
-            "normal_degrees": angles.mean().item(),
-            "normal_within_30": (angles < 30).float().mean().item(),
-            "contour_ap": binary_average_precision(guessed, true, thresholds=200).item(),
-        }
+def add_errors(errors: SurfaceErrors, guess: Guess, labels: Labels) -> None:
+    """Adds the errors of a guess for images with these labels."""
+    errors.add_depth(guess.log_depth, labels.depth)
+    errors.add_normals(guess.normal, labels.normal)
+    errors.add_contours(guess.contour, labeled.contours(labels.instance))
 
 
 def accuracy(on_real: Tensor, on_fake: Tensor) -> Tensor:

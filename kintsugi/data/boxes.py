@@ -18,7 +18,7 @@ from torchvision.ops import masks_to_boxes
 from kintsugi.data.decode import SUFFIXES, reason, rgb
 from kintsugi.data.images import Opener
 from kintsugi.data.pairs import open_scenes
-from kintsugi.scenes.rooms import CEILING, CLASSES, FLOOR, WALL
+from kintsugi.scenes.classes import CEILING, CLASSES, FLOOR, WALL
 
 SMALLEST = 1 / 16  # of a scene's side: what is narrower is difficult
 _STUFF = (WALL, FLOOR, CEILING)

@@ -21,7 +21,7 @@ from torch.nn.functional import normalize
 from torchvision.datasets import VOCSegmentation
 
 from kintsugi.data.decode import SUFFIXES, reason, rgb
-from kintsugi.scenes.rooms import CLASSES
+from kintsugi.scenes.classes import CLASSES
 
 VOID = 255
 VOC_CLASSES = (

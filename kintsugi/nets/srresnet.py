@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d
 
@@ -105,3 +107,35 @@ class _Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.layers(x)
+
+
+# --- images of any size ---------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def pieces(image: Tensor, net: SRResNet, tile: int = 128) -> Iterator[tuple[int, int, Tensor]]:
+    """Enlarges an image (3,h,w) in [0,1] in tiles of ``tile`` px: top and left in the large image, and the piece there.
+
+    Pieces are (3,H,W) in [0,1], on the CPU. Each tile is enlarged with a margin of the network's ``reach``, so that its
+    pixels are those of the whole image.
+    """
+    device = next(net.parameters()).device
+    _, height, width = image.shape
+    margin = net.spec.reach
+    for top in range(0, height, tile):
+        for left in range(0, width, tile):
+            bottom, right = min(top + tile, height), min(left + tile, width)
+            y, x = max(0, top - margin), max(0, left - margin)
+            seen = image[:, y : bottom + margin, x : right + margin]
+            painted = net(seen[None].to(device))[0].clamp(0, 1).cpu()
+            inner = painted[:, SCALE * (top - y) : SCALE * (bottom - y), SCALE * (left - x) : SCALE * (right - x)]
+            yield SCALE * top, SCALE * left, inner
+
+
+def upscale(image: Tensor, net: SRResNet, tile: int = 128) -> Tensor:
+    """(3,h,w) in [0,1], of any size -> (3,4h,4w) in [0,1], on the CPU; ``tile`` px of the small image at a time."""
+    _, height, width = image.shape
+    large = torch.empty(3, SCALE * height, SCALE * width)
+    for top, left, piece in pieces(image, net, tile):
+        large[:, top : top + piece.shape[1], left : left + piece.shape[2]] = piece
+    return large

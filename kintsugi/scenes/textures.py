@@ -1,4 +1,7 @@
-"""Procedural surfaces for the built-in scenes: color as a function of where on the surface, in meters."""
+"""Procedural textures of the built-in scenes: color as a function of the place on a surface, in meters.
+
+Colors are linear RGB. Shapes: M surfaces with S points each.
+"""
 
 from __future__ import annotations
 
@@ -9,16 +12,16 @@ PLAIN, WOOD, TILES, BRICKS, STRIPES, CHECKS, MARBLE, SKY, BOOKS, PICTURE, BORDER
 
 
 def value_noise(u: Tensor, v: Tensor, seed: Tensor) -> Tensor:
-    """Smooth noise in [0,1] with features of size 1; any shape."""
+    """Smooth noise in [0,1] with features of size 1, of the shape to which u, v and seed broadcast."""
     cell_u, cell_v = u.floor(), v.floor()
     x, y = u - cell_u, v - cell_v
     x, y = x * x * (3 - 2 * x), y * y * (3 - 2 * y)
-    here = _whole(cell_u, _U) + _whole(seed, _SEED)
-    low, high = _whole(cell_v, _V), _whole(cell_v + 1, _V)
-    there = here + _U
+    left = _times(cell_u, _U) + _times(seed, _SEED)
+    right = left + _U
+    low, high = _times(cell_v, _V), _times(cell_v + 1, _V)
     return _mix(
-        _mix(_scrambled(here + low), _scrambled(there + low), x),
-        _mix(_scrambled(here + high), _scrambled(there + high), x),
+        _mix(_scramble(left + low), _scramble(right + low), x),
+        _mix(_scramble(left + high), _scramble(right + high), x),
         y,
     )
 
@@ -34,20 +37,21 @@ def shade(
     reach_u: Tensor,
     reach_v: Tensor,
 ) -> Tensor:
-    """Linear RGB (3,M,S) of M surfaces of ``kind`` (M,), at S points of each, (u,v) (M,S) meters from its middle.
+    """Linear RGB (3,M,S) at points (u,v) of surfaces, (M,S) meters from each surface's middle.
 
-    first, second (3,M): the two colors of the pattern. scale (M,): the size of its repeat, meters. seed (M,): tells
-    alike parts apart. reach_u, reach_v (M,): half the part's size along u and v, for patterns that fill it once.
+    kind (M,): the texture, ``PLAIN`` to ``PANELS``. first, second (3,M): the two colors of the pattern. scale (M,): the
+    size of its repeat, meters. seed (M,): makes the patterns of equal parts differ. reach_u, reach_v (M,): half the
+    part's size along u and v, meters, for patterns that fill it once.
     """
     rough = value_noise(7 * u, 7 * v, seed[:, None])
     fine = value_noise(31 * u, 31 * v, seed[:, None] + 1)
     mix = 0.12 * rough
     light = 1 + 0.14 * (rough - 0.5) + 0.1 * (fine - 0.5)
-    for number, pattern in _PATTERNS.items():  # each is computed where it is
-        there = (kind == number).nonzero()[:, 0]
-        a, b = u[there] / scale[there, None], v[there] / scale[there, None]
-        s, t = u[there] / reach_u[there, None], v[there] / reach_v[there, None]
-        mix[there] = pattern(a, b, s, t, seed[there, None]).clamp(0, 1)
+    for number, pattern in _PATTERNS.items():  # each only on its own surfaces
+        rows = (kind == number).nonzero()[:, 0]
+        a, b = u[rows] / scale[rows, None], v[rows] / scale[rows, None]
+        s, t = u[rows] / reach_u[rows, None], v[rows] / reach_v[rows, None]
+        mix[rows] = pattern(a, b, s, t, seed[rows, None]).clamp(0, 1)
     bricks = (kind == BRICKS).nonzero()[:, 0]
     a, b = u[bricks] / scale[bricks, None], v[bricks] / scale[bricks, None]
     light[bricks] += 0.25 * (_hash(_along_course(a, b).floor(), b.floor(), seed[bricks, None]) - 0.5)
@@ -68,7 +72,8 @@ def shade(
     return color
 
 
-# How much of the second color there is, (M,S), of (a,b) in repeats, of (s,t) in -1..1 over the part, and of the seed.
+# Patterns: the fraction of the second color, (M,S). a, b (M,S): the point in repeats of the pattern; s, t (M,S): the
+# point in -1..1 over the part; seed (M,1).
 
 
 def _wood(a: Tensor, b: Tensor, s: Tensor, t: Tensor, seed: Tensor) -> Tensor:
@@ -88,7 +93,7 @@ def _bricks(a: Tensor, b: Tensor, s: Tensor, t: Tensor, seed: Tensor) -> Tensor:
 
 
 def _along_course(a: Tensor, b: Tensor) -> Tensor:
-    """In bricks, two repeats long; every other course is shifted by half of one."""
+    """Position along a course, in bricks of two repeats. Every other course is shifted by half a brick."""
     return a / 2 + 0.5 * (b.floor() % 2)
 
 
@@ -105,12 +110,12 @@ def _marble(a: Tensor, b: Tensor, s: Tensor, t: Tensor, seed: Tensor) -> Tensor:
 
 
 def _border(a: Tensor, b: Tensor, s: Tensor, t: Tensor, seed: Tensor) -> Tensor:
-    edge = _outwards(s, t)
+    edge = _outward(s, t)
     return ((edge > 0.78) & (edge < 0.9)).to(a)
 
 
 def _panels(a: Tensor, b: Tensor, s: Tensor, t: Tensor, seed: Tensor) -> Tensor:
-    return 0.8 * torch.maximum(_line(s, 0.02), (_outwards(s, t) > 0.96).to(a))
+    return 0.8 * torch.maximum(_line(s, 0.02), (_outward(s, t) > 0.96).to(a))
 
 
 _PATTERNS = {
@@ -126,8 +131,10 @@ _PATTERNS = {
 
 
 def sky(s: Tensor, t: Tensor, first: Tensor, seed: Tensor) -> Tensor:
-    """What is seen through a window, linear RGB (3,M,S), brighter than the room; s, t (M,S) in -1..1, t upwards; first
-    (3,M), seed (M,)."""
+    """The view through a window, brighter than the room: linear RGB (3,M,S).
+
+    s, t (M,S) in -1..1, t upwards. first (3,M): the color of the sky at the horizon. seed (M,).
+    """
     seed = seed[:, None]
     hills = -0.35 + 0.5 * (value_noise(1.7 * s, torch.zeros_like(s), seed) - 0.5)
     leaves = 0.4 + 0.9 * value_noise(9 * s, 9 * t, seed)
@@ -138,43 +145,45 @@ def sky(s: Tensor, t: Tensor, first: Tensor, seed: Tensor) -> Tensor:
 
 
 def _picture(s: Tensor, t: Tensor, first: Tensor, second: Tensor, seed: Tensor) -> Tensor:
-    """A framed print: a horizon, a disc and washes of color."""
+    """A framed print with a horizon, a disc and washes of color: linear RGB (3,M,S)."""
     wash = value_noise(1.5 * s, 1.5 * t, seed)
     ground = _mix(first, second, (t < -0.2 + 0.4 * wash).to(s))
     disc = ((s - 0.4 * torch.sin(seed)) ** 2 + (t - 0.3) ** 2 < 0.08).to(s)
     image = _mix(ground * (0.6 + 0.7 * wash), 1 - first, 0.8 * disc)
-    edge = _outwards(s, t)
+    edge = _outward(s, t)
     return image.masked_fill(edge > 0.72, 0.8).masked_fill(edge > 0.9, 0.08)
 
 
 def _mix(a: Tensor, b: Tensor, amount: Tensor | float) -> Tensor:
-    """torch.lerp, whose last bit depends on the tensors' layout and so on the batch that a scene is rendered in."""
+    """As torch.lerp, whose last bit depends on the tensors' layout, and so on the batch."""
     return a + (b - a) * amount
 
 
-def _outwards(s: Tensor, t: Tensor) -> Tensor:
-    """0 in the middle of a part, 1 at its edges."""
+def _outward(s: Tensor, t: Tensor) -> Tensor:
+    """How far out a point is: 0 in the middle of a part, 1 at its edges."""
     return torch.maximum(s.abs(), t.abs())
 
 
 def _line(x: Tensor, width: Tensor | float) -> Tensor:
-    """1 within ``width`` of whole numbers."""
+    """1 within ``width`` of integers, else 0."""
     return ((x - x.round()).abs() < width).to(x)
 
 
-# Hashes are of integers, so that every device makes the same pattern.
+# Hashes use integers, so that every device makes the same pattern.
 _U, _V, _SEED = 374761393, 668265263, 974634533
 
 
-def _whole(number: Tensor, factor: int) -> Tensor:
+def _times(number: Tensor, factor: int) -> Tensor:
+    """An integer-valued tensor times a factor, modulo 2^32; int32."""
     return number.to(torch.int32) * factor
 
 
 def _hash(u: Tensor, v: Tensor, seed: Tensor) -> Tensor:
-    """Whole numbers to [0,1)."""
-    return _scrambled(_whole(u, _U) + _whole(v, _V) + _whole(seed, _SEED))
+    """A pseudo-random number in [0,1) for integers u, v and seed."""
+    return _scramble(_times(u, _U) + _times(v, _V) + _times(seed, _SEED))
 
 
-def _scrambled(h: Tensor) -> Tensor:
+def _scramble(h: Tensor) -> Tensor:
+    """Numbers in [0,1) from int32 ones."""
     h = (h ^ ((h >> 13) & 0x7FFFF)) * 1274126177
     return ((h ^ (h >> 16)) & 0xFFFFFF).float() / 2**24

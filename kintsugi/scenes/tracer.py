@@ -1,11 +1,12 @@
-"""Rays against boxes, cylinders and spheres, for many scenes at once, on any device; for the built-in scenes.
+"""Rays against boxes, cylinders and spheres, for many scenes at once, on any device.
 
-Each part is a unit shape (the cube [-1,1]^3, the cylinder x^2+z^2 <= 1 with |y| <= 1, the unit sphere) that is scaled
-by its half sizes, turned by a yaw about the vertical and moved to its center. World axes: x right, y up, z forward,
-meters. Vectors are planes, (3,...), for sums over the first dimension are quick.
+A part is a unit shape (the cube [-1,1]^3, the cylinder x^2+z^2 <= 1 with |y| <= 1, the unit sphere) that is scaled by
+its half extents, turned by a yaw about the vertical and moved to its center. World axes: x right, y up, z forward,
+meters. Vectors are (3,...), because sums over the first dimension are fast.
 
-A room has some fifty parts, and a pixel is covered by one of them or two. So what is computed is a list of pairs of a
-part and a ray that may meet: of a part's rectangle in the picture for rays from the eye, of balls for shadows.
+A room has about fifty parts, and one or two of them cover a pixel. So intersections are computed only for pairs of a
+part and a ray that may meet: for rays from the eye, those inside the part's rectangle in the image; for shadows, those
+whose balls touch the part's ball.
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ from torch import Tensor
 
 KINDS = ("box", "cylinder", "sphere")
 _TINY = 1e-9
-_NEAR = 0.05  # meters before the camera; what reaches nearer may cover any pixel
-_SLOT_BITS = 20  # of the numbers of parts
+_NEAR = 0.05  # meters in front of the camera; a part that comes nearer may cover any pixel
+_SLOT_BITS = 20  # bits for a part's number
 
 
 @dataclass(frozen=True)
@@ -31,23 +32,23 @@ class Shapes:
     kind: Tensor  # (L,) int64, into KINDS; ascending
     center: Tensor  # (3,L)
     half: Tensor  # (3,L)
-    yaw: Tensor  # (L,)
+    yaw: Tensor  # (L,) radians
 
     @functools.cached_property
     def frames(self) -> Tensor:
-        """What turns and scales vectors of the world into each part's frame, in which it is a unit shape, (L,3,3)."""
+        """Matrices from world vectors to each part's frame, in which it is a unit shape, (L,3,3)."""
         cos, sin, zero = self.yaw.cos(), self.yaw.sin(), torch.zeros_like(self.yaw)
         turn = torch.stack([cos, zero, -sin, zero, zero + 1, zero, sin, zero, cos], -1).view(-1, 3, 3)
         return turn / self.half.T[..., None]
 
     def only(self, chosen: Tensor) -> Shapes:
-        """Those of a mask (L,)."""
+        """The parts of a mask, bool (L,)."""
         return Shapes(
             self.scene[chosen], self.kind[chosen], self.center[:, chosen], self.half[:, chosen], self.yaw[chosen]
         )
 
     def runs(self, slot: Tensor) -> Iterator[tuple[str, slice]]:
-        """The kinds, and where in an ascending list (M,) of parts' numbers each has its own."""
+        """For each kind, where its parts are in an ascending list (M,) of parts' numbers."""
         kinds = torch.arange(len(KINDS), device=slot.device)
         ends = torch.searchsorted(self.kind[slot], kinds, right=True)
         first = 0
@@ -58,7 +59,7 @@ class Shapes:
 
 @dataclass(frozen=True)
 class Cameras:
-    """A camera for each of N scenes, with pixels (x, y) from the left top corner, their centers at half-integers."""
+    """One pinhole camera for each of N scenes. Pixel centers are at half-integers from the top left corner."""
 
     eye: Tensor  # (N,3)
     axes: Tensor  # (N,3,3), rows: right, down, ahead
@@ -68,7 +69,7 @@ class Cameras:
 
     @functools.cached_property
     def lens(self) -> Tensor:
-        """The matrices that make of (x, y, 1) a direction in the world, one meter long along the axis, (N,3,3)."""
+        """Matrices from pixels (x, y, 1) to world directions of length one along the camera's axis, (N,3,3)."""
         scale = 1 / self.focal
         zero, one = torch.zeros_like(scale), torch.ones_like(scale)
         inverse = torch.stack(
@@ -78,79 +79,80 @@ class Cameras:
 
 
 @dataclass(frozen=True)
-class Pairs:
-    """M pairs of a part and a pixel that it may cover; ascending in ``slot``."""
+class Candidates:
+    """M pairs of a part and a pixel that it may cover, ascending in ``slot``."""
 
-    slot: Tensor  # (M,) int64, of the part
+    slot: Tensor  # (M,) int64, the part's number
     pixel: Tensor  # (M,) int64, into (N,H,W) made flat
 
-    def at(self, chosen: Tensor) -> Pairs:
-        return Pairs(self.slot[chosen], self.pixel[chosen])
+    def at(self, chosen: Tensor) -> Candidates:
+        """The pairs with these numbers, int64."""
+        return Candidates(self.slot[chosen], self.pixel[chosen])
 
 
-def covered(shapes: Shapes, cameras: Cameras) -> Pairs:
-    """Each part with every pixel of the rectangle around it."""
+def find_candidates(shapes: Shapes, cameras: Cameras) -> Candidates:
+    """Pairs each part with every pixel of the rectangle around it."""
     signs = torch.tensor([[x, y, z] for x in (-1.0, 1) for y in (-1.0, 1) for z in (-1.0, 1)]).T
     corner = signs.to(shapes.half)[:, None] * shapes.half[..., None]  # (3,L,8)
     corner = torch.stack(turned(corner, -shapes.yaw[:, None])) + shapes.center[..., None]
     from_eye = (corner - cameras.eye.T[:, shapes.scene, None]).permute(1, 2, 0)  # (L,8,3)
-    seen = from_eye @ cameras.axes[shapes.scene].transpose(1, 2)
-    right, down, ahead = seen.unbind(-1)  # (L,8) each
+    in_camera = from_eye @ cameras.axes[shapes.scene].transpose(1, 2)
+    right, down, ahead = in_camera.unbind(-1)  # (L,8) each
     scale = cameras.focal[shapes.scene, None] / ahead.clamp(min=_NEAR)
     everywhere = ahead.amin(1) < _NEAR
     nowhere = ahead.amax(1) < _TINY
 
-    def bounds(place: Tensor, length: int) -> tuple[Tensor, Tensor]:
-        """First pixel and number of pixels, (L,)."""
-        low = place.amin(1).floor().masked_fill(everywhere, 0).clamp(0, length).long()
-        high = place.amax(1).ceil().masked_fill(everywhere, length).clamp(0, length).long()
+    def bounds(corners: Tensor, length: int) -> tuple[Tensor, Tensor]:
+        """The first pixel and the number of pixels, (L,) each, from the corners (L,8) in px."""
+        low = corners.amin(1).floor().masked_fill(everywhere, 0).clamp(0, length).long()
+        high = corners.amax(1).ceil().masked_fill(everywhere, length).clamp(0, length).long()
         return low, (high - low).masked_fill(nowhere, 0)
 
-    left, across = bounds(scale * right + cameras.width / 2, cameras.width)
-    top, along = bounds(scale * down + cameras.height / 2, cameras.height)
-    part, row = _ranges(top, along)  # one for each row of a rectangle
+    left, columns = bounds(scale * right + cameras.width / 2, cameras.width)
+    top, rows = bounds(scale * down + cameras.height / 2, cameras.height)
+    part, row = _ranges(top, rows)  # one for each row of a rectangle
     start = (shapes.scene[part] * cameras.height + row) * cameras.width + left[part]
-    line, pixel = _ranges(start, across[part])
-    return Pairs(part[line], pixel)
+    line, pixel = _ranges(start, columns[part])
+    return Candidates(part[line], pixel)
 
 
 def nearest(
-    shapes: Shapes, cameras: Cameras, pairs: Pairs, ray: Tensor, x: Tensor, y: Tensor, far: Tensor
+    shapes: Shapes, cameras: Cameras, candidates: Candidates, ray: Tensor, x: Tensor, y: Tensor, far: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """The nearest surface on each of R rays from the eyes: its distance along the axis, meters, and the part's number,
-    -1 where it is none of them. (R,), (R,) int64.
+    """Finds the first part that each of R rays from the eyes meets.
 
-    Pair i asks for rays ``ray`` (M,S) int64, which go through ``x``, ``y`` (M,S) px; ``far`` (R,): how far each ray
-    goes if it meets nothing.
+    ray (M,S) int64: the rays that each candidate's part is tested against. x, y (R,): the pixel coordinates that the
+    rays pass through. far (R,): the depth at which each ray ends if it meets nothing. Returns the depth along the
+    camera's axis in meters (R,), and the part's number, int64 (R,), -1 for none.
     """
     frames = shapes.frames
     into = (frames @ cameras.lens[shapes.scene]).flatten(1).T.contiguous()  # (9,L): pixels to parts' frames
     from_center = cameras.eye[shapes.scene] - shapes.center.T
     origin = (frames @ from_center[..., None])[..., 0].T.contiguous()  # (3,L)
-    # One number tells the distance, whose bits ascend with it, and then the part: the least of them is the nearest.
+    # One integer holds the depth, whose bits ascend with it, and below them the part: the smallest is the nearest.
     best = far.view(torch.int32).long() << _SLOT_BITS
-    for kind, mine in shapes.runs(pairs.slot):
-        slot = pairs.slot[mine]
-        start, way = tuple(origin[:, slot, None]), ways(into[:, slot, None], x[mine], y[mine])
+    for kind, run in shapes.runs(candidates.slot):
+        slot, tested = candidates.slot[run], ray[run]
+        start, way = tuple(origin[:, slot, None]), directions(into[:, slot, None], x[tested], y[tested])
         enter, leave = _crossing(kind, start, way)
         hit = ((enter < leave) & (enter > 1e-4)).flatten().nonzero()[:, 0]
         code = enter.flatten()[hit].view(torch.int32).long() << _SLOT_BITS
         code |= (slot + 1)[:, None].expand_as(enter).flatten()[hit]
-        best.scatter_reduce_(0, ray[mine].flatten()[hit], code, "amin")
+        best.scatter_reduce_(0, tested.flatten()[hit], code, "amin")
     return (best >> _SLOT_BITS).int().view(torch.float32), (best & (2**_SLOT_BITS - 1)) - 1
 
 
 def blocked(shapes: Shapes, scene: Tensor, origin: Tensor, end: Tensor) -> Tensor:
-    """Whether one of the parts stands between ``origin`` and ``end`` (3,G,S); bool (G,S).
+    """Whether a part stands between ``origin`` and ``end`` (3,G,S) of each segment; bool (G,S).
 
-    The S segments of a group, of scene ``scene`` (G,), ascending, should lie together: only parts that come near enough
-    to them all are looked at.
+    scene (G,) int64, ascending: the scene of each group of S segments. The segments of a group should lie close
+    together, because every part near the group is tested against all of them.
     """
     part, group = _near(shapes, scene, origin, end)
     frames, center = shapes.frames, shapes.center.T[..., None]
     hit = torch.zeros(origin[0].shape, dtype=torch.bool, device=origin.device)
-    for kind, mine in shapes.runs(part):
-        slot, which = part[mine], group[mine]
+    for kind, run in shapes.runs(part):
+        slot, which = part[run], group[run]
         start, way = origin[:, which], end[:, which] - origin[:, which]  # (3,K,S)
         xx, _, xz, _, yy, _, zx, _, zz = frames.flatten(1).T[:, slot, None]
         x, y, z = start - center[slot].transpose(0, 1)
@@ -166,10 +168,10 @@ def blocked(shapes: Shapes, scene: Tensor, origin: Tensor, end: Tensor) -> Tenso
 
 
 def _near(shapes: Shapes, scene: Tensor, origin: Tensor, end: Tensor) -> tuple[Tensor, Tensor]:
-    """Pairs of a part and a group of segments (``blocked``) that may meet, (K,) each.
+    """Pairs of a part and a group of segments (as in ``blocked``) that may meet, (K,) each.
 
-    Both ends of a group are in a ball; between, its segments are in balls whose center and radius go evenly from the
-    one to the other. A part in a ball of its own may be met only if that touches one of them.
+    One ball holds a group's origins, another its ends. Between them, the segments stay inside balls whose center and
+    radius change linearly from one to the other. A part can be met only if its own ball touches one of these.
     """
     a, a_radius = _ball(origin)  # (3,G), (G,)
     b, b_radius = _ball(end)
@@ -182,15 +184,15 @@ def _near(shapes: Shapes, scene: Tensor, origin: Tensor, end: Tensor) -> tuple[T
     part, group = _ranges(first, last - first)  # every part with each group of its scene
 
     axis, growth = b - a, b_radius - a_radius
-    length = length_of(axis).clamp(min=_TINY)
+    length = norm(axis).clamp(min=_TINY)
     slope = (growth / length).clamp(-0.999, 0.999)
     bend = slope / (1 - slope * slope).sqrt()
     to_part = shapes.center[:, part] - a[:, group]
     along = dot(to_part, (axis / length)[:, group])
     aside = (dot(to_part, to_part) - along * along).clamp(min=0).sqrt()
-    # The ball that comes nearest, between 0 and 1: where the gap's derivative is 0.
-    nearest = ((along + bend[group] * aside) / length[group]).clamp(0, 1)
-    gap = torch.hypot(along - nearest * length[group], aside) - a_radius[group] - nearest * growth[group]
+    # The ball that comes closest, between 0 and 1: where the derivative of the gap is 0.
+    closest = ((along + bend[group] * aside) / length[group]).clamp(0, 1)
+    gap = torch.hypot(along - closest * length[group], aside) - a_radius[group] - closest * growth[group]
     met = (gap < radius[part] + 1e-3).nonzero()[:, 0]
     return part[met], group[met]
 
@@ -198,23 +200,26 @@ def _near(shapes: Shapes, scene: Tensor, origin: Tensor, end: Tensor) -> tuple[T
 def _ball(points: Tensor) -> tuple[Tensor, Tensor]:
     """A ball around points (3,G,S): center (3,G), radius (G,)."""
     middle = points.mean(-1)
-    return middle, length_of(points - middle[..., None]).amax(-1)
+    return middle, norm(points - middle[..., None]).amax(-1)
 
 
 def _ranges(first: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
-    """``count[i]`` whole numbers from ``first[i]`` on, for all i one after the other; and of which i each is."""
+    """The integers first[i], ..., first[i] + count[i] - 1 for i = 0, 1, ... in a row, and before them the i of each.
+
+    first, count (K,) int64; both results have as many entries as the counts sum to.
+    """
     owner = torch.repeat_interleave(count)
     start = first - (count.cumsum(0) - count)
     return owner, torch.arange(len(owner), device=owner.device) + start[owner]
 
 
 def local_normal(shapes: Shapes, part: Tensor, point: Tensor) -> Tensor:
-    """Unit outward normals (3,M), in the frames of the parts (M,), at points (3,M) of the world on their surfaces."""
+    """Unit outward normals (3,M) in the frames of the parts (M,), at world points (3,M) on their surfaces."""
     half = shapes.half[:, part]
     unit = torch.stack(turned(point - shapes.center[:, part], shapes.yaw[part])) / half
     normal = cube_normal(unit)
-    for kind, mine in (("cylinder", shapes.kind[part] == 1), ("sphere", shapes.kind[part] == 2)):
-        which = mine.nonzero()[:, 0]
+    for kind, mask in (("cylinder", shapes.kind[part] == 1), ("sphere", shapes.kind[part] == 2)):
+        which = mask.nonzero()[:, 0]
         slope = unit[:, which] / half[:, which]
         if kind == "cylinder":  # the gradient of x^2 + z^2, or up or down
             x, y, z = unit[:, which]
@@ -222,23 +227,23 @@ def local_normal(shapes: Shapes, part: Tensor, point: Tensor) -> Tensor:
             slope[1] = 0
             slope = torch.where(y.abs() > torch.hypot(x, z), cap, slope)
         normal[:, which] = slope
-    return normal / length_of(normal).clamp(min=_TINY)
+    return normal / norm(normal).clamp(min=_TINY)
 
 
 def cube_normal(point: Tensor) -> Tensor:
-    """Unit outward normals, at points (3,...) on the sides of the unit cube."""
-    axis = largest(point)
+    """Unit outward normals at points (3,...) on the sides of the unit cube."""
+    axis = largest_axis(point)
     return torch.stack([point[i].sign() * (axis == i) for i in range(3)])
 
 
 def room_exit(origin: Tensor, direction: Tensor, room: Tensor) -> Tensor:
-    """How far rays that begin inside the room [0, room] go, in units of their direction; all (3,...)."""
+    """How far rays from inside the room [0, room] go until they leave it, in units of their direction; (3,...) each."""
     far = torch.where(direction > 0, room, 0)
     return ((far - origin) / direction).amin(0)
 
 
-def ways(lens: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Directions through pixels (x, y), by the nine entries of matrices (9,...) as ``Cameras.lens``."""
+def directions(lens: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Directions through pixels (x, y). lens (9,...): the entries of matrices such as ``Cameras.lens``."""
     a, b, c, d, e, f, g, h, i = lens
     return a * x + b * y + c, d * x + e * y + f, g * x + h * y + i
 
@@ -247,21 +252,23 @@ def ways(lens: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def dot(one: Tensor, other: Tensor) -> Tensor:
+    """Scalar products of vectors (3,...)."""
     return (one * other).sum(0)
 
 
-def length_of(vector: Tensor) -> Tensor:
+def norm(vector: Tensor) -> Tensor:
+    """Lengths of vectors (3,...)."""
     return dot(vector, vector).sqrt()
 
 
-def largest(vector: Tensor) -> Tensor:
-    """Which of the three is the largest, without regard to its sign."""
+def largest_axis(vector: Tensor) -> Tensor:
+    """Which of the three components of vectors (3,...) has the largest magnitude, int64 0..2."""
     x, y, z = vector.abs()
     return (y > x).long().masked_fill(z > torch.maximum(x, y), 2)
 
 
 def turned(vector: Tensor | tuple[Tensor, Tensor, Tensor], yaw: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Vectors (3,...) of the world in the frame of a part of that yaw; with -yaw the other way."""
+    """World vectors (3,...) in the frame of a part with that yaw; with -yaw the other way round."""
     x, y, z = vector
     cos, sin = yaw.cos(), yaw.sin()
     return cos * x - sin * z, y, sin * x + cos * z
@@ -282,14 +289,14 @@ def _crossing(
 
 
 def _slab(o: Tensor, d: Tensor) -> tuple[Tensor, Tensor]:
-    """-1 <= o + t d <= 1."""
+    """Solves -1 <= o + t d <= 1 for t."""
     inverse = d.reciprocal()
     middle, reach = o * inverse, inverse.abs()
     return -(middle + reach), reach - middle
 
 
 def _round(a: Tensor, b: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
-    """a t^2 + 2 b t + c <= 1; both ends are the same where a ray passes by."""
+    """Solves a t^2 + 2 b t + c <= 1 for t; both ends are equal where a ray misses."""
     root = (b * b - a * (c - 1)).clamp(min=0).sqrt()
     inverse = a.reciprocal()
     return -(b + root) * inverse, (root - b) * inverse

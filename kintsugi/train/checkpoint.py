@@ -122,10 +122,10 @@ def chosen(ckpt: Path | None, method: str) -> Path:
     return file
 
 
-def load_encoder(path: Path, role: str = "") -> Encoder:
+def load_encoder(path: str | Path, role: str = "") -> Encoder:
     """An encoder of a checkpoint (a file or a run's folder), in eval mode. Without ``role`` the first: a GAN's
     generator, a contrastive method's only one. ValueError of one line where there is none."""
-    return encoder_of(read(path)[1], role)[1]
+    return encoder_of(read(Path(path))[1], role)[1]
 
 
 def encoder_of(content: dict[str, Any], role: str = "") -> tuple[str, Encoder]:

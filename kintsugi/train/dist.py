@@ -14,7 +14,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -25,23 +25,19 @@ import torch.distributed as dist
 import torch.distributed.nn
 from torch import Tensor, nn
 
+from kintsugi.train.compute import Compute, Device, Precision
+
 
 @dataclass(frozen=True)
-class World:
-    """One process's view: ``rank`` of ``size``, its device, and whether it computes in bf16."""
+class World(Compute):
+    """One process's view: what computes for it, and its ``rank`` of ``size``."""
 
-    device: torch.device
     rank: int = 0
     size: int = 1
-    bf16: bool = False
 
     @property
     def is_main(self) -> bool:
         return self.rank == 0
-
-    def autocast(self) -> torch.autocast:
-        """For the forward passes of an update; backward passes stay outside."""
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
 
     def slice(self, whole: Tensor) -> Tensor:
         """This rank's part of what was drawn for the global batch."""
@@ -151,18 +147,6 @@ def _main_first(world: World) -> Iterator[None]:
             dist.barrier()
 
 
-Device = Literal["auto", "cpu", "cuda"]
-"""auto: the GPU if there is one."""
-
-
-def pick_device(device: Device) -> torch.device:
-    """ValueError where a GPU is asked for and none is there."""
-    there = torch.cuda.is_available()
-    if device == "cuda" and not there:
-        raise ValueError("--device cuda: no GPU is visible here; use --device cpu")
-    return torch.device("cuda" if device != "cpu" and there else "cpu")
-
-
 def keep_freed_memory() -> None:
     """Has this process keep the memory that tensors give back, for those of the next step.
 
@@ -177,13 +161,13 @@ def keep_freed_memory() -> None:
 
 
 @contextlib.contextmanager
-def open_world(device: Device, precision: Literal["auto", "fp32", "bf16"], batch: int) -> Iterator[World]:
+def open_world(device: Device, precision: Precision, batch: int) -> Iterator[World]:
     """Joins torchrun's process group if there is one. ValueError where device or batch do not fit; ConnectionError,
     in the body, where another rank has died."""
-    kind = pick_device(device).type
+    compute = Compute.of(device, precision)
+    kind, bf16 = compute.device.type, compute.bf16
     if kind == "cpu":
         keep_freed_memory()
-    bf16 = precision == "bf16" or (precision == "auto" and kind == "cuda")
     rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     if batch % size:
         raise ValueError(f"--batch {batch} does not split over {size} ranks: use a multiple of {size}")
@@ -198,7 +182,7 @@ def open_world(device: Device, precision: Literal["auto", "fp32", "bf16"], batch
     # Rank 0 may render or decode a whole data set before the others' first message.
     dist.init_process_group("nccl" if kind == "cuda" else "gloo", timeout=timedelta(hours=2))
     try:
-        yield World(place, rank, size, bf16)
+        yield World(place, rank, size, bf16=bf16)
     except RuntimeError as error:
         if not isinstance(error, dist.DistError) and "gloo" not in str(error):
             raise

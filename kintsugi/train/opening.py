@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from kintsugi.data.images import Split, open_images
+from kintsugi.train.compute import pick_device
 from kintsugi.train.config import TrainConfig
-from kintsugi.train.dist import pick_device
 
 
 def open_data(config: TrainConfig, quiet: bool = False) -> Split:

@@ -26,11 +26,15 @@ def take_step(optimizer: torch.optim.Optimizer, world: World) -> Tensor:
     return norm
 
 
-def warmup_cosine(step: int, steps: int, warmup: int) -> float:
-    """A factor on the learning rate: rises linearly over ``warmup`` steps, then falls to 0 along half a cosine."""
-    if step < warmup:
-        return (step + 1) / warmup
-    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
+def warmup_cosine(step: int, steps: int, warmup: int, *, cosine_from: int | None = None) -> float:
+    """A factor on the learning rate: a linear rise over ``warmup`` steps times half a cosine that falls to 0.
+
+    The cosine starts at step ``cosine_from``; default: where the warm-up ends. With 0 it falls from the first step on,
+    during the warm-up too, so that 1 is never quite reached.
+    """
+    start = warmup if cosine_from is None else cosine_from
+    rise = min(1.0, (step + 1) / max(1, warmup))
+    return rise * 0.5 * (1 + math.cos(math.pi * max(0, step - start) / max(1, steps - start)))
 
 
 def set_lr(optimizer: torch.optim.Optimizer, rate: float) -> None:

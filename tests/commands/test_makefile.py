@@ -1,10 +1,12 @@
-"""The Makefile's jobs call commands that exist, with options that they know; make help and the README list them."""
+"""The Makefile's jobs are the catalog's programs, called with options that they know; make help and the README list
+them."""
 
 from __future__ import annotations
 
 import importlib
 import os
 import re
+import shlex
 import subprocess
 from pathlib import Path
 from typing import get_type_hints
@@ -12,63 +14,119 @@ from typing import get_type_hints
 import pytest
 from conftest import ROOT
 
+from kintsugi.catalog import METHODS, PROGRAMS, Program
 from kintsugi.train.config import _flags
 
 MAKEFILE = (ROOT / "Makefile").read_text()
-JOBS = dict(re.findall(r"^([a-z-]+): \$\(READY\).*\n\t@.*?(?:-m|RUN\)) (kintsugi\.[\w.]+.*)$", MAKEFILE, re.M))
-VARIABLES = {"$(data)": "--data", "$(real)": "--real", "$(ckpt)": "--ckpt", "$(in)": "--in", "$(out)": "--out"}
+GIVEN = {
+    "DATA": "some folder",
+    "REAL": "real photos",
+    "CKPT": "x",
+    "IN": "a.jpg",
+    "MASK": "m.png",
+    "HINTS": "h.png",
+    "OUT": "o.png",
+    "ARGS": "--size 96",
+}
+each_program = pytest.mark.parametrize("program", PROGRAMS, ids=lambda p: p.job)
 
 
-def test_there_is_a_job_for_each_command():
-    assert len(JOBS) > 15
-    assert {job for job in JOBS if job.startswith("train-")} >= {
-        "train-inpainting",
-        "train-splitbrain-hha",
-        "train-byol",
-    }
+def make(*args: str) -> str:
+    """What make prints."""
+    return subprocess.run(
+        ["make", "--no-print-directory", "-o", ".venv/.installed", *args],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+        env={"PATH": os.environ["PATH"]},  # without what `make test` leaves there
+    ).stdout
 
 
-@pytest.mark.parametrize("job", JOBS)
-def test_a_job_calls_what_there_is(job: str):
-    name, _, rest = JOBS[job].partition(" ")
-    module = importlib.import_module(name)
+def phony() -> list[str]:
+    """All jobs, as make itself reads them."""
+    database = make("--dry-run", "--print-data-base", "help")
+    found = re.search(r"^\.PHONY: (.*)$", database, re.M)
+    assert found
+    return found[1].split()
+
+
+def recipe(job: str, **given: str) -> list[str]:
+    """The words of the command that the job would run."""
+    return shlex.split(make("--dry-run", job, *(f"{name}={value}" for name, value in given.items())))
+
+
+@each_program
+def test_a_job_calls_its_program_with_options_that_it_knows(program: Program):
+    """All variables are given at once: a job passes on those that its program takes, and no others."""
+    words = recipe(program.job, **GIVEN)
+    start = [".venv/bin/python", "-m", "kintsugi", *program.words.split()]
+    assert words[: len(start)] == start
+    assert words[-2:] == ["--size", "96"]
+    options = words[len(start) : -2]
+    passed = {name: value for name, value in GIVEN.items() if name in program.takes}
+    expected = {("--ckpts" if program.job == "transfer" else f"--{name.lower()}"): v for name, v in passed.items()}
+    assert dict(zip(options[::2], options[1::2], strict=True)) == expected
+    module = importlib.import_module(program.module)
     config = get_type_hints(module.run)["config"] if hasattr(module, "run") else type(module.demo())
-    options = re.findall(r"--[a-z-]+", rest) + [option for v, option in VARIABLES.items() if v in rest]
-    assert set(options) <= set(_flags(config))
+    assert set(expected) <= set(_flags(config))
     assert callable(module.main)
 
 
+def test_a_job_without_variables_passes_none():
+    assert recipe("train-inpainting") == [".venv/bin/python", "-m", "kintsugi", "train", "inpainting"]
+
+
+def test_transfer_takes_several_checkpoints():
+    assert recipe("transfer", CKPT="a b")[3:] == ["transfer", "--ckpts", "a", "b"]
+
+
+@pytest.mark.parametrize("program", METHODS, ids=lambda p: p.job)
+def test_gpus_start_the_same_program_under_torchrun(program: Program):
+    start = [".venv/bin/torchrun", "--standalone", "--nproc-per-node=8", "-m", "kintsugi", "train", program.name]
+    assert recipe(program.job, GPUS="8", DATA="photos") == [*start, "--data", "photos"]
+
+
+def test_the_makefile_has_a_job_for_every_program_and_no_other():
+    jobs = [job for job in phony() if job.startswith(("train", "eval"))]
+    assert jobs == [p.job for p in PROGRAMS if p.group]
+    assert set(phony()) >= {p.job for p in PROGRAMS}
+
+
 def test_help_and_phony_know_every_job():
-    phony = set(re.search(r"^\.PHONY: (.*)$", MAKEFILE, re.M)[1].split())
+    lines = re.findall(r"^make (\S+) +(\S.*)$", make("help"), re.M)
+    assert len(lines) == len(dict(lines))
+    assert [job for job, _ in lines] == phony()
+    assert all(dict(lines)[p.job].startswith(p.summary) for p in PROGRAMS)
     jobs = set(re.findall(r"^([a-z-]+):(?! ?=)", MAKEFILE, re.M))
-    assert jobs == phony
-    undescribed = [line for line in MAKEFILE.splitlines() if re.match(r"[a-z-]+:(?! ?=)", line) and " ## " not in line]
-    assert not undescribed
+    assert jobs <= set(phony())
 
 
 @pytest.mark.parametrize(
-    "said", ["a b; touch mark", "$(touch mark)", "$(shell touch mark)", 'Tom\'s "photos" `touch mark` $HOME $$ \\']
+    "value", ["a b; touch mark", "$(touch mark)", "$(shell touch mark)", 'Tom\'s "photos" `touch mark` $HOME $$ \\']
 )
-def test_what_a_person_names_is_one_word_and_never_run(said: str, tmp_path: Path):
+def test_what_a_person_names_is_one_word_and_never_run(value: str, tmp_path: Path):
     """What the recipe's shell hands on to the program: ``make`` with a PYTHON of ours, which prints its arguments."""
     fake = tmp_path / ".venv/bin/python"
     fake.parent.mkdir(parents=True)
     fake.write_text("#!/bin/sh\nprintf '%s\\n' \"$@\"\n")
     fake.chmod(0o755)
-    for job, option, variable in (("train-inpainting", "--data", "DATA"), ("mend", "--in", "IN")):
-        done = subprocess.run(
-            ["make", "-f", str(ROOT / "Makefile"), "-o", ".venv/.installed", job, f"{variable}={said}"],
-            cwd=tmp_path,
-            capture_output=True,
-            text=True,
-            check=True,
-            env={"PATH": os.environ["PATH"]},  # without what `make test` leaves there
-        )
-        words = done.stdout.splitlines()
-        assert words[-2:] == [option, said]
+    for program in PROGRAMS:
+        for name in program.takes:
+            if name == "GPUS" or program.job == "transfer":
+                continue
+            done = subprocess.run(
+                ["make", "-f", str(ROOT / "Makefile"), "-o", ".venv/.installed", program.job, f"{name}={value}"],
+                cwd=tmp_path,
+                capture_output=True,
+                text=True,
+                check=True,
+                env={"PATH": os.environ["PATH"]},  # without what `make test` leaves there
+            )
+            assert done.stdout.splitlines()[-2:] == [f"--{name.lower()}", value], program.job
     assert not (tmp_path / "mark").exists()
 
 
 def test_the_readme_names_every_training_job():
     readme = (ROOT / "README.md").read_text()
-    assert not [job for job in JOBS if job.startswith("train-") and job not in readme]
+    assert not [p.job for p in METHODS if p.job not in readme]

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-import re
-import subprocess
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, TINY, Run
+from conftest import TINY, Run
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from kintsugi.train import checkpoint
@@ -86,50 +84,3 @@ def test_help_shows_every_setting_with_its_meaning(run: Run):
     assert done.returncode == 0
     for option in ("--data", "--mask", "--encoder", "--adversarial", "--resume", "--preset"):
         assert option in done.stdout
-
-
-def test_make_help_lists_every_job_with_one_line():
-    said = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    jobs = re.findall(r"^make (\S+) +\S", said, re.MULTILINE)
-    declared = re.search(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
-    assert declared
-    assert jobs == declared[1].split()
-
-
-def recipe(job: str) -> str:
-    """What the job would run, with single spaces: an option that is not given leaves a gap."""
-    given = ["DATA=some folder", "CKPT=x", "IN=a.jpg", "MASK=m.png", "OUT=o.png", "ARGS=--size 96"]
-    said = subprocess.run(
-        ["make", "-n", "-o", ".venv/.installed", job, *given], cwd=ROOT, capture_output=True, text=True, check=True
-    ).stdout
-    return " ".join(said.split())
-
-
-def jobs(*prefixes: str) -> list[str]:
-    declared = re.findall(r"^([a-z-]+):.*##", (ROOT / "Makefile").read_text(), re.MULTILINE)
-    return [job for job in declared if job.startswith(prefixes)]
-
-
-@pytest.mark.parametrize("job", jobs("train", "eval", "mend", "colorize", "upscale", "scenes"))
-def test_recipes_pass_on_what_they_are_given(job: str):
-    said = recipe(job)
-    assert re.search(r"python -m kintsugi\.", said)
-    assert "--size 96" in said
-    if job.startswith(("train", "eval")):
-        assert "--data 'some folder'" in said
-    if job in ("mend", "colorize", "upscale"):
-        assert "--in 'a.jpg'" in said
-        assert "--out 'o.png' --ckpt 'x'" in said
-    if job == "mend":
-        assert "--mask 'm.png'" in said
-
-
-def test_gpus_start_the_same_module_under_torchrun():
-    said = subprocess.run(
-        ["make", "-n", "-o", ".venv/.installed", "train-inpainting", "GPUS=8"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout
-    assert "torchrun --standalone --nproc-per-node=8 -m kintsugi.recon.inpainting" in said

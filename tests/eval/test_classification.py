@@ -13,14 +13,15 @@ from torch.nn.functional import cross_entropy, normalize
 
 from kintsugi.data.images import open_labeled
 from kintsugi.eval import classification, features, linear
-from kintsugi.eval.cells import Machine, warmed
 from kintsugi.eval.finetune import finetune
 from kintsugi.metrics.neighbors import classify as knn_classify
 from kintsugi.nets.backbones import Backbone
 from kintsugi.nets.encoder import Encoder
 from kintsugi.rng import generator
+from kintsugi.train.compute import Compute
+from kintsugi.train.optim import warmup_cosine
 
-CPU = Machine(torch.device("cpu"), bf16=False)
+CPU = Compute(torch.device("cpu"))
 
 
 def clouds(count: int, classes: int, seed: int, spread: float = 0.3) -> tuple[Tensor, Tensor]:
@@ -39,17 +40,17 @@ def test_knn_is_that_of_a_loop():
         for i in similarity.argsort(descending=True)[:20].tolist():
             votes[train[1][i]] += torch.exp(similarity[i] / 0.1)
         expected.append(int(votes.argmax()))
-    said = knn_classify(*train, test[0], 3, 20)
-    assert said.tolist() == expected
-    assert 0.4 < (said == test[1]).float().mean() < 1
+    predicted = knn_classify(*train, test[0], 3, 20)
+    assert predicted.tolist() == expected
+    assert 0.4 < (predicted == test[1]).float().mean() < 1
 
 
-def test_a_head_for_each_rate_is_trained_as_if_alone():
+def test_each_learning_rate_has_a_classifier_trained_as_if_alone():
     """Against torch's own SGD, one rate after the other."""
-    (x, label), (tried, truth) = clouds(64, 4, 2, 0.8), clouds(400, 4, 3, 0.8)
+    (x, label), (test, truth) = clouds(64, 4, 2, 0.8), clouds(400, 4, 3, 0.8)
     rates = [1e-3, 3e-2, 3e-1]
-    found = linear.fit(x, label, tried, truth, rates, 5, 60, 16)
-    spread, mean = torch.std_mean(x, 0, correction=0)
+    found = linear.fit(x, label, test, truth, rates, 5, 60, 16)
+    deviation, mean = torch.std_mean(x, 0, correction=0)
     for rate, accuracy in zip(rates, found.tolist(), strict=True):
         head = nn.Linear(6, 4)
         nn.init.zeros_(head.weight)
@@ -57,23 +58,23 @@ def test_a_head_for_each_rate_is_trained_as_if_alone():
         sgd, random = torch.optim.SGD(head.parameters(), rate, momentum=0.9), generator(5, 6)
         for step in range(60):
             rows = torch.randint(64, (16,), generator=random)
-            sgd.param_groups[0]["lr"] = rate * warmed(step, 60)
+            sgd.param_groups[0]["lr"] = rate * warmup_cosine(step, 60, 6, cosine_from=0)
             sgd.zero_grad()
-            cross_entropy(head((x[rows] - mean) / spread), label[rows]).backward()
+            cross_entropy(head((x[rows] - mean) / deviation), label[rows]).backward()
             sgd.step()
         with torch.no_grad():
-            alone = (head((tried - mean) / spread).argmax(1) == truth).float().mean().item()
+            alone = (head((test - mean) / deviation).argmax(1) == truth).float().mean().item()
         assert accuracy == pytest.approx(alone, abs=0.006)
 
 
-def test_separable_classes_are_found_and_noise_gives_chance():
-    (x, label), (tried, truth) = clouds(400, 4, 4), clouds(200, 4, 5)
-    assert linear.probe(x, label, tried, truth, 0, 60, 16)[0] > 0.95
+def test_separable_classes_are_learned_and_noise_gives_chance():
+    (x, label), (test, truth) = clouds(400, 4, 4), clouds(200, 4, 5)
+    assert linear.probe(x, label, test, truth, 0, 60, 16)[0] > 0.95
     noise, other = torch.randn(2, 400, 6, generator=generator(6))
     assert abs(linear.probe(noise, label, other, label, 0, 60, 16)[0] - 0.25) < 0.1
 
 
-def test_average_precision_is_that_of_a_loop_over_classes_that_are_there_and_known():
+def test_average_precision_is_that_of_a_loop_over_present_and_known_classes():
     random = generator(3)
     logits = torch.randn(50, 2, 4, generator=random)
     labels = torch.randint(0, 2, (50, 4), generator=random)
@@ -91,7 +92,7 @@ def test_average_precision_is_that_of_a_loop_over_classes_that_are_there_and_kno
     assert linear.score(logits, labels).tolist() == pytest.approx(expected, abs=1e-5)
 
 
-def test_the_loss_of_several_classes_is_that_of_a_loop_over_known_ones():
+def test_the_loss_with_several_classes_per_image_is_that_of_a_loop_over_known_labels():
     random = generator(4)
     logits = torch.randn(5, 2, 3, generator=random, dtype=torch.float64)
     labels = torch.randint(-1, 2, (5, 3), generator=random)
@@ -106,11 +107,11 @@ def test_the_loss_of_several_classes_is_that_of_a_loop_over_known_ones():
     assert linear.loss(logits, labels).item() == pytest.approx(total / known)
 
 
-def test_several_classes_together_are_found():
+def test_several_classes_per_image_are_learned():
     random = generator(7)
-    x, tried = torch.randn(2, 300, 6, generator=random)
-    labels, truth = (x[:, :3] > 0).long(), (tried[:, :3] > 0).long()
-    assert linear.probe(x, labels, tried, truth, 0, 100, 32)[0] > 0.95
+    x, test = torch.randn(2, 300, 6, generator=random)
+    labels, truth = (x[:, :3] > 0).long(), (test[:, :3] > 0).long()
+    assert linear.probe(x, labels, test, truth, 0, 100, 32)[0] > 0.95
 
 
 def test_few_labels_are_some_of_each_class():
@@ -118,12 +119,12 @@ def test_few_labels_are_some_of_each_class():
     few = linear.some_of_each(label, 0.1, 0, least=2)
     assert [int((few & (label == k)).sum()) for k in range(3)] == [5, 3, 1]
     assert not torch.equal(few, linear.some_of_each(label, 0.1, 1, least=2))
-    held = linear.some_of_each(label, 0.1, 0, least=1, keep=1)
-    assert [int((held & (label == k)).sum()) for k in range(3)] == [5, 3, 0]
+    held_out = linear.some_of_each(label, 0.1, 0, least=1, keep=1)
+    assert [int((held_out & (label == k)).sum()) for k in range(3)] == [5, 3, 0]
     assert linear.some_of_each(torch.ones(40, 3, dtype=torch.int64), 0.1, 0, least=2).sum() == 4
 
 
-def test_layers_are_pooled_to_about_as_many_numbers(photos_in_classes: Path):
+def test_layers_are_pooled_to_about_the_given_number_of_features(photos_in_classes: Path):
     class Two(Encoder):
         def __init__(self) -> None:
             super().__init__()
@@ -146,7 +147,7 @@ def test_layers_are_pooled_to_about_as_many_numbers(photos_in_classes: Path):
 
 @pytest.fixture(scope="module")
 def photos_in_classes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two classes that their color tells apart, in train/ and test/."""
+    """Two classes of different colors, in train/ and test/."""
     root = tmp_path_factory.mktemp("classes")
     random = np.random.default_rng(0)
     for part, count in (("train", 12), ("test", 6)):
@@ -160,7 +161,7 @@ def photos_in_classes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def test_fine_tuning_learns_and_wants_its_labels(photos_in_classes: Path):
+def test_fine_tuning_learns_and_is_deterministic(photos_in_classes: Path):
     data = open_labeled(str(photos_in_classes), 64)
 
     def tuned(steps: int) -> float:
@@ -175,14 +176,14 @@ def test_the_command(trained: Path, photos_in_classes: Path, tmp_path: Path, cap
     few = "--seeds 2 --steps-linear 20 --steps-tuned 2 --batch-tuned 4 --labels 0.2 --device cpu".split()
     where = ["--ckpt", str(trained), "--data", str(photos_in_classes), "--out", str(tmp_path)]
     classification.main([*where, *few])
-    said = capsys.readouterr().out
+    printed = capsys.readouterr().out
     record = json.loads((tmp_path / "report.json").read_text())
-    cells = [cell for cell in record["cells"] if cell["row"] == "inpainting"]
-    assert [cell["protocol"] for cell in cells] == 2 * ["knn", "linear", "20 % of labels", "finetune"]
-    assert list(cells[1]["details"]["by layer"]) == ["stride 4", "stride 8", "stride 16", "stride 32"]
-    assert [cell["figures"]["linear"] for cell in cells if cell["protocol"] == "linear"] == [1, 1]
-    assert (tmp_path / "report.md").read_text() in said
-    # A second time nothing is computed: not even a line is printed for a cell.
+    results = [result for result in record["results"] if result["weights"] == "inpainting"]
+    assert [result["protocol"] for result in results] == 2 * ["knn", "linear", "20 % of labels", "finetune"]
+    assert list(results[1]["details"]["by layer"]) == ["stride 4", "stride 8", "stride 16", "stride 32"]
+    assert [result["figures"]["linear"] for result in results if result["protocol"] == "linear"] == [1, 1]
+    assert (tmp_path / "report.md").read_text() in printed
+    # The second time nothing is computed: no line is printed for any experiment.
     classification.main([*where, *few])
     again = capsys.readouterr().out
     assert "| seed" not in again

@@ -7,12 +7,15 @@ from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d
 
 from kintsugi.eval import dense
-from kintsugi.eval.cells import Cell, Machine, Row, Subject
 from kintsugi.eval.dense import FCN, DenseSettings, DenseTask, Labeled, enlarged
+from kintsugi.eval.results import Result
+from kintsugi.eval.tasks import FrozenFeatures
+from kintsugi.eval.weights import Weights
 from kintsugi.nets.backbones import Backbone
+from kintsugi.train.compute import Compute
 
-CPU = Machine(torch.device("cpu"), bf16=False)
-ALEXNET = Row("alexnet", Backbone("alexnet").plain())
+CPU = Compute(torch.device("cpu"))
+ALEXNET = Weights("alexnet", Backbone("alexnet").plain())
 TINY = DenseSettings(steps_frozen=3, steps_finetune=2, batch_dense=2, crop=48)
 
 
@@ -24,7 +27,7 @@ def blocks(count: int, seed: int) -> Tensor:
 
 
 class Red(DenseTask):
-    """How red is it?"""
+    """Predicts how red each pixel is."""
 
     def __init__(self, count: int = 4, settings: DenseSettings = TINY) -> None:
         train, val = (self.labeled(blocks(count, seed)) for seed in (0, 1))
@@ -37,13 +40,13 @@ class Red(DenseTask):
     def loss(self, output: Tensor, target: Tensor) -> Tensor:
         return (output - target).square().mean()
 
-    def predicted(self, output: Tensor) -> Tensor:
+    def predict(self, output: Tensor) -> Tensor:
         return output
 
-    def measured(self, prediction: Tensor, protocol: str) -> Cell:
-        return Cell({protocol: 1 - (prediction - self.val.targets).abs().mean().item()})
+    def score(self, prediction: Tensor, protocol: str) -> Result:
+        return Result({protocol: 1 - (prediction - self.val.targets).abs().mean().item()})
 
-    def painted(self, targets: Tensor) -> list[Tensor]:
+    def paint(self, targets: Tensor) -> list[Tensor]:
         return [targets.clamp(0, 1).expand(-1, 3, -1, -1)]
 
 
@@ -66,67 +69,67 @@ def test_the_output_has_the_images_size(spec: Backbone, strides: list[int]):
 
 def test_features_are_those_of_the_images_and_of_their_mirror_images(monkeypatch: pytest.MonkeyPatch):
     task = Red(20)
-    frozen = task.frozen(Pooled())
+    frozen = task.frozen_maps(Pooled())
     (maps,) = frozen.maps
     expected = avg_pool2d(torch.cat([task.train.images, task.train.images.flip(-1)]).float() / 255, 8)
     assert torch.allclose(maps, expected)
     assert torch.equal(frozen.rows, torch.arange(20))
     monkeypatch.setattr(dense, "FEATURE_BYTES", maps[:11].nbytes)
-    fewer = task.frozen(Pooled())
+    fewer = task.frozen_maps(Pooled())
     assert fewer.rows.tolist() == [0, 4, 8, 12, 16]  # five and their mirror images are ten
     assert torch.allclose(fewer.maps[0], torch.cat([expected[0:20:4], expected[20:40:4]]))
 
 
-def test_the_head_is_given_each_mirror_image_its_own_target():
-    """Where that were mixed up, nobody could learn from pooled colors how red they are."""
+def test_each_mirror_image_has_its_own_target_in_the_head_training():
+    """If they were mixed up, the head could not learn from pooled colors how red they are."""
     settings = DenseSettings(dense_protocols=("frozen",), steps_frozen=200, batch_dense=4, lr_frozen=0.05)
     task = Red(settings=settings)
-    net = task._with_head(task.frozen(Pooled()), 0).eval()
+    net = task._with_head(task.frozen_maps(Pooled()), 0).eval()
     with torch.no_grad():
-        said = net(task.val.images.float() / 255)
+        predicted = net(task.val.images.float() / 255)
     centers = (slice(None), slice(None), slice(4, None, 8), slice(4, None, 8))
-    assert (said - task.val.targets)[centers].abs().mean() < 0.06
+    assert (predicted - task.val.targets)[centers].abs().mean() < 0.06
 
 
 def test_crops_are_cut_out_of_image_and_target_alike():
     task = Red(settings=DenseSettings(crop=40, batch_dense=16))
-    image, target = task.crops(0, 0)
+    image, target = task.random_crops(0, 0)
     assert image.shape == (16, 3, 40, 40)
     assert torch.allclose(image[:, :1], target)
-    again, other = task.crops(0, 0)[0], task.crops(0, 1)[0]
+    again, other = task.random_crops(0, 0)[0], task.random_crops(0, 1)[0]
     assert torch.equal(image, again)
     assert not torch.equal(image, other)
     task.crop = 1000
-    whole = task.crops(0, 0)[0]
+    whole = task.random_crops(0, 0)[0]
     pictures = task.train.images.float() / 255
-    known = {part.numpy().tobytes() for part in torch.cat([pictures, pictures.flip(-1)])}
-    assert all(part.contiguous().numpy().tobytes() in known for part in whole)
+    known = {picture.numpy().tobytes() for picture in torch.cat([pictures, pictures.flip(-1)])}
+    assert all(picture.contiguous().numpy().tobytes() in known for picture in whole)
 
 
-def test_what_is_frozen_is_computed_once_and_finetuning_leaves_it(monkeypatch: pytest.MonkeyPatch):
-    task, subject = Red(), Subject(ALEXNET, 0, CPU)
+def test_frozen_maps_are_computed_once_and_fine_tuning_does_not_change_them(monkeypatch: pytest.MonkeyPatch):
+    task, features = Red(), FrozenFeatures(ALEXNET, 0, CPU)
     calls: list[str] = []
-    for name in ("frozen", "_with_head"):
+    for name in ("frozen_maps", "_with_head"):
         method = getattr(Red, name)
         monkeypatch.setattr(
             Red, name, lambda self, *args, name=name, method=method: calls.append(name) or method(self, *args)
         )
-    first = task.cell(subject, "frozen", 0)
-    frozen = subject.once(task.frozen)
+    first = task.measure(features, "frozen", 0)
+    frozen = features.once(task.frozen_maps)
     before = [value.clone() for value in frozen.heads[0].state_dict().values()]
-    tuned = task.cell(subject, "finetune", 0)
+    tuned = task.measure(features, "finetune", 0)
     assert all(torch.equal(a, b) for a, b in zip(before, frozen.heads[0].state_dict().values(), strict=True))
-    again = task.cell(subject, "frozen", 0)
+    again = task.measure(features, "frozen", 0)
     assert again.figures == first.figures
-    assert task.cell(subject, "frozen", 1).figures != first.figures  # another head, in another order
-    assert calls == ["frozen", "_with_head", "_with_head"]
-    # Alone, and of another subject, it is the same.
-    assert task.cell(Subject(ALEXNET, 0, CPU), "finetune", 0).figures == tuned.figures
+    assert task.measure(features, "frozen", 1).figures != first.figures  # another head, in another order
+    assert calls == ["frozen_maps", "_with_head", "_with_head"]
+    # It is the same alone, with other features.
+    assert task.measure(FrozenFeatures(ALEXNET, 0, CPU), "finetune", 0).figures == tuned.figures
 
 
-def test_frozen_leaves_the_weights_and_finetune_moves_all_layers():
+def test_frozen_keeps_the_weights_and_finetune_changes_all_layers():
     task = Red()
-    frozen = task.frozen(ALEXNET.encoder(0))
+    frozen = task.frozen_maps(ALEXNET.encoder(0))
     original = dict(ALEXNET.encoder(0).named_parameters())
     assert all(torch.equal(original[name], p) for name, p in frozen.encoder.named_parameters())
     net = task._with_head(frozen, 0)
@@ -134,22 +137,22 @@ def test_frozen_leaves_the_weights_and_finetune_moves_all_layers():
     assert not any(torch.equal(original[name], p) for name, p in net.encoder.named_parameters())
 
 
-def test_cells_of_other_data_or_settings_are_not_taken_for_these():
+def test_other_data_or_settings_have_other_keys():
     task = Red()
     assert Red().settings() == task.settings()
     assert Red(5).settings() != task.settings()
     assert Red(settings=DenseSettings(steps_frozen=4)).settings() != task.settings()
     other = Red()
-    other.val.targets[0, 0, 0, 0] += 0.5  # before its digest is asked for
+    other.val.targets[0, 0, 0, 0] += 0.5  # before its digest is computed
     assert other.settings() != task.settings()
 
 
-def test_pictures_show_predictions_beside_those_of_random_weights():
+def test_pictures_show_predictions_next_to_those_of_random_weights():
     task = Red()
     state = ALEXNET.encoder(7).state_dict()
-    rows = [Row("trained", ALEXNET.spec, state, base="random"), Row("random", ALEXNET.spec)]
-    for row in rows:
-        task.cell(Subject(row, 0, CPU), "frozen", 0)
+    both = [Weights("trained", ALEXNET.spec, state, baseline="random"), Weights("random", ALEXNET.spec)]
+    for weights in both:
+        task.measure(FrozenFeatures(weights, 0, CPU), "frozen", 0)
     ((title, picture),) = task.pictures().items()
     assert title == "trained, frozen: input, truth, predicted, by random weights"
     assert picture.shape == (3, 4 * 66 + 2, 4 * 66 + 2)  # four images, four columns
@@ -157,7 +160,7 @@ def test_pictures_show_predictions_beside_those_of_random_weights():
     assert torch.allclose(picture[:, 2:66, 68:132], task.val.targets[0].expand(3, -1, -1))
 
 
-def test_settings_that_cannot_be_are_one_line():
+def test_bad_settings_are_one_line():
     with pytest.raises(ValueError, match="--steps-finetune must be at least 1, not 0"):
         DenseSettings(steps_finetune=0)
     with pytest.raises(ValueError, match="--seeds must be at least 1"):

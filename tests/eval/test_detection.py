@@ -1,4 +1,4 @@
-"""Detection: where boxes come from, what the figure says, that a detector learns, and the command."""
+"""Detection: the sources of boxes, the figure, the detector, and the command."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ from torch import Tensor
 
 from kintsugi.data.boxes import Boxed, Things, open_boxes, things_of
 from kintsugi.eval import detection
-from kintsugi.eval.cells import Machine, Row, Subject
 from kintsugi.eval.detection import (
     Body,
     Detection,
@@ -27,24 +26,27 @@ from kintsugi.eval.detection import (
     fit,
     mirrored,
 )
+from kintsugi.eval.tasks import FrozenFeatures
+from kintsugi.eval.weights import Weights
 from kintsugi.nets.backbones import Backbone
 from kintsugi.nets.discriminators import SRGANDiscriminatorSpec
 from kintsugi.rng import generator
-from kintsugi.scenes.rooms import BED, CHAIR, CLASSES, FLOOR, LAMP, WALL
+from kintsugi.scenes.classes import BED, CHAIR, CLASSES, FLOOR, LAMP, WALL
+from kintsugi.train.compute import Compute
 
-CPU = Machine(torch.device("cpu"), bf16=False)
+CPU = Compute(torch.device("cpu"))
 COLORS = {"blue": (40, 60, 220), "red": (220, 50, 40)}
 
 
 def annotation(things: list[tuple[str, tuple[int, int, int, int], bool]]) -> str:
-    """VOC's, of classes, boxes in the first and last pixels from 1, and whether they are difficult."""
-    said = "".join(
+    """An annotation of VOC: classes, boxes by first and last pixel, counted from 1, and whether they are difficult."""
+    objects = "".join(
         f"<object><name>{name}</name><difficult>{int(difficult)}</difficult><bndbox><xmin>{box[0]}</xmin>"
         f"<ymin>{box[1]}</ymin><xmax>{box[2]}</xmax><ymax>{box[3]}</ymax></bndbox>"
         f"<part><name>head</name><bndbox><xmin>1</xmin></bndbox></part></object>"
         for name, box, difficult in things
     )
-    return f"<annotation><size><width>80</width></size>{said}</annotation>"
+    return f"<annotation><size><width>80</width></size>{objects}</annotation>"
 
 
 def write(root: Path, part: str, name: str, xml: str, pixels: np.ndarray) -> None:
@@ -71,7 +73,7 @@ def squares(tmp_path: Path) -> Path:
     return tmp_path / "voc"
 
 
-# --- where boxes come from ------------------------------------------------------------------------------------
+# --- the sources of boxes -------------------------------------------------------------------------------------
 
 
 def test_boxes_of_instances_are_those_of_a_loop():
@@ -85,8 +87,8 @@ def test_boxes_of_instances_are_those_of_a_loop():
     expected = {}
     for number in instance.unique().tolist():
         places = [(y, x) for y in range(24) for x in range(32) if instance[y, x] == number]
-        said = [int(semantic[place]) for place in places]
-        kind = max(set(said), key=said.count)
+        classes = [int(semantic[place]) for place in places]
+        kind = max(set(classes), key=classes.count)
         if kind not in (WALL, FLOOR):
             y, x = [p[0] for p in places], [p[1] for p in places]
             box = (min(x), min(y), max(x) + 1, max(y) + 1)
@@ -146,11 +148,11 @@ def test_bad_files_are_skipped_counted_and_named(squares: Path, capsys: pytest.C
     (squares / "Annotations/002.xml").unlink()
     (squares / "JPEGImages/003.png").write_bytes(b"nothing")
     train, _ = open_boxes(str(squares))
-    said = capsys.readouterr().err
+    printed = capsys.readouterr().err
     assert len(train) == 2
-    assert "skipped 4 of 6 images" in said
-    assert "000 (no element found" in said
-    assert "001 (the box of a red is empty or outside the image), 002 (No such file or directory), ..." in said
+    assert "skipped 4 of 6 images" in printed
+    assert "000 (no element found" in printed
+    assert "001 (the box of a red is empty or outside the image), 002 (No such file or directory), ..." in printed
 
 
 def remove_list(root: Path) -> None:
@@ -172,7 +174,7 @@ def make_all_difficult(root: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("spoil", "said"),
+    ("spoil", "message"),
     [
         (remove_list, "ImageSets/Main/test.txt; name a folder with JPEGImages/"),
         (empty_all, "has a readable annotation; replace the files"),
@@ -180,11 +182,11 @@ def make_all_difficult(root: Path) -> None:
         (make_all_difficult, "not one box that is not difficult"),
     ],
 )
-def test_folders_that_cannot_be_used_are_one_line(spoil: Callable[[Path], None], said: str, squares: Path):
+def test_folders_that_cannot_be_used_are_one_line(spoil: Callable[[Path], None], message: str, squares: Path):
     spoil(squares)
     with pytest.raises(ValueError, match="--data ") as error:
         open_boxes(str(squares))
-    assert said in str(error.value)
+    assert message in str(error.value)
     assert "\n" not in str(error.value)
 
 
@@ -207,7 +209,7 @@ def truth(*things: tuple[list[list[float]], list[int], list[bool]]) -> Boxed:
     return Boxed(lambda i: torch.zeros(3, 100, 100, dtype=torch.uint8), rows, ["cat", "dog", "owl"])
 
 
-def said(where: list[list[float]], labels: list[int], scores: list[float]) -> dict[str, Tensor]:
+def detections(where: list[list[float]], labels: list[int], scores: list[float]) -> dict[str, Tensor]:
     return {"boxes": torch.tensor(where).view(-1, 4), "labels": torch.tensor(labels), "scores": torch.tensor(scores)}
 
 
@@ -216,7 +218,7 @@ LEFT, RIGHT, LOW = [0.0, 0.0, 40.0, 40.0], [50.0, 0.0, 90.0, 40.0], [0.0, 60.0, 
 
 def test_perfect_detections_have_a_precision_of_one():
     there = truth(([LEFT, RIGHT], [0, 1], [False, False]), ([LOW], [0], [False]))
-    found = [said([LEFT, RIGHT], [0, 1], [0.9, 0.8]), said([LOW], [0], [0.3])]
+    found = [detections([LEFT, RIGHT], [0, 1], [0.9, 0.8]), detections([LOW], [0], [0.3])]
     assert average_precision(found, there) == (1.0, {"cat": 1.0, "dog": 1.0})
 
 
@@ -225,16 +227,16 @@ def test_precision_of_a_case_worked_by_hand():
     figure; and nobody finds the dog."""
     there = truth(([LEFT, RIGHT, LOW], [0, 0, 1], [False] * 3))
     moved = [4.0, 0.0, 44.0, 40.0]  # overlap .82
-    found = [said([moved, LOW, RIGHT, LOW], [0, 0, 0, 2], [0.9, 0.8, 0.7, 0.6])]
+    found = [detections([moved, LOW, RIGHT, LOW], [0, 0, 0, 2], [0.9, 0.8, 0.7, 0.6])]
     mean, each = average_precision(found, there)
     cat = (51 + 50 * 2 / 3) / 101  # recalls 0, .01, ..., .5 and the rest
     assert each == pytest.approx({"cat": cat, "dog": 0.0}, abs=1e-6)
     assert mean == pytest.approx(cat / 2, abs=1e-6)
 
 
-def test_difficult_things_count_for_nothing():
+def test_difficult_things_are_ignored():
     there = truth(([LEFT, RIGHT], [0, 0], [False, True]))
-    both, one = said([LEFT, RIGHT], [0, 0], [0.5, 0.9]), said([LEFT], [0], [0.5])
+    both, one = detections([LEFT, RIGHT], [0, 0], [0.5, 0.9]), detections([LEFT], [0], [0.5])
     assert average_precision([both], there)[0] == average_precision([one], there)[0] == 1.0
 
 
@@ -250,8 +252,8 @@ def test_difficult_things_count_for_nothing():
         (SRGANDiscriminatorSpec(size=64, width=8), {4: 4, 8: 8, 16: 16, 32: 16}),
     ],
 )
-def test_every_encoder_gets_the_same_levels(spec: Backbone, source: dict[int, int]):
-    encoder = Row("row", spec.plain()).encoder(0)
+def test_every_encoder_gets_the_same_strides(spec: Backbone, source: dict[int, int]):
+    encoder = Weights("weights", spec.plain()).encoder(0)
     body = Body(encoder, CPU, frozen=True, width=32).eval()
     assert body.source == source
     maps = body(torch.rand(1, 3, 64, 96))
@@ -267,34 +269,34 @@ def test_mirrored_boxes_lie_where_mirrored_images_have_them(squares: Path):
         assert inside.unique(dim=1).flatten().tolist() == list(COLORS[train.classes[label]])
 
 
-def learn(squares: Path, frozen: bool, **given: int) -> tuple[list[float], float, dict[str, Tensor], dict[str, Tensor]]:
-    """Losses, AP50 on the images that were learned from, and the encoder before and after."""
+def learn(squares: Path, frozen: bool, steps: int) -> tuple[list[float], float, dict[str, Tensor], dict[str, Tensor]]:
+    """Losses, AP50 on the training images, and the encoder's state before and after."""
     train, _ = open_boxes(str(squares))
-    settings = DetectionSettings(detection_batch=2, detection_lr=1e-3, **given)  # type: ignore[arg-type]
+    settings = DetectionSettings(detection_batch=2, detection_lr=1e-3, detection_steps=steps)
     torch.manual_seed(0)
-    net = detector(Row("row", Backbone().plain()).encoder(0), 2, 64, 32, CPU, frozen)
+    net = detector(Weights("weights", Backbone().plain()).encoder(0), 2, 64, 32, CPU, frozen)
     before = {name: value.clone() for name, value in net.backbone.encoder.state_dict().items()}
     losses = fit(net, train, 0, settings, CPU)
     return (losses, average_precision(detect(net, train, CPU), train)[0], before, net.backbone.encoder.state_dict())
 
 
 def test_a_few_images_are_learned(squares: Path):
-    losses, precision, _, _ = learn(squares, frozen=False, detection_steps=25)
+    losses, precision, _, _ = learn(squares, frozen=False, steps=25)
     assert sum(losses[-5:]) < 0.75 * sum(losses[:5])
     assert precision > 0.7
 
 
 def test_a_frozen_encoder_changes_in_its_statistics_alone(squares: Path):
-    losses, _, before, after = learn(squares, frozen=True, detection_steps=2)
+    losses, _, before, after = learn(squares, frozen=True, steps=2)
     changed = {name for name, value in after.items() if not torch.equal(value, before[name])}
     assert len(losses) == 2
     assert changed
     assert all("running" in name or "num_batches" in name for name in changed)
 
 
-def test_training_leaves_the_statistics_that_were_settled(squares: Path):
-    """They are the same after two steps as after one: only ``settle_statistics`` changes them."""
-    one, two = (learn(squares, frozen=False, detection_steps=steps)[3] for steps in (1, 2))
+def test_training_keeps_the_statistics_of_the_batch_norms(squares: Path):
+    """They are the same after two steps as after one: only ``fit_batch_norms`` changes them."""
+    one, two = (learn(squares, frozen=False, steps=steps)[3] for steps in (1, 2))
     assert not torch.equal(one["layer1.0.conv1.weight"], two["layer1.0.conv1.weight"])
     assert torch.equal(one["layer1.0.bn1.running_var"], two["layer1.0.bn1.running_var"])
 
@@ -304,7 +306,7 @@ def test_training_leaves_the_statistics_that_were_settled(squares: Path):
 SMALL = ["--detection-steps", "1", "--detection-size", "64", "--detection-width", "32", "--detection-batch", "1"]
 
 
-def test_cells_are_the_same_for_the_same_seed(squares: Path):
+def test_results_are_the_same_for_the_same_seed(squares: Path):
     settings = DetectionSettings(
         detection_steps=2,
         detection_batch=1,
@@ -315,12 +317,12 @@ def test_cells_are_the_same_for_the_same_seed(squares: Path):
     task = Detection(str(squares), settings, CPU)
     assert task.name == "boxes in voc"
     json.dumps(task.settings())
-    subject = Subject(Row("row", Backbone("dcgan").plain()), 0, CPU)
-    cells = [task.cell(subject, protocol, 0) for protocol in ("frozen", "finetune", "finetune")]
-    assert list(cells[0].figures) == ["AP50, frozen"]
-    assert list(cells[1].figures) == ["AP50, fine-tuned"]
-    assert cells[1] == cells[2]
-    assert set(cells[1].details["AP50 by class"]) == {"blue", "red"}
+    features = FrozenFeatures(Weights("weights", Backbone("dcgan").plain()), 0, CPU)
+    results = [task.measure(features, protocol, 0) for protocol in ("frozen", "finetune", "finetune")]
+    assert list(results[0].figures) == ["AP50, frozen"]
+    assert list(results[1].figures) == ["AP50, fine-tuned"]
+    assert results[1] == results[2]
+    assert set(results[1].details["AP50 by class"]) == {"blue", "red"}
 
 
 def test_the_command(squares: Path, trained: Path, tmp_path: Path):

@@ -1,4 +1,4 @@
-"""The comparison with and without a discriminator, and what a trained net shows of photos."""
+"""The comparison with and without a discriminator, and the surfaces that a trained net predicts for photos."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_the_table_holds_every_run_and_their_spread(compared: Path):
     assert f"{statistics.fmean(values):.3f} ± {statistics.stdev(values):.3f}" in text
 
 
-def test_finished_runs_are_not_trained_again_nor_mixed_with_others(
+def test_finished_runs_are_not_trained_again_and_other_settings_are_refused(
     compared: Path, photos: Path, capsys: pytest.CaptureFixture[str]
 ):
     options = [*TINY, "--seeds", "2", "--real", str(photos), "--out", str(compared)]
@@ -67,7 +67,7 @@ def test_finished_runs_are_not_trained_again_nor_mixed_with_others(
     assert "was trained with --lr 0.001, not 0.5" in capsys.readouterr().err
 
 
-def test_what_is_left_of_other_settings_is_not_gone_on_with(
+def test_unfinished_runs_with_other_settings_are_not_continued(
     tmp_path: Path, photos: Path, capsys: pytest.CaptureFixture[str]
 ):
     options = [
@@ -102,7 +102,7 @@ def test_several_processes_are_refused(
     assert "without GPUS=" in capsys.readouterr().err
 
 
-def test_an_interrupted_comparison_goes_on(tmp_path: Path, photos: Path):
+def test_a_comparison_that_was_stopped_continues(tmp_path: Path, photos: Path):
     options = [
         *TINY,
         "--save-every",
@@ -127,17 +127,17 @@ def test_an_interrupted_comparison_goes_on(tmp_path: Path, photos: Path):
 
 
 def test_the_verdict_counts_seeds():
-    said = markdown(
+    text = markdown(
         {
             "without": {"domain_frechet": [0.5, 0.6, 0.7], "depth_rms": [0.1, 0.1, 0.1]},
             "alternate": {"domain_frechet": [0.4, 0.65, 0.3], "depth_rms": [0.1, 0.2, 0.3]},
         }
     )
-    assert "alternate against without: domain_frechet -0.150, lower in 2 of 3 seeds" in said
-    assert "0.200 ± 0.100" in said
+    assert "alternate against without: domain_frechet -0.150, lower in 2 of 3 seeds" in text
+    assert "0.200 ± 0.100" in text
 
 
-def test_settings_of_a_run_are_those_asked_for():
+def test_a_run_has_the_settings_of_the_comparison():
     config = DomainsConfig(lr=0.5, seed=7, real="x")
     one = config.of("without", 2)
     assert type(one) is synthetic.SyntheticConfig
@@ -148,7 +148,7 @@ def test_settings_of_a_run_are_those_asked_for():
 # --- surfaces -------------------------------------------------------------------------------------------------
 
 
-def test_surfaces_of_a_photo_are_the_nets(compared: Path, photos: Path, tmp_path: Path):
+def test_surfaces_of_a_photo_are_those_of_the_net(compared: Path, photos: Path, tmp_path: Path):
     run = compared / "alternate-seed0"
     source = photos / "photo03.jpg"  # 72 x 96
     with pytest.raises(SystemExit) as stop:
@@ -169,7 +169,7 @@ def test_surfaces_of_a_photo_are_the_nets(compared: Path, photos: Path, tmp_path
     assert np.abs(shown - normals.permute(1, 2, 0).numpy()).max() < 1 / 255
 
 
-def test_surfaces_of_a_folder_go_on_after_a_damaged_photo(
+def test_surfaces_of_a_folder_continue_after_a_damaged_photo(
     compared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     folder = tmp_path / "in"

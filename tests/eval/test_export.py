@@ -1,4 +1,4 @@
-"""What is exported gives, in other libraries, the features it gives here."""
+"""Exported encoders give the same features in other libraries as here."""
 
 from __future__ import annotations
 
@@ -54,22 +54,22 @@ def saved(folder: Path, **encoders: Encoder) -> Path:
     return folder
 
 
-def said_of(file: Path) -> dict[str, str]:
+def metadata_of(file: Path) -> dict[str, str]:
     with safe_open(file, "pt") as opened:
         return opened.metadata()
 
 
-def as_said(image: Tensor, said: str) -> Tensor:
-    """RGB in [0,1], normalized as the metadata say."""
+def normalized(image: Tensor, description: str) -> Tensor:
+    """RGB in [0,1], normalized as the metadata describe."""
     mean, std = (
         torch.tensor([float(x) for x in numbers.split(",")]).view(1, 3, 1, 1)
-        for numbers in re.findall(r"(?:mean|std)=\(([^)]*)\)", said)
+        for numbers in re.findall(r"(?:mean|std)=\(([^)]*)\)", description)
     )
     return (image - mean) / std
 
 
 def layers(net: nn.Module, x: Tensor) -> list[Tensor]:
-    """What layer1 to layer4 of torchvision's or timm's ResNet give."""
+    """The outputs of layer1 to layer4 of torchvision's or timm's ResNet."""
     found: list[Tensor] = []
     for name in ("layer1", "layer2", "layer3", "layer4"):
         net.get_submodule(name).register_forward_hook(lambda _module, _input, output: found.append(output))
@@ -80,27 +80,29 @@ def layers(net: nn.Module, x: Tensor) -> list[Tensor]:
 @pytest.mark.parametrize("norm", ["batch", "split"])
 @pytest.mark.parametrize("make", [resnet18, lambda: timm.create_model("resnet18")])
 @torch.no_grad()
-def test_torchvision_and_timm_load_a_resnet_and_see_the_same(make: Callable[[], nn.Module], norm, tmp_path: Path):
+def test_torchvision_and_timm_load_a_resnet_and_agree(make: Callable[[], nn.Module], norm: str, tmp_path: Path):
     encoder = Backbone("resnet18", norm).build().eval()
     main(["--ckpt", str(saved(tmp_path, encoder=encoder)), "--out", str(tmp_path / "net.safetensors")])
     net = make().eval()
     missing, unexpected = net.load_state_dict(load_file(tmp_path / "net.safetensors"), strict=False)
     assert (set(missing), unexpected) == ({"fc.weight", "fc.bias"}, [])
     image = pictures(2, 3, 64, 96)
-    theirs = layers(net, as_said(image, said_of(tmp_path / "net.safetensors")["input"]))
+    theirs = layers(net, normalized(image, metadata_of(tmp_path / "net.safetensors")["input"]))
     for ours, x in zip(encoder(image).values(), theirs, strict=True):
         assert torch.allclose(ours, x, atol=1e-5)
 
 
-def test_metadata_say_where_the_weights_are_from(tmp_path: Path):
+def test_metadata_describe_the_origin_of_the_weights(tmp_path: Path):
     encoder = Backbone("resnet18").build()
     main(["--ckpt", str(saved(tmp_path, encoder=encoder)), "--out", str(tmp_path / "net.safetensors")])
-    said = said_of(tmp_path / "net.safetensors")
-    assert said["input"] == ("RGB, [0,1], then (x - mean) / std, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)")
-    assert json.loads(said["channels"]) == {"4": 64, "8": 128, "16": 256, "32": 512}
-    assert json.loads(said["spec"]) == encoder.spec.plain()
-    assert (said["method"], said["role"], said["images_seen"]) == ("toy", "encoder", "6400")
-    assert "torchvision.models.resnet18" in said["loads"]
+    found = metadata_of(tmp_path / "net.safetensors")
+    assert found["input"] == (
+        "RGB, [0,1], then (x - mean) / std, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)"
+    )
+    assert json.loads(found["channels"]) == {"4": 64, "8": 128, "16": 256, "32": 512}
+    assert json.loads(found["spec"]) == encoder.spec.plain()
+    assert (found["method"], found["role"], found["images_seen"]) == ("toy", "encoder", "6400")
+    assert "torchvision.models.resnet18" in found["loads"]
     assert not list(tmp_path.glob(".*.part"))
 
 
@@ -117,7 +119,7 @@ SLOW = ("srresnet", "discriminator")
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow if n in SLOW else ()) for n in NETS])
 @torch.no_grad()
-def test_onnx_sees_the_same_from_plain_rgb_at_any_size(name: str, tmp_path: Path):
+def test_onnx_gives_the_same_features_from_plain_rgb_at_any_size(name: str, tmp_path: Path):
     torch.manual_seed(0)
     encoder = NETS[name]().eval()
     main(["--ckpt", str(saved(tmp_path, generator=encoder)), "--out", str(tmp_path / "net")])
@@ -128,14 +130,14 @@ def test_onnx_sees_the_same_from_plain_rgb_at_any_size(name: str, tmp_path: Path
         image = pictures(count, 3, height, width)
         for ours, theirs in zip(encoder(image).values(), session.run(None, {"image": image.numpy()}), strict=True):
             np.testing.assert_allclose(theirs, ours.numpy(), atol=1e-4)
-    said = said_of(tmp_path / "net.safetensors")
-    assert said.items() >= session.get_modelmeta().custom_metadata_map.items()
+    found = metadata_of(tmp_path / "net.safetensors")
+    assert found.items() >= session.get_modelmeta().custom_metadata_map.items()
     assert load_file(tmp_path / "net.safetensors").keys() == encoder.state_dict().keys()  # under their own names
-    assert ("loads" in said) == (name == "resnet")
+    assert ("loads" in found) == (name == "resnet")
 
 
 @pytest.mark.parametrize(
-    ("encoder", "said"),
+    ("encoder", "description"),
     [
         (Planes("L", Backbone("dcgan")).build(), "three planes of L / 100"),
         (Joined((Planes("L", Backbone("dcgan")), Planes("ab", Backbone("dcgan")))).build(), "part 1: RGB, .* a / 220"),
@@ -146,9 +148,9 @@ def test_onnx_sees_the_same_from_plain_rgb_at_any_size(name: str, tmp_path: Path
         (Backbone("resnet18", stem="small").build(), "RGB"),
     ],
 )
-def test_metadata_say_what_other_networks_see_and_do_not_claim_to_be_resnets(encoder: Encoder, said: str):
+def test_metadata_describe_the_input_of_other_networks_and_do_not_call_them_resnets(encoder: Encoder, description: str):
     found = metadata({"method": "toy", "step": 1, "config": {}}, "generator", encoder)
-    assert re.search(said, found["input"])
+    assert re.search(description, found["input"])
     assert "loads" not in found
     assert all(isinstance(value, str) for value in found.values())
 
@@ -161,23 +163,23 @@ def test_the_first_role_is_exported_unless_another_is_named(tmp_path: Path):
     )
     for options, role in (([], "generator"), (["--role", "discriminator"], "discriminator")):
         main(["--ckpt", str(run), "--out", str(tmp_path / "net.safetensors"), *options])
-        assert said_of(tmp_path / "net.safetensors")["role"] == role
+        assert metadata_of(tmp_path / "net.safetensors")["role"] == role
 
 
 def test_without_onnx_the_weights_are_still_written(tmp_path: Path, refused: Refused, monkeypatch: pytest.MonkeyPatch):
     run = saved(tmp_path, encoder=Backbone("dcgan", width=0.25).build())
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     line = refused(main, ["--ckpt", run, "--out", tmp_path / "net"])
-    assert re.search(r"net.onnx is not written, for onnxscript is missing: pip install onnx onnxscript", line)
+    assert re.search(r"net.onnx is not written, because onnxscript is missing: pip install onnx onnxscript", line)
     assert (tmp_path / "net.safetensors").is_file()
     assert not (tmp_path / "net.onnx").exists()
 
 
-def test_bad_input_is_refused_in_one_line(tmp_path: Path, refused: Refused):
+def test_bad_input_is_one_line(tmp_path: Path, refused: Refused):
     run = saved(tmp_path / "run", encoder=Backbone("dcgan", width=0.25).build())
     (tmp_path / "file").write_text("")
     net = tmp_path / "net.safetensors"
-    for args, said in (
+    for args, message in (
         (["--ckpt", tmp_path / "none", "--out", net], "no checkpoint at"),
         (["--ckpt", run, "--out", net, "--role", "discriminator"], "has no discriminator: it has encoder"),
         (["--ckpt", run, "--out", tmp_path / "net.bin"], "--out must end in .safetensors or .onnx"),
@@ -185,5 +187,5 @@ def test_bad_input_is_refused_in_one_line(tmp_path: Path, refused: Refused):
         (["--ckpt", run, "--out", tmp_path / "file" / "net.safetensors"], "could not write"),
         (["--ckpt", run], "--out"),
     ):
-        assert said in refused(main, args)
+        assert message in refused(main, args)
     assert not net.exists()

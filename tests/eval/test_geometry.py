@@ -9,17 +9,19 @@ import pytest
 import torch
 from conftest import Refused, Run, refusal
 from helpers.knowing import Knowing
+from helpers.random_surfaces import random_surfaces
 from PIL import Image
-from torch import Tensor, nn
+from torch import nn
 
-from kintsugi.eval.cells import Machine, Row
 from kintsugi.eval.dense import DenseSettings
-from kintsugi.eval.geometry import Geometry, depth_loss, errors, main, mean_frame, normal_loss, normals_of, opened, unit
+from kintsugi.eval.geometry import Geometry, depth_to_normals, errors, main, mean_frame, open_targets, unit
+from kintsugi.eval.weights import Weights
 from kintsugi.nets.backbones import Backbone
 from kintsugi.train import checkpoint
+from kintsugi.train.compute import Compute
 
-CPU = Machine(torch.device("cpu"), bf16=False)
-ALEXNET = Row("alexnet", Backbone("alexnet").plain())
+CPU = Compute(torch.device("cpu"))
+ALEXNET = Weights("alexnet", Backbone("alexnet").plain())
 HEIGHT, WIDTH = 64, 80
 FOCAL, MIDDLE = 70.0, (39.5, 31.5)
 
@@ -35,9 +37,9 @@ def plane(normal: np.ndarray, distance: float) -> np.ndarray:
 
 
 def kitchen(folder: Path, count: int = 30, shuffled: bool = False) -> Path:
-    """Planes at various slants and distances, whose colors say both; a strip of each frame is unknown.
+    """Planes at various slants and distances, with colors that encode both; a strip of each frame is missing.
 
-    They slant up and down alone: colors that said how far to the right would be wrong in mirror images.
+    They slant up and down only, because colors that encode a slant to the right would be wrong in mirror images.
     """
     rng, other = np.random.default_rng(0), np.random.default_rng(1)
     for name in ("rgb", "depth"):
@@ -57,60 +59,6 @@ def kitchen(folder: Path, count: int = 30, shuffled: bool = False) -> Path:
     return folder
 
 
-def random_targets(count: int = 2) -> tuple[Tensor, Tensor]:
-    """Predictions and targets (N,4,5,6), of which some are missing."""
-    prediction, targets = torch.rand(2, count, 4, 5, 6) + 0.5
-    for x in (prediction, targets):
-        x[:, 1:] = nn.functional.normalize(torch.randn(count, 3, 5, 6) + torch.tensor([0, 0, -3])[:, None, None])
-    targets[:, 0, :2] = 0
-    targets[:, 1:, :, 3:5] = 0
-    return prediction, targets
-
-
-def test_errors_against_nested_loops():
-    torch.manual_seed(0)
-    prediction, targets = random_targets()
-    within, relative, square, angles = [], [], [], []
-    for n in range(2):
-        for y in range(5):
-            for x in range(6):
-                (p, *said), (t, *true) = prediction[n, :, y, x].tolist(), targets[n, :, y, x].tolist()
-                if t > 0:
-                    within.append(max(p / t, t / p) < 1.25)
-                    relative.append(abs(p - t) / t)
-                    square.append((p - t) ** 2)
-                if any(true):
-                    angles.append(math.degrees(math.acos(sum(a * b for a, b in zip(said, true, strict=True)))))
-    depth, normals = errors(prediction, targets)
-    assert depth == pytest.approx(
-        {"within 25 %": np.mean(within), "absolute relative": np.mean(relative), "rms, m": np.mean(square) ** 0.5}
-    )
-    parts = {f"within {limit:g}°": np.mean(np.array(angles) < limit) for limit in (11.25, 22.5, 30)}
-    middle = sorted(angles)[(len(angles) - 1) // 2]  # of an even number torch takes the lower one
-    expected = {**parts, "mean, degrees": np.mean(angles), "median, degrees": middle}
-    assert normals == pytest.approx(expected, rel=1e-4)
-    assert 0 < parts["within 11.25°"] < parts["within 30°"] < 1
-    assert 0 < depth["within 25 %"] < 1
-
-
-def test_losses_against_nested_loops():
-    torch.manual_seed(1)
-    prediction, targets = random_targets()
-    depths, cosines = [], []
-    for n in range(2):
-        for y in range(5):
-            for x in range(6):
-                (p, *said), (t, *true) = prediction[n, :, y, x].tolist(), targets[n, :, y, x].tolist()
-                if t > 0:
-                    depths.append(abs(p - math.log(t)))
-                if any(true):
-                    cosines.append(1 - sum(a * b for a, b in zip(said, true, strict=True)))
-    assert depth_loss(prediction[:, :1], targets[:, :1]).item() == pytest.approx(np.mean(depths), rel=1e-5)
-    assert normal_loss(prediction[:, 1:], targets[:, 1:]).item() == pytest.approx(np.mean(cosines), rel=1e-4)
-    nothing = torch.zeros(1, 4, 5, 6)
-    assert depth_loss(nothing[:, :1], nothing[:, :1]) == normal_loss(nothing[:, 1:], nothing[:, 1:]) == 0
-
-
 def test_unit_vectors():
     vectors = torch.randn(2, 3, 4, 5)
     assert torch.allclose(unit(vectors), nn.functional.normalize(vectors, dim=1), atol=1e-6)
@@ -122,7 +70,7 @@ def test_unit_vectors():
 
 def test_the_mean_frame_against_nested_loops():
     torch.manual_seed(2)
-    _, targets = random_targets(3)
+    _, targets = random_surfaces(3)
     targets[0, 0] = 0
     found = mean_frame(targets)
     known = [math.log(t) for t in targets[:, 0].flatten().tolist() if t > 0]
@@ -136,13 +84,13 @@ def test_the_mean_frame_against_nested_loops():
             assert torch.allclose(found[1:, y, x], normal / normal.norm(), atol=1e-5)
 
 
-def test_normals_of_depth_are_those_of_the_planes_and_look_at_the_camera():
+def test_normals_of_depth_are_those_of_the_planes_and_face_the_camera():
     normals = [np.array([0.3, -0.4, -1]), np.array([-0.5, 0.1, -1]), np.array([0, 0, -1.0])]
     normals = [normal / np.linalg.norm(normal) for normal in normals]
     depth = torch.tensor(np.stack([plane(normal, 2.0) for normal in normals]))[:, None].float()
     depth[:, :, 10:14, 10:20] = 0
     matrix = torch.tensor([[FOCAL, 0, MIDDLE[0]], [0, FOCAL, MIDDLE[1]], [0, 0, 1]])
-    found = normals_of(depth, matrix)
+    found = depth_to_normals(depth, matrix)
     expected = torch.tensor(np.stack(normals)).float()[:, :, None, None].expand_as(found)
     known = (depth > 0).expand_as(found)
     assert torch.allclose(found[known], expected[known], atol=1e-3)
@@ -150,7 +98,7 @@ def test_normals_of_depth_are_those_of_the_planes_and_look_at_the_camera():
 
 
 def test_a_film_is_cut_with_a_gap(tmp_path: Path):
-    train, val = opened(str(kitchen(tmp_path / "film", 20)), 0)
+    train, val = open_targets(str(kitchen(tmp_path / "film", 20)), 0)
     assert (len(train), len(val)) == (15, 4)  # one frame in between belongs to neither
     pictures = [np.asarray(Image.open(file)) for file in sorted((tmp_path / "film/rgb").iterdir())]
     assert np.array_equal(train.images.permute(0, 2, 3, 1).numpy(), np.stack(pictures[:15]))
@@ -160,44 +108,44 @@ def test_a_film_is_cut_with_a_gap(tmp_path: Path):
 
 
 def test_scenes_are_exact_and_their_mirror_images_are_too():
-    train, val = opened("scenes", 4)
+    train, val = open_targets("scenes", 4)
     assert train.targets.shape == (4, 4, 96, 96)
     assert len(val) == 1
     assert torch.allclose(train.targets[:, 1:].norm(dim=1), torch.ones(4, 96, 96), atol=1e-5)
     task = Geometry("scenes", DenseSettings(train_scenes=4), CPU)
-    mirrored = task.mirrored(train.targets)
+    mirrored = task.mirror(train.targets)
     assert torch.equal(mirrored[:, [0, 2, 3]], train.targets[:, [0, 2, 3]].flip(-1))
     assert torch.equal(mirrored[:, 1], -train.targets[:, 1].flip(-1))
-    # A mirror image is a picture of mirrored space, so its normals must fit its depth too.
+    # A mirror image shows mirrored space, so its normals must fit its depth too.
     matrix = torch.tensor([[1.0, 0, 47.5], [0, 1, 47.5], [0, 0, 1]])
     matrix[0, 0] = matrix[1, 1] = 80
-    fitted = normals_of(mirrored[:, :1], matrix)
+    fitted = depth_to_normals(mirrored[:, :1], matrix)
     assert errors(torch.cat([mirrored[:, :1], fitted], 1), mirrored)[1]["median, degrees"] < 15
 
 
-def test_features_that_know_beat_those_that_cannot(tmp_path: Path):
+def test_features_with_the_answer_beat_those_without(tmp_path: Path):
     settings = DenseSettings(dense_protocols=("frozen",), steps_frozen=300, batch_dense=4, lr_frozen=0.1)
     task = Geometry(str(kitchen(tmp_path / "true")), settings, CPU)
-    knowing = task.cell(Knowing(ALEXNET, 0, CPU), "frozen", 0)
+    knowing = task.measure(Knowing(ALEXNET, 0, CPU), "frozen", 0)
     depth, normals = "frozen depth within 25 %", "frozen normals within 22.5°"
     assert list(knowing.figures) == [depth, normals]
-    floor = {
+    baseline = {
         depth: knowing.details["depth of the mean frame"]["within 25 %"],
         normals: knowing.details["normals of the mean frame"]["within 22.5°"],
     }
-    assert all(knowing.figures[name] > 0.8 for name in floor)
-    assert all(knowing.figures[name] > floor[name] + 0.2 for name in floor)
-    assert task.cell(Knowing(ALEXNET, 0, CPU), "frozen", 0).figures == knowing.figures
+    assert all(knowing.figures[name] > 0.8 for name in baseline)
+    assert all(knowing.figures[name] > baseline[name] + 0.2 for name in baseline)
+    assert task.measure(Knowing(ALEXNET, 0, CPU), "frozen", 0).figures == knowing.figures
     shuffled = Geometry(str(kitchen(tmp_path / "shuffled", shuffled=True)), settings, CPU)
-    ignorant = shuffled.cell(Knowing(ALEXNET, 0, CPU), "frozen", 0)
-    assert all(ignorant.figures[name] < floor[name] + 0.1 for name in floor)
+    ignorant = shuffled.measure(Knowing(ALEXNET, 0, CPU), "frozen", 0)
+    assert all(ignorant.figures[name] < baseline[name] + 0.1 for name in baseline)
 
 
 def test_pictures_show_near_white_and_missing_black():
     task = Geometry("scenes", DenseSettings(train_scenes=4), CPU)
     targets = task.val.targets.clone()
     targets[0, :, 0, 0] = 0
-    depth, normals = task.painted(targets)
+    depth, normals = task.paint(targets)
     assert depth.shape == normals.shape == (1, 3, 96, 96)
     assert (depth[0, :, 0, 0] == 0).all()
     assert (normals[0, :, 0, 0] == 0.5).all()
@@ -227,13 +175,13 @@ TINY = "--seeds 1 --steps-frozen 2 --steps-finetune 1 --batch-dense 2 --train-sc
 def test_the_command_reports_depth_and_normals(data: str, tmp_path: Path, ckpt: Path):
     spec = data if data == "scenes" else str(kitchen(tmp_path / "kitchen", 10))
     main(["--ckpt", str(ckpt), "--data", spec, *TINY])
-    cells = json.loads((ckpt / f"geometry-{data}/report.json").read_text())["cells"]
-    assert [(cell["row"], cell["protocol"]) for cell in cells] == [
-        (row, protocol) for row in ("toy", "random init (alexnet)") for protocol in ("frozen", "finetune")
+    results = json.loads((ckpt / f"geometry-{data}/report.json").read_text())["results"]
+    assert [(result["weights"], result["protocol"]) for result in results] == [
+        (name, protocol) for name in ("toy", "random init (alexnet)") for protocol in ("frozen", "finetune")
     ]
-    assert list(cells[1]["figures"]) == ["fine-tuned depth within 25 %", "fine-tuned normals within 22.5°"]
-    assert not any(cell["error"] for cell in cells)
-    assert "NaN" not in json.dumps(cells)
+    assert list(results[1]["figures"]) == ["fine-tuned depth within 25 %", "fine-tuned normals within 22.5°"]
+    assert not any(result["error"] for result in results)
+    assert "NaN" not in json.dumps(results)
 
 
 def test_bad_input_is_one_line(run: Run, refused: Refused, ckpt: Path, tmp_path: Path):
@@ -245,6 +193,6 @@ def test_bad_input_is_one_line(run: Run, refused: Refused, ckpt: Path, tmp_path:
     blind = kitchen(tmp_path / "blind", 5)
     for file in (blind / "depth").iterdir():
         Image.fromarray(np.zeros((HEIGHT, WIDTH), np.uint16)).save(file)
-    assert "its depth is 0, that is missing, all over" in refused(main, ["--ckpt", ckpt, "--data", blind])
+    assert "depth is 0, which means missing, in all of it" in refused(main, ["--ckpt", ckpt, "--data", blind])
     (few / "intrinsics.txt").unlink()
     assert "write 9 numbers into it" in refused(main, ["--ckpt", ckpt, "--data", few])

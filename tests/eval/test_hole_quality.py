@@ -10,8 +10,9 @@ from conftest import Run, refusal
 from skimage.metrics import structural_similarity
 from torch import Tensor
 
+from kintsugi import table
 from kintsugi.augment import masks
-from kintsugi.eval.hole_quality import compare, main, markdown, table
+from kintsugi.eval.hole_quality import CORNER, compare, main, measure, rows
 from kintsugi.fill.classical import biharmonic, mean_color
 from kintsugi.metrics.reconstruction import HoleQuality, hole_figures
 
@@ -74,7 +75,7 @@ def test_a_perfect_mend_has_finite_figures(truth: Tensor, mask: Tensor):
     assert figures == pytest.approx({"psnr": 100, "ssim": 1, "l1": 0, "l2": 0}, abs=1e-4)
 
 
-def test_fills_leave_seen_pixels_alone_and_look_at_nothing_else(truth: Tensor, mask: Tensor):
+def test_fills_keep_the_pixels_outside_the_holes_and_depend_on_nothing_else(truth: Tensor, mask: Tensor):
     hole = (mask > 0.5).expand_as(truth)
     damaged = torch.where(hole, torch.ones(()), truth)
     for fill in (mean_color, biharmonic):
@@ -83,7 +84,7 @@ def test_fills_leave_seen_pixels_alone_and_look_at_nothing_else(truth: Tensor, m
         torch.testing.assert_close(filled, fill(damaged, mask), atol=1e-5, rtol=0)
 
 
-def test_fills_are_what_they_are_called(truth: Tensor):
+def test_fills_do_what_their_names_promise(truth: Tensor):
     mask = masks.center(3, 32)
     color = mean_color(truth, mask)[1, :, 16, 16]
     seen = truth[1][:, mask[1, 0] < 0.5]
@@ -96,29 +97,39 @@ def test_the_table_has_a_row_for_each_hole_and_fill(truth: Tensor):
     def perfect(image: Tensor, mask: Tensor) -> Tensor:
         return image
 
-    result = table({"context encoder": perfect}, truth, ("center", "blocks"))
+    result = measure({"context encoder": perfect}, truth, ("center", "blocks"))
     assert list(result) == ["center", "blocks"]
-    for rows in result.values():
-        assert list(rows) == ["mean color", "biharmonic", "context encoder"]
-        assert rows["context encoder"]["psnr"] == pytest.approx(100, abs=0.1)
-        assert rows["biharmonic"]["psnr"] > rows["mean color"]["psnr"]  # on smooth images
-    assert table({"context encoder": perfect}, truth, ("center", "blocks")) == result
-    lines = markdown(result).splitlines()
+    for fills in result.values():
+        assert list(fills) == ["mean color", "biharmonic", "context encoder"]
+        assert fills["context encoder"]["psnr"] == pytest.approx(100, abs=0.1)
+        assert fills["biharmonic"]["psnr"] > fills["mean color"]["psnr"]  # on smooth images
+    assert measure({"context encoder": perfect}, truth, ("center", "blocks")) == result
+    lines = table.markdown(rows(result), CORNER).splitlines()
     assert len(lines) == 2 + 6
     assert len({line.count("|") for line in lines}) == 1
+    assert "PSNR dB" in lines[0]
     assert "LPIPS" not in lines[0]
+    assert [line.split("|")[1].strip() for line in lines[2:]] == [
+        f"{kind}, {name}" for kind in ("center", "blocks") for name in ("mean color", "biharmonic", "context encoder")
+    ]
 
 
 def test_the_command_prints_the_table_and_writes_it(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     options = "--count 2 --split all --kinds center regions --device cpu --lpips off".split()
     main(["--ckpt", str(trained), "--out", str(tmp_path), *options])
-    said = capsys.readouterr().out
-    assert "2 images of" in said
-    assert "biharmonic" in said
-    assert (tmp_path / "quality.md").read_text() in said
+    printed = capsys.readouterr().out
+    assert "2 images of" in printed
+    assert "biharmonic" in printed
+    assert (tmp_path / "quality.md").read_text() in printed
     result = json.loads((tmp_path / "quality.json").read_text())
     assert set(result) == {"center", "regions"}
     assert set(result["center"]["context encoder"]) == {"psnr", "ssim", "l1", "l2"}
+
+
+def test_the_folder_for_the_table_is_made(trained: Path, tmp_path: Path):
+    out = tmp_path / "not" / "there"
+    main(["--ckpt", str(trained), "--out", str(out), *"--count 1 --kinds center --device cpu --lpips off".split()])
+    assert {file.name for file in out.iterdir()} == {"quality.md", "quality.json"}
 
 
 def test_a_missing_checkpoint_is_one_line(run: Run):

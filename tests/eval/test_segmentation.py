@@ -12,15 +12,17 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from kintsugi.data.pairs import VOID
-from kintsugi.eval.cells import Machine, Row, Subject
 from kintsugi.eval.dense import DenseSettings
 from kintsugi.eval.segmentation import FigureGround, Segmentation, main, mean_iou, pixel_loss, region_similarity
+from kintsugi.eval.tasks import FrozenFeatures
+from kintsugi.eval.weights import Weights
 from kintsugi.nets.backbones import Backbone
 from kintsugi.nets.discriminators import DiscriminatorSpec
 from kintsugi.train import checkpoint
+from kintsugi.train.compute import Compute
 
-CPU = Machine(torch.device("cpu"), bf16=False)
-ALEXNET = Row("alexnet", Backbone("alexnet").plain())
+CPU = Compute(torch.device("cpu"))
+ALEXNET = Weights("alexnet", Backbone("alexnet").plain())
 
 
 def save(folder: Path, name: str, image: np.ndarray, mask: np.ndarray, images: str, masks: str) -> None:
@@ -30,7 +32,7 @@ def save(folder: Path, name: str, image: np.ndarray, mask: np.ndarray, images: s
 
 
 def colors(folder: Path, shuffled: bool = False) -> str:
-    """Blocks of pure color; the class is the color, or nothing to do with it."""
+    """Blocks of pure color; the class is the color or, if shuffled, independent of it."""
     rng = np.random.default_rng(0)
     for part, count in (("train", 8), ("val", 4)):
         for i in range(count):
@@ -42,39 +44,39 @@ def colors(folder: Path, shuffled: bool = False) -> str:
 
 def test_mean_iou_against_nested_loops():
     rng = np.random.default_rng(0)
-    truth, said = rng.integers(0, 4, (2, 9, 7)), rng.integers(0, 5, (2, 9, 7))
+    truth, predicted = rng.integers(0, 4, (2, 9, 7)), rng.integers(0, 5, (2, 9, 7))
     truth[0, :3] = VOID
     expected = []
     for k in range(5):
         both = union = present = 0
-        for t, p in zip(truth.ravel(), said.ravel(), strict=True):
+        for t, p in zip(truth.ravel(), predicted.ravel(), strict=True):
             if t == VOID:
                 continue
             present += t == k
             both += t == k and p == k
             union += t == k or p == k
         expected.append(both / union if present else None)
-    mean, each = mean_iou(torch.from_numpy(said), torch.from_numpy(truth), 5)
-    assert each[4] is None  # predicted but nowhere in the truth: it costs the others, but has no row
+    mean, each = mean_iou(torch.from_numpy(predicted), torch.from_numpy(truth), 5)
+    assert each[4] is None  # predicted, but not in the truth: it lowers the others and has no figure of its own
     assert each[:4] == pytest.approx(expected[:4])
     assert mean == pytest.approx(sum(e for e in expected if e is not None) / 4)
 
 
 def test_region_similarity_against_nested_loops():
     rng = np.random.default_rng(0)
-    truth, said = rng.integers(0, 2, (5, 6, 7)), rng.integers(0, 2, (5, 6, 7))
+    truth, predicted = rng.integers(0, 2, (5, 6, 7)), rng.integers(0, 2, (5, 6, 7))
     truth[1, :2] = VOID
-    truth[3], said[3] = 0, 0
+    truth[3], predicted[3] = 0, 0
     truth[4] = 0
     clips = ["b", "b", "a", "a", "a"]
     expected: dict[str, list[float]] = {"b": [], "a": []}
-    for t, p, clip in zip(truth, said, clips, strict=True):
+    for t, p, clip in zip(truth, predicted, clips, strict=True):
         both = either = 0
         for x, y in zip(t.ravel(), p.ravel(), strict=True):
             both += x == 1 and y == 1
             either += x != VOID and (x == 1 or y == 1)
         expected[clip].append(both / either if either else 1.0)
-    found = region_similarity(torch.from_numpy(said), torch.from_numpy(truth), clips)
+    found = region_similarity(torch.from_numpy(predicted), torch.from_numpy(truth), clips)
     assert found == pytest.approx({clip: np.mean(each) for clip, each in expected.items()})
     assert expected["a"][1:] == [1, 0]
 
@@ -94,24 +96,24 @@ def test_the_loss_is_the_mean_over_pixels_that_are_not_void():
     assert pixel_loss(logits, torch.full_like(target, VOID)) == 0
 
 
-def test_features_that_know_beat_those_that_cannot(tmp_path: Path):
+def test_features_with_the_answer_beat_those_without(tmp_path: Path):
     settings = DenseSettings(dense_protocols=("frozen",), steps_frozen=60, batch_dense=4, lr_frozen=3e-2)
     task = Segmentation(colors(tmp_path / "true"), settings, CPU)
-    known = Knowing(ALEXNET, 0, CPU)
-    cell = task.cell(known, "frozen", 0)
-    knowing = cell.figures["frozen mIoU"]
+    features = Knowing(ALEXNET, 0, CPU)
+    result = task.measure(features, "frozen", 0)
+    knowing = result.figures["frozen mIoU"]
     assert knowing > 0.85
-    assert knowing == pytest.approx(np.mean(list(cell.details["IoU"].values())))
-    assert list(cell.details["IoU"]) == ["0", "1", "2"]
-    assert task.cell(known, "frozen", 0).figures == cell.figures
-    assert task.cell(Subject(ALEXNET, 0, CPU), "frozen", 0).figures["frozen mIoU"] < knowing - 0.05
+    assert knowing == pytest.approx(np.mean(list(result.details["IoU"].values())))
+    assert list(result.details["IoU"]) == ["0", "1", "2"]
+    assert task.measure(features, "frozen", 0).figures == result.figures
+    assert task.measure(FrozenFeatures(ALEXNET, 0, CPU), "frozen", 0).figures["frozen mIoU"] < knowing - 0.05
     shuffled = Segmentation(colors(tmp_path / "shuffled", shuffled=True), settings, CPU)
     # Three classes at random: a third right, a fifth of the union.
-    assert shuffled.cell(Knowing(ALEXNET, 0, CPU), "frozen", 0).figures["frozen mIoU"] < 0.3
+    assert shuffled.measure(Knowing(ALEXNET, 0, CPU), "frozen", 0).figures["frozen mIoU"] < 0.3
 
 
 def clips(folder: Path, shuffled: bool = False) -> str:
-    """A white square wanders over clips of various gray; 255 in the masks is foreground too, as in DAVIS'."""
+    """A white square moves over clips of various grays; 255 in the masks is foreground too, as in DAVIS."""
     rng = np.random.default_rng(0)
     for clip in range(6):
         for i in range(3):
@@ -128,13 +130,13 @@ def test_figure_and_ground(tmp_path: Path):
     settings = DenseSettings(dense_protocols=("frozen",), steps_frozen=60, batch_dense=4, lr_frozen=3e-2)
     task = FigureGround(clips(tmp_path / "true"), settings, CPU)
     assert (len(task.train), len(task.val)) == (12, 6)  # a third of the six clips, whole
-    cell = task.cell(Knowing(ALEXNET, 0, CPU), "frozen", 0)
-    assert cell.figures["frozen J"] > 0.7
-    assert cell.figures["frozen J"] == pytest.approx(np.mean(list(cell.details["J"].values())))
-    assert set(cell.details["J"]) == set(task.clips)
+    result = task.measure(Knowing(ALEXNET, 0, CPU), "frozen", 0)
+    assert result.figures["frozen J"] > 0.7
+    assert result.figures["frozen J"] == pytest.approx(np.mean(list(result.details["J"].values())))
+    assert set(result.details["J"]) == set(task.clips)
     shuffled = FigureGround(clips(tmp_path / "shuffled", shuffled=True), settings, CPU)
-    # Half of the pixels at random: a third of the union is right; if all are called ground or figure, 0 or half.
-    assert shuffled.cell(Knowing(ALEXNET, 0, CPU), "frozen", 0).figures["frozen J"] < 0.55
+    # Half of the pixels at random: a third of the union is right. All background gives 0, all foreground a half.
+    assert shuffled.measure(Knowing(ALEXNET, 0, CPU), "frozen", 0).figures["frozen J"] < 0.55
 
 
 @pytest.fixture
@@ -160,49 +162,49 @@ def ckpt(tmp_path: Path) -> Path:
 TINY = "--seeds 2 --steps-frozen 2 --steps-finetune 2 --batch-dense 2 --crop 64 --device cpu".split()
 
 
-def test_the_command_reports_both_encoders_beside_random_weights(
+def test_the_command_reports_both_encoders_and_random_weights(
     camvid: Path, ckpt: Path, capsys: pytest.CaptureFixture[str]
 ):
     main(["--ckpt", str(ckpt), "--data", str(camvid), "--void", "2", *TINY])
-    said = capsys.readouterr().out
-    cells = json.loads((ckpt / "segmentation-camvid/report.json").read_text())["cells"]
-    rows = ["toy", "random init (alexnet)", "toy, discriminator", "random init (discriminator)"]
-    assert [cell["row"] for cell in cells] == [row for row in rows for _ in range(4)]
-    assert [(cell["protocol"], cell["seed"]) for cell in cells[:4]] == [
+    printed = capsys.readouterr().out
+    results = json.loads((ckpt / "segmentation-camvid/report.json").read_text())["results"]
+    names = ["toy", "random init (alexnet)", "toy, discriminator", "random init (discriminator)"]
+    assert [result["weights"] for result in results] == [name for name in names for _ in range(4)]
+    assert [(result["protocol"], result["seed"]) for result in results[:4]] == [
         (protocol, seed) for seed in (0, 1) for protocol in ("frozen", "finetune")
     ]
-    for cell in cells:
-        ((name, value),) = cell["figures"].items()
-        assert name == {"frozen": "frozen mIoU", "finetune": "fine-tuned mIoU"}[cell["protocol"]]
-        assert value == pytest.approx(np.mean(list(cell["details"]["IoU"].values())))
-        assert set(cell["details"]["IoU"]) == {"0", "1"}  # 2 is void
-    assert all(row in said for row in rows)
+    for result in results:
+        ((name, value),) = result["figures"].items()
+        assert name == {"frozen": "frozen mIoU", "finetune": "fine-tuned mIoU"}[result["protocol"]]
+        assert value == pytest.approx(np.mean(list(result["details"]["IoU"].values())))
+        assert set(result["details"]["IoU"]) == {"0", "1"}  # 2 is void
+    assert all(name in printed for name in names)
     events = EventAccumulator(str(ckpt / "segmentation-camvid"))
     events.Reload()
     tags = [tag for tag in events.Tags()["images"] if tag.startswith("segmentation camvid/")]
     assert tags == [
-        f"segmentation camvid/{row}, {protocol}: input, truth, predicted, by random weights"
-        for row in ("toy", "toy, discriminator")
+        f"segmentation camvid/{name}, {protocol}: input, truth, predicted, by random weights"
+        for name in ("toy", "toy, discriminator")
         for protocol in ("frozen", "fine-tuned")
     ]
 
     again = ckpt / "again"
     main(["--ckpt", str(ckpt), "--data", str(camvid), "--void", "2", *TINY, "--out", str(again)])
-    fresh = json.loads((again / "report.json").read_text())["cells"]
-    assert [cell["figures"] for cell in fresh] == [cell["figures"] for cell in cells]
+    fresh = json.loads((again / "report.json").read_text())["results"]
+    assert [result["figures"] for result in fresh] == [result["figures"] for result in results]
 
 
-def test_the_command_knows_clips_by_their_folders(tmp_path: Path, ckpt: Path):
+def test_the_command_recognizes_clips_by_their_folders(tmp_path: Path, ckpt: Path):
     data = clips(tmp_path / "film")
     argv = ["--ckpt", str(ckpt), "--data", data, "--roles", "generator", *TINY, "--seeds", "1"]
     main(argv)
-    cells = json.loads((ckpt / "segmentation-film/report.json").read_text())["cells"]
-    assert {name for cell in cells for name in cell["figures"]} == {"frozen J", "fine-tuned J"}
-    assert {cell["task"] for cell in cells} == {"figure-ground film"}
+    results = json.loads((ckpt / "segmentation-film/report.json").read_text())["results"]
+    assert {name for result in results for name in result["figures"]} == {"frozen J", "fine-tuned J"}
+    assert {result["task"] for result in results} == {"figure-ground film"}
 
 
 def test_bad_input_is_one_line(run: Run, refused: Refused, camvid: Path, ckpt: Path, tmp_path: Path):
-    assert "has no critic that sees RGB alone: it has generator" in refusal(
+    assert "has no critic that takes RGB alone: choose --roles from generator" in refusal(
         run("kintsugi.eval.segmentation", "--ckpt", ckpt, "--data", camvid, "--roles", "critic")
     )
     assert "no folder" in refused(main, ["--ckpt", ckpt, "--data", tmp_path / "none"])

@@ -1,4 +1,4 @@
-"""Supervised training from scratch: what it learns from, that it learns, resumes, and moves like the others."""
+"""Supervised training from scratch: its data, and that it learns, resumes and can be transferred."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_held_out_are_training_images_never_test_ones(named: Path):
     assert plain.heldout.names == split.heldout.names
 
 
-def test_it_learns_resumes_bit_for_bit_and_moves(named: Path, tmp_path: Path):
+def test_it_learns_resumes_bit_for_bit_and_can_be_transferred(named: Path, tmp_path: Path):
     args = [*TINY, "--data", str(named), "--steps", "12", "--save-every", "6", "--strength", "0.2"]
     main([*args, "--out", str(tmp_path / "whole")])
     main([*args, "--out", str(tmp_path / "parts")])
@@ -101,7 +101,7 @@ def test_figures_are_those_of_a_loop():
     assert found["loss"] == pytest.approx(cross_entropy(logits, labels).item())
 
 
-def test_the_floor_is_the_commonest_class_of_training(named: Path):
+def test_the_baseline_is_the_most_common_class_of_training(named: Path):
     config = SupervisedConfig(data=str(named), size=32, short_side=40)
     images = open_training(config, quiet=True).train
     method = supervised.Supervised(config, supervised.World(torch.device("cpu")), images)
@@ -112,7 +112,7 @@ def test_the_floor_is_the_commonest_class_of_training(named: Path):
     assert found["loss"] == pytest.approx(-probability.log().mean().item())
 
 
-def test_bars_are_as_long_as_it_is_sure():
+def test_bars_are_as_long_as_the_confidence():
     picture = marked(torch.full((2, 3, 32, 32), 0.5), torch.tensor([True, False]), torch.tensor([1.0, 0.25]))
     bar = picture[:, -4]  # a line of pixels through both bars, which are drawn twice as large
     assert int((bar[1] - 0.7).abs().lt(1e-6).sum()) == 64
@@ -120,17 +120,17 @@ def test_bars_are_as_long_as_it_is_sure():
 
 
 @pytest.mark.parametrize(
-    ("args", "said"),
+    ("args", "message"),
     [
-        (["--data", "scenes"], "--data scenes: its images have no class each; name a folder"),
+        (["--data", "scenes"], "--data scenes: its images have no class; name a folder"),
         ([], "--data: name a folder"),
         (["--data", "nowhere"], "--data nowhere"),
         (["--smoothing", "1"], "--smoothing must be in [0, 1)"),
         (["--strength", "-1"], "--strength must be at least 0"),
     ],
 )
-def test_bad_settings_are_one_line(args: list[str | Path], said: str, refused: Refused):
-    assert said in refused(main, args)
+def test_bad_settings_are_one_line(args: list[str | Path], message: str, refused: Refused):
+    assert message in refused(main, args)
 
 
 def test_images_without_classes_and_other_classes_at_resume(photos: Path, tmp_path: Path, refused: Refused):
@@ -138,5 +138,5 @@ def test_images_without_classes_and_other_classes_at_resume(photos: Path, tmp_pa
     draw(tmp_path / "changing", 2, 2)
     main([*TINY, "--steps", "1", "--data", str(tmp_path / "changing"), "--out", str(tmp_path / "b")])
     (tmp_path / "changing" / "red").rename(tmp_path / "changing" / "violet")
-    said = refused(main, ["--resume", "--out", tmp_path / "b", "--steps", "2"])
-    assert "has other classes than when this run began" in said
+    message = refused(main, ["--resume", "--out", tmp_path / "b", "--steps", "2"])
+    assert "has other classes than when this run began" in message

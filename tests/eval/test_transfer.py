@@ -14,13 +14,14 @@ from safetensors.torch import save_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torchvision.models import resnet18
 
+from kintsugi.catalog import METHODS
 from kintsugi.eval import transfer
 from kintsugi.eval.dense import DenseTask
 from kintsugi.train import checkpoint
 
 TINY = (
-    "--seeds 1 --device cpu --size 32 --numbers 200 --labels 0.2 --steps-linear 4 --steps-tuned 1 --batch-tuned 4 "
-    "--labeled-scenes 6 --steps-frozen 2 --steps-finetune 1 --batch-dense 2 --crop 64 --train-scenes 4"
+    "--seeds 1 --device cpu --size 32 --pooled-features 200 --labels 0.2 --steps-linear 4 --steps-tuned 1 "
+    "--batch-tuned 4 --labeled-scenes 6 --steps-frozen 2 --steps-finetune 1 --batch-dense 2 --crop 64 --train-scenes 4"
 ).split()
 
 
@@ -54,7 +55,7 @@ def folders(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_every_row_under_every_task(ckpts: list[str], folders: Path, capsys: pytest.CaptureFixture[str]):
+def test_all_weights_on_every_task(ckpts: list[str], folders: Path, capsys: pytest.CaptureFixture[str]):
     out = folders / "report"
     weights = folders / "theirs.safetensors"
     torch.manual_seed(0)
@@ -74,10 +75,10 @@ def test_every_row_under_every_task(ckpts: list[str], folders: Path, capsys: pyt
         *TINY,
     ]
     transfer.main(argv)
-    said = capsys.readouterr().out
+    printed = capsys.readouterr().out
     record = json.loads((out / "report.json").read_text())
-    rows = list(dict.fromkeys(cell["row"] for cell in record["cells"]))
-    assert rows == [
+    names = list(dict.fromkeys(result["weights"] for result in record["results"]))
+    assert names == [
         "inpainting",
         "random init (alexnet)",
         "autoencoder",
@@ -85,7 +86,7 @@ def test_every_row_under_every_task(ckpts: list[str], folders: Path, capsys: pyt
         "random init (resnet18)",
         "pixels",
     ]
-    columns = {(cell["task"], name) for cell in record["cells"] for name in cell["figures"]}
+    columns = {(result["task"], name) for result in record["results"] for name in result["figures"]}
     assert {task for task, _ in columns} == {
         "classes",
         "what is in scenes",
@@ -93,11 +94,11 @@ def test_every_row_under_every_task(ckpts: list[str], folders: Path, capsys: pyt
         "geometry scenes",
         "figure-ground clips",
     }
-    assert not any(cell["error"] for cell in record["cells"])
-    assert len(record["cells"]) == len(rows) * (4 + 3 + 2 + 2 + 2)
-    assert all(0 <= value <= 1 for cell in record["cells"] for value in cell["figures"].values())
+    assert not any(result["error"] for result in record["results"])
+    assert len(record["results"]) == len(names) * (4 + 3 + 2 + 2 + 2)
+    assert all(0 <= value <= 1 for result in record["results"] for value in result["figures"].values())
     text = (out / "report.md").read_text()
-    assert text in said
+    assert text in printed
     assert "| inpainting" in text
     assert Image.open(out / "report.png").size[0] > 500
     events = EventAccumulator(str(out))
@@ -106,7 +107,7 @@ def test_every_row_under_every_task(ckpts: list[str], folders: Path, capsys: pyt
     assert "classes, kNN/pixels" in events.Tags()["scalars"]
 
 
-def test_a_failing_cell_does_not_end_the_run(
+def test_a_failing_experiment_does_not_end_the_run(
     ckpts: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     argv = ["--ckpts", ckpts[0], "--classification", "--geometry", "--no-pixels", "--out", str(tmp_path / "r"), *TINY]
@@ -117,13 +118,13 @@ def test_a_failing_cell_does_not_end_the_run(
     with monkeypatch.context() as broken:
         broken.setattr(DenseTask, "_train_all", full)
         transfer.main(argv)
-    said = capsys.readouterr().out
-    assert "fine-tuned" not in said
-    assert "- segmentation scenes, inpainting, finetune, seed 0: OutOfMemoryError: out of memory" in said
-    transfer.main(argv)  # only what failed is run again
-    said = capsys.readouterr().out
-    assert said.count("seed 0: fine-tuned") == 2
-    assert "seed 0: frozen" not in said
+    printed = capsys.readouterr().out
+    assert "fine-tuned" not in printed
+    assert "- segmentation scenes, inpainting, finetune, seed 0: OutOfMemoryError: out of memory" in printed
+    transfer.main(argv)  # only the failed ones are run again
+    printed = capsys.readouterr().out
+    assert printed.count("seed 0: fine-tuned") == 2
+    assert "seed 0: frozen" not in printed
 
 
 def test_missing_methods_are_trained_on_request(
@@ -144,7 +145,7 @@ def test_missing_methods_are_trained_on_request(
     monkeypatch.setattr(subprocess, "run", train)
     config = transfer.Config(runs=tmp_path / "runs", train="demo", train_data="photos")
     assert [name for name, _ in transfer._latest(config)] == [""]
-    assert len(started) == len(transfer.METHODS)
+    assert len(started) == len(METHODS)
     assert started[0][1:] == [
         "-m",
         "kintsugi.recon.inpainting",
@@ -158,18 +159,18 @@ def test_missing_methods_are_trained_on_request(
     assert "warning: byol could not be trained; its row is left out" in capsys.readouterr().err
 
 
-def test_every_method_is_known_by_the_name_of_its_runs():
+def test_every_method_has_the_name_of_its_runs():
     from importlib import import_module
 
     from kintsugi.train.method import Method
 
-    for name, module in transfer.METHODS.items():
-        methods = [value for value in vars(import_module(module)).values() if isinstance(value, type)]
-        assert name in [kind.name for kind in methods if issubclass(kind, Method) and hasattr(kind, "name")]
+    for program in METHODS:
+        methods = [value for value in vars(import_module(program.module)).values() if isinstance(value, type)]
+        assert program.name in [kind.name for kind in methods if issubclass(kind, Method) and hasattr(kind, "name")]
 
 
 def test_bad_input_is_one_line(refused: Refused, ckpts: list[str], tmp_path: Path):
-    assert "let them all be trained with --train demo" in refused(transfer.main, [])
+    assert "train them all with --train demo" in refused(transfer.main, [])
     twice = ["--ckpts", ckpts[0], ckpts[0], *TINY]
     assert "two rows are called inpainting: name them" in refused(transfer.main, twice)
     named = ["--ckpts", f"one={ckpts[0]}", f"two={ckpts[0]}", "--segmentation", tmp_path / "none", *TINY]

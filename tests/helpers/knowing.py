@@ -1,17 +1,17 @@
-"""Features that know: what dense tasks are to find more in than in random ones."""
+"""Features that hold the answer of a dense task, which must beat random features."""
 
 from __future__ import annotations
 
 from torch import Tensor
 from torch.nn.functional import avg_pool2d
 
-from kintsugi.eval.cells import Subject
+from kintsugi.eval.tasks import FrozenFeatures
 from kintsugi.nets.backbones import Backbone
 from kintsugi.nets.encoder import Encoder
 
 
 class Pooled(Encoder):
-    """The image itself, made small."""
+    """The image itself, reduced 8 times."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -22,8 +22,8 @@ class Pooled(Encoder):
         return {8: avg_pool2d(image, 8)}
 
 
-class Knowing(Subject):
-    """A subject whose encoder is that, whatever its row."""
+class Knowing(FrozenFeatures):
+    """Features of ``Pooled``, whatever the weights."""
 
     def encoder(self) -> Encoder:
         return Pooled()

@@ -19,6 +19,7 @@ from kintsugi.augment.bicubic import enlarge
 from kintsugi.eval import upscaling_quality
 from kintsugi.losses import adversarial, perceptual
 from kintsugi.losses.perceptual import ContentFeatures, open_content
+from kintsugi.nets import srresnet
 from kintsugi.nets.discriminators import SRGANDiscriminatorSpec
 from kintsugi.nets.srresnet import SRResNetSpec
 from kintsugi.recon import superresolution
@@ -254,8 +255,8 @@ def test_tiles_equal_the_whole(tile: int):
     with torch.no_grad():
         net.last.weight.normal_(0, 0.05)
     image = torch.rand(3, 47, 61, generator=generator(3))
-    whole = upscale.upscale(image, net, 1000)
-    assert (upscale.upscale(image, net, tile) - whole).abs().max() < 1e-5
+    whole = srresnet.upscale(image, net, 1000)
+    assert (srresnet.upscale(image, net, tile) - whole).abs().max() < 1e-5
     assert (whole - enlarge(image[None], 4)[0].clamp(0, 1)).abs().max() > 0.05
 
 
@@ -283,7 +284,7 @@ def test_upscaling_files(run_folder: Path, tmp_path: Path):
         found = torch.from_numpy(np.array(image)).permute(2, 0, 1) / 255
     small = torch.from_numpy(pixels).permute(2, 0, 1) / 255
     net = upscale.load_upscaler(run_folder, torch.device("cpu"))
-    assert (found[:3] - upscale.upscale(small[:3], net)).abs().max() < 0.6 / 255
+    assert (found[:3] - srresnet.upscale(small[:3], net)).abs().max() < 0.6 / 255
     alpha = enlarge(small[None, 3:], 4)[0].clamp(0, 1)
     # Pillow rounds and clips between the two directions.
     assert (found[3:] - alpha)[..., 8:-8, 8:-8].abs().max() < 5 / 255

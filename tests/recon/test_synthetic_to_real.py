@@ -13,19 +13,18 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import Tensor, nn
 
 from kintsugi.data.labeled import Labels, contours, pack
+from kintsugi.metrics.surface_errors import SurfaceErrors
 from kintsugi.nets.specs import build_spec
 from kintsugi.recon import synthetic
 from kintsugi.recon.synthetic import (
     Guess,
     Pool,
     Synthetic,
-    TaskErrors,
     accuracy,
+    add_errors,
     contour_loss,
     demo,
-    depth_loss,
     depth_picture,
-    normal_loss,
     reverse_gradient,
 )
 from kintsugi.rng import generator
@@ -72,35 +71,6 @@ def equal(some: Sequence[Tensor], other: Sequence[Tensor]) -> bool:
 
 
 # --- the losses -----------------------------------------------------------------------------------------------
-
-
-def test_the_depth_loss_is_that_of_a_loop_over_what_is_known():
-    guess = torch.randn(2, 1, 3, 4, generator=generator(1))
-    depth = 5 * torch.rand(2, 1, 3, 4, generator=generator(2))
-    depth[0, 0, 1] = 0
-    squares = [
-        (g - math.log(d)) ** 2 for g, d in zip(guess.flatten().tolist(), depth.flatten().tolist(), strict=True) if d > 0
-    ]
-    assert depth_loss(guess, depth, WORLD).item() == pytest.approx(sum(squares) / 20, rel=1e-5)
-    assert depth_loss(guess, torch.zeros_like(depth), WORLD).item() == 0
-    guess.requires_grad_()
-    depth_loss(guess, depth, WORLD).backward()
-    assert guess.grad is not None
-    assert torch.equal(guess.grad == 0, depth == 0)
-
-
-def test_the_normal_loss_is_that_of_a_loop_over_what_is_known():
-    guess, truth = (nn.functional.normalize(torch.randn(2, 3, 4, 5, generator=generator(i)), dim=1) for i in (1, 2))
-    truth[1, :, 2] = 0
-    losses = [
-        1 - sum(guess[n, c, y, x].item() * truth[n, c, y, x].item() for c in range(3))
-        for n in range(2)
-        for y in range(4)
-        for x in range(5)
-        if (n, y) != (1, 2)
-    ]
-    assert normal_loss(guess, truth, WORLD).item() == pytest.approx(sum(losses) / 35, rel=1e-5)
-    assert normal_loss(truth[:1], truth[:1], WORLD).item() == pytest.approx(0, abs=1e-6)
 
 
 def test_the_contour_loss_weighs_images_by_how_rare_their_contours_are():
@@ -240,17 +210,16 @@ def test_labels_are_cropped_and_mirrored_with_their_image(batch: dict[str, Tenso
 
 
 def test_figures_of_known_errors():
-    figures = TaskErrors()
+    errors = SurfaceErrors()
     depth = torch.tensor([1.0, 2.0, 0.0, 4.0]).view(1, 1, 1, 4)
     guess = torch.tensor([1.0, 2.0 * 1.2, 9.0, 4.0 / 2]).view(1, 1, 1, 4).log()
     normal = torch.tensor([[0.0, 0.0, -1.0]] * 4).mT.view(1, 3, 1, 4).clone()
     tilted = normal.clone()
     tilted[0, :, 0, 3] = torch.tensor([math.sin(math.radians(40)), 0, -math.cos(math.radians(40))])
     instance = torch.tensor([[[1, 1, 2, 2]]])
-    figures.add(
-        Guess(guess, tilted, torch.tensor([-2.0, 2.0, 2.0, -2.0]).view(1, 1, 1, 4)), Labels(depth, normal, instance)
-    )
-    found = figures.means()
+    contour = torch.tensor([-2.0, 2.0, 2.0, -2.0]).view(1, 1, 1, 4)
+    add_errors(errors, Guess(guess, tilted, contour), Labels(depth, normal, instance))
+    found = errors.means()
     assert found["depth_rms"] == pytest.approx(math.sqrt((math.log(1.2) ** 2 + math.log(2) ** 2) / 3), rel=1e-5)
     assert found["depth_within_25"] == pytest.approx(2 / 3)
     assert found["normal_degrees"] == pytest.approx(10, rel=1e-3)

@@ -9,9 +9,13 @@ import torch
 from conftest import Run
 from torch import Tensor
 
-from kintsugi.scenes import rendering, tracer
-from kintsugi.scenes.rendering import CLASSES, render, render_clip
-from kintsugi.scenes.rooms import DRAWS, Draws, World
+from kintsugi import rng, scenes
+from kintsugi.scenes import CLASSES, SOURCE_FILES, render, render_clip, tracer
+from kintsugi.scenes.classes import TABLE, VASE
+from kintsugi.scenes.draws import DRAWS, Draws
+from kintsugi.scenes.layout import draw_scenes
+from kintsugi.scenes.materials import Material
+from kintsugi.scenes.pieces import ABSENT, PartTable, Piece, Pose, box, sphere
 
 SIDE = 48
 
@@ -107,10 +111,25 @@ def test_clips_move_and_begin_with_the_still():
     assert (far > steps.mean(1)).all()  # smooth: neighbors differ less than the ends
 
 
+def test_a_piece_is_placed_with_what_stands_on_it():
+    zero, black = torch.zeros(2), torch.zeros(2, 3)
+    gray = Material(zero.long(), black, black, zero + 1, zero)
+    ball = sphere((0, 0.1, 0), (0.1, 0.2, 0.3), gray)
+    vase = Piece(VASE, ball, at=(1, 0.7, 0), turn=math.pi / 2, present=torch.tensor([True, False]))
+    parts = PartTable(zero)
+    quarter = Pose(zero + 3, zero, zero + 4, zero + math.pi / 2)  # its z is the world's x, its x the world's -z
+    parts.place(Piece(TABLE, box((0, 0, 2), (1, 1, 1), gray), vase), quarter)
+    columns = parts.with_room((), black)[..., [0, 1, 2, 6, 7, 8, 9, 10, 11, 12]]
+    board = [0, TABLE, 7, math.pi / 2, 5, 0, 4, 1, 1, 1]
+    on_it = [2, VASE, 8, math.pi, 3, 0.8, 3, 0.1, 0.2, 0.3]
+    without = [*on_it[:5], ABSENT, *on_it[6:]]
+    assert torch.allclose(columns, torch.tensor([[board, on_it], [board, without]]), atol=1e-5)
+
+
 def marched(
     origin: np.ndarray, direction: np.ndarray, center: np.ndarray, half: np.ndarray, yaw: float, kind: str
 ) -> np.ndarray:
-    """For each ray (R,3) from origin (3,), the first t of many at which the point is inside the part; or inf."""
+    """For each ray (R,3) from origin (3,), the first of many t at which the point is inside the part, or inf."""
     t = np.linspace(0, 12, 60001)
     points = origin + t[:, None, None] * direction - center
     cos, sin = math.cos(yaw), math.sin(yaw)
@@ -126,7 +145,7 @@ def marched(
 
 
 def camera(rng: np.random.Generator, height: int, width: int) -> tracer.Cameras:
-    """One near the corner of a room of 10 m, which looks somewhere into it."""
+    """A camera near the corner of a room of 10 m that faces into it."""
     eye = rng.uniform(0.1, 1.0, 3)
     ahead = rng.uniform(4, 6, 3) - eye
     ahead /= np.linalg.norm(ahead)
@@ -156,9 +175,8 @@ def test_intersections_against_marching(kind: str):
         way = eyes.lens[0] @ torch.stack([x, y, torch.ones_like(x)])  # (3,R)
         start = eyes.eye.T.expand(3, len(x))
         far = tracer.room_exit(start, way, torch.full((3, 1), 10.0))
-        pairs = tracer.covered(shapes, eyes)
-        ray = pairs.pixel[:, None]
-        depth, part = tracer.nearest(shapes, eyes, pairs, ray, x[ray], y[ray], far)
+        candidates = tracer.find_candidates(shapes, eyes)
+        depth, part = tracer.nearest(shapes, eyes, candidates, candidates.pixel[:, None], x, y, far)
         expected = torch.tensor(marched(eyes.eye[0].numpy(), way.T.numpy(), center, half, yaw, kind))
         met = expected.isfinite()
         assert torch.equal(part >= 0, met)
@@ -179,25 +197,25 @@ def test_what_is_left_out_would_not_have_been_met(monkeypatch: pytest.MonkeyPatc
     """Every part against every ray of its scene finds what the parts near each ray find."""
     count, side = 3, 40
     draws = torch.rand(count, DRAWS, generator=torch.Generator().manual_seed(0))
-    furnished = World(Draws(draws), torch.zeros(count)).scenes()
-    shapes = furnished.parts().shapes
-    eyes = tracer.Cameras(furnished.eye, furnished.axes, torch.full((count,), 30.0), side, side)
+    furnished = draw_scenes(Draws(draws), torch.zeros(count))
+    shapes, view = furnished.parts().shapes, furnished.viewpoint
+    eyes = tracer.Cameras(view.eye, view.axes, torch.full((count,), 30.0), side, side)
     pixel = torch.arange(side * side)
-    far, some = torch.full((count * side**2,), 9.0), tracer.covered(shapes, eyes)
+    x, y = (pixel % side + 0.5).repeat(count), (pixel // side + 0.5).repeat(count)
+    far, near_parts = torch.full((count * side**2,), 9.0), tracer.find_candidates(shapes, eyes)
     slot = torch.arange(len(shapes.scene)).repeat_interleave(side**2)
-    every = tracer.Pairs(slot, (shapes.scene[:, None] * side**2 + pixel).flatten())
-    assert len(some.slot) < 0.1 * len(every.slot)
+    every = tracer.Candidates(slot, (shapes.scene[:, None] * side**2 + pixel).flatten())
+    assert len(near_parts.slot) < 0.1 * len(every.slot)
 
-    def nearest(pairs: tracer.Pairs) -> tuple[Tensor, Tensor]:
-        ray = pairs.pixel[:, None]
-        return tracer.nearest(shapes, eyes, pairs, ray, ray % side**2 % side + 0.5, ray % side**2 // side + 0.5, far)
+    def nearest(candidates: tracer.Candidates) -> tuple[Tensor, Tensor]:
+        return tracer.nearest(shapes, eyes, candidates, candidates.pixel[:, None], x, y, far)
 
-    for found, expected in zip(nearest(some), nearest(every), strict=True):
+    for found, expected in zip(nearest(near_parts), nearest(every), strict=True):
         assert torch.equal(found, expected)
 
     scene = torch.arange(count).repeat_interleave(50)
     ends = torch.rand(2, 3, len(scene), 1, generator=torch.Generator().manual_seed(1))
-    ends = ends * furnished.room.T[:, scene, None]
+    ends = ends * furnished.size.T[:, scene, None]
     near = ends + 0.2 * torch.rand(2, 3, len(scene), 8, generator=torch.Generator().manual_seed(2))
     found = tracer.blocked(shapes, scene, *near)
     owner, group = (shapes.scene[:, None] == scene).nonzero().unbind(1)
@@ -212,4 +230,9 @@ def test_the_contact_sheet_command(run: Run, tmp_path: Path):
     from PIL import Image
 
     assert Image.open(tmp_path / "sheet.png").size == (5 * 34 + 2, 2 * 34 + 2)
-    assert rendering.SOURCE_FILES[-1].name == "rendering.py"
+
+
+def test_a_cache_of_scenes_depends_on_every_file_that_draws_them():
+    folder = Path(scenes.__file__).parent
+    assert {*folder.glob("*.py"), Path(rng.__file__)} == set(SOURCE_FILES)
+    assert folder / "rendering.py" in SOURCE_FILES

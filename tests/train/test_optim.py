@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch import nn
@@ -41,3 +43,11 @@ def test_running_average_forgets_its_beginning_and_then_decays_as_asked():
         decay = min(0.6, (1 + count) / (10 + count))
         expected = value if count == 0 else decay * expected + (1 - decay) * value
         assert average.module.weight.item() == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("steps", [5, 60, 600])
+def test_a_cosine_from_the_first_step_is_multiplied_by_the_warm_up(steps: int):
+    warmup = max(1, steps // 10)
+    for step in range(steps):
+        expected = min(1.0, (step + 1) / warmup) * 0.5 * (1 + math.cos(math.pi * step / steps))
+        assert optim.warmup_cosine(step, steps, steps // 10, cosine_from=0) == expected

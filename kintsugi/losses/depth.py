@@ -1,0 +1,40 @@
+"""Losses of depth and surface normals over the pixels whose truth is known."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+MaskedMean = Callable[[Tensor, Tensor], Tensor]
+"""Values and a bool mask of the same shape -> the mean over the mask, (), 0 if the mask is empty."""
+
+
+def masked_mean(values: Tensor, known: Tensor) -> Tensor:
+    """The mean of ``values`` where ``known``, (), 0 if nothing is known. Both have the same shape; ``known`` is bool.
+
+    In training on several ranks ``World.weighted_mean`` takes its place.
+    """
+    return torch.where(known, values, 0).sum() / known.sum().clamp(min=1)
+
+
+def depth_loss(
+    log_depth: Tensor, depth: Tensor, penalty: Callable[[Tensor], Tensor] = torch.abs, mean: MaskedMean = masked_mean
+) -> Tensor:
+    """Mean penalty of the difference in log depth, over the pixels whose depth is known.
+
+    log_depth: predictions (B,1,H,W), logarithms of meters. depth: truth (B,1,H,W) in meters, 0 = missing. penalty:
+    ``torch.abs`` or ``torch.square``, elementwise. Returns ().
+    """
+    difference = log_depth - depth.clamp(min=1e-3).log()
+    return mean(penalty(difference), depth > 0)
+
+
+def normal_loss(normal: Tensor, truth: Tensor, mean: MaskedMean = masked_mean) -> Tensor:
+    """Mean of 1 - cos of the angle between normals, over the pixels whose true normal is known.
+
+    normal: predictions (B,3,H,W), unit. truth: (B,3,H,W), unit, 0 = missing. Returns ().
+    """
+    cosine = (normal * truth).sum(1)  # (B,H,W)
+    return mean(1 - cosine, truth.any(1))

@@ -1,0 +1,48 @@
+"""What computes: the device, and whether networks run in bfloat16 there."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+
+Device = Literal["auto", "cpu", "cuda"]
+"""auto: the GPU if there is one."""
+Precision = Literal["auto", "fp32", "bf16"]
+"""auto: bfloat16 autocast on a GPU, float32 elsewhere."""
+
+
+@dataclass(frozen=True)
+class Compute:
+    """A device and whether networks run in bfloat16 on it."""
+
+    device: torch.device
+    bf16: bool = field(default=False, kw_only=True)
+
+    @staticmethod
+    def of(device: Device, precision: Precision) -> Compute:
+        """Resolves the options ``--device`` and ``--precision``. Raises ValueError if there is no GPU for ``cuda``."""
+        chosen = pick_device(device)
+        return Compute(chosen, bf16=precision == "bf16" or (precision == "auto" and chosen.type == "cuda"))
+
+    def autocast(self) -> torch.autocast:
+        """The context for forward passes, in bfloat16 if ``bf16``; backward passes stay outside."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type in which features are stored."""
+        return torch.bfloat16 if self.bf16 else torch.float32
+
+    def __str__(self) -> str:
+        name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "the CPU"
+        return f"{name}{' in bf16' if self.bf16 else ''}"
+
+
+def pick_device(device: Device) -> torch.device:
+    """Resolves ``auto``. Raises ValueError if ``cuda`` is requested and no GPU is visible."""
+    available = torch.cuda.is_available()
+    if device == "cuda" and not available:
+        raise ValueError("--device cuda: no GPU is visible here; use --device cpu")
+    return torch.device("cuda" if device != "cpu" and available else "cpu")
