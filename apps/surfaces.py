@@ -16,26 +16,28 @@ from torch.nn.functional import interpolate
 
 from kintsugi.apps import jobs
 from kintsugi.data import photos
+from kintsugi.nets.surface_net import SurfaceNet
 from kintsugi.pictures import sheet
-from kintsugi.recon.synthetic import Net, Synthetic, load_net, pictures
+from kintsugi.recon.synthetic import Synthetic, load_net
 from kintsugi.train import checkpoint
 from kintsugi.train.compute import pick_device
 from kintsugi.train.config import run_command, within
 
 
 @torch.no_grad()
-def surfaces(image: Tensor, net: Net, side: int, channels: Literal["one", "all"] = "one") -> list[Tensor]:
-    """Pictures of the depth, normals and contours of one image (3,H,W) in [0,1], each (3,H,W) in [0,1].
+def surfaces(image: Tensor, net: SurfaceNet, side: int, channels: Literal["one", "all"] = "one") -> list[Tensor]:
+    """Pictures of predicted depth, normals and contours of an image (3,H,W) in [0,1], each (3,H,W) in [0,1].
 
-    side: the short side at which the net looks, px. channels: one = it sees green alone, as in its evaluation.
+    side: the short side of the image that the network sees, px. channels: one = it sees only green, as in its
+    evaluation.
     """
     height, width = image.shape[-2:]
     size = photos.whole_strides((height, width), side)
     small = interpolate(image[None], size, mode="bilinear", antialias=True)
     if channels == "one":
         small = small[:, 1:2].expand(-1, 3, -1, -1)
-    _, guess = net(small)
-    return [interpolate(x, (height, width), mode="bilinear")[0] for x in pictures(guess)]
+    _, predicted = net(small)
+    return [interpolate(x, (height, width), mode="bilinear")[0] for x in predicted.pictures()]
 
 
 @dataclass(frozen=True, kw_only=True)
