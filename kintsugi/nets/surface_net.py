@@ -73,8 +73,8 @@ class SurfaceNet(nn.Module):
             [finest] + [interpolate(maps[s], finest.shape[-2:], mode="nearest") for s in self.strides[1:]], 1
         )
         x = features[:labeled]
-        normal = normalize(self.normal(x).float(), dim=1)
-        return features.float(), SurfacePrediction(self.depth(x).float(), normal, self.contour(x).float())
+        log_depth, normal, contour = self.depth(x).float(), self.normal(x).float(), self.contour(x).float()
+        return features.float(), SurfacePrediction(log_depth, normalize(normal, dim=1), contour)
 
 
 def _head(channels: int, out: int, norm: Norm) -> nn.Sequential:
