@@ -79,8 +79,15 @@ bench: .venv/.bench  ## speed compared with lightly, stable-pretraining and torc
 	@.venv/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[bench]'
 	@touch $@
 
-docs: $(READY)  ## build the documentation into docs/_build
-	@.venv/bin/sphinx-build -W --keep-going docs docs/_build $(ARGS)
+docs: .venv/.docs  ## build the documentation, docs/_build/html/index.html
+	@.venv/bin/python -m bench.tables
+	@.venv/bin/python -m sphinx -q -W --keep-going -b html docs docs/_build/html $(ARGS)
+	@echo "written: docs/_build/html/index.html"
+
+.venv/.docs: $(READY)
+	@echo "installing Sphinx (once) ..."
+	@.venv/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[docs]'
+	@touch $@
 
 test: $(READY)  ## all tests but the slow ones (ARGS="-m slow" for those)
 	@.venv/bin/python -m pytest -n 2 --dist worksteal -q $(if $(ARGS),$(ARGS),-m "not slow and not gpu")

@@ -14,7 +14,7 @@ def encoder(checkpoint: str, role: str = "") -> Encoder:
     """RGB (N,3,H,W) in [0,1] -> {stride: feature map (N,C,H/stride,W/stride)}, in eval mode, on the CPU.
 
     checkpoint: a file that a training wrote, or a run's folder: then its newest checkpoint. role: ``generator``,
-    ``discriminator`` or ``encoder``; default: the checkpoint's first encoder (a GAN's generator). ValueError of
-    one line if there is none.
+    ``discriminator`` or ``encoder``; default: the first, a GAN's generator. ValueError of one line
+    if there is none.
     """
     return load_encoder(checkpoint, role)

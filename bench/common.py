@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from kintsugi.data.decode import SUFFIXES
 from kintsugi.data.images import open_images
+from kintsugi.data.store import Store
 from kintsugi.train.compute import Device
 
 IMAGENET = (375, 500)
@@ -105,7 +106,7 @@ def photos(data: Path | None, count: int, like_imagenet: bool = False) -> Iterat
         folder = Path(place) / "photos" / "all"
         folder.mkdir(parents=True)
         if data is None:
-            scenes = open_images("scenes", 64, scenes=2048, short_side=80).train
+            scenes = open_images("scenes", 64, Store(short_side=80), scenes=2048).train
             for index in range(min(count, len(scenes))):
                 scene = scenes.batch(torch.tensor([index]))["image"][0]
                 _write_jpeg(to_pil_image(scene), folder / f"{index}.jpg")

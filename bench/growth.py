@@ -23,6 +23,7 @@ from bench.common import Job, StepConfig, milliseconds, write
 from kintsugi.contrastive import simclr
 from kintsugi.data.hha import hha
 from kintsugi.data.images import open_images
+from kintsugi.data.store import Store
 from kintsugi.scenes import rendering
 from kintsugi.train.compute import pick_device
 from kintsugi.train.config import parse_command, user_errors
@@ -114,7 +115,7 @@ class Growth:
                     os.link(folder / "0.png", folder / f"{number}.png")
                 for name in ("decoding", "cached"):
                     start = time.perf_counter()
-                    open_images(str(folder), 32, cache_dir=Path(place) / "cache", quiet=True)
+                    open_images(str(folder), 32, Store(cache=Path(place) / "cache", quiet=True))
                     found[f"{count}, {name}"] = time.perf_counter() - start
         return found
 

@@ -31,6 +31,7 @@ from bench.common import RESULTS, photos, write
 from kintsugi.contrastive import simclr
 from kintsugi.data.images import open_images
 from kintsugi.data.loader import Loader
+from kintsugi.data.store import Store
 from kintsugi.train.config import parse_command, user_errors
 from kintsugi.train.dist import World, keep_freed_memory
 
@@ -88,7 +89,7 @@ class Ours:
     def views(self, method: simclr.SimCLR) -> Iterator[tuple[Tensor, Tensor]]:
         """Of its rank's part of each batch."""
         config, world = self.config, method.world
-        split = open_images(str(self.folder), self.size, cache_dir=self.cache, quiet=True)
+        split = open_images(str(self.folder), self.size, Store(cache=self.cache, quiet=True))
         loader = Loader(split.train, config.batch, seed=0, rank=world.rank, world=world.size)
         with loader.iterate(0) as batches:
             for step in range(config.epochs * (len(split.train) // config.batch)):

@@ -26,9 +26,11 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
 from bench.common import RESULTS, photos, write
-from kintsugi.data import images, shards
+from kintsugi.data import shards
 from kintsugi.data.decode import decode
+from kintsugi.data.images import open_images
 from kintsugi.data.loader import Loader
+from kintsugi.data.store import Store
 from kintsugi.train.config import parse_command, user_errors, within
 
 
@@ -67,8 +69,8 @@ def opening(folder: Path, count: int) -> dict[str, float]:
             file.parent.mkdir(parents=True)
         file.touch()
     found = {}
-    open_them = partial(images.open_images, str(folder / "files"), 1, cache_dir=folder, quiet=True)
-    with mock.patch.object(images, "decode", return_value=np.zeros((3, 1, 1), np.uint8)):
+    open_them = partial(open_images, str(folder / "files"), 1, Store(cache=folder, quiet=True))
+    with mock.patch("kintsugi.data.decode.decode", return_value=np.zeros((3, 1, 1), np.uint8)):
         for time in ("at first", "then"):
             before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
             found[f"{time}, s"] = seconds(open_them)
@@ -98,7 +100,7 @@ def decoding(folder: Path, batch: int, kept: Path) -> dict[str, float]:
     for side in (96, 256):
         spent = seconds(partial(lambda side: [decode(file, side) for file in files[:60]], side))
         found[f"decoded at {side} px"] = spent / len(files[:60])
-    train = images.open_images(str(folder), 64, short_side=96, cache_dir=kept, cache_gb=0, quiet=True).train
+    train = open_images(str(folder), 64, Store(short_side=96, cache=kept, limit_gb=0, quiet=True)).train
     batches = max(1, len(train) // batch)
     with Loader(train, batch, 0).iterate(0) as ours:
         spent = seconds(lambda: list(itertools.islice(ours, batches)))

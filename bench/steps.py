@@ -18,6 +18,7 @@ from kintsugi.contrastive import byol, moco, simclr
 from kintsugi.contrastive.views import ViewsMethod
 from kintsugi.data.images import open_images
 from kintsugi.data.loader import Loader
+from kintsugi.data.store import Store
 from kintsugi.losses.adversarial import frozen
 from kintsugi.losses.perceptual import open_content
 from kintsugi.recon import inpainting, superresolution
@@ -39,7 +40,7 @@ class Bench:
     def __init__(self, config: StepsConfig) -> None:
         device = pick_device(config.device)
         self.config, self.world = config, World(device, bf16=config.precision == "bf16")
-        self.images = open_images("scenes", config.size, scenes=config.scenes, short_side=config.size * 5 // 4).train
+        self.images = open_images("scenes", config.size, Store(config.size * 5 // 4), scenes=config.scenes).train
 
     def milliseconds(self, jobs: dict[str, Job]) -> dict[str, float]:
         return milliseconds(jobs, self.config.rounds, self.world.device)

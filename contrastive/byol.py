@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from kintsugi.augment.color_jitter import Recipe
+from kintsugi.augment.color_jitter import ColorAugmentation
 from kintsugi.contrastive.views import ViewsConfig, ViewsMethod, logged_spread, mlp
 from kintsugi.nets.encoder import Encoder
 from kintsugi.train import optim
@@ -138,10 +138,10 @@ class BYOL(ViewsMethod[BYOLConfig]):
         """All that gradients train."""
         return nn.ModuleList([self.encoder, self.projector, self.predictor])
 
-    def recipes(self) -> tuple[Recipe, Recipe]:
+    def recipes(self) -> tuple[ColorAugmentation, ColorAugmentation]:
         """View 1 is always blurred, view 2 rarely, and sometimes solarized (table 6)."""
         config = self.config
-        first = Recipe(0.4, 0.4, 0.2, 0.1, blur=2 * config.blur).jittered(config.strength)
+        first = ColorAugmentation(0.4, 0.4, 0.2, 0.1, blur=2 * config.blur).with_strength(config.strength)
         return first, replace(first, blur=config.blur / 5, solarize=0.2)
 
     def update(self, batch: Batch, step: int) -> dict[str, Tensor]:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from kintsugi.augment.color_jitter import Recipe
+from kintsugi.augment.color_jitter import ColorAugmentation
 from kintsugi.contrastive.views import ViewsConfig, ViewsMethod, logged_spread, mlp
 from kintsugi.losses.infonce import info_nce, retrieval
 from kintsugi.nets.encoder import Encoder
@@ -178,12 +178,12 @@ class MoCo(ViewsMethod[MoCoConfig]):
         """Encoder and projector, which ``keys`` follows."""
         return nn.ModuleList([self.encoder, self.projector])
 
-    def recipes(self) -> tuple[Recipe, Recipe]:
+    def recipes(self) -> tuple[ColorAugmentation, ColorAugmentation]:
         config = self.config
         if config.version == 1:  # Wu 2018's: no blur, gray .2, a mild jitter that is always there
-            recipe = Recipe(0.4, 0.4, 0.4, 0.4, jitter=1.0, blur=0.0).jittered(config.strength)
+            recipe = ColorAugmentation(0.4, 0.4, 0.4, 0.4, jitter=1.0, blur=0.0).with_strength(config.strength)
         else:
-            recipe = Recipe(0.4, 0.4, 0.4, 0.1, blur=config.blur).jittered(config.strength)
+            recipe = ColorAugmentation(0.4, 0.4, 0.4, 0.1, blur=config.blur).with_strength(config.strength)
         return recipe, recipe
 
     def update(self, batch: Batch, step: int) -> dict[str, Tensor]:

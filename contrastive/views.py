@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from kintsugi.augment import color_jitter, cropping
-from kintsugi.augment.color_jitter import Recipe
+from kintsugi.augment.color_jitter import ColorAugmentation
 from kintsugi.metrics import neighbors
 from kintsugi.metrics.spread import COLLAPSED, COLLAPSED_RANK, spread
 from kintsugi.nets.backbones import Backbone, Encoder
@@ -69,9 +69,9 @@ class ViewsMethod(Method[V]):
         super().__init__(config, world)
         self.encoder = config.backbone.build()
 
-    def recipes(self) -> tuple[Recipe, Recipe]:
+    def recipes(self) -> tuple[ColorAugmentation, ColorAugmentation]:
         """How the colors of the first and of the second view vary."""
-        recipe = Recipe(blur=self.config.blur).jittered(self.config.strength)
+        recipe = ColorAugmentation(blur=self.config.blur).with_strength(self.config.strength)
         return recipe, recipe
 
     def view(self, batch: Batch, which: int, *key: int) -> Tensor:

@@ -16,8 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from kintsugi.data.images import Split, open_labeled
+from kintsugi.data.image_set import Split
+from kintsugi.data.images import open_labeled
 from kintsugi.data.multilabel import MULTILABEL, open_multilabel
+from kintsugi.data.store import Store
 from kintsugi.eval.features import Features, central_squares, extract
 from kintsugi.eval.finetune import finetune
 from kintsugi.eval.linear import probe, some_of_each
@@ -73,10 +75,11 @@ class Classification(Task):
     def __init__(self, data: str, size: int, config: ClassificationSettings, compute: Compute) -> None:
         self.data, self.size, self.config, self.compute = data, size, config, compute
         self.several = data in MULTILABEL  # classes per image
+        store = Store(cache=config.cache)
         if self.several:
-            self.split: Split = open_multilabel(data, size, scenes=config.labeled_scenes, cache_dir=config.cache)
+            self.split: Split = open_multilabel(data, size, store, scenes=config.labeled_scenes)
         else:
-            self.split = open_labeled(data, size, cache_dir=config.cache)
+            self.split = open_labeled(data, size, store)
         self.name = data_name(data) if not self.several else f"what is in {data}"
         self.protocols = tuple(
             name

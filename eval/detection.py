@@ -31,6 +31,7 @@ from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 from tqdm import tqdm
 
 from kintsugi.data.boxes import Boxed, Things, open_boxes
+from kintsugi.data.store import Store
 from kintsugi.eval.report import Comparison, compare
 from kintsugi.eval.results import Result, Results
 from kintsugi.eval.tasks import FrozenFeatures, RunSettings, Task, data_name, evenly_spaced, fit_batch_norms
@@ -81,7 +82,9 @@ class Detection(Task):
             raise ValueError("detection needs pycocotools, which is not installed: pip install pycocotools")
         self.data, self.config, self.compute = data, config, compute
         self.size = config.detection_size or (128 if data == "scenes" else 480)
-        self.train, self.test = open_boxes(data, scenes=config.detection_scenes, size=self.size, cache_dir=config.cache)
+        self.train, self.test = open_boxes(
+            data, Store(cache=config.cache), scenes=config.detection_scenes, size=self.size
+        )
         self.name = f"boxes in {data_name(data)}"
         self.protocols = config.detection_protocols
 

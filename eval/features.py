@@ -12,7 +12,7 @@ from torch.nn.functional import adaptive_avg_pool2d
 from tqdm import tqdm
 
 from kintsugi.augment import cropping
-from kintsugi.data.images import Images
+from kintsugi.data.image_set import Images
 from kintsugi.nets.encoder import Encoder
 from kintsugi.train.compute import Compute
 

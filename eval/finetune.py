@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from kintsugi.augment import cropping
-from kintsugi.data.images import Images
+from kintsugi.data.image_set import Images
 from kintsugi.eval.features import central_squares
 from kintsugi.eval.linear import loss, score
 from kintsugi.nets.encoder import Encoder

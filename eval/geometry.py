@@ -21,7 +21,8 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from kintsugi.data.hha import fit_normals
-from kintsugi.data.pairs import open_rgbd, open_scenes
+from kintsugi.data.rendered import labeled_scenes
+from kintsugi.data.rgbd import open_rgbd
 from kintsugi.eval.dense import TITLES, DenseSettings, DenseTask, Labeled
 from kintsugi.eval.report import Comparison, compare
 from kintsugi.eval.results import Result, Results
@@ -41,7 +42,7 @@ RADIUS = 1 / 80
 class Geometry(DenseTask):
     """Predicts depth and normals.
 
-    data: ``scenes``, with exact depth and normals, or an RGB-D folder (``kintsugi.data.pairs.open_rgbd``), whose
+    data: ``scenes``, with exact depth and normals, or an RGB-D folder (``kintsugi.data.rgbd.open_rgbd``), whose
     normals come from planes fitted to depth. Targets (N,4,H,W): depth in meters and unit normals towards the camera (x
     right, y down, z forward), each 0 where it is missing.
 
@@ -102,7 +103,7 @@ def open_targets(data: str, scenes: int) -> tuple[Labeled, Labeled]:
     scenes: how many for training, if ``data`` is ``scenes``. Raises ValueError of one line if the data are unfit.
     """
     if data == "scenes":
-        rendered = [open_scenes(part, scenes, SCENE_SIZE) for part in ("train", "val")]
+        rendered = [labeled_scenes(part, scenes, SCENE_SIZE) for part in ("train", "val")]
         train, val = (Labeled(r["image"], torch.cat([r["depth"], r["normal"]], 1)) for r in rendered)
         return train, val
     root = Path(data).expanduser()

@@ -17,6 +17,7 @@ from torch import Tensor
 from kintsugi import table
 from kintsugi.augment import cropping, masks
 from kintsugi.data.images import open_images
+from kintsugi.data.store import Store
 from kintsugi.fill.classical import CLASSICAL, Fill
 from kintsugi.losses.perceptual import Lpips, open_lpips
 from kintsugi.metrics.reconstruction import HoleQuality
@@ -104,9 +105,8 @@ def run(config: Config) -> Table:
     kinds = config.kinds or (("center",) if trained["mask"] == "center" else ("center", "blocks", "regions"))
     same = not config.data or config.data == trained["data"]
     short_side, scenes = (trained["short_side"], trained["scenes"]) if same else (0, 1024)
-    split = open_images(
-        config.data or trained["data"], mender.size, short_side=short_side, scenes=scenes, cache_dir=config.cache
-    )
+    store = Store(short_side, config.cache)
+    split = open_images(config.data or trained["data"], mender.size, store, scenes=scenes)
     images = [split.heldout] if config.split == "heldout" else [split.heldout, split.train]
     truth = torch.cat(
         [cropping.center_crops(part.batch(torch.arange(min(config.count, len(part)))), mender.size) for part in images]

@@ -18,7 +18,8 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torchmetrics.functional.classification import multiclass_confusion_matrix
 
-from kintsugi.data.pairs import VOID, Pairs, open_clips, open_pairs
+from kintsugi.data.pairs import VOID, MaskedImages, open_clips, open_pairs
+from kintsugi.data.store import Store
 from kintsugi.eval.dense import TITLES, DenseSettings, DenseTask, Labeled
 from kintsugi.eval.report import Comparison, compare
 from kintsugi.eval.results import Result, Results
@@ -33,7 +34,9 @@ FRAMES = 400  # limit on the frames of all training clips together: neighbors ar
 class _PixelClasses(DenseTask):
     """Predicts a class for every pixel. Targets: uint8 (N,H,W), class indices, 255 = void."""
 
-    def __init__(self, title: str, train: Pairs, val: Pairs, config: DenseSettings, compute: Compute) -> None:
+    def __init__(
+        self, title: str, train: MaskedImages, val: MaskedImages, config: DenseSettings, compute: Compute
+    ) -> None:
         self.classes = train.classes
         first, second = (Labeled(pairs.images, pairs.targets) for pairs in (train, val))
         super().__init__(title, first, second, len(self.classes), config, compute)
@@ -58,7 +61,10 @@ class Segmentation(_PixelClasses):
     """
 
     def __init__(self, data: str, config: DenseSettings, compute: Compute, void: int = VOID) -> None:
-        train, val = (open_pairs(data, part, void=void, scenes=config.train_scenes) for part in ("train", "val"))
+        store = Store(cache=config.cache)
+        train, val = (
+            open_pairs(data, split, store, void=void, scenes=config.train_scenes) for split in ("train", "val")
+        )
         if len(val.classes) > len(train.classes):
             raise ValueError(
                 f"--data {data}: val has class ids up to {len(val.classes) - 1}, train only up to "
@@ -81,7 +87,7 @@ class FigureGround(_PixelClasses):
     def __init__(self, data: str, config: DenseSettings, compute: Compute) -> None:
         train, val = (open_clips(data, part) for part in ("train", "val"))
         some = evenly_spaced(len(train), FRAMES)
-        fewer = Pairs(train.images[some], train.targets[some], train.classes)
+        fewer = MaskedImages(train.images[some], train.targets[some], train.classes)
         self.clips = val.clips
         super().__init__(f"figure-ground {data_name(data)}", fewer, val, config, compute)
 

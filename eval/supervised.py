@@ -23,8 +23,9 @@ from torch.nn.functional import cross_entropy, interpolate
 from torchvision.utils import make_grid
 
 from kintsugi.augment import color_jitter, cropping
-from kintsugi.augment.color_jitter import Recipe
-from kintsugi.data.images import Images, Split, held_out, open_images, open_labeled
+from kintsugi.augment.color_jitter import ColorAugmentation
+from kintsugi.data.image_set import Images, Split, held_out
+from kintsugi.data.images import open_images, open_labeled
 from kintsugi.nets.backbones import Backbone, Encoder
 from kintsugi.pictures import judged
 from kintsugi.train import optim
@@ -32,7 +33,7 @@ from kintsugi.train.command import run_method
 from kintsugi.train.config import TrainConfig, within
 from kintsugi.train.dist import World
 from kintsugi.train.method import Batch, Data, Method
-from kintsugi.train.opening import storage
+from kintsugi.train.opening import store_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,13 +134,12 @@ def open_training(config: SupervisedConfig, quiet: bool = False) -> Split:
             f"--data{reason} name a folder with train/ and test/ of class folders, one of class folders, cifar10, "
             "stl10 or imagenet:PATH"
         )
-    kept = storage(config, quiet)
+    store = store_of(config, quiet)
     root = Path(spec).expanduser()
     if root.is_dir() and not (root / "train").is_dir():
-        split = open_images(spec, config.size, **kept)
+        split = open_images(spec, config.size, store, scenes=config.scenes)
     else:
-        named = ("short_side", "cache_dir", "cache_gb", "quiet")
-        split = held_out(open_labeled(spec, config.size, **{name: kept[name] for name in named}).train)
+        split = held_out(open_labeled(spec, config.size, store).train)
     if split.train.labels is None:
         raise ValueError(
             f"--data {spec}: its images are not in class folders; make a folder for each class, or train/ and test/ "
@@ -198,7 +198,7 @@ class Supervised(Method[SupervisedConfig]):
     def view(self, batch: Batch, step: int) -> Tensor:
         """This rank's random crops (n,3,S,S) in [0,1], drawn for the global batch."""
         config, count = self.config, len(batch["image"]) * self.world.size
-        recipe = Recipe(gray=0, blur=0).jittered(config.strength) if config.strength else None
+        recipe = ColorAugmentation(gray=0, blur=0).with_strength(config.strength) if config.strength else None
         mine, key = self.world.part(count), (config.seed, step)
         return color_jitter.random_views(batch, recipe, config.size, config.smallest_crop, count, mine, key)
 

@@ -18,7 +18,12 @@ GRID = 10
 
 
 def rgb_to_lab(image: Tensor) -> Tensor:
-    """sRGB (N,3,H,W) in [0,1] -> L in 0..100 and ab, (N,3,H,W)."""
+    """sRGB (N,3,H,W) in [0,1] -> L in 0..100 and ab, (N,3,H,W).
+
+    >>> white = torch.ones(1, 3, 1, 1)
+    >>> rgb_to_lab(white).flatten().round().abs().tolist()
+    [100.0, 0.0, 0.0]
+    """
     import kornia  # here, and scipy below: they take time, which --help need not wait for
 
     with _exact(image):

@@ -11,7 +11,11 @@ import torch
 
 
 def generator(*key: int) -> torch.Generator:
-    """A CPU generator whose stream is a function of ``key`` (non-negative integers), well derive_seed by numpy."""
+    """A CPU generator whose stream is a function of ``key`` (non-negative integers), well mixed by numpy.
+
+    >>> torch.rand(2, generator=generator(0, 7)).equal(torch.rand(2, generator=generator(0, 7)))
+    True
+    """
     return torch.Generator().manual_seed(derive_seed(*key))
 
 

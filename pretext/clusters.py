@@ -20,7 +20,7 @@ from torchmetrics.functional.clustering import normalized_mutual_info_score
 from torchmetrics.functional.clustering.utils import calculate_contingency_matrix
 
 from kintsugi.augment import color_jitter, cropping
-from kintsugi.augment.color_jitter import Recipe
+from kintsugi.augment.color_jitter import ColorAugmentation
 from kintsugi.data.loader import Indexed
 from kintsugi.metrics import neighbors
 from kintsugi.nets.backbones import Backbone, Encoder
@@ -109,7 +109,7 @@ class ClustersMethod(Method[K]):
     def view(self, batch: Batch, *key: int) -> Tensor:
         """This rank's random crops (n,3,S,S) in [0,1] of a batch, drawn for ``key`` and for the global batch."""
         config, count = self.config, len(batch["image"]) * self.world.size
-        recipe = Recipe(0.4, 0.4, 0.4, 0.1, jitter=1.0, blur=0.0).jittered(config.strength)
+        recipe = ColorAugmentation(0.4, 0.4, 0.4, 0.1, jitter=1.0, blur=0.0).with_strength(config.strength)
         return color_jitter.random_views(
             batch,
             recipe if config.strength else None,

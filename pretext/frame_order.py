@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from kintsugi.data.clips import TupleSplit
+from kintsugi.data.frame_tuples import TupleSplit
 from kintsugi.nets.encoder import Encoder
 from kintsugi.pictures import judged
 from kintsugi.pretext.video import Tower, VideoConfig, bordered, centered, opened, rows, view

@@ -22,7 +22,7 @@ from kornia.color import rgb_to_grayscale
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, interpolate, pad
 
-from kintsugi.data.clips import TupleSplit, even
+from kintsugi.data.frame_tuples import TupleSplit, equalize_exposure
 from kintsugi.nets.encoder import Encoder
 from kintsugi.pictures import judged
 from kintsugi.pretext.video import Tower, VideoConfig, bordered, centered, opened, rows, view
@@ -189,7 +189,7 @@ class OddOneOut(Method[OddOneOutConfig]):
     def encoded(self, frames: Tensor) -> Tensor:
         """Questions' frames (n,K,W,3,S,S) in the order shown -> their sub-clips' images (n,K,3,S,S)."""
         images = encode(frames, self.config.encoding)
-        return even(images, _MOST_EVEN) if self.config.even else images
+        return equalize_exposure(images, _MOST_EVEN) if self.config.even else images
 
     @classmethod
     def open_data(cls, config: OddOneOutConfig, quiet: bool = False) -> TupleSplit:

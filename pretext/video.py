@@ -12,8 +12,8 @@ from torch.nn.functional import interpolate, pad
 from torchvision.utils import make_grid
 
 from kintsugi.augment import color_jitter, cropping
-from kintsugi.augment.color_jitter import Recipe
-from kintsugi.data.clips import Draw, TupleSplit, even, open_tuples
+from kintsugi.augment.color_jitter import ColorAugmentation
+from kintsugi.data.frame_tuples import Draw, TupleSplit, equalize_exposure, open_tuples
 from kintsugi.nets.backbones import Backbone
 from kintsugi.nets.encoder import Encoder
 from kintsugi.pictures import framed
@@ -22,7 +22,7 @@ from kintsugi.train import optim
 from kintsugi.train.config import TrainConfig, within
 from kintsugi.train.dist import World
 from kintsugi.train.method import Batch
-from kintsugi.train.opening import storage
+from kintsugi.train.opening import store_of
 
 _CROPS, _COLORS = 1, 2  # what random numbers are for, the last part of their key
 
@@ -87,12 +87,13 @@ def opened(config: VideoConfig, quiet: bool, span: int, draw: Draw, shorter: str
         config.size,
         span,
         draw,
+        store_of(config, quiet),
         shorter=shorter,
         count=config.tuples,
         seed=config.seed,
         frames=config.frames,
         every=config.every,
-        **storage(config, quiet),
+        scenes=config.scenes,
     )
 
 
@@ -105,16 +106,16 @@ def view(batch: Batch, config: VideoConfig, world: World, *key: int) -> Tensor:
     draws, flip = cropping.crop_draws(count, random)[part], cropping.random_flips(count, random)[part]
     boxes = cropping.random_boxes(batch["extent"], draws, scale=(config.smallest_crop, 1.0))
     frames = _cut(batch["image"], boxes, config.size, flip)
-    recipe = Recipe(config.jitter, config.jitter, config.jitter, hue=0, gray=0.2, blur=0)
-    changes = color_jitter.draw(recipe, count, generator(config.seed, *key, _COLORS))[part]
+    recipe = ColorAugmentation(config.jitter, config.jitter, config.jitter, hue=0, gray=0.2, blur=0)
+    changes = color_jitter.draw_changes(recipe, count, generator(config.seed, *key, _COLORS))[part]
     frames = _alike(frames, changes)
-    return even(frames) if config.even else frames
+    return equalize_exposure(frames) if config.even else frames
 
 
 def centered(batch: Batch, config: VideoConfig) -> Tensor:
     """The frames' middles, for looking and measuring: (n,K,3,H,W) -> (n,K,3,S,S) in [0,1]."""
     frames = _cut(batch["image"], cropping.center_boxes(batch["extent"]), config.size)
-    return even(frames) if config.even else frames
+    return equalize_exposure(frames) if config.even else frames
 
 
 def _cut(image: Tensor, boxes: Tensor, size: int, flip: Tensor | None = None) -> Tensor:
@@ -124,7 +125,7 @@ def _cut(image: Tensor, boxes: Tensor, size: int, flip: Tensor | None = None) ->
     return cut.unflatten(0, (-1, count))
 
 
-def _alike(frames: Tensor, changes: color_jitter.Colors) -> Tensor:
+def _alike(frames: Tensor, changes: color_jitter.ColorChanges) -> Tensor:
     """Each tuple's frames side by side as one picture: so even what goes by a picture's mean is the same for all."""
     count, size = frames.shape[1], frames.shape[4]
     wide = color_jitter.recolor(frames.permute(0, 2, 3, 1, 4).flatten(3), changes)  # (n,3,S,K*S)

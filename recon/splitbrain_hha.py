@@ -21,8 +21,8 @@ from torch.nn.functional import interpolate, mse_loss
 
 from kintsugi.augment import cropping
 from kintsugi.color import lab_to_rgb, rgb_to_lab
-from kintsugi.data import rgbd
-from kintsugi.data.images import Split
+from kintsugi.data import hha_images
+from kintsugi.data.image_set import Split
 from kintsugi.metrics.chroma import AbErrors
 from kintsugi.nets.backbones import Backbone
 from kintsugi.nets.encoder import Encoder
@@ -33,7 +33,7 @@ from kintsugi.rng import generator
 from kintsugi.train.command import run_method
 from kintsugi.train.dist import World
 from kintsugi.train.method import Batch
-from kintsugi.train.opening import storage
+from kintsugi.train.opening import store_of
 
 AB_WEIGHT = 200.0  # weight of the ab loss relative to the squared error of L in 0..100
 
@@ -100,14 +100,14 @@ class SplitBrainHha(TwoNets[SplitBrainHhaConfig]):
 
     @classmethod
     def open_data(cls, config: SplitBrainHhaConfig, quiet: bool = False) -> Split:
-        return rgbd.open_hha(config.data, config.size, **storage(config, quiet))
+        return hha_images.open_hha(config.data, config.size, store_of(config, quiet), scenes=config.scenes)
 
     def update(self, batch: Batch, step: int) -> dict[str, Tensor]:
         config, random = self.config, generator(self.config.seed, step)
         place, flip = torch.rand(config.batch, 2, generator=random), cropping.random_flips(config.batch, random)
         mine = self.world.part(config.batch)
-        planes = cropping.cut(batch["image"], batch["extent"], config.size, place[mine], flip[mine])
-        image, hha, known = rgbd.unpack(planes)
+        planes = cropping.crop(batch["image"], batch["extent"], config.size, place[mine], flip[mine])
+        image, hha, known = hha_images.unpack(planes)
         self.train()
         with self.world.autocast():
             predicted_hha, out = self.to_hha(image), self.to_lab(hha)  # (n,3,s,s), (n,314,s,s): L and logits of ab
@@ -129,7 +129,7 @@ class SplitBrainHha(TwoNets[SplitBrainHhaConfig]):
 
     def centered(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """The central squares of held-out images: image and HHA (n,3,S,S) in [0,1], known (n,1,S,S) bool."""
-        return rgbd.unpack(cropping.cut(batch["image"], batch["extent"], self.config.size))
+        return hha_images.unpack(cropping.crop(batch["image"], batch["extent"], self.config.size))
 
     @torch.no_grad()
     def predict(self, image: Tensor, hha: Tensor) -> tuple[Tensor, Tensor]:

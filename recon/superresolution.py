@@ -222,7 +222,7 @@ class SuperResolution(Gan[SuperResolutionConfig]):
         config, random = self.config, generator(self.config.seed, step)
         place, flip = torch.rand(config.batch, 2, generator=random), cropping.random_flips(config.batch, random)
         mine = self.world.part(config.batch)
-        return cropping.cut(batch["image"], batch["extent"], config.size, place[mine], flip[mine]) / 255
+        return cropping.crop(batch["image"], batch["extent"], config.size, place[mine], flip[mine]) / 255
 
     def warnings(self, scalars: Mapping[str, float]) -> list[str]:
         return collapse_warning(scalars, "a lower --lr-adversarial")
@@ -243,7 +243,7 @@ class SuperResolution(Gan[SuperResolutionConfig]):
 
     def centered(self, batch: Batch) -> Tensor:
         """The central squares of held-out images at their own resolution, (n,3,S,S) in [0,1]."""
-        return cropping.cut(batch["image"], batch["extent"], self.config.size) / 255
+        return cropping.crop(batch["image"], batch["extent"], self.config.size) / 255
 
     @torch.no_grad()
     def upscale(self, small: Tensor) -> Tensor:

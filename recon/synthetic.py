@@ -30,7 +30,8 @@ from torch import Tensor
 
 from kintsugi.augment.domain_crops import center_domain_crops, one_channel, random_domain_crops
 from kintsugi.data import labeled
-from kintsugi.data.labeled import Domains, Labels
+from kintsugi.data.labeled import Labels
+from kintsugi.data.side_by_side import Domains, open_real, sample_photos
 from kintsugi.losses.depth import contour_loss, depth_loss, normal_loss
 from kintsugi.metrics.domain_gap import DomainGap
 from kintsugi.metrics.surface_errors import SurfaceErrors
@@ -45,7 +46,7 @@ from kintsugi.train.dist import World
 from kintsugi.train.domain_adversary import FeaturePool, alternate_loss, reversal_loss
 from kintsugi.train.gan import collapse_warning, update_discriminator
 from kintsugi.train.method import Batch, Method
-from kintsugi.train.opening import storage
+from kintsugi.train.opening import store_of
 
 _CROPS, _POOLS = 1, 2  # last number of a random generator's key: what it draws
 
@@ -167,12 +168,12 @@ class Synthetic(Method[SyntheticConfig]):
     @classmethod
     def open_data(cls, config: SyntheticConfig, quiet: bool = False) -> Domains:
         """The synthetic and the real images, both split into training and held-out images."""
-        stored = storage(config, quiet)
-        rendered = labeled.open_synthetic(config.data, config.size, **stored)
+        store = store_of(config, quiet)
+        rendered = labeled.open_synthetic(config.data, config.size, store, scenes=config.scenes)
         if config.real:
-            real = labeled.open_real(config.real, config.size, **stored)
+            real = open_real(config.real, config.size, store)
         else:
-            real = labeled.sample_photos(config.size)
+            real = sample_photos(config.size)
             if not quiet:
                 print("no --real given: the demo uses scikit-image's few sample photos; name a folder of photos")
         return Domains.of(rendered, real)

@@ -39,7 +39,7 @@ NOT_YET: dict[str, set[str]] = {
         "kintsugi/data/clips.py",
         "kintsugi/data/images.py",
         "kintsugi/scenes/rendering.py",
-        "kintsugi/scenes/rooms.py",
+        "kintsugi.scenes.classes.py",
         "recon/colorization.py",
         "recon/inpainting.py",
         "recon/synthetic.py",

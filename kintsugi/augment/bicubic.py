@@ -1,17 +1,18 @@
-"""Bicubic resampling as MATLAB's imresize does it, which the field's super-resolution benchmarks are made with."""
+"""Bicubic resampling equal to MATLAB's imresize, with which the super-resolution benchmarks are made."""
 
 from __future__ import annotations
 
 from torch import Tensor
 from torch.nn.functional import interpolate, pad
 
-_REACH = 4  # pixels of the small image that a kernel of 4 reaches over the border, rounded up
+_REACH = 4  # pixels of the small image by which a kernel of 4 reaches over the border, rounded up
 
 
 def shrink(image: Tensor, factor: int) -> Tensor:
-    """(N,C,H,W) -> (N,C,H/factor,W/factor), antialiased; sides must be multiples of the factor. Not clipped.
+    """(N,C,H,W) -> (N,C,H/factor,W/factor), antialiased and not clipped.
 
-    Keys' kernel (a = -.5), widened by the factor; the image continues as its border pixel.
+    Keys' kernel (a = -.5), widened by the factor; border pixels continue outside the image. ValueError where the sides
+    are not multiples of the factor.
     """
     height, width = image.shape[-2:]
     if height % factor or width % factor:
@@ -24,10 +25,10 @@ def shrink(image: Tensor, factor: int) -> Tensor:
 
 
 def enlarge(image: Tensor, factor: int) -> Tensor:
-    """(N,C,h,w) -> (N,C,h*factor,w*factor), with the same kernel. Not clipped."""
+    """(N,C,h,w) -> (N,C,h*factor,w*factor), with the same kernel and not clipped."""
     framed = pad(image, (_REACH,) * 4, mode="replicate")
     size = [side * factor for side in framed.shape[-2:]]
-    # antialias chooses a = -.5; torch's plain bicubic has -.75.
+    # With antialias=True torch uses a = -.5, without it -.75.
     large = interpolate(framed, size, mode="bicubic", antialias=True)
     edge = _REACH * factor
     return large[..., edge:-edge, edge:-edge]

@@ -1,8 +1,8 @@
-"""Random colors of views, as contrastive methods want them: drawn on the CPU, applied in batch on the device.
+"""Random color changes of views, as in contrastive methods: drawn on the CPU, applied in batch on the device.
 
-The operations equal torchvision's on the same parameters; what is here is that each image has its own parameters and
-its own order of them, in batch, and forms that take few operations and none that are slow on a CPU. Crops and flips are
-those of ``kintsugi.augment.cropping``.
+The operations equal torchvision's with the same parameters. What torchvision lacks: in one batch each image has its own
+parameters and its own order of operations, in forms that take few operations and none that are slow on a CPU. Crops and
+flips are those of ``kintsugi.augment.cropping``.
 """
 
 from __future__ import annotations
@@ -19,48 +19,55 @@ from torch.nn.functional import pad
 from kintsugi.augment import cropping
 from kintsugi.rng import generator
 
-_CROPS, _COLORS = 1, 2  # what random numbers are for, the last part of their key
+_CROPS, _COLORS = 1, 2  # what random numbers are for, the last number of their key
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """How much the colors of a view vary, with which probability; by default as in SimCLR (Chen 2020, appendix A)."""
+class ColorAugmentation:
+    """How much the colors of a view vary, and how probably; by default as in SimCLR (Chen 2020, appendix A)."""
 
     brightness: float = 0.8
     contrast: float = 0.8
     saturation: float = 0.8
     hue: float = 0.2
-    """The first three: factors uniform in [1 - x, 1 + x]; hue: turned by up to x of the circle either way."""
+    """The first three: factors uniform in [1 - x, 1 + x]. Hue: turned by up to x of the circle in either direction."""
     jitter: float = 0.8
-    """Probability of the four above, which come in random order."""
+    """Probability of the four above, which are applied in random order."""
     gray: float = 0.2
     blur: float = 0.5
-    """Probability of a Gaussian blur, its sigma uniform in [.1, 2] px."""
+    """Probability of a Gaussian blur with sigma uniform in [.1, 2] px."""
     solarize: float = 0.0
-    """Probability that what is brighter than half is inverted (BYOL)."""
+    """Probability of inverting what is brighter than half (BYOL)."""
 
-    def jittered(self, strength: float) -> Recipe:
-        """With a jitter ``strength`` times as strong."""
-        parts = {name: strength * getattr(self, name) for name in ("brightness", "contrast", "saturation", "hue")}
-        return replace(self, **parts)
+    def with_strength(self, strength: float) -> ColorAugmentation:
+        """The same with brightness, contrast, saturation and hue ``strength`` times as strong."""
+        return replace(
+            self,
+            brightness=strength * self.brightness,
+            contrast=strength * self.contrast,
+            saturation=strength * self.saturation,
+            hue=strength * self.hue,
+        )
 
 
 @dataclass(frozen=True)
-class Colors:
-    """What ``recolor`` does to each of n images; on the CPU. Factors of 1, turns and sigmas of 0 change nothing."""
+class ColorChanges:
+    """What ``recolor`` does to each of n images; on the CPU. Factors of 1 and turns and sigmas of 0 change nothing."""
 
-    factors: Tensor  # (n,4): brightness, contrast, saturation; and the hue's turn, as a part of the circle
-    order: Tensor  # (n,4): in which order the four are applied, int64
+    factors: Tensor  # (n,4): brightness, contrast, saturation; and the hue's turn as a fraction of the circle
+    order: Tensor  # (n,4) int64: the order in which the four are applied
     gray: Tensor  # (n,) bool
     sigma: Tensor  # (n,), px
     solarize: Tensor  # (n,) bool
 
-    def __getitem__(self, rows: slice) -> Colors:
-        return Colors(self.factors[rows], self.order[rows], self.gray[rows], self.sigma[rows], self.solarize[rows])
+    def __getitem__(self, rows: slice) -> ColorChanges:
+        return ColorChanges(
+            self.factors[rows], self.order[rows], self.gray[rows], self.sigma[rows], self.solarize[rows]
+        )
 
 
-def draw(recipe: Recipe, n: int, generator: torch.Generator) -> Colors:
-    """Color changes for ``n`` images."""
+def draw_changes(augmentation: ColorAugmentation, n: int, generator: torch.Generator) -> ColorChanges:
+    """Draws color changes for ``n`` images."""
 
     def uniform(*size: int) -> Tensor:
         return torch.rand(*size, generator=generator)
@@ -68,68 +75,72 @@ def draw(recipe: Recipe, n: int, generator: torch.Generator) -> Colors:
     def chance(probability: float) -> Tensor:
         return uniform(n) < probability
 
-    reach = torch.tensor([recipe.brightness, recipe.contrast, recipe.saturation, recipe.hue])
+    reach = torch.tensor([augmentation.brightness, augmentation.contrast, augmentation.saturation, augmentation.hue])
     middle = torch.tensor([1.0, 1.0, 1.0, 0.0])
-    jitter = chance(recipe.jitter)[:, None]
+    jitter = chance(augmentation.jitter)[:, None]
     factors = torch.where(jitter, (middle + reach * (2 * uniform(n, 4) - 1)), middle)
     factors[:, :3].clamp_(min=0)
-    sigma = torch.where(chance(recipe.blur), 0.1 + 1.9 * uniform(n), 0.0)
-    return Colors(factors, uniform(n, 4).argsort(1), chance(recipe.gray), sigma, chance(recipe.solarize))
+    sigma = torch.where(chance(augmentation.blur), 0.1 + 1.9 * uniform(n), 0.0)
+    return ColorChanges(
+        factors, uniform(n, 4).argsort(1), chance(augmentation.gray), sigma, chance(augmentation.solarize)
+    )
 
 
 def random_views(
     batch: Mapping[str, Tensor],
-    recipe: Recipe | None,
+    augmentation: ColorAugmentation | None,
     size: int,
     smallest: float,
     count: int,
-    part: slice,
+    mine: slice,
     key: tuple[int, ...],
 ) -> Tensor:
-    """``cropping.random_crops`` of a batch drawn for ``key``, recolored (None: as they are): (n,3,S,S) in [0,1]."""
+    """``cropping.random_crops`` of a batch, drawn for ``key``, with changed colors: (n,3,S,S) in [0,1].
+
+    augmentation: None = the colors stay as they are.
+    """
     crops = generator(*key, _CROPS)
-    if recipe is None:
-        return cropping.random_crops(batch, size, count, part, crops, smallest)
-    changes = draw(recipe, count, generator(*key, _COLORS))[part]
+    if augmentation is None:
+        return cropping.random_crops(batch, size, count, mine, crops, smallest)
+    changes = draw_changes(augmentation, count, generator(*key, _COLORS))[mine]
     return cropping.random_crops(
-        batch, size, count, part, crops, smallest, lambda image, rows: recolor_(image, changes[rows])
+        batch, size, count, mine, crops, smallest, lambda image, rows: recolor_(image, changes[rows])
     )
 
 
-def recolor(image: Tensor, colors: Colors) -> Tensor:
-    """Images (n,3,H,W) in [0,1] with their colors changed: the jitter, gray, blur, solarization; in [0,1] but
-    for rounding."""
+def recolor(image: Tensor, changes: ColorChanges) -> Tensor:
+    """Images (n,3,H,W) in [0,1] with changed colors: jitter, gray, blur, solarization. In [0,1] up to rounding."""
     changed = image.clone(memory_format=torch.contiguous_format)
     if image.device.type == "cpu":
-        for rows in cropping.few(len(image), image.shape[2] * image.shape[3]):
-            recolor_(changed[rows], colors[rows])
+        for rows in cropping.chunks(len(image), image.shape[2] * image.shape[3]):
+            recolor_(changed[rows], changes[rows])
     else:
-        recolor_(changed, colors)
+        recolor_(changed, changes)
     return changed
 
 
-def recolor_(image: Tensor, colors: Colors) -> None:
-    """``recolor`` in place, of contiguous images."""
+def recolor_(image: Tensor, changes: ColorChanges) -> None:
+    """``recolor`` in place, for contiguous images."""
     factors, sigma = (
-        by.to(image.device)[..., None, None, None] for by in (colors.factors.T, colors.sigma)
+        by.to(image.device)[..., None, None, None] for by in (changes.factors.T, changes.sigma)
     )  # (4,n,1,1,1) and (n,1,1,1)
-    active = (colors.factors.T != _UNCHANGED).tolist()
-    for steps in colors.order.T.tolist():
-        todo: dict[int, list[int]] = {}  # which step -> of which images
+    active = (changes.factors.T != _UNCHANGED).tolist()
+    for steps in changes.order.T.tolist():
+        todo: dict[int, list[int]] = {}  # step -> images
         for row, step in enumerate(steps):
             if active[step][row]:
                 todo.setdefault(step, []).append(row)
         for step, rows in todo.items():
             _change(image, rows, _JITTER[step], factors[step])
-    _change(image, _true(colors.gray), _decolor, sigma)
-    # Beyond 3.5 sigma lie 5e-4 of the whole. Reckoned here, where sigma need not be read from the device.
-    reach = math.ceil(3.5 * max(colors.sigma.tolist()))
-    _change(image, _true(colors.sigma), partial(blur, reach=reach), sigma)
-    _change(image, _true(colors.solarize), _solarize, sigma)
+    _change(image, _true(changes.gray), _decolor, sigma)
+    # Beyond 3.5 sigma lie 5e-4 of the weights. Computed here, where sigma is on the CPU.
+    reach = math.ceil(3.5 * max(changes.sigma.tolist()))
+    _change(image, _true(changes.sigma), partial(blur, reach=reach), sigma)
+    _change(image, _true(changes.solarize), _solarize, sigma)
 
 
 Change = Callable[[Tensor, Tensor], object]
-"""Changes images (n,3,H,W) in place, by a number for each, (n,1,1,1)."""
+"""Changes images (n,3,H,W) in place by a number for each, (n,1,1,1)."""
 
 _UNCHANGED = torch.tensor([1.0, 1.0, 1.0, 0.0])[:, None]  # factors
 
@@ -138,19 +149,19 @@ def _true(chosen: Tensor) -> list[int]:
     return [row for row, true in enumerate(chosen.tolist()) if true]
 
 
-def _change(image: Tensor, rows: list[int], how: Change, by: Tensor) -> None:
-    """Changes those of ``rows``. by: (n,1,1,1), for all images."""
+def _change(image: Tensor, rows: list[int], change: Change, by: Tensor) -> None:
+    """Changes the images at ``rows``. by: (n,1,1,1), for all images."""
     if len(rows) == len(image):
-        how(image, by)
+        change(image, by)
     elif rows:
         where = torch.tensor(rows).to(image.device)
-        part = image[where]
-        how(part, by[where])
-        image[where] = part
+        chosen = image[where]
+        change(chosen, by[where])
+        image[where] = chosen
 
 
-# Each operation below is one pass of vector instructions on a CPU: in place, where what it reads is still in the
-# processor's cache, and with at most one operand that is spread over the images' pixels, beyond which torch is slow.
+# Each operation below is one pass of vector instructions on a CPU. It works in place on pixels that are still in the
+# CPU's cache, and broadcasts at most one operand over the pixels, because with more of them torch is slow.
 
 
 def _brighten(image: Tensor, factor: Tensor) -> None:
@@ -167,19 +178,19 @@ def _saturate(image: Tensor, factor: Tensor) -> None:
 
 
 def turn_hue(image: Tensor, turn: Tensor) -> None:
-    """Turns the hue of images (n,3,H,W) in [0,1] by parts (n,1,1,1) of the circle, in place.
+    """Turns the hue of images (n,3,H,W) in [0,1] by fractions (n,1,1,1) of the circle, in place.
 
-    kornia's and torchvision's adjust_hue, without going to HSV and back and without choosing by torch.where, which on a
-    CPU takes as long as 30 additions. With M the least of a pixel's channels, C its chroma and six sixths of a circle,
-    the hue is 1 + (g + b - r - M) / C away from red, towards green where g > b. Where it is h, red is M + C clamp(|h -
-    3| - 1, 0, 1), green M + C clamp(2 - |h - 2|, 0, 1) and blue M + C clamp(2 - |h - 4|, 0, 1).
+    Equal to adjust_hue of kornia and torchvision, but without HSV and without torch.where, which on a CPU takes as long
+    as 30 additions. M is the smallest channel of a pixel, C its chroma, and the circle has six sixths. The hue lies
+    1 + (g + b - r - M) / C away from red, towards green where g > b. For a hue of h, red is M + C clamp(|h - 3| - 1, 0,
+    1), green M + C clamp(2 - |h - 2|, 0, 1) and blue M + C clamp(2 - |h - 4|, 0, 1).
     """
     red, green, blue = image.unbind(1)  # (n,H,W)
     value = torch.maximum(red, green).maximum(blue)
     least = torch.minimum(red, green).minimum(blue)
     chroma = value - least
     away = (green + blue).sub_(red).sub_(least).div_((3 * chroma).clamp_(min=1e-12)).add_(1 / 3)
-    towards = torch.ge(green, blue, out=torch.empty_like(chroma)).sub_(0.5)  # green; else blue
+    towards = torch.ge(green, blue, out=torch.empty_like(chroma)).sub_(0.5)  # green, else blue
     hue = away.mul_(towards).add_(turn[:, 0] + 1).frac_().mul_(6)
     torch.sub(hue[:, None], _PEAKS.to(image.device), out=image).abs_().clamp_(1, 2)
     # clamp(x - 1, 0, 1) is clamp(x, 1, 2) - 1, and clamp(2 - x, 0, 1) is 2 - clamp(x, 1, 2).
@@ -189,13 +200,13 @@ def turn_hue(image: Tensor, turn: Tensor) -> None:
     torch.addcmul(above, chroma, blue, value=-1, out=blue)
 
 
-_PEAKS = torch.tensor([3.0, 2.0, 4.0])[:, None, None]  # where red, green and blue are, red's opposite
+_PEAKS = torch.tensor([3.0, 2.0, 4.0])[:, None, None]  # the hues of red's opposite, green and blue
 
 _JITTER: tuple[Change, ...] = (_brighten, _contrast, _saturate, turn_hue)
 
 
 def _gray(image: Tensor) -> Tensor:
-    """Luma, (n,3,H,W) -> (n,1,H,W): kornia's rgb_to_grayscale, in a third of the time on few images."""
+    """Luma, (n,3,H,W) -> (n,1,H,W): kornia's rgb_to_grayscale in a third of its time for few images."""
     red, green, blue = image.unbind(1)
     return (0.299 * red).add_(green, alpha=0.587).add_(blue, alpha=0.114)[:, None]
 
@@ -205,15 +216,15 @@ def _decolor(image: Tensor, _: Tensor) -> None:
 
 
 def blur(image: Tensor, sigma: Tensor, reach: int) -> None:
-    """Images (n,3,H,W) under a Gaussian of ``sigma`` (n,1,1,1) px, mirrored at the border, in place.
+    """Blurs images (n,3,H,W) by a Gaussian of ``sigma`` (n,1,1,1) px, mirrored at the border, in place.
 
-    The kernel is a tenth of the image wide, as SimCLR has it, at least 3 px, and goes no further than ``reach`` px from
-    its middle. With so few taps sums of shifted images are faster than a convolution; they are shifted as lines of all
-    their pixels, whose ends meet in what is padded.
+    The kernel is as wide as a tenth of the image, as in SimCLR, at least 3 px, and reaches at most ``reach`` px from
+    its center. With so few taps, sums of shifted images are faster than a convolution. The images are shifted as lines
+    of all their pixels; the ends of the rows mix only in the padding.
     """
     height, width = image.shape[-2:]
     reach = min(reach, max(1, min(height, width) // 20))
-    squares = torch.arange(-reach, reach + 1, device=image.device).square()  # of distances from the middle
+    squares = torch.arange(-reach, reach + 1, device=image.device).square()  # of the distances from the center
     weights = torch.exp(-squares / (2 * sigma.flatten(1).square()))  # (n,2*reach+1)
     first, *others = (weights / weights.sum(1, keepdim=True))[..., None].unbind(1)  # (n,1) each
     padded = pad(image, (reach,) * 4, mode="reflect")
@@ -228,6 +239,6 @@ def blur(image: Tensor, sigma: Tensor, reach: int) -> None:
 
 
 def _solarize(image: Tensor, _: Tensor) -> None:
-    from kornia.enhance import solarize  # here: --help need not wait for it
+    from kornia.enhance import solarize  # here, so that --help need not wait for it
 
     image.copy_(solarize(image, thresholds=0.5))

@@ -1,4 +1,4 @@
-"""Random views of images: parameters drawn on the CPU, then applied in batch, on the images' device.
+"""Random crops of images: parameters are drawn on the CPU and applied in batch, on the images' device.
 
 A box is (top, left, height, width), int64, in whole pixels.
 """
@@ -13,34 +13,37 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 SMALLEST_CROP = (1e-3, 1.0)
-"""Between which the least part of an image's area must be that a view may show."""
+"""Bounds for the smallest fraction of an image's area that a view may show."""
 
 
-def few(count: int, pixels: int) -> list[slice]:
-    """``count`` images of so many pixels in parts, as a CPU best works on them: what many small operations pass on is
-    to stay in its cache, of which one large image takes all, and they should not be too many for too little each."""
+def chunks(count: int, pixels: int) -> list[slice]:
+    """Splits ``count`` images of ``pixels`` pixels each into slices of the size that is fastest on a CPU.
+
+    A chunk is small enough for its pixels to stay in the CPU's cache from one operation to the next, and large enough
+    for each operation to have some work.
+    """
     step = 1 if pixels >= 2**15 else 2**18 // pixels
     return [slice(first, first + step) for first in range(0, count, step)]
 
 
 def crop_draws(n: int, generator: torch.Generator) -> Tensor:
-    """What ``random_boxes`` needs for ``n`` images, of any extent: uniform numbers in [0,1), (n,4)."""
+    """Uniform numbers in [0,1), (n,4), from which ``random_boxes`` makes boxes for ``n`` images of any extent."""
     return torch.rand(n, 4, generator=generator)
 
 
 def random_flips(n: int, generator: torch.Generator) -> Tensor:
-    """Whether to mirror each of ``n`` images, evens; bool (n,)."""
+    """Whether to mirror each of ``n`` images, with a probability of 0.5; bool (n,)."""
     return torch.rand(n, generator=generator) < 0.5
 
 
 def random_boxes(
     extent: Tensor, draws: Tensor, scale: tuple[float, float] = (0.35, 1.0), ratio: tuple[float, float] = (3 / 4, 4 / 3)
 ) -> Tensor:
-    """Boxes (n,4), int64, of random area and shape at random places in their images (Szegedy 2015, section 6).
+    """Boxes (n,4), int64, of random area and aspect ratio at random places in their images (Szegedy 2015, section 6).
 
-    extent: heights and widths, px, (n,2). draws: of ``crop_draws``, (n,4). scale: part of the image's area,
-    uniform. ratio: width over height, uniform in the logarithm. A box that would stick out is shrunk to fit,
-    its ratio kept (torchvision's RandomResizedCrop draws again), so that the number of draws is fixed.
+    extent: heights and widths, px, (n,2). draws: from ``crop_draws``, (n,4). scale: fraction of the image's area,
+    uniform. ratio: width over height, uniform in the logarithm. A box that would stick out is shrunk to fit, with the
+    same ratio, so that the number of draws is fixed; torchvision's RandomResizedCrop draws again.
     """
     height, width = extent.float().unbind(1)
     area_draw, ratio_draw, top_draw, left_draw = draws.to(extent.device).unbind(1)
@@ -57,7 +60,7 @@ def random_boxes(
 
 
 def center_boxes(extent: Tensor) -> Tensor:
-    """The largest central square of each image; extent (n,2) -> (n,4)."""
+    """The largest central square of each image; extent (n,2), height and width, px -> boxes (n,4)."""
     side = extent.amin(1, keepdim=True)
     corner = (extent - side) // 2
     return torch.cat([corner, side, side], dim=1)
@@ -68,31 +71,33 @@ def crop_resize(
     boxes: Tensor,
     size: int,
     flip: Tensor | None = None,
-    then: Callable[[Tensor, slice], object] = lambda views, rows: None,
+    apply: Callable[[Tensor, slice], object] = lambda views, rows: None,
 ) -> Tensor:
-    """Cuts each image's box out and resizes it to ``size``; (n,3,H,W) -> float (n,3,size,size) in [0,1].
+    """Crops each image to its box and resizes it to ``size``; (n,3,H,W) -> float (n,3,size,size) in [0,1].
 
-    image: uint8 in 0..255 or float in [0,1]. boxes (n,4). flip: bool (n,), mirrored left to right where true. then:
-    changes the views of some rows of the batch in place, which on a CPU are few, so that they still lie in its cache.
+    image: uint8 in 0..255 or float in [0,1]. boxes (n,4). flip: bool (n,), mirrored left to right where true. apply:
+    changes the views of some rows of the batch in place. On a CPU it is called on ``chunks``, which are still in the
+    cache.
 
-    Bilinear with antialiasing: a triangle filter, widened when shrinking; nothing outside the box is read. Equal to
-    ``interpolate(crop, size, mode="bilinear", antialias=True)``, which does it for 8-bit images on a CPU, in 8 bits and
-    image by image, three times faster where the channels of a pixel lie together. Elsewhere the batch is two matrix
-    products, rows @ image @ columns^T, with weights for each image, as the filter is separable and linear.
+    Bilinear with antialiasing: a triangle filter, widened when shrinking. Nothing outside the box is read. Equal to
+    ``interpolate(crop, size, mode="bilinear", antialias=True)``. For uint8 images on a CPU it is that call, image by
+    image and in 8 bits, which is three times faster where the channels of a pixel lie together. Elsewhere it is two
+    matrix products for the batch, rows @ image @ columns^T, with weights for each image: the filter is separable and
+    linear.
     """
     if image.dtype == torch.uint8 and image.device.type == "cpu":
         views = torch.empty(len(image), image.shape[1], size, size)
         places = boxes.tolist()
         mirrored = [False] * len(image) if flip is None else flip.tolist()
-        for part in few(len(image), size**2):
-            for i in range(len(image))[part]:
+        for chunk in chunks(len(image), size**2):
+            for i in range(len(image))[chunk]:
                 top, left, height, width = places[i]
-                crop = image[i : i + 1, :, top : top + height, left : left + width]
-                resized = interpolate(crop, (size, size), mode="bilinear", antialias=True)[0]
+                boxed = image[i : i + 1, :, top : top + height, left : left + width]
+                resized = interpolate(boxed, (size, size), mode="bilinear", antialias=True)[0]
                 torch.div(resized.flip(2) if mirrored[i] else resized, 255, out=views[i])
-            then(views[part], part)
+            apply(views[chunk], chunk)
         return views
-    image = image.contiguous()  # planes, of which the products below need no copy then
+    image = image.contiguous()  # as planes, which the products below read without a copy
     height, width = image.shape[-2:]
     boxes = boxes.to(image.device, torch.float32)
     rows = _filters(boxes[:, 0], boxes[:, 2], height, size)  # (n,size,H)
@@ -103,7 +108,7 @@ def crop_resize(
         rows = rows / 255
     narrow = image.float().flatten(1, 2) @ columns.mT  # (n,3*H,W) @ (n,W,size) -> (n,3*H,size)
     views = rows[:, None] @ narrow.unflatten(1, (3, height))  # (n,1,size,H) @ (n,3,H,size) -> (n,3,size,size)
-    then(views.clamp_(0, 1), slice(None))  # rounding may lead out of it
+    apply(views.clamp_(0, 1), slice(None))  # rounding may lead out of [0,1]
     return views
 
 
@@ -111,19 +116,19 @@ def random_crops(
     batch: Mapping[str, Tensor],
     size: int,
     count: int,
-    part: slice,
+    mine: slice,
     random: torch.Generator,
     smallest: float = 0.35,
-    then: Callable[[Tensor, slice], object] = lambda views, rows: None,
+    apply: Callable[[Tensor, slice], object] = lambda views, rows: None,
 ) -> Tensor:
     """Random boxes of a batch's images at ``size``, half of them mirrored: (n,3,size,size) in [0,1].
 
-    Drawn for ``count`` images, those of all ranks, of which this rank has ``part``; ``smallest``: part of the area.
-    ``then``: as in ``crop_resize``.
+    The boxes are drawn for ``count`` images, those of all ranks; this rank has the slice ``mine`` of them. smallest:
+    the smallest fraction of an image's area. apply: as in ``crop_resize``.
     """
     draws, flip = crop_draws(count, random), random_flips(count, random)
-    boxes = random_boxes(batch["extent"], draws[part], scale=(smallest, 1.0))
-    return crop_resize(batch["image"], boxes, size, flip[part], then)
+    boxes = random_boxes(batch["extent"], draws[mine], scale=(smallest, 1.0))
+    return crop_resize(batch["image"], boxes, size, flip[mine], apply)
 
 
 def center_crops(batch: Mapping[str, Tensor], size: int) -> Tensor:
@@ -131,11 +136,11 @@ def center_crops(batch: Mapping[str, Tensor], size: int) -> Tensor:
     return crop_resize(batch["image"], center_boxes(batch["extent"]), size)
 
 
-def cut(image: Tensor, extent: Tensor, size: int, draws: Tensor | None = None, flip: Tensor | None = None) -> Tensor:
-    """Squares of ``size`` px as they are, unresampled: (n,C,H,W) of any type -> (n,C,size,size).
+def crop(image: Tensor, extent: Tensor, size: int, draws: Tensor | None = None, flip: Tensor | None = None) -> Tensor:
+    """Crops squares of ``size`` px without resampling: (n,C,H,W) of any type -> (n,C,size,size).
 
-    extent (n,2), from ``size`` on. draws (n,2) in [0,1): where, evenly over all whole pixels; None = in the middle.
-    flip: bool (n,), mirrored left to right where true.
+    extent (n,2): height and width, px, at least ``size``. draws (n,2) in [0,1): top and left, uniform over all whole
+    pixels; None = in the middle. flip: bool (n,), mirrored left to right where true.
     """
     device = image.device
     room = extent.to(device) - size
@@ -145,12 +150,12 @@ def cut(image: Tensor, extent: Tensor, size: int, draws: Tensor | None = None, f
     if flip is not None:
         columns = torch.where(flip.to(device)[:, None], columns.flip(1), columns)
     n = torch.arange(len(image), device=device)[:, None, None]
-    # Indices in the first, third and fourth dimension; what they give is (n,size,size,C).
+    # Indices of the first, third and fourth dimension; the result is (n,size,size,C).
     return image[n, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
 
 
 def _filters(start: Tensor, length: Tensor, pixels: int, size: int) -> Tensor:
-    """Weights (n,size,pixels) that resample [start, start+length) of a line of pixels to ``size``."""
+    """Weights (n,size,pixels) that resample [start, start+length) of a line of ``pixels`` pixels to ``size`` pixels."""
     start, length = start[:, None, None], length[:, None, None]
     edge = torch.arange(pixels, device=start.device)  # (pixels,), the left edges
     step = length / size

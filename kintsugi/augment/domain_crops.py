@@ -20,12 +20,12 @@ def random_domain_crops(
     place, flip = torch.rand(count, 2, generator=random), torch.rand(count, generator=random) < 0.5
     channel = torch.randint(3, (count,), generator=random)
     image, extent = batch[f"{domain}/image"], batch[f"{domain}/extent"]
-    return cropping.cut(image, extent, size, place[part], flip[part]), flip[part], channel[part]
+    return cropping.crop(image, extent, size, place[part], flip[part]), flip[part], channel[part]
 
 
 def center_domain_crops(batch: Mapping[str, Tensor], domain: str, size: int) -> Tensor:
     """The central squares of a domain's images, uint8 (n,C,size,size), at the scale of the random crops."""
-    return cropping.cut(batch[f"{domain}/image"], batch[f"{domain}/extent"], size)
+    return cropping.crop(batch[f"{domain}/image"], batch[f"{domain}/extent"], size)
 
 
 def one_channel(image: Tensor, channel: Tensor) -> Tensor:

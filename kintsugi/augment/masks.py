@@ -1,6 +1,6 @@
-"""Holes to be painted: masks (N,1,S,S), float, 1 = hole, each image its own (Pathak 2016, section 3.3).
+"""Masks of the holes to be painted, (N,1,S,S) float, 1 = hole, different for each image (Pathak 2016, section 3.3).
 
-What is random is drawn first, on the CPU and always as many numbers; rasterizing it, on ``device``, is pure.
+The random numbers are drawn first, on the CPU, and their count is fixed. Rasterizing them, on ``device``, is pure.
 """
 
 from __future__ import annotations
@@ -13,12 +13,13 @@ from torch.nn.functional import max_pool2d
 
 Kind = Literal["center", "blocks", "regions"]
 
-MOST = 1 / 4  # no mask covers more than this part of its image
+MAX_AREA = 1 / 4
+"""The largest fraction of an image that a mask covers."""
 RECTANGLES = 12
 
 
 def draw(kind: Kind, n: int, size: int, generator: torch.Generator, device: torch.device | str = "cpu") -> Tensor:
-    """``n`` masks of a kind, (n,1,size,size)."""
+    """``n`` masks of a kind, (n,1,size,size). ValueError where the kind is unknown."""
     if kind == "center":
         return center(n, size, device)
     if kind == "blocks":
@@ -37,50 +38,51 @@ def center(n: int, size: int, device: torch.device | str = "cpu") -> Tensor:
 
 
 def blocks(n: int, size: int, generator: torch.Generator, device: torch.device | str = "cpu") -> Tensor:
-    """Overlapping rectangles, sides of 1/8 to 3/8, which together cover about 1/8 to 1/4; (n,1,size,size).
+    """Overlapping rectangles with sides of 1/8 to 3/8, which together cover about 1/8 to 1/4; (n,1,size,size).
 
-    Their centers are anywhere in the image, and what sticks out is cut off."""
-    share = torch.empty(n, 1, 1).uniform_(0.6 * MOST, MOST, generator=generator)
+    Their centers are anywhere in the image; what sticks out is cut off.
+    """
+    area = torch.empty(n, 1, 1).uniform_(0.6 * MAX_AREA, MAX_AREA, generator=generator)
     side = torch.empty(n, 2, RECTANGLES).uniform_(1 / 8, 3 / 8, generator=generator)
     center = torch.rand(n, 2, RECTANGLES, generator=generator)
 
-    share, side, center = share.to(device), side.to(device), center.to(device)
+    area, side, center = area.to(device), side.to(device), center.to(device)
     line = (torch.arange(size, device=device)[:, None] + 0.5) / size  # pixel centers
     inside = (line - center[:, :, None]).abs() <= side[:, :, None] / 2  # (n,2,size,rectangles)
     rows, columns = inside.unbind(1)
 
     mask = torch.zeros(n, size, size, dtype=torch.bool, device=device)
-    for i in range(RECTANGLES):  # one with which the mask would outgrow its share is left out
+    for i in range(RECTANGLES):  # a rectangle with which the mask would exceed its area is left out
         grown = mask | (rows[:, :, None, i] & columns[:, None, :, i])
-        fits = grown.sum((1, 2), keepdim=True) <= share * size**2
+        fits = grown.sum((1, 2), keepdim=True) <= area * size**2
         mask = torch.where(fits, grown, mask)
     return mask[:, None].float()
 
 
 def regions(n: int, size: int, generator: torch.Generator, device: torch.device | str = "cpu") -> Tensor:
-    """Random shapes, curved and possibly in several pieces, which cover 1/10 to 1/4; (n,1,size,size).
+    """Random curved shapes, possibly in several pieces, which cover 1/10 to 1/4; (n,1,size,size).
 
-    The paper takes the shapes of unrelated images' segmentations. Here they are where a smooth random field
-    is highest, so that no other data is needed.
+    The paper takes the shapes from segmentations of unrelated images. Here they are the highest places of a smooth
+    random field, so that no other data is needed.
     """
-    share = torch.empty(n, 1).uniform_(0.1, MOST, generator=generator)
+    area = torch.empty(n, 1).uniform_(0.1, MAX_AREA, generator=generator)
     coarse = torch.randn(n, 5, 5, generator=generator)
     fine = torch.randn(n, 11, 11, generator=generator)
 
     field = _smooth(coarse.to(device), size) + 0.4 * _smooth(fine.to(device), size)  # (n,size,size)
     ranked = field.flatten(1).sort(descending=True).values  # (n,size*size)
-    level = ranked.gather(1, (share.to(device) * size**2).long())  # (n,1)
+    level = ranked.gather(1, (area.to(device) * size**2).long())  # (n,1)
     return (field > level[:, :, None]).float()[:, None]
 
 
 def dilate(mask: Tensor, pixels: int) -> Tensor:
-    """The mask grown by ``pixels`` to every side, corners too (a square neighborhood); (N,1,H,W)."""
+    """The mask grown by ``pixels`` in every direction, by a square neighborhood; (N,1,H,W)."""
     taller = max_pool2d(mask, (2 * pixels + 1, 1), stride=1, padding=(pixels, 0))
     return max_pool2d(taller, (1, 2 * pixels + 1), stride=1, padding=(0, pixels))
 
 
 def _smooth(noise: Tensor, size: int) -> Tensor:
-    """Gaussian bumps on a grid over the image, with noise (n,g,g) as their heights; (n,size,size)."""
+    """A sum of Gaussian bumps on a grid over the image, with noise (n,g,g) as heights; (n,size,size)."""
     points = torch.arange(noise.shape[-1], device=noise.device)
     line = torch.linspace(0, noise.shape[-1] - 1, size, device=noise.device)
     bumps = (-((line[:, None] - points) ** 2)).exp()  # (size,g)

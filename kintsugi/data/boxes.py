@@ -1,8 +1,7 @@
-"""Images with boxes around their things: VOC2007, folders laid out as VOC, the built-in scenes."""
+"""Images with boxes around their objects: VOC2007, folders laid out as VOC, the built-in scenes."""
 
 from __future__ import annotations
 
-import sys
 import xml.etree.ElementTree as ET
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,20 +15,24 @@ from torch import Tensor
 from torchvision.ops import masks_to_boxes
 
 from kintsugi.data.decode import SUFFIXES, reason, rgb
-from kintsugi.data.images import Opener
-from kintsugi.data.pairs import open_scenes
+from kintsugi.data.rendered import labeled_scenes
+from kintsugi.data.store import Store
+from kintsugi.data.torchvision_sets import voc_detection
 from kintsugi.scenes.classes import CEILING, CLASSES, FLOOR, WALL
 
-SMALLEST = 1 / 16  # of a scene's side: what is narrower is difficult
-_STUFF = (WALL, FLOOR, CEILING)
+MIN_SIDE = 1 / 16
+"""Fraction of a scene's side; objects with a shorter side are difficult."""
+_STUFF = (WALL, FLOOR, CEILING)  # what has no boxes
 _THINGS = [number for number in range(len(CLASSES)) if number not in _STUFF]
 
 
 @dataclass(frozen=True)
 class Things:
-    """What is in an image of ``width`` px: ``boxes`` float (k,4), left, top, right, bottom in px, where pixel (i,j)
-    covers [j,j+1) x [i,i+1); ``labels`` int64 (k,), indices into the classes; ``difficult`` bool (k,): neither learned
-    nor measured."""
+    """The objects in an image of ``width`` px.
+
+    ``boxes`` float (k,4): left, top, right, bottom in px, where pixel (i,j) covers [j,j+1) x [i,i+1). ``labels`` int64
+    (k,): indices into the classes. ``difficult`` bool (k,): left out of training and of the figures.
+    """
 
     width: int
     boxes: Tensor
@@ -39,7 +42,7 @@ class Things:
 
 @dataclass(frozen=True)
 class Boxed:
-    """Images in a fixed order. ``read``: index -> uint8 (3,H,W) sRGB, of any size."""
+    """Images with boxes, in a fixed order. ``read``: index -> uint8 (3,H,W) sRGB, of any size."""
 
     read: Callable[[int], Tensor]
     things: Sequence[Things]
@@ -49,28 +52,29 @@ class Boxed:
         return len(self.things)
 
 
-def open_boxes(spec: str, *, scenes: int = 300, size: int = 128, cache_dir: Path | None = None) -> tuple[Boxed, Boxed]:
-    """Images to learn from and to be tried on.
+def open_boxes(spec: str, store: Store = Store(), *, scenes: int = 300, size: int = 128) -> tuple[Boxed, Boxed]:
+    """Images to learn from and to test on.
 
-    spec: ``scenes`` (that many of ``size`` px, and a quarter as many to be tried on; their things are all instances but
-    walls, floors and ceilings), ``voc2007`` (trainval and test, downloaded by torchvision) or a folder that holds
-    JPEGImages/, Annotations/ and ImageSets/Main/{trainval,test}.txt.
+    spec: ``scenes`` (``scenes`` of ``size`` px, and a quarter as many to test on; their objects are all instances but
+    walls, floors and ceilings), ``voc2007`` (trainval and test, downloaded by torchvision into ``store``'s cache) or a
+    folder that holds JPEGImages/, Annotations/ and ImageSets/Main/{trainval,test}.txt.
 
-    Images whose annotation or file is missing or broken are skipped, counted and named. Raises ValueError of one line
-    where the folder lacks a part or nothing is left of it.
+    Images whose annotation or file is missing or damaged are skipped and reported. ValueError of one line where the
+    folder is incomplete or nothing of it is left.
     """
     if spec == "scenes":
         return _scenes("train", scenes, size), _scenes("val", scenes, size)
     root = Path(spec).expanduser()
     if spec == "voc2007":
-        opener = Opener.of(spec, 1, 1, cache_dir, 0.0, quiet=False)
-        for part in ("trainval", "test"):
-            root = Path(opener.voc_dataset(part, "2007").images[0]).parents[1]
-    train, test = _folder(root, "trainval", spec), _folder(root, "test", spec)
+        for split in ("trainval", "test"):
+            root = Path(voc_detection(spec, split, "2007", store).images[0]).parents[1]
+    train, test = _folder(root, "trainval", spec, store), _folder(root, "test", spec, store)
     classes = sorted({name for found in train.values() for name in found.names})
     if unknown := sorted({name for found in test.values() for name in found.names} - set(classes)):
-        raise ValueError(f"--data {spec}: {unknown[0]!r} is in the test part alone: there is nothing to learn it from")
-    if not all(any(not all(found.difficult) for found in part.values()) for part in (train, test)):
+        raise ValueError(
+            f"--data {spec}: {unknown[0]!r} is in the test images alone: there is nothing to learn it from"
+        )
+    if not all(any(not all(found.difficult) for found in split.values()) for split in (train, test)):
         raise ValueError(f"--data {spec}: trainval or test has not one box that is not difficult")
     return _boxed(train, classes), _boxed(test, classes)
 
@@ -78,24 +82,25 @@ def open_boxes(spec: str, *, scenes: int = 300, size: int = 128, cache_dir: Path
 # --- scenes ---------------------------------------------------------------------------------------------------
 
 
-def _scenes(part: str, count: int, size: int) -> Boxed:
-    scenes = open_scenes(part, count, size)
+def _scenes(split: str, count: int, size: int) -> Boxed:
+    scenes = labeled_scenes(split, count, size)
     maps = zip(scenes["instance"], scenes["semantic"], strict=True)
     return Boxed(scenes["image"].__getitem__, [things_of(*each) for each in maps], [CLASSES[i] for i in _THINGS])
 
 
 def things_of(instance: Tensor, semantic: Tensor) -> Things:
-    """The things of a scene's maps (H,W): each instance's box and the class of most of its pixels. Those with a side
-    under ``SMALLEST`` of the image's are difficult."""
+    """The objects in a scene's maps (H,W): the box of each instance and the class of most of its pixels. Objects with a
+    side under ``MIN_SIDE`` of the image's are difficult."""
     ids = instance.unique()
     masks = instance == ids[:, None, None]  # (k,H,W)
     kinds = torch.stack([semantic[mask].long().mode().values for mask in masks])
     chosen = (kinds[:, None] == torch.tensor(_THINGS)).any(1)
-    boxes = masks_to_boxes(masks[chosen]) + torch.tensor([0.0, 0.0, 1.0, 1.0])  # torchvision's end in the last pixels
+    # torchvision's boxes end in the last pixels, these end behind them.
+    boxes = masks_to_boxes(masks[chosen]) + torch.tensor([0.0, 0.0, 1.0, 1.0])
     sides = boxes[:, 2:] - boxes[:, :2]
     labels = (kinds[chosen][:, None] == torch.tensor(_THINGS)).long().argmax(1)
     width = instance.shape[1]
-    return Things(width, boxes, labels, (sides < SMALLEST * width).any(1))
+    return Things(width, boxes, labels, (sides < MIN_SIDE * width).any(1))
 
 
 # --- folders laid out as VOC ----------------------------------------------------------------------------------
@@ -109,9 +114,9 @@ class _Annotation:
     difficult: list[bool]
 
 
-def _folder(root: Path, part: str, spec: str) -> dict[Path, _Annotation]:
-    """Image file -> what is in it, in the order of the part's list."""
-    listed = root / "ImageSets" / "Main" / f"{part}.txt"
+def _folder(root: Path, split: str, spec: str, store: Store) -> dict[Path, _Annotation]:
+    """Image file -> its annotation, in the order of the split's list."""
+    listed = root / "ImageSets" / "Main" / f"{split}.txt"
     for needed in (root, root / "JPEGImages", root / "Annotations", listed):
         if not needed.exists():
             raise ValueError(
@@ -125,32 +130,29 @@ def _folder(root: Path, part: str, spec: str) -> dict[Path, _Annotation]:
         try:
             if name not in files:
                 raise ValueError("no such image in JPEGImages")
-            with Image.open(files[name]) as image:  # its head alone
+            with Image.open(files[name]) as image:  # reads the header alone
                 extent = image.size
             found[files[name]] = _annotation(root / "Annotations" / f"{name}.xml", extent)
         except (OSError, ValueError, SyntaxError) as error:  # XML's errors are a SyntaxError
             skipped.append(f"{name} ({reason(error)})")
     if skipped:
-        more = ", ..." if len(skipped) > 3 else ""
-        print(
-            f"skipped {len(skipped)} of {len(names)} images of {listed}: {', '.join(skipped[:3])}{more}",
-            file=sys.stderr,
-        )
+        store.report_skipped(str(listed), skipped, len(names), "images")
     if not found:
         raise ValueError(f"--data {spec}: not one image of {listed} has a readable annotation; replace the files")
     return found
 
 
 def _annotation(file: Path, extent: tuple[int, int]) -> _Annotation:
-    """ValueError, OSError or ParseError of one line where the file is not one of VOC's. extent: width, height, px."""
+    """Reads one of VOC's files. ValueError, OSError or ParseError of one line where it is not one. extent: width and
+    height of the image, px."""
     result = _Annotation(extent[0], [], [], [])
     for thing in ET.parse(file).iterfind("object"):
-        said = [thing.findtext(f"bndbox/{side}") for side in ("xmin", "ymin", "xmax", "ymax")]
+        corners = [thing.findtext(f"bndbox/{side}") for side in ("xmin", "ymin", "xmax", "ymax")]
         name = (thing.findtext("name") or "").strip()
-        if not name or None in said:
+        if not name or None in corners:
             raise ValueError("an object without name or box")
-        left, top, right, bottom = (float(number or "nan") for number in said)
-        # VOC counts pixels from 1 and ends in the last one.
+        left, top, right, bottom = (float(number or "nan") for number in corners)
+        # VOC counts pixels from 1, and its boxes end in the last pixel.
         box = [max(left - 1, 0.0), max(top - 1, 0.0), min(right, extent[0]), min(bottom, extent[1])]
         if not (box[0] < box[2] and box[1] < box[3]):
             raise ValueError(f"the box of a {name} is empty or outside the image")
@@ -160,7 +162,7 @@ def _annotation(file: Path, extent: tuple[int, int]) -> _Annotation:
     return result
 
 
-def _boxed(part: dict[Path, _Annotation], classes: Sequence[str]) -> Boxed:
+def _boxed(split: dict[Path, _Annotation], classes: Sequence[str]) -> Boxed:
     things = [
         Things(
             found.width,
@@ -168,17 +170,17 @@ def _boxed(part: dict[Path, _Annotation], classes: Sequence[str]) -> Boxed:
             torch.tensor([classes.index(name) for name in found.names], dtype=torch.int64),
             torch.tensor(found.difficult, dtype=torch.bool),
         )
-        for found in part.values()
+        for found in split.values()
     ]
-    return Boxed(partial(_read, list(part)), things, classes)
+    return Boxed(partial(_read, list(split)), things, classes)
 
 
 def _read(files: Sequence[Path], index: int) -> Tensor:
-    """As it is stored, since that is what boxes are given in. Decoded at each use: boxes forbid the cache's crops."""
+    """An image at its own size, which boxes refer to. Decoded at each use, because the cache holds cropped images."""
     try:
         with Image.open(files[index]) as image:
             return torch.from_numpy(np.array(rgb(image))).permute(2, 0, 1)
-    except Exception as error:  # Pillow's decoders raise whatever a damaged file leads them to
+    except Exception as error:  # Pillow's decoders raise all kinds of errors on damaged files
         raise ValueError(
             f"{files[index]} cannot be read ({reason(error)}): replace it, or take it from ImageSets/Main"
         ) from None

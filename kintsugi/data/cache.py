@@ -1,9 +1,9 @@
-"""Decoded images on disk: one flat uint8 file, memory-mapped, and an index of it, of arrays that load at once.
+"""Decoded images on disk: a flat, memory-mapped uint8 file and an index of arrays, which loads fast.
 
-The channels of a pixel lie together, as decoders give them and as is fastest to resize.
+The channels of a pixel lie together, as decoders return them and as resizing is fastest.
 
-A set is built in a folder of another name, which is renamed when whole: an interrupted build leaves nothing that
-could be mistaken for a set, and of two processes that build the same set at once the second takes the first's.
+A set is built in a temporary folder, which is renamed when it is complete. So an interrupted build leaves nothing that
+could be mistaken for a set, and where two processes build the same set at once, the second one uses the first one's.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-FORMAT = 4  # part of every key: raise it when what is stored changes
-_ABANDONED = 3600.0  # seconds without a write after which a build is taken for dead
+FORMAT = 4  # belongs to every key: raise it when the stored format changes
+_ABANDONED = 3600.0  # seconds without a write after which a build counts as dead
 
 Pixels = np.ndarray | str
-"""(planes,H,W) uint8, mostly RGB, or the reason why there is none."""
+"""An image, (planes,H,W) uint8, mostly RGB; or the reason why it cannot be read."""
 Reader = Callable[[Sequence[int]], list[Pixels]]
 """Row numbers -> an image for each."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """Images that can be read again and again: files to decode, scenes to render, or what is kept of them here."""
+    """Images that can be read repeatedly: files to decode, scenes to render, or a decoded set."""
 
     names: Sequence[str]
     read: Reader
@@ -45,19 +45,19 @@ class Source:
     """(N,) int64, indices into ``classes``; -1 = unknown."""
     classes: Sequence[str] = ()
     chunk: int = 256
-    """How many are best read at once."""
+    """How many images to read at once while a set is built."""
     planes: int = 3
     extents: np.ndarray | None = None
-    """(N,2) int64 height, width; known where the images are decoded already."""
+    """(N,2) int64 height, width in px; None unless the images are decoded already."""
     skipped: Sequence[tuple[str, str]] = ()
-    """Names of what was left out before, with the reasons."""
+    """Names of images that are already left out, with the reasons."""
 
 
 # --- an index -------------------------------------------------------------------------------------------------
 
 
 def save_index(file: Path, names: Sequence[str], about: object, **arrays: np.ndarray) -> None:
-    """Names without a zero byte (a file's may hold anything else), any JSON, and arrays of numbers, in one file."""
+    """Writes names, JSON and arrays of numbers into one file. Names may hold any byte but zero, as file names do."""
     text = b"".join(os.fsencode(name) + b"\0" for name in names)
     with open(file, "wb") as out:
         given = {"names": np.frombuffer(text, np.uint8), "about": np.frombuffer(json.dumps(about).encode(), np.uint8)}
@@ -67,7 +67,7 @@ def save_index(file: Path, names: Sequence[str], about: object, **arrays: np.nda
 
 
 def load_index(file: Path) -> tuple[list[str], Any, dict[str, np.ndarray]] | None:
-    """What ``save_index`` wrote; None where there is none or it is damaged."""
+    """Reads what ``save_index`` wrote; None where the file is missing or damaged."""
     try:
         with np.load(file) as found:  # checks every array's checksum
             arrays = {name: found[name] for name in found.files}
@@ -81,7 +81,7 @@ def load_index(file: Path) -> tuple[list[str], Any, dict[str, np.ndarray]] | Non
 
 
 def load(folder: Path) -> Source | None:
-    """The set in ``folder``; None where there is none or it is damaged."""
+    """Opens the set in ``folder``; None where it is missing or damaged."""
     index = load_index(folder / "index.npz")
     if index is None:
         return None
@@ -99,7 +99,7 @@ def load(folder: Path) -> Source | None:
     if len(pixels) != sizes.sum() or any(len(values) != len(names) for values in arrays.values()):
         return None
 
-    def read(rows: Sequence[int]) -> list[Pixels]:  # views into the file: nothing is copied yet
+    def read(rows: Sequence[int]) -> list[Pixels]:  # views into the file: nothing is copied
         places = zip(starts[rows].tolist(), sizes[rows].tolist(), extents[rows].tolist(), strict=True)
         return [
             pixels[start : start + size].reshape(*extent, planes).transpose(2, 0, 1) for start, size, extent in places
@@ -109,7 +109,7 @@ def load(folder: Path) -> Source | None:
 
 
 def estimate(source: Source) -> float:
-    """About how many bytes the decoded set takes, going by 64 images spread over it."""
+    """About how many bytes the decoded set takes, estimated from 64 images spread over it."""
     count = len(source.names)
     rows = np.linspace(0, count - 1, num=min(64, count)).astype(int).tolist()
     return count * float(np.mean([0 if isinstance(image, str) else image.nbytes for image in source.read(rows)]))
@@ -118,8 +118,8 @@ def estimate(source: Source) -> float:
 def build(folder: Path, source: Source, limit: float, title: str, quiet: bool = False) -> Source | None:
     """Reads all of ``source`` into ``folder``, with a progress bar on terminals; None where it exceeds ``limit`` bytes.
 
-    Safe to run in several processes at once. ValueError where not one image can be read; OSError where the set cannot
-    be written, which leaves nothing behind.
+    Several processes may build at once. ValueError where no image can be read, OSError where the set cannot be written;
+    then nothing is left behind.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     _remove_abandoned(folder.parent)
@@ -130,7 +130,7 @@ def build(folder: Path, source: Source, limit: float, title: str, quiet: bool = 
             return None
         try:
             building.rename(folder)
-        except OSError:  # another process was faster, or what is there is damaged
+        except OSError:  # another process was faster, or the folder holds a damaged set
             if load(folder) is None:
                 shutil.rmtree(folder, ignore_errors=True)
                 building.rename(folder)
@@ -140,7 +140,7 @@ def build(folder: Path, source: Source, limit: float, title: str, quiet: bool = 
 
 
 def _write(folder: Path, source: Source, limit: float, title: str, quiet: bool) -> bool:
-    """Writes the set's two files; False, and they are not whole, where it exceeds ``limit`` bytes."""
+    """Writes the set's two files; False, with the files incomplete, where the set exceeds ``limit`` bytes."""
     extents = np.zeros((len(source.names), 2), np.int64)  # 0 where there is no image
     skipped = list(source.skipped)
     count, written = len(source.names), 0
@@ -161,7 +161,7 @@ def _write(folder: Path, source: Source, limit: float, title: str, quiet: bool) 
                 extents[row] = image.shape[1:]
             bar.update(len(rows))
         file.flush()
-        os.fsync(file.fileno())  # or a power cut may leave a whole index of empty pixels
+        os.fsync(file.fileno())  # else a power cut may leave a complete index of empty pixels
     kept = np.flatnonzero(extents.all(1))
     if not len(kept):
         name, reason = skipped[0]
@@ -177,8 +177,8 @@ def _write(folder: Path, source: Source, limit: float, title: str, quiet: bool) 
 
 
 def _remove_abandoned(root: Path) -> None:
-    """Frees the space of builds that were killed."""
+    """Removes what killed builds have left."""
     for folder in root.glob("building-*"):
-        with contextlib.suppress(OSError):  # another process may be removing it, or still be making it
+        with contextlib.suppress(OSError):  # another process may be removing it, or have just created it
             if time.time() - (folder / "pixels.bin").stat().st_mtime > _ABANDONED:
                 shutil.rmtree(folder)

@@ -1,12 +1,16 @@
-"""Image files of any kind as upright 8-bit RGB of the size in which they are stored."""
+"""Image files of any kind, decoded to upright 8-bit RGB at the size at which they are stored."""
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import logging
+import os
 import threading
 import warnings
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -15,21 +19,32 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from kintsugi.data.cache import Pixels
 
 SUFFIXES = frozenset((".jpg", ".jpeg", ".jpe", ".png", ".webp", ".bmp", ".tif", ".tiff"))
-_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")  # by content, whatever the suffix says
+_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")  # by content, whatever the suffix
 
-_LARGE = 2**25  # pixels; of many threads only one at a time decodes such an image, which takes up to 2 GB
+_LARGE = 2**25  # pixels; only one thread at a time decodes such an image, which takes up to 2 GB
 _ONE_AT_A_TIME = threading.Lock()
 
-# Pillow complains of damaged metadata and of large pictures, one by one; what matters is counted in one line.
+# Pillow warns of damaged metadata and of large pictures one by one; what matters is reported in one line.
 warnings.filterwarnings("ignore", module="PIL")
 logging.getLogger("PIL").setLevel(logging.CRITICAL)
 
 
+@functools.cache
+def pool() -> ThreadPoolExecutor:
+    """Threads for decoding, which Pillow does without holding Python's lock; created once."""
+    return ThreadPoolExecutor(min(os.cpu_count() or 1, 32), "decoder")
+
+
+def decode_all(files: Iterable[Path], short_side: int) -> list[Pixels]:
+    """``decode`` of several files, in parallel, in their order."""
+    return list(pool().map(functools.partial(decode, short_side=short_side), files))
+
+
 def decode(file: Path, short_side: int) -> Pixels:
-    """An image file as it is stored, upright; or the reason why it cannot be read."""
+    """An image file at its stored size, upright; or the reason why it cannot be read."""
     try:
         if not file.is_file():
-            return "not a file"  # but a broken link, say, or a pipe, which would be waited for
+            return "not a file"  # a broken link or a pipe, which would block
         if file.stat().st_size == 0:
             return "an empty file"
     except Exception as error:
@@ -38,7 +53,7 @@ def decode(file: Path, short_side: int) -> Pixels:
 
 
 def decode_bytes(content: bytes, short_side: int) -> Pixels:
-    """As ``decode``, of a file's content."""
+    """As ``decode``, for the content of a file."""
     return _decoded(io.BytesIO(content), short_side) if content else "an empty file"
 
 
@@ -46,23 +61,26 @@ def _decoded(file: Path | io.BytesIO, short_side: int) -> Pixels:
     try:
         with Image.open(file, formats=_FORMATS) as image:
             ratio = max(image.size) / max(1, min(image.size))
-            image.draft(None, (2 * short_side, 2 * short_side))  # a JPEG is decoded smaller, for less work
+            image.draft(None, (2 * short_side, 2 * short_side))  # decodes a JPEG at a reduced size, which is faster
             with _ONE_AT_A_TIME if image.width * image.height > _LARGE else contextlib.nullcontext():
                 image.load()
                 with contextlib.suppress(Exception):  # damaged EXIF is no reason to lose the picture
                     ImageOps.exif_transpose(image, in_place=True)
-                return stored(image, short_side, ratio)
+                return crop_and_shrink(image, short_side, ratio)
     except UnidentifiedImageError:
         return "not an image"
-    except Exception as error:  # Pillow's decoders raise whatever a damaged file leads them to
+    except Exception as error:  # Pillow's decoders raise all kinds of errors on damaged files
         return reason(error)
 
 
-def stored(image: Image.Image, short_side: int, ratio: float = 0) -> np.ndarray:
-    """Pixels as they are stored, (3,h,w) uint8 RGB: the long side cut in the middle to at most twice the short one,
-    then the short side reduced to ``short_side`` px (bicubic, antialiased), if it is larger.
+def crop_and_shrink(image: Image.Image, short_side: int, ratio: float = 0) -> np.ndarray:
+    """Pixels at the size at which they are stored, (3,h,w) uint8 RGB.
 
-    ``ratio`` of the sides, 0 = as they are: given where a JPEG was decoded smaller, which rounds them.
+    The long side is cropped around its middle to at most twice the short one. Then the short side is reduced to
+    ``short_side`` px (bicubic, antialiased) if it is larger.
+
+    ``ratio``: long side over short side, 0 = that of ``image``. Given where a JPEG was decoded at a reduced size,
+    because that rounds the sides.
     """
     image = rgb(image)
     width, height = min(image.width, 2 * image.height), min(image.height, 2 * image.width)
@@ -73,15 +91,15 @@ def stored(image: Image.Image, short_side: int, ratio: float = 0) -> np.ndarray:
         (long, short) if width > height else (short, long),
         Image.Resampling.BICUBIC,
         box=(left, top, left + width, top + height),
-        reducing_gap=1.5,  # averages whole pixels first: 45 dB from doing without on photos, in a third less time
+        reducing_gap=1.5,  # averages whole pixels first: a third faster, and within 45 dB PSNR of the plain result
     )
-    return np.asarray(image).transpose(2, 0, 1)  # (h,w,3) -> (3,h,w), not moved
+    return np.asarray(image).transpose(2, 0, 1)  # (h,w,3) -> (3,h,w), a view
 
 
 def rgb(image: Image.Image) -> Image.Image:
-    """Any Pillow image as 8-bit RGB, color profiles ignored.
+    """Any Pillow image as 8-bit RGB; color profiles are ignored.
 
-    Transparency is laid over white; gray of 16 bits is divided by 257; float gray is taken as [0,1], or as 0..255
+    Transparent pixels are blended with white. 16-bit gray is divided by 257. Float gray is taken as [0,1], or as 0..255
     where it exceeds 1. Pillow itself converts palettes, CMYK, YCbCr and 16-bit color.
     """
     if image.mode.startswith("I") or image.mode == "F":
@@ -95,6 +113,6 @@ def rgb(image: Image.Image) -> Image.Image:
 
 
 def reason(error: Exception) -> str:
-    """What went wrong, in one short line."""
+    """What went wrong, in one line of at most 120 characters."""
     text = (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
     return " ".join(text.split())[:120]

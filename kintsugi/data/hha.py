@@ -1,9 +1,9 @@
-"""Depth as three planes that say what its surfaces are: disparity, height above the lowest point, angle to gravity.
+"""HHA: depth as three planes, which are disparity, height above the lowest point, and angle to gravity.
 
-HHA, of Learning Rich Features from RGB-D Images (Gupta, Girshick, Arbelaez and Malik 2014, arXiv:1407.5736, section
-3.1), with the numbers of the authors' code. Pure functions in batch, on any device.
+From Learning Rich Features from RGB-D Images (Gupta, Girshick, Arbelaez and Malik 2014, arXiv:1407.5736, section 3.1),
+with the numbers of the authors' code. Pure functions on batches, on any device.
 
-Axes are the camera's: x right, y down, z forward; a normal points away from the camera, so that a floor's is gravity.
+Axes are the camera's: x right, y down, z forward. Normals point away from the camera, so a floor's normal is gravity.
 """
 
 from __future__ import annotations
@@ -15,32 +15,35 @@ from torch import Tensor
 from torch.nn.functional import normalize, pad
 
 ROUNDS = ((45.0, 5), (15.0, 5))
-"""Degrees within which a normal counts as parallel or perpendicular to gravity, and how often it is estimated so."""
+"""For estimating gravity: degrees within which a normal counts as parallel or perpendicular, and how many rounds."""
 
 
 def hha(depth: Tensor, intrinsics: Tensor, known: Tensor | None = None, gravity: Tensor | None = None) -> Tensor:
-    """Depth (N,1,H,W) in meters, 0 = missing -> HHA (N,3,H,W) uint8, 0 in all planes where it is missing.
+    """Depth (N,1,H,W) in meters, 0 = missing -> HHA (N,3,H,W) uint8, 0 in all planes where depth is missing.
 
-    31000 / max(depth, 100) in cm; height in cm above the lowest point, or above 130 cm under the camera where that
-    point is less than 90 below it; angle of normal and gravity in degrees, + 38.
+    The planes are 31000 / max(depth, 100) with depth in cm; the height in cm above the lowest point, or above 130 cm
+    below the camera where that point is less than 90 cm below it; and the angle between normal and gravity in degrees,
+    + 38.
 
-    intrinsics (N,3,3) in px, of pixel centers at integers, the first at 0. known (N,1,H,W), bool: where depth was
-    measured, if holes have been filled; normals are fitted to these alone. gravity (N,3), its direction; estimated
-    where it is not given. Planes are fitted to squares with a radius of 3 px, for gravity of 10, at the authors' width
-    of 640 px, and in proportion at others.
+    intrinsics (N,3,3), px, with pixel centers at integers, the first at 0. known (N,1,H,W), bool: where depth was
+    measured, if holes have been filled; normals are fitted to these pixels alone. gravity (N,3), its direction;
+    estimated where it is not given.
+
+    Planes are fitted to squares with a radius of 3 px, or of 10 px to estimate gravity. These are the authors' for a
+    width of 640 px; they are scaled in proportion to the width.
     """
     depth = depth.float()
     seen = depth > 0
     measured = seen if known is None else seen & known
     near, wide = (max(1, round(radius * depth.shape[-1] / 640)) for radius in (3, 10))
     if gravity is None:
-        # Their squares overlap so much that every fourth normal each way says as much as all of them.
+        # The squares overlap so much that every fourth normal in each direction is as good as all of them.
         gravity = estimate_gravity(fit_normals(depth, intrinsics, measured, wide, step=4))
     down = normalize(gravity.to(depth), dim=1)
     normals = fit_normals(depth, intrinsics, measured, near)
 
     across, along = rays(intrinsics, depth.shape[-2], depth.shape[-1])  # (N,1,1,W), (N,1,H,1)
-    x, y, z = (part[:, None, None, None] for part in down.unbind(1))
+    x, y, z = (axis[:, None, None, None] for axis in down.unbind(1))
     height = -100 * depth * (across * x + along * y + z)  # cm above the camera
     lowest = torch.where(seen, height, torch.inf).amin((2, 3), keepdim=True)
     height = height - torch.where(lowest > -90, -130.0, lowest)
@@ -52,7 +55,7 @@ def hha(depth: Tensor, intrinsics: Tensor, known: Tensor | None = None, gravity:
 
 
 def rays(intrinsics: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
-    """x / z for each column, (N,1,1,W), and y / z for each row, (N,1,H,1)."""
+    """Directions of the pixels' rays: x / z for each column, (N,1,1,W), and y / z for each row, (N,1,H,1)."""
     fx, fy = _focal(intrinsics)
     cx, cy = (intrinsics[:, i, 2].float()[:, None, None, None] for i in (0, 1))
     columns = torch.arange(width, device=intrinsics.device)
@@ -66,18 +69,17 @@ def _focal(intrinsics: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def fit_normals(depth: Tensor, intrinsics: Tensor, known: Tensor, radius: int, step: int = 1) -> Tensor:
-    """Normals (N,3,H,W) of planes through the square of ``radius`` px around each pixel; 0 where there are none.
+    """Normals (N,3,H,W) of planes fitted to the square of ``radius`` px around each pixel; 0 where no plane fits.
 
-    ``step``: only of every so manieth row and column, the first included.
-
-    Depth (N,1,H,W), known (N,1,H,W) bool, intrinsics (N,3,3). A plane's inverse depth is linear in the image: least
-    squares for 1/z = a i + b j + c of the known pixels at (i, j) from the middle.
+    Depth (N,1,H,W) in meters, known (N,1,H,W) bool, intrinsics (N,3,3) px. Only every ``step``-th row and column is
+    computed, from the first on. The inverse depth of a plane is linear in the image: least squares for
+    1/z = a i + b j + c over the known pixels, at (i, j) from the center.
     """
     known = known.float()
     inverse = known / torch.where(known > 0, depth, 1)
     # Sums over the square of 1, i, j, ii, ij, jj where depth is known, and of 1/z, i/z, j/z.
     n, ni, nj, nii, nij, njj, d, di, dj = _moments(known, inverse, radius, step)
-    # The normal equations are solved by their adjugate, after the means are taken out: two unknowns are left.
+    # The normal equations are solved by their adjugate. Subtracting the means leaves two unknowns.
     n = n.clamp(min=1)
     mi, mj, md = ni / n, nj / n, d / n
     ii, ij, jj = nii - mi * ni, nij - mi * nj, njj - mj * nj
@@ -91,7 +93,7 @@ def fit_normals(depth: Tensor, intrinsics: Tensor, known: Tensor, radius: int, s
     across, along = rays(intrinsics, depth.shape[-2], depth.shape[-1])
     a, b, c = a * fx, b * fy, middle
     c = c - a * across[..., ::step] - b * along[..., ::step, :]  # (a, b, c) . point = 1
-    # A plane behind the camera, of noise alone, is turned as well; componentwise is faster than a norm over channels.
+    # By components, which is faster than a norm over channels. The sign turns planes behind the camera, due to noise.
     length = torch.where(broad, (a * a + b * b + c * c).sqrt().clamp(min=1e-12) * middle.sign(), torch.inf)
     return torch.cat([a / length, b / length, c / length], 1)
 
@@ -109,16 +111,16 @@ def _moments(known: Tensor, inverse: Tensor, radius: int, step: int) -> list[Ten
 
 
 def _sums(x: Tensor, dim: int, radius: int, step: int, powers: tuple[int, ...]) -> list[Tensor]:
-    """For each power p the sum of i**p x over the places i = -radius..radius around each along ``dim``.
+    """For each power p the sum of i**p x over the places i = -radius..radius around each element along ``dim``.
 
-    By shifted slices, which on CPUs takes a fifth of the time of a convolution with one channel.
+    By shifted slices, which takes a fifth of the time of a one-channel convolution on CPUs.
     """
     length = x.shape[dim]
     padded = pad(x, (radius, radius) if dim == -1 else (0, 0, radius, radius))
 
     def at(i: int) -> Tensor:
-        part = padded.narrow(dim, radius + i, length)
-        return part[..., ::step] if dim == -1 else part[..., ::step, :]
+        shifted = padded.narrow(dim, radius + i, length)
+        return shifted[..., ::step] if dim == -1 else shifted[..., ::step, :]
 
     sums = [at(0).clone() if power == 0 else torch.zeros_like(at(0)) for power in powers]
     for i in range(1, radius + 1):
@@ -129,10 +131,11 @@ def _sums(x: Tensor, dim: int, radius: int, step: int, powers: tuple[int, ...]) 
 
 
 def estimate_gravity(normals: Tensor) -> Tensor:
-    """The direction (N,3) to which most normals (N,3,H,W), 0 = none, are parallel or perpendicular.
+    """The direction (N,3), unit, to which most normals (N,3,H,W), 0 = none, are parallel or perpendicular.
 
-    From the camera's own y axis, in rounds: of the normals within t of parallel (floors) and of perpendicular (walls),
-    the direction g that minimizes sum (wall . g)^2 - sum (floor . g)^2 (Gupta 2013, CVPR, section 4.2).
+    Starts at the camera's y axis and refines it in rounds. Each round takes the normals within some degrees of parallel
+    (floors) and of perpendicular (walls), and finds the direction g that minimizes sum (wall . g)^2 - sum (floor . g)^2
+    (Gupta 2013, CVPR, section 4.2).
     """
     points = normals.flatten(2)  # (N,3,P)
     pairs = torch.tensor([[0, 0], [0, 1], [0, 2], [1, 1], [1, 2], [2, 2]], device=normals.device)

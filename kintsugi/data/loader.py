@@ -1,4 +1,4 @@
-"""The order of images, and their way to the device."""
+"""The order in which images are read, and their way to the device."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from kintsugi.data.images import Images
+from kintsugi.data.image_set import Images
 from kintsugi.rng import generator
 
 
 class Indexed(Protocol):
-    """Samples in a fixed order, read in batches: ``Images``, or what holds more than images."""
+    """Samples in a fixed order, read in batches: ``Images``, or tuples of frames, or two sets side by side."""
 
     def __len__(self) -> int: ...
 
@@ -25,26 +25,26 @@ class Indexed(Protocol):
 
 
 class Resident:
-    """All of ``images`` on ``device``, bytes padded to the largest: a batch is a selection there, the same as theirs.
+    """All of ``images`` on ``device``, uint8 and padded to the largest; batches equal those of ``Images.batch``.
 
-    Their extents must be known (``Source.extents``).
+    The images must be decoded (``Source.extents``).
     """
 
     def __init__(self, images: Images, device: torch.device | str) -> None:
         height, width = images.extents.amax(0).tolist()
         self.device = torch.device(device)
-        self.extent = images.extents  # (N,2), on the CPU, because a batch's size is asked of it
+        self.extent = images.extents  # (N,2), on the CPU, because the size of each batch is read from it
         self.pixels = torch.zeros(len(images), images.source.planes, height, width, dtype=torch.uint8, device=device)
         for rows in torch.arange(len(images)).split(256):
-            part = images.batch(rows)["image"].to(device)
-            self.pixels[rows[0] : rows[-1] + 1, :, : part.shape[2], : part.shape[3]] = part
-        self.there = {"extent": self.extent.to(device)}
+            chunk = images.batch(rows)["image"].to(device)
+            self.pixels[rows[0] : rows[-1] + 1, :, : chunk.shape[2], : chunk.shape[3]] = chunk
+        self.on_device = {"extent": self.extent.to(device)}
         if images.labels is not None:
-            self.there["label"] = images.labels.to(device)
+            self.on_device["label"] = images.labels.to(device)
 
     @staticmethod
     def size(images: Images) -> int:
-        """Bytes it would take."""
+        """How many bytes ``images`` would take on the device."""
         return len(images) * images.source.planes * int(images.extents.amax(0).prod())
 
     def __len__(self) -> int:
@@ -55,13 +55,13 @@ class Resident:
         height, width = self.extent[indices].amax(0).tolist()
         rows = indices.to(self.device, non_blocking=True)
         image = self.pixels[:, :, :height, :width].index_select(0, rows)
-        return {"image": image, "index": rows} | {name: values[rows] for name, values in self.there.items()}
+        return {"image": image, "index": rows} | {name: values[rows] for name, values in self.on_device.items()}
 
 
 def resident(images: Indexed, device: torch.device, gb: float) -> Indexed:
-    """``images`` on the device if they take at most ``gb`` GB there, else as they are.
+    """``images`` on the device (``Resident``) if they take at most ``gb`` GB there, else unchanged.
 
-    gb -1: a quarter of a GPU's free memory, and nothing on a CPU, where it gains little.
+    gb -1: a quarter of a GPU's free memory, and 0 on a CPU, where it gains little.
     """
     if not isinstance(images, Images) or images.source.extents is None:
         return images
@@ -73,9 +73,12 @@ def resident(images: Indexed, device: torch.device, gb: float) -> Indexed:
 class Loader:
     """Batches of images in an order that is a function of (seed, epoch) alone.
 
-    The epochs' permutations, one after the other, form one endless sequence. Step s of a run takes the ``batch``
-    positions from s * batch on, and rank r of ``world`` the r-th contiguous slice of those. So a run may start at any
-    step and on any number of ranks, and no image comes twice within an epoch.
+    The permutations of all epochs, one after the other, form one endless sequence. Step s of a run takes its ``batch``
+    positions from s * batch on, and rank r of ``world`` ranks takes the r-th contiguous slice of them. So a run may
+    start at any step and on any number of ranks, and no image comes twice within an epoch.
+
+    batch: images per step, over all ranks. prefetch: how many batches are read ahead. ValueError where ``batch`` is not
+    a multiple of ``world``.
     """
 
     def __init__(
@@ -95,7 +98,7 @@ class Loader:
         self._epoch, self._order = -1, torch.empty(0, dtype=torch.int64)
 
     def indices(self, step: int) -> Tensor:
-        """Which images this rank sees at ``step``, (batch / world,) int64."""
+        """The images of this rank at ``step``, (batch / world,) int64."""
         share, count = self.batch // self.world, len(self.images)
         first = step * self.batch + self.rank * share
         positions = torch.arange(first, first + share)
@@ -110,10 +113,10 @@ class Loader:
 
     @contextmanager
     def iterate(self, start: int) -> Iterator[Iterator[dict[str, Tensor]]]:
-        """The batches (``Images.batch``) of steps ``start``, ``start + 1``, ... for ever, on the device.
+        """The batches (``Images.batch``) of steps ``start``, ``start + 1``, ... without end, on the device.
 
-        One thread reads ``prefetch`` of them ahead and ends with the context. What goes wrong in it is raised, as it
-        is, where the batch is asked for. ``Resident`` images need no thread.
+        A thread reads ``prefetch`` of them ahead and ends with the context. An error in it is raised unchanged where
+        the batch is taken. ``Resident`` images need no thread.
         """
         if isinstance(self.images, Resident):
             yield map(self.images.batch, map(self.indices, itertools.count(start)))
@@ -151,4 +154,4 @@ class Loader:
             closed.set()
             free.release()
             thread.join()
-            ready.put(RuntimeError("the loader is closed"))  # rather than have somebody wait for ever
+            ready.put(RuntimeError("the loader is closed"))  # so that nobody waits for a batch without end

@@ -1,4 +1,4 @@
-"""Folders side by side whose files of the same name are one sample: rgb/ with depth/, say."""
+"""Folders side by side in which files of the same name form one sample, such as rgb/ and depth/; kept in the cache."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ import numpy as np
 from PIL import Image
 
 from kintsugi.data.cache import Pixels, Source
-from kintsugi.data.decode import SUFFIXES
-from kintsugi.data.images import Images, Opener, pool
+from kintsugi.data.decode import SUFFIXES, pool
+from kintsugi.data.image_set import Images
+from kintsugi.data.opener import Opener
 
 
 def open_matched(
@@ -21,11 +22,11 @@ def open_matched(
     kind: str,
     key: object = None,
 ) -> Images:
-    """The samples of the folder ``opener.spec``: what ``sample`` makes of the files that have a name in common.
+    """The samples of the folder ``opener.spec``, one for each name that is in all of its subfolders.
 
-    folders: its subfolders, the images first. ``sample``: the files of one name -> ``planes`` planes of bytes, or the
-    reason why there are none. ``kind`` and ``key`` (JSON) tell caches apart. ValueError of one line where files are
-    missing.
+    folders: the subfolders, that of the images first. sample: makes ``planes`` planes of the files of one name, uint8
+    (planes,H,W), or returns the reason why it cannot. kind and key (JSON): tell sets apart in the cache. ValueError of
+    one line where files are missing.
     """
     root = Path(opener.spec).expanduser()
     wanted = "/, ".join(folders) + "/"
@@ -38,14 +39,14 @@ def open_matched(
     stems = sorted(set(files[0]).intersection(*files[1:]))
     if not stems:
         raise ValueError(f"--data {opener.spec}: no name is in all of {wanted}")
-    if (lonely := max(map(len, files)) - len(stems)) and not opener.quiet:
-        print(f"{opener.spec}: {lonely} files left out that are not in all of {wanted}")
+    if lonely := max(map(len, files)) - len(stems):
+        opener.store.report(f"{opener.spec}: {lonely} files left out that are not in all of {wanted}")
     paths = [tuple(found[stem] for found in files) for stem in stems]
 
     def read(rows: Sequence[int]) -> list[Pixels]:
         return list(pool().map(sample, (paths[row] for row in rows)))
 
-    stamps = [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for some in paths for path in some]
+    stamps = [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for group in paths for path in group]
     return opener.open(
         f"{kind}-{root.resolve().name}",
         [planes, str(root.resolve()), stamps, key],
@@ -54,13 +55,14 @@ def open_matched(
 
 
 def _images(folder: Path) -> Iterator[tuple[str, Path]]:
+    """Name without suffix and path of each image. Hidden files are left out."""
     for path in sorted(folder.iterdir()):
         if path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file():
             yield path.stem, path
 
 
 def read_values(path: Path) -> np.ndarray:
-    """A PNG's numbers, (h,w) or (h,w,C), uint8 or uint16; what exceeds 16 bits is 0."""
+    """A PNG's numbers, (h,w) or (h,w,C), uint8 or uint16; numbers beyond 16 bits become 0."""
     with Image.open(path) as file:
         found = np.array(file)
     if found.dtype == np.int32:  # Pillow's mode I
@@ -69,7 +71,8 @@ def read_values(path: Path) -> np.ndarray:
 
 
 def nearest(maps: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """Maps (h,w,...) at ``shape``, cut and reduced as ``decode.stored`` does to the image; one value a pixel."""
+    """Maps (h,w,...) at ``shape``, cropped and shrunk as ``decode.crop_and_shrink`` does to the image, but with the
+    value of the nearest pixel."""
     height, width = min(maps.shape[0], 2 * maps.shape[1]), min(maps.shape[1], 2 * maps.shape[0])
     top, left = (maps.shape[0] - height) // 2, (maps.shape[1] - width) // 2
     rows = top + ((np.arange(shape[0]) + 0.5) * height / shape[0]).astype(int)

@@ -1,8 +1,9 @@
-"""Images in which several classes are present together: the built-in scenes and VOC2007."""
+"""Images that show several classes at once: the built-in scenes and VOC2007."""
 
 from __future__ import annotations
 
 import xml.etree.ElementTree as ET
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,56 +11,63 @@ import torch
 from torch import Tensor
 
 from kintsugi.data.cache import Pixels, Source
-from kintsugi.data.images import Images, Opener, Split
+from kintsugi.data.folders import open_files
+from kintsugi.data.image_set import Images, Split
+from kintsugi.data.opener import Opener
 from kintsugi.data.pairs import VOC_CLASSES, open_pairs
+from kintsugi.data.store import Store
+from kintsugi.data.torchvision_sets import voc_detection
 
 MULTILABEL = ("scenes", "voc2007")
-LEAST = 0.002  # part of a scene's pixels that a class must have to be present
+MIN_FRACTION = 0.002
+"""Fraction of a scene's pixels that a class needs in order to count as present."""
 
 
-def open_multilabel(
-    spec: str, size: int, *, scenes: int = 1000, cache_dir: Path | None = None, quiet: bool = False
-) -> Split:
-    """Images to learn from and to be tried on; their labels are int64 (N,K), 1 = the class is present, 0 = it is not,
-    -1 = unknown (of VOC's difficult objects).
+def open_multilabel(spec: str, size: int, store: Store = Store(), *, scenes: int = 1000) -> Split:
+    """Images to learn from and to test on. Labels are int64 (N,K): 1 = the class is present, 0 = it is absent, -1 =
+    unknown (VOC's difficult objects).
 
-    spec: ``scenes``, that many of the built-in ones and a quarter as many to be tried on, or ``voc2007`` (trainval and
-    test, downloaded by torchvision). ValueError of one line where it cannot be had.
+    spec: ``scenes`` (``scenes`` of the built-in ones at ``size`` px, and a quarter as many to test on) or ``voc2007``
+    (trainval and test, downloaded by torchvision, for crops of ``size`` px). ValueError of one line where it cannot be
+    downloaded.
     """
     if spec == "scenes":
-        return Split(*(_scenes(part, scenes, size) for part in ("train", "val")))
-    opener = Opener.of(spec, size, 0, cache_dir, 8.0, quiet)
-    return Split(*(_voc(opener, part) for part in ("trainval", "test")))
+        return Split(*(_scenes(split, scenes, size) for split in ("train", "val")))
+    opener = Opener(spec, size, store)
+    return Split(*(_voc(opener, split) for split in ("trainval", "test")))
 
 
-def _scenes(part: str, count: int, size: int) -> Images:
-    pairs = open_pairs("scenes", part, scenes=count, size=size)
+def _scenes(split: str, count: int, size: int) -> Images:
+    pairs = open_pairs("scenes", split, scenes=count, size=size)
     labels = presence(pairs.targets, len(pairs.classes))
 
-    def read(rows: list[int]) -> list[Pixels]:
+    def read(rows: Sequence[int]) -> list[Pixels]:
         return [pairs.images[row].numpy() for row in rows]
 
-    return Images(Source([f"{part}-{i}" for i in range(len(pairs))], read, labels, pairs.classes))  # type: ignore[arg-type]
+    return Images(Source([f"{split}-{i}" for i in range(len(pairs))], read, labels, pairs.classes))
 
 
 def presence(semantic: Tensor, classes: int) -> Tensor:
-    """Maps uint8 (N,H,W) -> int64 (N,K): 1 where a class has at least ``LEAST`` of the pixels."""
+    """Maps uint8 (N,H,W) -> int64 (N,K): 1 where a class covers at least ``MIN_FRACTION`` of the pixels, else 0."""
     return torch.stack(
-        [(one.flatten().long().bincount(minlength=256)[:classes] >= LEAST * one.numel()).long() for one in semantic]
+        [
+            (one.flatten().long().bincount(minlength=256)[:classes] >= MIN_FRACTION * one.numel()).long()
+            for one in semantic
+        ]
     )
 
 
-def _voc(opener: Opener, part: str) -> Images:
-    found = opener.voc_dataset(part, "2007")
-    images = opener.files(found.images)
+def _voc(opener: Opener, split: str) -> Images:
+    found = voc_detection(opener.spec, split, "2007", opener.store)
+    images = open_files(opener, found.images)
     annotations = {Path(image).name: Path(file) for image, file in zip(found.images, found.annotations, strict=True)}
-    labels = torch.stack([objects(annotations[name]) for name in images.source.names])
+    labels = torch.stack([object_labels(annotations[name]) for name in images.source.names])
     return Images(replace(images.source, labels=labels, classes=VOC_CLASSES[1:]), images.rows)
 
 
-def objects(annotation: Path) -> Tensor:
-    """An annotation's classes, int64 (20,): present, absent, or -1 where all that is there of it is difficult (VOC's
-    own protocol)."""
+def object_labels(annotation: Path) -> Tensor:
+    """The labels of a VOC annotation, int64 (20,): 1 = present, 0 = absent, -1 = all objects of the class are difficult
+    (VOC's own protocol)."""
     labels = torch.zeros(len(VOC_CLASSES) - 1, dtype=torch.int64)
     for thing in ET.parse(annotation).iterfind("object"):
         name = thing.findtext("name", "")

@@ -1,4 +1,4 @@
-"""A user's own pictures at full size: read from files, written as PNG."""
+"""A user's own photos at full size: read from files, written as PNG."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from kintsugi.data.decode import SUFFIXES, rgb
 
 
 def read_photo(path: Path) -> tuple[Image.Image, str]:
-    """A photo, upright, as 8-bit RGB or RGBA; and what to say of its conversion, "" where nothing was lost.
+    """A photo, upright, as 8-bit RGB or RGBA; and a note on its conversion, "" where nothing was lost.
 
     ``info["icc_profile"]`` of the result is the profile that still describes its colors, or None. ValueError of one
-    line for what cannot be read.
+    line for a file that cannot be read.
     """
     image, raw = open_upright(path)
     deep = image.mode.startswith("I") or ";16" in raw
@@ -32,46 +32,48 @@ def read_photo(path: Path) -> tuple[Image.Image, str]:
 
 
 def open_upright(path: Path) -> tuple[Image.Image, str]:
-    """An image file, decoded and upright; and how its pixels are stored, in Pillow's words."""
+    """An image file, decoded and upright; and how its pixels are stored, as Pillow describes it."""
     if not path.is_file():
         raise ValueError(f"no such file: {path}")
     try:
         with Image.open(path) as image:
             raw = str(image.tile)
             return ImageOps.exif_transpose(image), raw
-    except Exception as error:  # Pillow's decoders raise whatever a damaged file leads them to
+    except Exception as error:  # Pillow's decoders raise all kinds of errors on damaged files
         raise ValueError(f"{path} cannot be read as an image ({type(error).__name__}): is it damaged?") from None
 
 
 def write_png(image: Image.Image, out: Path, icc_profile: bytes | None = None) -> None:
-    """Writes ``out``, whole or not at all."""
+    """Writes ``out`` completely or not at all. Creates its folder."""
     out.parent.mkdir(parents=True, exist_ok=True)
-    part = out.with_name(f".{out.name}.part")
+    unfinished = out.with_name(f".{out.name}.part")
     try:
-        image.save(part, "PNG", icc_profile=icc_profile)
-        part.replace(out)
+        image.save(unfinished, "PNG", icc_profile=icc_profile)
+        unfinished.replace(out)
     finally:
-        part.unlink(missing_ok=True)
+        unfinished.unlink(missing_ok=True)
 
 
 def to_tensor(image: Image.Image) -> Tensor:
-    """An 8-bit picture's colors as (3,H,W) in [0,1]; those under an alpha are left as they are."""
+    """An 8-bit image as (3,H,W) in [0,1]; an alpha channel is dropped, and the colors under it stay as they are."""
     return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1) / 255
 
 
 def to_image(image: Tensor) -> Image.Image:
-    """(3,H,W), clipped to [0,1], as an 8-bit picture."""
+    """(3,H,W), clipped to [0,1], as an 8-bit image."""
     return Image.fromarray((255 * image.clamp(0, 1)).round().byte().permute(1, 2, 0).cpu().numpy())
 
 
 def whole_strides(extent: tuple[int, int], side: int, stride: int = 32) -> tuple[int, int]:
-    """Height and width about in proportion to ``extent``'s with a short side of ``side`` px, in whole strides, so that
-    no map of a network has to be cut."""
+    """Height and width, px, as multiples of ``stride``, so that no feature map of a network has to be cropped.
+
+    The short side is about ``side`` px, and the proportions are about those of ``extent`` (height, width).
+    """
     scale = side / min(extent)
     height, width = (max(stride, stride * round(scale * length / stride)) for length in extent)
     return height, width
 
 
 def images_in(folder: Path) -> list[Path]:
-    """The image files that lie in a folder, by name, hidden ones left out."""
+    """The image files directly in a folder, sorted by name. Hidden ones are left out."""
     return sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))

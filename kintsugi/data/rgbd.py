@@ -1,98 +1,80 @@
-"""Images with depth, as HHA (``kintsugi.data.hha``): the built-in scenes, or folders rgb/ and depth/ of one camera.
-
-A sample is seven planes of bytes, stored, read and cut as images are (``kintsugi.data.images``): image 3 (sRGB), HHA 3,
-and 255 where depth is known. HHA is made of whole frames at their own size, before they are made smaller.
-"""
+"""Frames of an RGB-D camera: images with the depth of every pixel, in folders rgb/ and depth/; held in memory."""
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Sequence
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
+from torch.nn.functional import normalize
 
-from kintsugi.data import hha as encoding
-from kintsugi.data.cache import Pixels, Source
-from kintsugi.data.decode import reason, rgb, stored
-from kintsugi.data.hha import hha
-from kintsugi.data.images import Images, Opener, Split, held_out
-from kintsugi.data.matched import nearest, open_matched, read_values
-from kintsugi.data.pairs import read_intrinsics
-from kintsugi.scenes import rendering
-
-PLANES = 7
+from kintsugi.data.decode import reason
+from kintsugi.data.pairs import WrongKindError, read_pairs, stack_padded
+from kintsugi.data.store import Store
 
 
-def open_hha(
-    spec: str,
-    size: int,
-    *,
-    short_side: int = 0,
-    scenes: int = 4096,
-    cache_dir: Path | None = None,
-    cache_gb: float = 8.0,
-    device: str = "cpu",
-    quiet: bool = False,
-) -> Split:
-    """Images of seven planes (``unpack``): ``scenes``, that many of the built-in ones, or a folder.
+@dataclass(frozen=True)
+class RgbdFrames:
+    """``images`` uint8 (N,3,H,W) sRGB; ``depth`` float (N,1,H,W), meters along the camera's axis, 0 = missing.
 
-    A folder holds, by the same names, rgb/ (any format) and depth/ (16-bit PNGs in millimeters, 0 = missing), and
-    intrinsics.txt, the camera's 3x3 matrix. Stored size, cache and split as in ``open_images``. Frames that cannot be
-    read or do not match are skipped, counted and named. ValueError of one line where nothing is left.
+    ``intrinsics`` (3,3), px; ``gravity`` (3,) unit, camera axes (x right, y down, z forward), pointing down, or None.
     """
-    opener = Opener.of(spec, size, short_side, cache_dir, cache_gb, quiet)
-    if spec == "scenes":
-        return held_out(_scenes(opener, scenes, device))
-    root = Path(spec).expanduser()
-    # A folder without rgb/ and depth/ is told so by open_matched, not that it lacks a matrix.
-    whole = (root / "rgb").is_dir() and (root / "depth").is_dir()
-    matrix = read_intrinsics(root)[None] if whole else torch.eye(3)[None]
-    sample = partial(_sample, matrix=matrix, short_side=opener.short_side)
-    key = [_code(Path(encoding.__file__)), matrix.tolist()]
-    return held_out(open_matched(opener, ("rgb", "depth"), sample, PLANES, "hha", key))
+
+    images: Tensor
+    depth: Tensor
+    intrinsics: Tensor
+    gravity: Tensor | None
+
+    def __len__(self) -> int:
+        return len(self.images)
 
 
-def unpack(planes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """uint8 (n,7,H,W) -> image (n,3,H,W) and HHA (n,3,H,W) in [0,1], and where depth is known, bool (n,1,H,W)."""
-    return planes[:, :3].float() / 255, planes[:, 3:6].float() / 255, planes[:, 6:] > 127
+def open_rgbd(folder: Path, store: Store = Store()) -> RgbdFrames:
+    """Frames of one camera: rgb/, depth/ (16-bit PNGs in millimeters, named as the images), intrinsics.txt (3x3) and,
+    where it is known, gravity.txt (3 numbers).
+
+    Frames that cannot be read are skipped and reported. ValueError of one line for what is missing or does not match.
+    """
+    intrinsics = read_intrinsics(folder)
+    gravity = None
+    if (folder / "gravity.txt").exists():
+        gravity = normalize(_read_numbers(folder / "gravity.txt", 3), dim=0)
+    pairs = list(read_pairs(folder, "rgb", "depth", _millimeters, store))
+    if not pairs:
+        raise ValueError(f"{folder}: not one pair of image and depth can be read; replace the files")
+    images, depth = stack_padded(pairs, fill=0)
+    return RgbdFrames(images, depth[:, None].float() / 1000, intrinsics, gravity)
 
 
-def _scenes(opener: Opener, count: int, device: str) -> Images:
-    def read(rows: Sequence[int]) -> list[Pixels]:
-        found = rendering.render(0, torch.tensor(rows), opener.short_side, device)
-        matrix = found["intrinsics"].clone()
-        matrix[:, :2, 2] -= 0.5  # of pixel centers at integers
-        maps = hha(found["depth"], matrix, gravity=found["gravity"])
-        image, known = (255 * found["image"]).round().byte(), 255 * (found["depth"] > 0).byte()
-        return list(torch.cat([image, maps, known], 1).cpu().numpy())
-
-    source = Source([f"scene-{i}" for i in range(count)], read, chunk=64, planes=PLANES)
-    code = [_code(file) for file in (*rendering.SOURCE_FILES, Path(encoding.__file__))]
-    return opener.open("hha-scenes", [PLANES, count, code], lambda: source, "rendering")
+def read_intrinsics(folder: Path) -> Tensor:
+    """The camera's matrix in ``folder``/intrinsics.txt, (3,3), px. ValueError of one line where it is not one."""
+    matrix = _read_numbers(folder / "intrinsics.txt", 9).view(3, 3)
+    fx, fy = matrix[0, 0].item(), matrix[1, 1].item()
+    if min(fx, fy) <= 0:
+        raise ValueError(
+            f"{folder / 'intrinsics.txt'}: the focal lengths are {fx:g} and {fy:g} px, not above 0: "
+            "write fx 0 cx, 0 fy cy, 0 0 1"
+        )
+    return matrix
 
 
-def _code(file: Path) -> str:
-    return hashlib.sha256(file.read_bytes()).hexdigest()
-
-
-def _sample(paths: Sequence[Path], matrix: Tensor, short_side: int) -> Pixels:
-    """The planes of an image and its depth, or the reason why there are none."""
+def _read_numbers(path: Path, count: int) -> Tensor:
+    """A text file of ``count`` numbers, float (count,). ValueError of one line where it does not hold these."""
     try:
-        with Image.open(paths[0]) as file:
-            picture = rgb(ImageOps.exif_transpose(file))
-        depth = read_values(paths[1])
-    except Exception as error:  # Pillow's decoders raise whatever a damaged file leads them to
-        return reason(error)
-    if depth.shape != (picture.height, picture.width):
-        return f"its depth is {'x'.join(map(str, depth.shape))}, its image {picture.height}x{picture.width}"
-    if depth.dtype == np.uint8:
-        return "depth must have 16 bits"
-    meters = torch.from_numpy(depth.astype(np.float32) / 1000)[None, None]
-    maps = np.concatenate([hha(meters, matrix)[0].numpy(), 255 * (depth > 0)[None]]).transpose(1, 2, 0)
-    image = stored(picture, short_side)
-    return np.concatenate([image, nearest(maps, image.shape[1:]).transpose(2, 0, 1)]).astype(np.uint8)
+        values = np.array(path.read_text().split(), np.float32)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"cannot read {path} ({reason(error)}): write {count} numbers into it") from None
+    if len(values) != count or not np.isfinite(values).all():
+        raise ValueError(f"{path} holds {len(values)} values, not {count} numbers: write those into it")
+    return torch.from_numpy(values)
+
+
+def _millimeters(path: Path) -> np.ndarray:
+    with Image.open(path) as depth:
+        values, mode = np.array(depth), depth.mode
+    if values.ndim != 2 or not mode.startswith("I"):
+        raise WrongKindError(f"{path} is no depth: it must be a 16-bit PNG in millimeters, not mode {mode}")
+    return values.astype(np.int32)

@@ -1,9 +1,9 @@
-"""webdataset shards: tar files in which an image and its label lie side by side, local or by URL.
+"""webdataset shards: tar files that hold images and their labels, local or behind URLs.
 
 webdataset reads shards as a stream, in an order that depends on its workers and buffers. Here the order is a function
-of (seed, epoch) and a run starts at any step of it, so that shards are not streamed: those behind URLs are copied into
-the cache first, all are read through once for where their images lie, and images are then read at their places. What is
-a sample, and which of its members is what, is webdataset's to say (``group_by_keys``).
+of (seed, epoch), and a run may start at any step. So shards are not streamed. Shards behind URLs are first copied into
+the cache; each shard is read through once to index where its images lie; then images are read from there. How members
+form samples is left to webdataset (``group_by_keys``).
 """
 
 from __future__ import annotations
@@ -15,11 +15,9 @@ import json
 import os
 import re
 import shutil
-import sys
 import tarfile
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -31,16 +29,47 @@ from webdataset.shardlists import expand_urls
 from webdataset.tariterators import base_plus_ext, group_by_keys
 
 from kintsugi.data.cache import Pixels, Source, load_index, save_index
-from kintsugi.data.decode import SUFFIXES, decode_bytes, reason
+from kintsugi.data.decode import SUFFIXES, decode_bytes, pool, reason
+from kintsugi.data.folders import stamp
+from kintsugi.data.image_set import Images
+from kintsugi.data.opener import Opener
+from kintsugi.data.store import Store
 
-_FORMAT = 1  # part of every key: raise it when what an index holds changes
-_SMALL = 1 << 20  # bytes: a larger label is none
+_FORMAT = 1  # belongs to every key: raise it when the contents of an index change
+_MAX_LABEL = 1 << 20  # bytes: a larger label is ignored
 
 
-def names(what: str) -> list[str]:
+def open_shards(opener: Opener, what: str) -> Images:
+    """The images of the shards that ``what`` names (``shard_names``).
+
+    ValueError of one line where a shard is missing or no image is left, OSError where shards cannot be copied.
+    """
+    try:
+        found = shard_names(what)
+    except ValueError as error:
+        raise ValueError(f"--data {opener.spec}: {error}") from None
+
+    def make() -> Source:
+        place = opener.store.root / "shards"
+        try:
+            return _shard_source(_local(found, place, opener.store), opener.short_side, place)
+        except ValueError as error:
+            raise ValueError(f"--data {opener.spec}: {error}") from None
+        except OSError as error:
+            raise OSError(
+                f"cannot copy shards into {place} ({error.strerror or error}): make room there, or choose another "
+                "folder with --cache"
+            ) from None
+
+    name = os.path.basename(found[0]).partition(".")[0]
+    # A URL has no stamp: once copied and decoded, it is used from then on without a request.
+    return opener.open(name, ["shards", [[shard, *stamp(shard)] for shard in found]], make)
+
+
+def shard_names(what: str) -> list[str]:
     """The shards that ``what`` names: a folder of .tar, or paths or http(s) URLs with braces, set-{000..099}.tar.
 
-    ValueError of one line where there is none, or one that is not there.
+    ValueError of one line where there are none or one is missing.
     """
     if "://" not in what and (folder := Path(what).expanduser()).is_dir():
         found = sorted(str(file) for file in folder.glob("*.tar"))
@@ -51,51 +80,51 @@ def names(what: str) -> list[str]:
     for name in found:
         if "://" in name and not name.startswith(("http://", "https://")):
             raise ValueError(f"{name!r} is neither a path nor a URL of http or https")
-        if not is_url(name) and not os.path.isfile(name):
+        if not _is_url(name) and not os.path.isfile(name):
             raise ValueError(f"no such shard as {name!r}")
     return found
 
 
-def is_url(name: str) -> bool:
+def _is_url(name: str) -> bool:
     return name.startswith(("http://", "https://"))
 
 
-def fetched(urls: Sequence[str], folder: Path, quiet: bool = False) -> list[Path]:
-    """Shards as local files: paths as they are, URLs copied into ``folder``, where they are not yet.
+def _local(names: Sequence[str], folder: Path, store: Store) -> list[Path]:
+    """Shards as local files: paths unchanged, URLs copied into ``folder`` where they are not there yet.
 
-    Several processes may do so at once. ValueError of one line where one cannot be had, OSError where there is no room.
+    Several processes may copy at once. ValueError of one line where a copy fails, OSError where there is no room.
     """
-    files = [folder / _copy_name(url) if is_url(url) else Path(url) for url in urls]
-    missing = [pair for pair in zip(urls, files, strict=True) if is_url(pair[0]) and not pair[1].exists()]
-    if missing and not quiet:
-        print(f"copying {len(missing)} shards into {folder}, where they stay", file=sys.stderr)
-    for url, file in tqdm(missing, "copying shards", unit="shard", disable=quiet or not missing or None):
+    files = [folder / _copy_name(name) if _is_url(name) else Path(name) for name in names]
+    missing = [pair for pair in zip(names, files, strict=True) if _is_url(pair[0]) and not pair[1].exists()]
+    if missing:
+        store.report(f"copying {len(missing)} shards into {folder}, where they are kept")
+    for url, file in tqdm(missing, "copying shards", unit="shard", disable=store.quiet or not missing or None):
         _copy(url, file)
     return files
 
 
 def _copy_name(url: str) -> str:
-    """Distinct for each URL, and what a person knows it by."""
+    """Different for each URL, and recognizable."""
     digest = hashlib.sha256(url.encode()).hexdigest()
     return f"{digest[:16]}-{PurePosixPath(url.partition('?')[0]).name[-80:]}"
 
 
 def _copy(url: str, file: Path) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
-    part = file.with_name(f"copying-{uuid.uuid4().hex}")
+    unfinished = file.with_name(f"copying-{uuid.uuid4().hex}")
     try:
-        # Through curl, which tries again, and fails where less comes than was announced.
-        with open(part, "wb") as out, gopen(url) as stream:
+        # By curl, which retries, and fails where the server sends less than it announced.
+        with open(unfinished, "wb") as out, gopen(url) as stream:
             shutil.copyfileobj(stream, out, 1 << 20)
-        part.replace(file)
+        unfinished.replace(file)
     except OSError as error:
         if error.errno is not None and not isinstance(error, FileNotFoundError):
-            raise  # no room, say
-        said = re.search(r"exit \d+", str(error))
-        why = f"curl: {said[0]}" if said else "is curl installed?"
+            raise  # there is no room, for example
+        code = re.search(r"exit \d+", str(error))
+        why = f"curl: {code[0]}" if code else "is curl installed?"
         raise ValueError(f"{url} could not be copied ({why})") from None
     finally:
-        part.unlink(missing_ok=True)
+        unfinished.unlink(missing_ok=True)
 
 
 # --- where the images lie -------------------------------------------------------------------------------------
@@ -110,13 +139,14 @@ class _Index:
     skipped: list[tuple[str, str]]
 
 
-def open_shards(files: Sequence[Path], short_side: int, folder: Path, threads: ThreadPoolExecutor) -> Source:
-    """The images of tar files, read at their places; their index is kept in ``folder``.
+def _shard_source(files: Sequence[Path], short_side: int, folder: Path) -> Source:
+    """The images of tar files, read from where they lie. Their index is kept in ``folder``.
 
-    A sample is what has the same name up to its first dot: one image (.jpg, .png, .webp and the like) and, if there is
-    one, its class: .cls, a number, or .json with "label" or "cls". Names are SHARD/KEY. Left out, with the reason, is
-    what is none: no image, a second member or sample of the same name, a link, a path that leads out of its folder,
-    and what a truncated file lacks. ValueError of one line where nothing is left.
+    Members with the same name up to the first dot form a sample: one image (.jpg, .png, .webp and so on) and, if there
+    is one, its class: .cls, a number, or .json with "label" or "cls". Samples are named SHARD/KEY.
+
+    Left out, with the reason, are samples without an image, a second member or sample of the same name, links, paths
+    that lead out of their folder, and members that a truncated file lacks. ValueError of one line where none is left.
     """
     stamps = [[str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns] for file in files]
     digest = hashlib.sha256(json.dumps([_FORMAT, stamps]).encode()).hexdigest()
@@ -124,7 +154,7 @@ def open_shards(files: Sequence[Path], short_side: int, folder: Path, threads: T
     index = _load(kept)
     if index is None:
         index = _indexed(files)
-        with contextlib.suppress(OSError):  # without it the next start takes longer
+        with contextlib.suppress(OSError):  # without it the next start takes longer, no more
             _save(kept, index)
     if not index.names:
         name, why = index.skipped[0] if index.skipped else (files[0].name, "empty")
@@ -138,7 +168,7 @@ def open_shards(files: Sequence[Path], short_side: int, folder: Path, threads: T
             return reason(error)
 
     def read(rows: Sequence[int]) -> list[Pixels]:
-        return list(threads.map(image, rows))
+        return list(pool().map(image, rows))
 
     labels = None if index.labels is None else torch.from_numpy(index.labels)
     return Source(index.names, read, labels, index.classes, skipped=index.skipped)
@@ -175,7 +205,7 @@ def _indexed(files: Sequence[Path]) -> _Index:
 
 
 def _at(file: Path, first: int, count: int) -> bytes:
-    with open(file, "rb", buffering=0) as content:  # opened anew each time: there may be more shards than open files
+    with open(file, "rb", buffering=0) as content:  # opened each time: there may be more shards than files may be open
         return os.pread(content.fileno(), count, first)
 
 
@@ -184,20 +214,20 @@ def _note(skipped: list[tuple[str, str]], title: str, name: str, why: str) -> No
 
 
 def _duplicate(skip: Callable[[str, str], None], error: Exception) -> bool:
-    """webdataset's word on a member that its sample has already: the first one counts."""
+    """Handles webdataset's error for a member that its sample already has: the first one counts."""
     skip(str(error.args[0]).partition(": duplicate")[0], "a second member of this name")
     return True
 
 
 def _members(file: Path, skip: Callable[[str, str], None]) -> Iterator[dict[str, object]]:
-    """A tar's members as ``group_by_keys`` takes them, but instead of their bytes where these lie: (first, count)."""
+    """A tar's members as ``group_by_keys`` takes them, with the place of their bytes, (first, count), as data."""
     end = file.stat().st_size
     try:
-        with tarfile.open(file, "r:") as tar:  # "r:": what is compressed has no places
+        with tarfile.open(file, "r:") as tar:  # "r:": a compressed tar has no fixed places
             for member in tar:
-                tar.members.clear()  # type: ignore[attr-defined]  # or it keeps all of them
+                tar.members.clear()  # type: ignore[attr-defined]  # else it keeps all of them
                 name = member.name
-                if member.isdir() or re.match("__[^/]*__($|/)", name):  # webdataset keeps notes under such names
+                if member.isdir() or re.match("__[^/]*__($|/)", name):  # webdataset's metadata
                     continue
                 if not member.isreg() or member.issparse():
                     skip(name, "not a plain file")
@@ -209,20 +239,20 @@ def _members(file: Path, skip: Callable[[str, str], None]) -> Iterator[dict[str,
                     skip(name, "the shard ends in the middle of it")
                 else:
                     yield {"fname": name, "data": (member.offset_data, member.size), "__url__": str(file)}
-            if _at(file, tar.offset, tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):  # tarfile lets it pass
+            if _at(file, tar.offset, tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):  # tarfile ignores it
                 skip("", "it ends before its end mark: damaged or cut off")
     except (tarfile.TarError, OSError, EOFError) as error:
         skip("", f"not a whole, uncompressed tar: {reason(error)}")
 
 
 def _label(file: Path, sample: dict[str, tuple[int, int]]) -> str | None:
-    """The number of a sample's class; None where there is none, or a negative one."""
+    """The number of a sample's class as text; None where there is none or it is negative."""
     kind = next((kind for kind in ("cls", "json") if kind in sample), None)
-    if kind is None or sample[kind][1] > _SMALL:
+    if kind is None or sample[kind][1] > _MAX_LABEL:
         return None
     try:
-        said = json.loads(_at(file, *sample[kind]))
-        number = int(said if kind == "cls" else said["label"] if "label" in said else said["cls"])
+        found = json.loads(_at(file, *sample[kind]))
+        number = int(found if kind == "cls" else found["label"] if "label" in found else found["cls"])
     except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return None
     return str(number) if number >= 0 else None
@@ -230,13 +260,13 @@ def _label(file: Path, sample: dict[str, tuple[int, int]]) -> str | None:
 
 def _save(file: Path, index: _Index) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
-    part = file.with_name(f"index-{uuid.uuid4().hex}.part")
+    unfinished = file.with_name(f"index-{uuid.uuid4().hex}.part")
     try:
         labels = {} if index.labels is None else {"labels": index.labels}
-        save_index(part, index.names, [index.classes, index.skipped], places=index.places, **labels)
-        part.replace(file)
+        save_index(unfinished, index.names, [index.classes, index.skipped], places=index.places, **labels)
+        unfinished.replace(file)
     finally:
-        part.unlink(missing_ok=True)
+        unfinished.unlink(missing_ok=True)
 
 
 def _load(file: Path) -> _Index | None:

@@ -38,6 +38,9 @@ def generator_loss(logits: Tensor, kind: Kind = "bce") -> Tensor:
     """The generator's loss, from the discriminator's logits on what it made; mean over all logits, ().
 
     bce: -log sigmoid(x) = softplus(-x); hinge: -x.
+
+    >>> generator_loss(torch.tensor([0.5, 1.5]), "hinge").item()
+    -1.0
     """
     return softplus(-logits).mean() if kind == "bce" else -logits.mean()
 

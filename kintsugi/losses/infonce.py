@@ -20,6 +20,12 @@ def nt_xent_logits(first: Tensor, second: Tensor, temperature: float) -> tuple[T
 
     first, second (N,D): two views of the same images. Returns logits (2N,2N), -inf on the diagonal, and the positives'
     numbers (2N,) (Chen 2020, arXiv:2002.05709, eq. 1).
+
+    >>> logits, positive = nt_xent_logits(torch.eye(3), torch.eye(3), temperature=0.1)
+    >>> logits.shape, positive.tolist()
+    (torch.Size([6, 6]), [3, 4, 5, 0, 1, 2])
+    >>> (logits.argmax(1) == positive).all().item()
+    True
     """
     count = len(first)
     views = normalize(torch.cat([first, second]).float(), dim=1)  # (2N,D)

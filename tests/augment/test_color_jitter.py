@@ -5,12 +5,12 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional as tv
 
-from kintsugi.augment.color_jitter import Colors, Recipe, draw, recolor, turn_hue
+from kintsugi.augment.color_jitter import ColorAugmentation, ColorChanges, draw_changes, recolor, turn_hue
 from kintsugi.rng import generator
 
 N = 24
 IMAGES = torch.rand(N, 3, 40, 36, generator=generator(1))
-IDLE = Colors(
+IDLE = ColorChanges(
     torch.tensor([1.0, 1.0, 1.0, 0.0]).repeat(N, 1),
     torch.arange(4).repeat(N, 1),
     torch.zeros(N, dtype=torch.bool),
@@ -19,7 +19,7 @@ IDLE = Colors(
 )
 
 
-def one_by_one(image: Tensor, colors: Colors, i: int) -> Tensor:
+def one_by_one(image: Tensor, colors: ColorChanges, i: int) -> Tensor:
     """torchvision's operations, on one image."""
     steps = (tv.adjust_brightness, tv.adjust_contrast, tv.adjust_saturation, tv.adjust_hue)
     for number in colors.order[i].tolist():
@@ -32,10 +32,10 @@ def one_by_one(image: Tensor, colors: Colors, i: int) -> Tensor:
     return tv.solarize(image, 0.5) if colors.solarize[i] else image
 
 
-def some(number: int) -> Colors:
+def some(number: int) -> ColorChanges:
     factors = IDLE.factors.clone()
-    factors[:, number] = draw(Recipe(jitter=1), N, generator(3)).factors[:, number]
-    return Colors(factors, IDLE.order, IDLE.gray, IDLE.sigma, IDLE.solarize)
+    factors[:, number] = draw_changes(ColorAugmentation(jitter=1), N, generator(3)).factors[:, number]
+    return ColorChanges(factors, IDLE.order, IDLE.gray, IDLE.sigma, IDLE.solarize)
 
 
 YES = torch.ones(N, dtype=torch.bool)
@@ -44,11 +44,11 @@ CASES = {
     "contrast": some(1),
     "saturation": some(2),
     "hue": some(3),
-    "gray": Colors(IDLE.factors, IDLE.order, YES, IDLE.sigma, IDLE.solarize),
-    "blur": Colors(IDLE.factors, IDLE.order, IDLE.gray, torch.linspace(0.1, 2, N), IDLE.solarize),
-    "solarize": Colors(IDLE.factors, IDLE.order, IDLE.gray, IDLE.sigma, YES),
-    "jitter in any order": draw(Recipe(jitter=1, gray=0, blur=0), N, generator(4)),
-    "everything but solarize": draw(Recipe(), N, generator(5)),
+    "gray": ColorChanges(IDLE.factors, IDLE.order, YES, IDLE.sigma, IDLE.solarize),
+    "blur": ColorChanges(IDLE.factors, IDLE.order, IDLE.gray, torch.linspace(0.1, 2, N), IDLE.solarize),
+    "solarize": ColorChanges(IDLE.factors, IDLE.order, IDLE.gray, IDLE.sigma, YES),
+    "jitter in any order": draw_changes(ColorAugmentation(jitter=1, gray=0, blur=0), N, generator(4)),
+    "everything but solarize": draw_changes(ColorAugmentation(), N, generator(5)),
 }
 
 
@@ -74,28 +74,28 @@ def test_hue_of_grays_and_of_colors_with_two_equal_channels_equals_torchvisions(
 
 def test_nothing_drawn_changes_nothing():
     assert torch.equal(recolor(IMAGES, IDLE), IMAGES)
-    idle = draw(Recipe(jitter=0, gray=0, blur=0), N, generator(0))
+    idle = draw_changes(ColorAugmentation(jitter=0, gray=0, blur=0), N, generator(0))
     assert torch.equal(recolor(IMAGES, idle), IMAGES)
 
 
 def test_an_image_is_recolored_alike_in_any_batch():
-    colors = draw(Recipe(solarize=0.2), N, generator(6))
+    colors = draw_changes(ColorAugmentation(solarize=0.2), N, generator(6))
     whole = recolor(IMAGES, colors)
-    part = recolor(IMAGES[5:9], colors[slice(5, 9)])
-    torch.testing.assert_close(part, whole[5:9], atol=1e-6, rtol=0)
+    some_images = recolor(IMAGES[5:9], colors[slice(5, 9)])
+    torch.testing.assert_close(some_images, whole[5:9], atol=1e-6, rtol=0)
 
 
 def test_probabilities_ranges_and_orders():
     n = 20_000
-    colors = draw(Recipe(jitter=0.8, gray=0.2, blur=0.5, solarize=0.1), n, generator(7))
+    colors = draw_changes(ColorAugmentation(jitter=0.8, gray=0.2, blur=0.5, solarize=0.1), n, generator(7))
     jittered = (colors.factors[:, 3] != 0).float()
-    for share, expected in (
+    for fraction, expected in (
         (jittered, 0.8),
         (colors.gray.float(), 0.2),
         ((colors.sigma > 0).float(), 0.5),
         (colors.solarize.float(), 0.1),
     ):
-        assert abs(share.mean().item() - expected) < 0.015
+        assert abs(fraction.mean().item() - expected) < 0.015
     moved = colors.factors[jittered.bool()]
     torch.testing.assert_close(moved.amin(0), torch.tensor([0.2, 0.2, 0.2, -0.2]), atol=0.01, rtol=0)
     torch.testing.assert_close(moved.amax(0), torch.tensor([1.8, 1.8, 1.8, 0.2]), atol=0.01, rtol=0)

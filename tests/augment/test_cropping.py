@@ -4,7 +4,7 @@ import pytest
 import torch
 from torchvision.transforms.v2 import functional as tv
 
-from kintsugi.augment.cropping import center_boxes, crop_draws, crop_resize, cut, random_boxes, random_flips
+from kintsugi.augment.cropping import center_boxes, crop, crop_draws, crop_resize, random_boxes, random_flips
 from kintsugi.rng import generator
 
 
@@ -17,7 +17,7 @@ BOXES = torch.tensor(
     [
         [0, 0, 50, 71],  # the whole image, both sides shrunk
         [7, 20, 9, 11],  # enlarged
-        [30, 40, 20, 31],  # to the right and lower border
+        [30, 40, 20, 31],  # touches the right and lower borders
         [3, 5, 40, 12],  # one side shrunk, the other enlarged
     ]
 )
@@ -57,22 +57,22 @@ def test_a_view_does_not_depend_on_the_padding_or_the_rest_of_the_batch(dtype: t
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
-def test_channels_lie_in_memory_as_they_like(dtype: torch.dtype) -> None:
+def test_the_memory_format_does_not_matter(dtype: torch.dtype) -> None:
     image = images(dtype=dtype)
     last = image.contiguous(memory_format=torch.channels_last)
-    tolerance = 1.01 / 255 if dtype == torch.uint8 else 0  # torch rounds the two kinds of bytes apart
+    tolerance = 1.01 / 255 if dtype == torch.uint8 else 0  # torch rounds uint8 differently for the two formats
     torch.testing.assert_close(crop_resize(last, BOXES, 16), crop_resize(image, BOXES, 16), atol=tolerance, rtol=0)
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
 @pytest.mark.parametrize("size", [8, 200])
-def test_then_is_done_once_to_each_view_with_its_row(dtype: torch.dtype, size: int) -> None:
+def test_apply_is_called_once_for_each_view_with_its_row(dtype: torch.dtype, size: int) -> None:
     image, number = images(dtype=dtype), torch.arange(4.0)[:, None, None, None]
-    found = crop_resize(image, BOXES, size, then=lambda views, rows: views.add_(number[rows]))
+    found = crop_resize(image, BOXES, size, apply=lambda views, rows: views.add_(number[rows]))
     torch.testing.assert_close(found, crop_resize(image, BOXES, size) + number)
 
 
-def test_random_boxes_stay_inside_with_the_asked_area_and_ratio() -> None:
+def test_random_boxes_stay_inside_and_have_the_given_area_and_ratio() -> None:
     n = 4000
     extent = torch.tensor([[600, 600], [480, 970], [1300, 500], [330, 4000]]).repeat(n // 4, 1)
     boxes = random_boxes(extent, crop_draws(n, generator(1)), scale=(0.2, 0.6))
@@ -82,18 +82,18 @@ def test_random_boxes_stay_inside_with_the_asked_area_and_ratio() -> None:
     assert (top + height <= extent[:, 0]).all()
     assert (left + width <= extent[:, 1]).all()
     ratio, area = width / height, height * width / extent.prod(1)
-    pixel = 0.01  # what rounding to whole pixels may do
+    pixel = 0.01  # error of rounding to whole pixels
     assert ratio.min() > 3 / 4 - pixel
     assert ratio.max() < 4 / 3 + pixel
     assert (area <= 0.6 + pixel).all()
-    square = area[::4]  # where no box of at most 60 % has to be shrunk
+    square = area[::4]  # square images, in which no box of at most 60 % has to be shrunk
     assert square.min() >= 0.2 - pixel
     assert square.mean() == pytest.approx(0.4, abs=0.02)
     assert square.std() == pytest.approx(0.4 / 12**0.5, abs=0.02)  # uniform
 
 
 def test_random_boxes_fit_into_the_smallest_images() -> None:
-    """Also where rounding has nowhere to go."""
+    """Also in images of one or two pixels."""
     extent = torch.tensor([[1, 1], [1, 9], [2, 3], [3, 1]]).repeat(500, 1)
     top, left, height, width = random_boxes(extent, crop_draws(2000, generator(3)), scale=(0.01, 1)).unbind(1)
     for start, length, whole in ((top, height, extent[:, 0]), (left, width, extent[:, 1])):
@@ -125,19 +125,19 @@ def test_center_boxes() -> None:
     assert center_boxes(extent).tolist() == [[0, 10, 40, 40], [10, 0, 40, 40], [0, 0, 8, 8]]
 
 
-def test_cuts_are_those_of_a_loop():
+def test_crops_are_those_of_a_loop():
     image = torch.randint(0, 256, (3, 10, 9, 11), generator=generator(5), dtype=torch.uint8)
     extent = torch.tensor([[9, 11], [9, 11], [7, 8]])
     draws = torch.tensor([[0.0, 0.0], [0.999, 0.999], [0.7, 0.3]])
-    found = cut(image, extent, 5, draws, flip=torch.tensor([False, True, False]))
+    found = crop(image, extent, 5, draws, flip=torch.tensor([False, True, False]))
     for n, (top, left) in enumerate([(0, 0), (4, 6), (2, 1)]):
         expected = image[n, :, top : top + 5, left : left + 5]
         assert torch.equal(found[n], expected.flip(2) if n == 1 else expected)
-    assert torch.equal(cut(image, extent, 5)[2], image[2, :, 1:6, 1:6])
+    assert torch.equal(crop(image, extent, 5)[2], image[2, :, 1:6, 1:6])
 
 
-def test_cuts_fall_evenly_on_all_places():
+def test_crops_are_uniform_over_all_places():
     image = torch.arange(12).view(1, 1, 1, 12).expand(4000, 1, 12, 12)
     draws = torch.rand(4000, 2, generator=generator(6))
-    left = cut(image, torch.tensor([[12, 12]]).expand(4000, 2), 8, draws)[:, 0, 0, 0]
+    left = crop(image, torch.tensor([[12, 12]]).expand(4000, 2), 8, draws)[:, 0, 0, 0]
     assert torch.bincount(left).tolist() == pytest.approx([800] * 5, rel=0.15)

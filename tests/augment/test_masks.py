@@ -34,23 +34,23 @@ def test_masks_are_a_function_of_the_generator(kind: masks.Kind) -> None:
 
 
 @pytest.mark.parametrize(("kind", "least", "most"), [("blocks", 0.06, 0.26), ("regions", 0.12, 0.24)])
-def test_holes_are_everywhere_about_as_often(kind: masks.Kind, least: float, most: float) -> None:
-    """Fewer blocks reach a corner, as their centers don't lie outside."""
+def test_holes_are_about_equally_likely_everywhere(kind: masks.Kind, least: float, most: float) -> None:
+    """Blocks cover corners less often, because their centers are inside the image."""
     often = masks.draw(kind, 2000, 32, generator(5)).mean((0, 1))
     assert often.min() > least
     assert often.max() < most
 
 
 def test_blocks_are_unions_of_rectangles() -> None:
-    """Each pixel of a hole lies in a square of 1/8 of the side that is all hole: opening keeps it."""
+    """Each pixel of a hole lies in a square of 1/8 of the side that is all hole, so opening changes nothing."""
     for mask in masks.blocks(20, 64, generator(6))[:, 0].numpy():
-        padded = np.pad(mask, 8, mode="edge")  # as if not cut off
+        padded = np.pad(mask, 8, mode="edge")  # undoes the cut at the border
         opened = ndimage.grey_opening(padded, size=(8, 8))
         assert np.array_equal(opened, padded)
 
 
 def test_regions_are_smooth_shapes_not_noise() -> None:
-    """Few pieces with short borders: pixel noise of this area would have hundreds of pieces."""
+    """Few pieces; pixel noise of this area would have hundreds."""
     for mask in masks.regions(50, 64, generator(7))[:, 0].numpy():
         pieces = ndimage.label(mask)[1]
         assert 1 <= pieces <= 12
@@ -73,6 +73,6 @@ def test_dilate_equals_scipy(pixels: int) -> None:
         assert np.array_equal(after, ndimage.binary_dilation(before, square))
 
 
-def test_unknown_kind() -> None:
+def test_an_unknown_kind_is_refused() -> None:
     with pytest.raises(ValueError, match="use center, blocks or regions"):
         masks.draw("middle", 1, 32, generator(0))  # type: ignore[arg-type]

@@ -99,7 +99,7 @@ def test_version(capsys: pytest.CaptureFixture[str]):
         ("eval mend", "unknown command eval mend: did you mean kintsugi mend?"),
         ("inpainting", "unknown command inpainting: did you mean kintsugi train inpainting?"),
         ("Mend", "unknown command Mend: did you mean kintsugi mend?"),
-        ("trian rotation", "unknown command trian: did you mean kintsugi train?"),
+        ("trane rotation", "unknown command trane: did you mean kintsugi train?"),
         ("xyzzy", "unknown command xyzzy: kintsugi --help lists all"),
         ("--data photos", "unknown command --data: kintsugi --help lists all"),
         ("train", "name what to train: kintsugi train --help lists all"),

@@ -16,6 +16,8 @@ import torch
 
 from kintsugi.data import cache
 from kintsugi.data.cache import Pixels, Source, build, estimate, load, load_index, save_index
+from kintsugi.data.images import open_images
+from kintsugi.data.store import Store
 
 ROOT = Path(__file__).parents[3]
 
@@ -63,7 +65,7 @@ def test_what_is_built_is_what_is_loaded(tmp_path: Path, chunk: int) -> None:
     assert names(tmp_path / "root") == {"set"}
 
 
-def test_pixels_cannot_be_changed_by_who_reads_them(tmp_path: Path) -> None:
+def test_pixels_are_read_only(tmp_path: Path) -> None:
     decoded = build(tmp_path / "set", source(), 1e9, "decoding")
     assert decoded is not None
     image = decoded.read([0])[0]
@@ -88,19 +90,19 @@ def test_the_limit(tmp_path: Path) -> None:
 
 
 def test_the_estimate() -> None:
-    asked: list[int] = []
+    rows_read: list[int] = []
 
     def read(rows: Sequence[int]) -> list[Pixels]:
-        asked.extend(rows)
+        rows_read.extend(rows)
         return ["spoilt" if row % 2 else np.zeros((3, 10, 20), np.uint8) for row in rows]
 
     assert estimate(Source(["x"] * 10_001, read)) == pytest.approx(10_001 / 2 * 600, rel=0.2)
-    assert len(asked) == 64
-    assert max(np.diff(asked)) < 200  # spread over all of it
+    assert len(rows_read) == 64
+    assert max(np.diff(rows_read)) < 200  # spread over all of it
     assert estimate(Source(["x"] * 2, read)) == 600
 
 
-def test_none_that_can_be_read(tmp_path: Path) -> None:
+def test_a_set_without_a_readable_image_is_one_line(tmp_path: Path) -> None:
     spoilt = Source(["one", "two"], lambda rows: ["cut off"] * len(rows))
     with pytest.raises(ValueError, match=r"none of its 2 images can be read \(the first, 'one': cut off\)"):
         build(tmp_path / "set", spoilt, 1e9, "decoding")
@@ -108,7 +110,7 @@ def test_none_that_can_be_read(tmp_path: Path) -> None:
 
 
 def test_an_index_of_a_million_names(tmp_path: Path) -> None:
-    """It loads in well under a second, and takes little more than what it holds."""
+    """It loads fast, and its file is little larger than its contents."""
     count = 1_000_000
     given = [f"n{i // 1000:08d}/n{i // 1000:08d}_{i}.JPEG" for i in range(count)]
     extents = np.arange(2 * count).reshape(count, 2)
@@ -142,8 +144,8 @@ def test_an_interrupted_build_leaves_nothing(tmp_path: Path, error: BaseExceptio
     check(build(tmp_path / "set", source(), 1e9, "decoding"))
 
 
-def test_a_killed_build_is_not_taken_for_whole_and_is_removed_later(tmp_path: Path) -> None:
-    """Killed in the middle, by os._exit, so that nothing tidies up."""
+def test_a_killed_build_does_not_count_as_complete_and_is_removed_later(tmp_path: Path) -> None:
+    """Killed in the middle, by os._exit, so that nothing cleans up."""
     script = (
         "import os, numpy as np\nfrom pathlib import Path\nfrom kintsugi.data.cache import Source, build\n"
         "def read(rows):\n    if 2 in rows: os._exit(9)\n    return [np.zeros((3, 999, 999), np.uint8)] * len(rows)\n"
@@ -155,13 +157,13 @@ def test_a_killed_build_is_not_taken_for_whole_and_is_removed_later(tmp_path: Pa
     assert left.name != "set"
     assert load(tmp_path / "set") is None
     check(build(tmp_path / "set", source(), 1e9, "decoding"))
-    assert names(tmp_path) == {"set", left.name}  # another process may still be at it
+    assert names(tmp_path) == {"set", left.name}  # another process may still be writing it
     os.utime(left / "pixels.bin", (1, 1))
     build(tmp_path / "other", source(), 1e9, "decoding")
     assert names(tmp_path) == {"set", "other"}
 
 
-def test_builds_that_have_only_begun_or_are_being_removed_are_in_nobodys_way(tmp_path: Path) -> None:
+def test_builds_that_have_just_begun_or_are_being_removed_do_no_harm(tmp_path: Path) -> None:
     (tmp_path / "building-begun").mkdir()
     (tmp_path / "building-file").touch()
     check(build(tmp_path / "set", source(), 1e9, "decoding"))
@@ -216,7 +218,7 @@ def test_a_damaged_set_is_built_again(tmp_path: Path, damage: str) -> None:
 
 
 def test_two_processes_at_once(tmp_path: Path) -> None:
-    """Each waits in the middle until the other is there, too."""
+    """Each waits in the middle until the other one has got there."""
     script = (
         "import sys, time, numpy as np\nfrom pathlib import Path\nfrom kintsugi.data.cache import Source, build\n"
         f"root, me, other = Path({str(tmp_path)!r}), *sys.argv[1:]\n"
@@ -238,7 +240,7 @@ def test_two_processes_at_once(tmp_path: Path) -> None:
     assert names(tmp_path / "sets") == {"set"}
 
 
-def test_the_second_takes_the_firsts(tmp_path: Path) -> None:
+def test_the_second_build_uses_the_first_ones_set(tmp_path: Path) -> None:
     inside, go = threading.Event(), threading.Event()
 
     def slow(rows: Sequence[int]) -> list[Pixels]:
@@ -271,46 +273,40 @@ class Full(io.BytesIO):
 def test_a_full_disk_is_one_line_and_leaves_nothing(
     tmp_path: Path, photos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from kintsugi.data.images import open_images
-
     monkeypatch.setattr(cache, "open", lambda *args: Full(), raising=False)
     with pytest.raises(OSError, match=r"No space left on device.*--cache") as caught:
-        open_images(str(photos), 64, cache_dir=tmp_path)
+        open_images(str(photos), 64, Store(cache=tmp_path))
     assert "\n" not in str(caught.value)
     assert not list(tmp_path.rglob("building-*"))
     monkeypatch.undo()
-    assert len(open_images(str(photos), 64, cache_dir=tmp_path).train) > 0
+    assert len(open_images(str(photos), 64, Store(cache=tmp_path)).train) > 0
 
 
 def test_a_read_only_folder_is_one_line(tmp_path: Path, photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from kintsugi.data.images import open_images
-
-    def refuse(path: Path, *args: object, **options: object) -> None:  # permissions do not stop root
+    def refuse(path: Path, *args: object, **options: object) -> None:  # because permissions do not stop root
         raise OSError(errno.EROFS, "Read-only file system", str(path))
 
     monkeypatch.setattr(Path, "mkdir", refuse)
     with pytest.raises(OSError, match=r"Read-only file system.*--cache") as caught:
-        open_images(str(photos), 64, cache_dir=tmp_path / "cache")
+        open_images(str(photos), 64, Store(cache=tmp_path / "cache"))
     assert "\n" not in str(caught.value)
 
 
 def test_a_set_in_a_read_only_cache_is_used(
     tmp_path: Path, photos: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """With unusable images, too, whose list cannot be written then."""
-    from kintsugi.data.images import open_images
-
+    """Also where some images are unusable and their list cannot be written."""
     folder = tmp_path / "photos"
     folder.mkdir()
     for file in photos.iterdir():
         (folder / file.name).symlink_to(file)
     (folder / "spoilt.png").write_bytes(b"")
-    count = len(open_images(str(folder), 64, cache_dir=tmp_path / "cache").train)
+    count = len(open_images(str(folder), 64, Store(cache=tmp_path / "cache")).train)
 
     def refuse(path: Path, *args: object, **options: object) -> None:
         raise OSError(errno.EROFS, "Read-only file system", str(path))
 
     monkeypatch.setattr(Path, "mkdir", refuse)
     monkeypatch.setattr(Path, "write_text", refuse)
-    assert len(open_images(str(folder), 64, cache_dir=tmp_path / "cache").train) == count
+    assert len(open_images(str(folder), 64, Store(cache=tmp_path / "cache")).train) == count
     assert capsys.readouterr().err.count("'spoilt.png' (an empty file)") == 2

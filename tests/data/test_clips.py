@@ -1,3 +1,5 @@
+"""Clips from folders, videos and scenes, and the tuples of frames that are drawn from them."""
+
 from __future__ import annotations
 
 import hashlib
@@ -5,7 +7,6 @@ import re
 import sys
 from pathlib import Path
 
-import av
 import numpy as np
 import pytest
 import torch
@@ -13,8 +14,11 @@ from PIL import Image
 from torch import Tensor
 
 from kintsugi.data import clips
-from kintsugi.data.clips import Clips, Tuples, even, open_tuples
-from kintsugi.data.images import Images, Source
+from kintsugi.data.cache import Source
+from kintsugi.data.clips import Clips
+from kintsugi.data.frame_tuples import Tuples, TupleSplit, equalize_exposure, open_tuples
+from kintsugi.data.image_set import Images
+from kintsugi.data.store import Store
 from kintsugi.scenes.rendering import render_clip
 
 
@@ -23,8 +27,8 @@ def three(random: torch.Generator) -> Tensor:
     return torch.randint(2, (), generator=random) + torch.arange(3)
 
 
-def opened(spec: Path | str, size: int = 32, span: int = 4, **settings: object) -> clips.TupleSplit:
-    return open_tuples(str(spec), size, span, three, shorter="ask for less", count=50, **settings)  # type: ignore[arg-type]
+def opened(spec: Path | str, span: int = 4, store: Store = Store(), every: int = 1) -> TupleSplit:
+    return open_tuples(str(spec), 32, span, three, store, shorter="ask for less", count=50, every=every)
 
 
 def shade(clip: int, frame: int) -> tuple[int, int, int]:
@@ -32,7 +36,7 @@ def shade(clip: int, frame: int) -> tuple[int, int, int]:
 
 
 def write_frames(root: Path, count: int = 6, frames: int = 11) -> Path:
-    """Clips 0, 1, ... of frames 0.png .. 10.png, in a color that says which frame of which clip it is."""
+    """Clips 0, 1, ... of frames 0.png .. 10.png, each in a color (``shade``) that identifies clip and frame."""
     for clip in range(count):
         (root / f"clip{clip}").mkdir(parents=True)
         for frame in range(frames):
@@ -41,6 +45,8 @@ def write_frames(root: Path, count: int = 6, frames: int = 11) -> Path:
 
 
 def write_video(file: Path, clip: int, frames: int = 9, noise: float = 0) -> None:
+    """Skips the test where the optional package PyAV is missing."""
+    av = pytest.importorskip("av")
     rng = np.random.default_rng(0)
     with av.open(str(file), "w") as container:
         stream = container.add_stream("mpeg4", rate=25)
@@ -54,7 +60,7 @@ def write_video(file: Path, clip: int, frames: int = 9, noise: float = 0) -> Non
 
 
 def colors(images: Tensor) -> Tensor:
-    """Of flat pictures (...,3,H,W) their colors (...,3)."""
+    """The colors (...,3) of flat pictures (...,3,H,W)."""
     return images[..., 16, 16].int()
 
 
@@ -68,14 +74,14 @@ def test_frames_come_in_the_order_of_their_numbers_and_clips_are_held_out_whole(
     lowest = min(names, key=lambda name: hashlib.sha256(name.encode()).digest())
     assert split.heldout.clips.names == [lowest]  # a fifth of six
     assert split.train.clips.names == [name for name in names if name != lowest]
-    for part in (split.train, split.heldout):
-        batch = part.batch(torch.arange(50))
+    for tuples in (split.train, split.heldout):
+        batch = tuples.batch(torch.arange(50))
         assert batch["image"].shape == (50, 3, 3, 40, 60)
         assert batch["extent"].tolist() == [[40, 60]] * 50
         seen = colors(batch["image"])  # (50,3 frames,3)
         assert (seen[:, 1:, 1] - seen[:, :-1, 1] == 10).all()  # neighbors, also 9 and 10
         assert (seen[:, 1:, 0] == seen[:, :-1, 0]).all()  # of one clip
-        assert {f"clip{red // 20}" for red in seen[:, 0, 0].tolist()} == set(part.clips.names)
+        assert {f"clip{red // 20}" for red in seen[:, 0, 0].tolist()} == set(tuples.clips.names)
         frames = batch["frame"]
         assert torch.equal(frames % 11 * 10, seen[..., 1].long())
 
@@ -117,7 +123,7 @@ def test_windows_are_drawn_by_their_motion():
     assert (found[np.array(weights) == 0] == 0).all()
 
 
-def test_where_nothing_moves_all_windows_are_alike():
+def test_where_nothing_moves_all_windows_are_equally_likely():
     drawn = moving([4, 4], [0.0] * 8, 3).batch(torch.arange(4000))["frame"][:, 0]
     assert np.allclose([(drawn == start).float().mean() for start in (0, 1, 4, 5)], 0.25, atol=0.03)
 
@@ -131,7 +137,7 @@ def test_motion_is_the_mean_difference_of_neighbors_and_is_measured_once(
         for i in range(4):
             picture = rng.integers(0, 256, (24, 48, 3), np.uint8).repeat(2, 0)
             Image.fromarray(picture).save(tmp_path / clip / f"{i}.png")
-    found = opened(tmp_path, cache_dir=tmp_path / "cache", short_side=48).train.clips
+    found = opened(tmp_path, store=Store(48, tmp_path / "cache")).train.clips
     pixels = [found.images.source.read([row])[0] for row in range(12)]
     for row in range(12):
         expected = 0.0
@@ -140,13 +146,13 @@ def test_motion_is_the_mean_difference_of_neighbors_and_is_measured_once(
             expected = float(np.abs(now - before).mean())
         assert found.motion[row].item() == pytest.approx(expected, abs=1e-6)
     monkeypatch.setattr(clips, "_motion", lambda images: pytest.fail("measured again"))
-    again = opened(tmp_path, cache_dir=tmp_path / "cache", short_side=48).train.clips
+    again = opened(tmp_path, store=Store(48, tmp_path / "cache")).train.clips
     assert torch.equal(again.motion, found.motion)
 
 
-def test_without_a_cache_frames_are_decoded_at_each_use(tmp_path: Path):
+def test_over_the_limit_frames_are_decoded_at_each_use(tmp_path: Path):
     write_frames(tmp_path)
-    kept, not_kept = (opened(tmp_path, cache_gb=gb, quiet=True).train for gb in (8, 0))
+    kept, not_kept = (opened(tmp_path, store=Store(limit_gb=gb, quiet=True)).train for gb in (8, 0))
     some = torch.arange(9)
     assert torch.equal(kept.batch(some)["image"], not_kept.batch(some)["image"])
     assert torch.equal(kept.clips.motion, not_kept.clips.motion)
@@ -166,33 +172,34 @@ def test_videos_are_read_frame_by_frame(tmp_path: Path):
     assert (seen[..., 1] - 10 * numbers).abs().max() <= 6  # the codec's loss
 
 
-def test_what_cannot_be_read_is_skipped_counted_and_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    write_frames(tmp_path / "folders")
-    (tmp_path / "folders/clip2/7.png").write_bytes(b"torn")
-    split = opened(tmp_path / "folders")
+def test_frames_that_cannot_be_read_are_skipped_and_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    write_frames(tmp_path)
+    (tmp_path / "clip2/7.png").write_bytes(b"torn")
+    split = opened(tmp_path)
     assert "skipped 1 of 66 images: 'clip2/7.png' (not an image)" in capsys.readouterr().err
     assert sorted([*split.train.clips.lengths.tolist(), *split.heldout.clips.lengths.tolist()]) == [10, *[11] * 5]
 
-    (tmp_path / "videos").mkdir()
+
+def test_videos_that_cannot_be_read_are_skipped_and_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     for clip in range(4):
-        write_video(tmp_path / f"videos/{clip}.avi", clip)
-    (tmp_path / "videos/no.avi").write_bytes(b"no video at all")
-    torn = tmp_path / "videos/torn.avi"
+        write_video(tmp_path / f"{clip}.avi", clip)
+    (tmp_path / "no.avi").write_bytes(b"no video at all")
+    torn = tmp_path / "torn.avi"
     write_video(torn, 0, frames=20, noise=50)
     torn.write_bytes(torn.read_bytes()[: torn.stat().st_size // 2])
-    split = opened(tmp_path / "videos")
-    said = capsys.readouterr().err
-    assert re.search(r"skipped \d+ of \d+ images: .*'no.avi/000000' \(Invalid data found", said)
+    split = opened(tmp_path)
+    message = capsys.readouterr().err
+    assert re.search(r"skipped \d+ of \d+ images: .*'no.avi/000000' \(Invalid data found", message)
     lengths = {
         name: length
-        for part in (split.train.clips, split.heldout.clips)
-        for name, length in zip(part.names, part.lengths.tolist(), strict=True)
+        for found in (split.train.clips, split.heldout.clips)
+        for name, length in zip(found.names, found.lengths.tolist(), strict=True)
     }
     assert 4 < lengths.pop("torn.avi") < 20
     assert lengths == {f"{clip}.avi": 9 for clip in range(4)}
 
 
-def test_short_clips_are_skipped_and_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_short_clips_are_skipped_and_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     write_frames(tmp_path, count=3)
     for frame in range(4, 11):
         (tmp_path / f"clip1/{frame}.png").unlink()
@@ -203,27 +210,33 @@ def test_short_clips_are_skipped_and_named(tmp_path: Path, capsys: pytest.Captur
         opened(tmp_path, span=12)
 
 
-def test_what_is_no_folder_of_clips_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_folder_without_clips_is_refused_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     with pytest.raises(ValueError, match="no such folder; name a folder with a folder of frames or a video file"):
         opened(tmp_path / "none")
-    Image.new("RGB", (60, 40)).save(tmp_path / "photo.png")  # a folder of photos is no clip
+    Image.new("RGB", (60, 40)).save(tmp_path / "photo.png")  # photos at the top are not a clip
     with pytest.raises(ValueError, match="no clips in this folder"):
         opened(tmp_path)
-    write_video(tmp_path / "a.mp4", 0)
+    (tmp_path / "a.mp4").write_bytes(b"not read")
     with monkeypatch.context() as without:
         without.setitem(sys.modules, "av", None)
         with pytest.raises(ValueError, match="reading videos needs PyAV: pip install av; or give a folder"):
             opened(tmp_path)
-    write_video(tmp_path / "b.mp4", 1)
-    with pytest.raises(ValueError, match=r"more than --cache-gb 0: raise it, lower --short-side"):
-        opened(tmp_path, cache_gb=0)
     write_frames(tmp_path / "more", count=1)
     with pytest.raises(ValueError, match=r"folders of frames \('more/clip0'\) and videos \('a.mp4'\)"):
         opened(tmp_path)
 
 
+def test_videos_over_the_limit_are_refused_in_one_line(tmp_path: Path):
+    write_video(tmp_path / "a.mp4", 0)
+    write_video(tmp_path / "b.mp4", 1)
+    with pytest.raises(ValueError, match=r"more than --cache-gb 0: raise it, lower --short-side"):
+        opened(tmp_path, store=Store(limit_gb=0))
+
+
 def test_scenes_have_clips_of_their_own():
-    split = opened("scenes", scenes=3, frames=5, short_side=32)
+    split = open_tuples(
+        "scenes", 32, 4, three, Store(short_side=32), shorter="ask for less", count=50, scenes=3, frames=5
+    )
     assert len(split.train.clips) == 2
     truth = render_clip(0, torch.arange(3), 32, 5)["image"]  # (3,5,3,32,32)
     truth = (255 * truth).round().byte().flatten(0, 1)
@@ -234,14 +247,14 @@ def test_scenes_have_clips_of_their_own():
     assert (split.train.clips.motion.view(3, 5)[:, 1:] > 0).all()
 
 
-def test_even_gives_frames_one_mean_and_deviation():
+def test_equalized_frames_have_one_mean_and_deviation():
     frames = 0.3 + 0.4 * torch.rand(2, 4, 3, 8, 9, generator=torch.Generator().manual_seed(0))
     drift = torch.tensor([1.0, 1.1, 0.9, 1.05]).view(4, 1, 1, 1)
-    found = even(drift * frames[:, :1] + 0.05 * (1 - drift))
+    found = equalize_exposure(drift * frames[:, :1] + 0.05 * (1 - drift))
     for n in range(2):
-        for frame in range(1, 4):  # the drift was all that made them differ
+        for frame in range(1, 4):  # they differed by the drift alone
             assert torch.allclose(found[n, frame], found[n, 0], atol=1e-5)
-    found = even(frames)
+    found = equalize_exposure(frames)
     for n in range(2):
         for channel in range(3):
             means = [frames[n, k, channel].mean() for k in range(4)]
@@ -252,4 +265,4 @@ def test_even_gives_frames_one_mean_and_deviation():
                 assert torch.allclose(found[n, k, channel], expected, atol=1e-5)
     blank = torch.full((1, 2, 3, 4, 4), 0.5)
     blank[0, 1, :, :2] = 0.6
-    assert (even(blank)[0, 0].std((1, 2)) < 1e-5).all()
+    assert (equalize_exposure(blank)[0, 0].std((1, 2)) < 1e-5).all()

@@ -1,4 +1,4 @@
-"""Files of every kind against what Pillow, OpenCV or arithmetic says they hold; and files that hold nothing."""
+"""Files of every kind, compared with Pillow, OpenCV or arithmetic; and files that are no images."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from kintsugi.data.decode import SUFFIXES, decode
 
 
 def smooth(height: int, width: int) -> np.ndarray:
-    """(H,W,3) uint8, nothing in it symmetrical."""
+    """(H,W,3) uint8, without any symmetry."""
     y, x = np.mgrid[0 : 1 : height * 1j, 0 : 1 : width * 1j]
     return np.stack([255 * x, 255 * y**2, 120 + 100 * np.sin(4 * x + y)], axis=-1).astype(np.uint8)
 
 
 def pixels(file: Path, short_side: int = 1000) -> np.ndarray:
-    """Decoded, (H,W,3) as int, so that differences don't wrap."""
+    """The decoded image, (H,W,3) int, so that differences don't wrap around."""
     image = decode(file, short_side)
     assert isinstance(image, np.ndarray), image
     assert image.dtype == np.uint8
@@ -137,14 +137,14 @@ def test_stored_size(height: int, width: int, stored: tuple[int, int], suffix: s
 
 
 @pytest.mark.parametrize("suffix", [".jpg", ".png"])
-def test_the_middle_is_kept_and_reduced(suffix: str, tmp_path: Path):
+def test_the_image_is_cropped_around_its_middle_and_shrunk(suffix: str, tmp_path: Path):
     image = smooth(400, 1000)
     Image.fromarray(image).save(tmp_path / f"a{suffix}", quality=95)
     oracle = cv2.resize(image[:, 100:900], (100, 50), interpolation=cv2.INTER_AREA)
     assert np.abs(pixels(tmp_path / f"a{suffix}", 50) - oracle).max() < 4
 
 
-def test_a_turned_photo_is_cut_along_its_long_side(tmp_path: Path):
+def test_a_turned_photo_is_cropped_along_its_long_side(tmp_path: Path):
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.fromarray(smooth(200, 1000)).save(tmp_path / "a.png", exif=exif)
@@ -158,7 +158,7 @@ def test_a_turned_photo_is_cut_along_its_long_side(tmp_path: Path):
 
 
 def png(width: int, height: int) -> bytes:
-    """A PNG whose header promises this size, and that holds next to nothing."""
+    """A PNG whose header gives this size, but which holds almost no data."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
@@ -179,15 +179,15 @@ def saved(suffix: str) -> bytes:
 
 
 @pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp", ".bmp", ".tif"])
-@pytest.mark.parametrize("kept", [0.5, 0.02])
-def test_truncated(suffix: str, kept: float, tmp_path: Path):
+@pytest.mark.parametrize("fraction", [0.5, 0.02])
+def test_truncated(suffix: str, fraction: float, tmp_path: Path):
     file = tmp_path / f"a{suffix}"
-    file.write_bytes(saved(suffix)[: int(kept * len(saved(suffix)))])
+    file.write_bytes(saved(suffix)[: int(fraction * len(saved(suffix)))])
     assert isinstance(decode(file, 50), str)
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "words"),
     [
         (b"", "empty"),
         (b"this is no picture", "not an image"),
@@ -198,17 +198,17 @@ def test_truncated(suffix: str, kept: float, tmp_path: Path):
         (b"\xff\xd8\xff\xe0" + bytes(100), ""),
     ],
 )
-def test_no_image_has_a_reason_of_one_line(content: bytes, said: str, tmp_path: Path):
+def test_a_file_that_is_no_image_has_a_reason_of_one_line(content: bytes, words: str, tmp_path: Path):
     (tmp_path / "a.jpg").write_bytes(content)
     why = decode(tmp_path / "a.jpg", 50)
     assert isinstance(why, str)
-    assert said in why
+    assert words in why
     assert "\n" not in why
     assert 0 < len(why) <= 120
 
 
-def test_what_is_no_file(tmp_path: Path):
+def test_links_pipes_and_folders_are_not_files(tmp_path: Path):
     (tmp_path / "link.png").symlink_to("nowhere")
-    os.mkfifo(tmp_path / "pipe.png")  # opening it would wait for ever
+    os.mkfifo(tmp_path / "pipe.png")  # opening it would block
     for name in ("link.png", "pipe.png", "none.png", "."):
         assert decode(tmp_path / name, 50) == "not a file"

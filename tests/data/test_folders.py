@@ -1,4 +1,4 @@
-"""What folders may hold besides plain photos, and what it becomes, decoded once or at each use."""
+"""Folders that hold more than plain photos, decoded once or at each use."""
 
 from __future__ import annotations
 
@@ -13,15 +13,16 @@ import torch
 from PIL import Image, ImageOps
 
 from kintsugi.data import decode as decoding
-from kintsugi.data import images as module
 from kintsugi.data.decode import decode, rgb
-from kintsugi.data.images import Split, open_images
+from kintsugi.data.image_set import Split
+from kintsugi.data.images import open_images
+from kintsugi.data.store import Store
 
 ORIENTATION = 0x0112
 
 
 def picture(height: int = 40, width: int = 56, seed: int = 0, channels: int = 3) -> np.ndarray:
-    """Smooth, so that JPEG and resizing change it little, and without symmetry, so that every turn of it shows."""
+    """Smooth, so that JPEG and resizing change it little, and without symmetry, so that each rotation shows."""
     y, x = np.mgrid[0 : 1 : height * 1j, 0 : 1 : width * 1j]
     phase = np.random.default_rng(seed).random(channels)
     waves = [0.5 + 0.3 * np.sin(3 * x * (k + 1) + phase[k] * 6) - 0.2 * y * (k + 1) for k in range(channels)]
@@ -41,7 +42,7 @@ def fill(folder: Path, count: int = 6, **size: int) -> Path:
 
 
 def pixels(file: Path, short_side: int = 1000) -> np.ndarray:
-    """As decoded, (H,W,3)."""
+    """The decoded image, (H,W,3)."""
     image = decode(file, short_side)
     assert isinstance(image, np.ndarray), image
     assert image.dtype == np.uint8
@@ -50,8 +51,12 @@ def pixels(file: Path, short_side: int = 1000) -> np.ndarray:
 
 @pytest.fixture
 def opened(tmp_path: Path) -> Callable[..., Split]:
-    """``open_images`` with a cache of the test's own."""
-    return lambda spec, size=32, **options: open_images(str(spec), size, **{"cache_dir": tmp_path / "cache", **options})
+    """``open_images`` with a cache for each test."""
+
+    def call(spec: Path, size: int = 32, **settings: Any) -> Split:
+        return open_images(str(spec), size, Store(**{"cache": tmp_path / "cache", **settings}))
+
+    return call
 
 
 def everything(split: Split) -> dict[str, np.ndarray]:
@@ -75,13 +80,13 @@ def test_links_are_followed_once(tmp_path: Path, opened: Callable[..., Split]) -
     assert names == {"000.png", "001.png", "002.png", "file.png", "linked/x.png"}
 
 
-def test_what_is_no_file_is_skipped(
+def test_links_and_pipes_are_skipped(
     tmp_path: Path, opened: Callable[..., Split], capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = fill(tmp_path / "set", 3)
     (folder / "broken.png").symlink_to(folder / "nowhere.png")
     (folder / "self.png").symlink_to(folder / "self.png")
-    os.mkfifo(folder / "pipe.png")  # whose reader would wait for ever
+    os.mkfifo(folder / "pipe.png")  # opening it would block
     (folder / "folder.png").mkdir()
     assert len(everything(opened(folder))) == 3
     assert "skipped 3 of 6" in capsys.readouterr().err
@@ -111,7 +116,7 @@ def turned(file: Path, array: np.ndarray, orientation: int, **options: Any) -> P
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_orientation(tmp_path: Path, orientation: int) -> None:
-    """Photos, 16-bit gray and transparent pictures stand upright, each by its own way through the decoder."""
+    """Photos, 16-bit gray and transparent images are upright; each takes another path through the decoder."""
     photo = turned(tmp_path / "a.jpg", picture(), orientation, quality=95)
     with Image.open(photo) as image:
         assert np.array_equal(pixels(photo), np.asarray(ImageOps.exif_transpose(image)))
@@ -130,7 +135,7 @@ def test_orientation(tmp_path: Path, orientation: int) -> None:
     assert np.array_equal(pixels(deep), np.repeat(upright(gray)[..., None], 3, 2))
     for file in (clear, tiff, webp):
         assert np.array_equal(pixels(file), upright(picture())), file.name
-    # Reduced, too: orientation 5 to 8 swap the sides.
+    # Also at a reduced size: orientations 5 to 8 swap the sides.
     assert pixels(photo, 20).shape == ((28, 20, 3) if orientation > 4 else (20, 28, 3))
 
 
@@ -145,15 +150,15 @@ def test_16_bit_and_float_gray(tmp_path: Path) -> None:
     assert np.array_equal(pixels(save(tmp_path / "c.tif", gray.astype(np.float32) / 255)), expected)
     assert np.array_equal(pixels(save(tmp_path / "d.tif", gray.astype(np.float32))), expected)
     holes = gray.astype(np.float32) / 255
-    holes[0, 0], holes[1, 1], holes[2, 2] = np.nan, np.inf, -np.inf  # must not darken all the rest
+    holes[0, 0], holes[1, 1], holes[2, 2] = np.nan, np.inf, -np.inf  # must not darken the other pixels
     black, white = np.s_[[0, 2], [0, 2]], np.s_[1, 1]
     expected[black], expected[white] = 0, 255
     assert np.array_equal(pixels(save(tmp_path / "e.tif", holes)), expected)
 
 
 def over_white(color: np.ndarray, alpha: np.ndarray) -> np.ndarray:
-    part = alpha[..., None] / 255
-    return part * color + (1 - part) * 255
+    opacity = alpha[..., None] / 255
+    return opacity * color + (1 - opacity) * 255
 
 
 def test_transparency_lies_over_white(tmp_path: Path) -> None:
@@ -181,24 +186,7 @@ def test_transparency_lies_over_white(tmp_path: Path) -> None:
 
 
 def test_any_mode_becomes_rgb() -> None:
-    for mode in (
-        "1",
-        "L",
-        "P",
-        "RGB",
-        "RGBA",
-        "LA",
-        "PA",
-        "RGBa",
-        "RGBX",
-        "CMYK",
-        "YCbCr",
-        "HSV",
-        "I",
-        "F",
-        "I;16",
-        "I;16B",
-    ):
+    for mode in "1 L P RGB RGBA LA PA RGBa RGBX CMYK YCbCr HSV I F I;16 I;16B".split():
         assert rgb(Image.new(mode, (5, 4))).mode == "RGB", mode
 
 
@@ -212,15 +200,15 @@ def test_jpegs_are_decoded_small_and_to_the_same_size(tmp_path: Path, monkeypatc
         assert ours.shape == full.shape, (height, width)
         assert np.abs(ours.astype(int) - full).mean() < 4, (height, width)
     loaded: list[tuple[int, int]] = []
-    monkeypatch.setattr(decoding, "stored", lambda image, *rest: loaded.append(image.size))
+    monkeypatch.setattr(decoding, "crop_and_shrink", lambda image, *rest: loaded.append(image.size))
     decode(save(tmp_path / "a.jpg", picture(400, 600)), 48)
     assert loaded == [(150, 100)]
 
 
-def test_draft_does_not_decide_what_is_too_small(
+def test_decoding_at_a_reduced_size_does_not_make_images_too_small(
     tmp_path: Path, opened: Callable[..., Split], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """1000 x 65 px hold a crop of 64, whichever way up; 1000 x 63 do not."""
+    """1000 x 65 px hold a crop of 64, however the image is turned; 1000 x 63 px do not."""
     folder = tmp_path / "set"
     for side in (63, 64, 65):
         save(folder / f"wide{side}.jpg", picture(side, 1000))
@@ -243,21 +231,21 @@ def test_an_image_that_vanishes_after_indexing(
             file.unlink(missing_ok=True)
         return decode(file, short_side)
 
-    monkeypatch.setattr(module, "decode", vanishing)
+    monkeypatch.setattr(decoding, "decode", vanishing)
     assert sorted(everything(opened(folder))) == ["000.png", "001.png", "003.png"]
     assert "skipped 1 of 4 images: '002.png'" in capsys.readouterr().err
 
 
 @pytest.fixture
 def decoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The names of files that are decoded while the test runs."""
+    """The names of the files decoded so far."""
     names: list[str] = []
 
     def counted(file: Path, short_side: int) -> object:
         names.append(file.name)
         return decode(file, short_side)
 
-    monkeypatch.setattr(module, "decode", counted)
+    monkeypatch.setattr(decoding, "decode", counted)
     return names
 
 
@@ -269,13 +257,13 @@ def test_a_cached_set_of_many_names_opens_without_decoding(
     for i in range(3000):
         (folder / f"{i}.png").write_bytes(b"stands for a picture")
     tiny = picture(8, 8).transpose(2, 0, 1)
-    monkeypatch.setattr(module, "decode", lambda file, short_side: tiny)
+    monkeypatch.setattr(decoding, "decode", lambda file, short_side: tiny)
     names = opened(folder, 8).train.names
 
     def never(*args: object, **options: object) -> object:
         raise AssertionError("decoded")
 
-    monkeypatch.setattr(module, "decode", never)
+    monkeypatch.setattr(decoding, "decode", never)
     monkeypatch.setattr(Image, "open", never)
     monkeypatch.setattr("builtins.open", only_cache(tmp_path / "cache"))
     again = opened(folder, 8)
@@ -284,7 +272,7 @@ def test_a_cached_set_of_many_names_opens_without_decoding(
 
 
 def only_cache(root: Path) -> Callable[..., object]:
-    """``open`` that opens nothing outside ``root``: the set's own files are looked at by ``stat`` alone."""
+    """``open`` that opens nothing outside ``root``: only ``stat`` is called on the set's own files."""
     really = open
 
     def checked(file: object, *args: object, **options: object) -> object:
@@ -302,7 +290,7 @@ def test_over_the_limit_images_are_decoded_at_each_use(
         fill(folder / name, 8)
     cached = opened(folder)
     decoded.clear()
-    fresh = opened(folder, cache_dir=tmp_path / "other", cache_gb=1e-6)
+    fresh = opened(folder, cache=tmp_path / "other", limit_gb=1e-6)
     assert "--cache-gb" in capsys.readouterr().err
     assert not list((tmp_path / "other").rglob("pixels.bin"))
     assert fresh.train.names == cached.train.names
@@ -316,11 +304,11 @@ def test_over_the_limit_images_are_decoded_at_each_use(
         assert len(decoded) == 4
 
 
-def test_over_the_limit_unusable_images_give_way_to_the_next(
+def test_over_the_limit_unusable_images_are_replaced_by_the_next(
     tmp_path: Path, opened: Callable[..., Split], capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = fill(tmp_path / "set", 20)
-    images = opened(folder, cache_gb=1e-6).train
+    images = opened(folder, limit_gb=1e-6).train
     capsys.readouterr()
     before = images.batch(torch.arange(8))
     (folder / images.names[2]).write_bytes(b"spoilt")
@@ -330,7 +318,7 @@ def test_over_the_limit_unusable_images_give_way_to_the_next(
     (folder / images.names[last]).unlink()
     for _ in range(2):
         batch = images.batch(torch.tensor([2, 3, 4, 6, last, 1]))
-        assert batch["image"].equal(before["image"][[4, 4, 4, 7, 0, 1]])  # the last one's next is the first
+        assert batch["image"].equal(before["image"][[4, 4, 4, 7, 0, 1]])  # the next one after the last is the first
         assert batch["index"].tolist() == [2, 3, 4, 6, last, 1]
     lines = capsys.readouterr().err.splitlines()
     for place in (2, 3, 6):
@@ -342,10 +330,10 @@ def test_over_the_limit_unusable_images_give_way_to_the_next(
         images.batch(torch.arange(3))
 
 
-def test_labels_go_with_the_images_that_replace(tmp_path: Path, opened: Callable[..., Split]) -> None:
+def test_a_replacing_image_brings_its_label(tmp_path: Path, opened: Callable[..., Split]) -> None:
     for name in ("a", "b"):
         fill(tmp_path / "set" / name, 4)
-    images = opened(tmp_path / "set", cache_gb=1e-6).train
+    images = opened(tmp_path / "set", limit_gb=1e-6).train
     assert images.labels is not None
     edge = images.labels.tolist().index(1) - 1  # the last of class a
     (tmp_path / "set" / images.names[edge]).unlink()

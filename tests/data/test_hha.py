@@ -1,4 +1,4 @@
-"""HHA: against planes whose answer is known, a loop over windows, and the authors' own picture where it is at hand."""
+"""HHA, compared with planes whose result is known, with a loop over windows, and with the authors' own image."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_normals_of_planes(normal: tuple[float, float, float]):
 
 
 def test_normals_are_those_of_a_loop():
-    """Least squares of each window by numpy, with missing depth, noise and edges."""
+    """numpy's least squares in each window, with missing depth, noise and edges."""
     depth = 2 + torch.rand(1, 1, 12, 14, generator=generator(0))
     known = torch.rand(1, 1, 12, 14, generator=generator(1)) < 0.7
     found = fit_normals(depth, CAMERA, known, 2)[0].numpy()
@@ -69,7 +69,7 @@ def test_no_normal_where_the_known_pixels_lie_on_a_line():
 
 
 def test_gravity_of_scenes():
-    """Estimated from depth alone, it is the renderer's, whatever way the camera looks."""
+    """Estimated from depth alone, it equals the renderer's for any direction of the camera."""
     found = rendering.render(3, torch.arange(8), (120, 160))
     camera = found["intrinsics"].clone()
     camera[:, :2, 2] -= 0.5
@@ -80,7 +80,7 @@ def test_gravity_of_scenes():
 
 
 def test_the_three_planes_of_a_room():
-    """A floor 1.2 m below the camera, seen level: its height is 0, its angle 0; what is near has high disparity."""
+    """A floor 1.2 m below a level camera: its height is 0, its angle 0, and near points have a high disparity."""
     depth = plane_depth(torch.tensor([0.0, 1.0, 0.0]), 1.2)
     down = torch.tensor([[0.0, 1.0, 0.0]])
     disparity, height, angle = hha(depth, CAMERA, gravity=down)[0].int()
@@ -100,7 +100,7 @@ def test_heights_without_a_floor_start_130_cm_below_the_camera():
     assert height[table[0, 0] > 0].unique().tolist() == [80]
 
 
-def test_a_ceilings_angle_is_180_degrees_more():
+def test_the_angle_of_a_ceiling_is_180_degrees_more():
     normal = torch.tensor([0.0, -1.0, 0.0])
     depth = plane_depth(normal, 1.0)
     angle = hha(depth, CAMERA, gravity=-normal[None])[0, 2]

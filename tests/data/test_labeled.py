@@ -9,16 +9,17 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from kintsugi.data import labeled
-from kintsugi.data.images import Images
-from kintsugi.data.labeled import Beside, Labels, contours, mirrored, open_real, open_synthetic, pack, unpack
+from kintsugi.data.image_set import Images
+from kintsugi.data.labeled import Labels, contours, mirrored, open_synthetic, pack, unpack
+from kintsugi.data.side_by_side import SideBySide, open_real, sample_photos
+from kintsugi.data.store import Store
 from kintsugi.scenes import rendering
 
-PARTS = ("rgb", "depth", "normal", "instance")
+FOLDERS = ("rgb", "depth", "normal", "instance")
 
 
 def sample(i: int, height: int = 40, width: int = 52) -> dict[str, np.ndarray]:
-    """A made-up sample's four pictures as they are in files."""
+    """The four images of a random sample, as files hold them."""
     random = np.random.default_rng(i)
     normal = random.normal(size=(height, width, 3))
     normal /= np.linalg.norm(normal, axis=2, keepdims=True)
@@ -32,7 +33,7 @@ def sample(i: int, height: int = 40, width: int = 52) -> dict[str, np.ndarray]:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    for name in PARTS:
+    for name in FOLDERS:
         (tmp_path / "world" / name).mkdir(parents=True)
     for i in range(4):
         for name, values in sample(i).items():
@@ -47,7 +48,7 @@ def everything(images: Images) -> Tensor:
 # --- planes ---------------------------------------------------------------------------------------------------
 
 
-def test_planes_keep_what_a_scene_says():
+def test_packed_planes_keep_image_and_labels():
     found = rendering.render(3, torch.arange(3), 32)
     image, labels = unpack(pack(found["image"], Labels(found["depth"], found["normal"], found["instance"])))
     assert (image - found["image"]).abs().max() <= 0.5 / 255 + 1e-6
@@ -57,7 +58,7 @@ def test_planes_keep_what_a_scene_says():
     assert torch.equal(labels.instance, found["instance"].long())
 
 
-def test_what_is_missing_stays_missing():
+def test_missing_labels_stay_missing():
     depth = torch.tensor([0.0, 1.234, 70.0]).view(1, 1, 1, 3)
     normal = torch.zeros(1, 3, 1, 3)
     normal[0, 2, 0, 1] = -1
@@ -78,7 +79,7 @@ def test_a_mirrored_room_has_mirrored_normals():
 
 
 def test_normals_agree_with_depth_in_camera_axes():
-    """A convention can only be checked from outside: the normals of scenes are those of their depth's surface."""
+    """Checks the convention independently: the normals of scenes are those of the surface that depth describes."""
     found = rendering.render(0, torch.arange(8), 96)
     k = found["intrinsics"]
     y, x = torch.meshgrid(torch.arange(96) + 0.5, torch.arange(96) + 0.5, indexing="ij")
@@ -87,8 +88,8 @@ def test_normals_agree_with_depth_in_camera_axes():
         point = ray * found["depth"][n]
         along, down = point[:, :-1, 1:] - point[:, :-1, :-1], point[:, 1:, :-1] - point[:, :-1, :-1]
         normal = torch.nn.functional.normalize(torch.cross(down, along, dim=0), dim=0)
-        told = found["normal"][n][:, :-1, :-1]
-        assert (normal * told).sum(0).median() > 0.999
+        expected = found["normal"][n][:, :-1, :-1]
+        assert (normal * expected).sum(0).median() > 0.999
 
 
 def test_contours_are_those_of_a_loop():
@@ -107,7 +108,7 @@ def test_contours_are_those_of_a_loop():
 
 
 def test_a_folder_is_read_as_it_is(folder: Path):
-    split = open_synthetic(str(folder), 32, short_side=40)
+    split = open_synthetic(str(folder), 32, Store(short_side=40))
     planes = torch.cat([everything(split.train), everything(split.heldout)])
     names = split.train.names + split.heldout.names
     assert sorted(names) == ["000", "001", "002", "003"]
@@ -122,8 +123,8 @@ def test_a_folder_is_read_as_it_is(folder: Path):
         assert np.abs(labels.normal[i].permute(1, 2, 0).numpy() - normal).max() < 1e-5
 
 
-def test_made_smaller_labels_take_the_value_of_the_pixel_at_their_center(folder: Path):
-    split = open_synthetic(str(folder), 16, short_side=20)  # 40x52 -> 20x26
+def test_shrunk_labels_take_the_value_of_the_pixel_at_their_center(folder: Path):
+    split = open_synthetic(str(folder), 16, Store(short_side=20))  # 40x52 -> 20x26
     image, labels = unpack(everything(split.train))
     made = sample(int(split.train.names[0]))
     assert image.shape[-2:] == (20, 26)
@@ -135,45 +136,45 @@ def test_made_smaller_labels_take_the_value_of_the_pixel_at_their_center(folder:
     assert np.abs((255 * image[0]).permute(1, 2, 0).numpy() - smooth).max() <= 1.01
 
 
-def test_what_does_not_match_is_skipped_and_named(folder: Path, capsys: pytest.CaptureFixture[str]):
+def test_samples_that_do_not_match_are_skipped_and_reported(folder: Path, capsys: pytest.CaptureFixture[str]):
     Image.fromarray(sample(0)["depth"][:30]).save(folder / "depth" / "000.png")
     (folder / "normal" / "001.png").write_bytes(b"no picture")
-    split = open_synthetic(str(folder), 32, short_side=40)
+    split = open_synthetic(str(folder), 32, Store(short_side=40))
     assert sorted(split.train.names + split.heldout.names) == ["002", "003"]
-    said = capsys.readouterr().err
-    assert "skipped 2 of 4" in said
-    assert "'000' (its depth is 30x52, its image 40x52)" in said
+    message = capsys.readouterr().err
+    assert "skipped 2 of 4" in message
+    assert "'000' (its depth is 30x52, its image 40x52)" in message
 
 
-@pytest.mark.parametrize("name", PARTS)
-def test_a_folder_lacking_a_part_is_refused(name: str, folder: Path):
+@pytest.mark.parametrize("name", FOLDERS)
+def test_a_folder_without_one_of_its_subfolders_is_refused(name: str, folder: Path):
     (folder / name).rename(folder / "away")
     with pytest.raises(ValueError, match=f"no {name}/ in it"):
         open_synthetic(str(folder), 32)
 
 
 def test_scenes_are_those_rendered(tmp_path: Path):
-    split = open_synthetic("scenes", 24, short_side=32, scenes=6, cache_dir=tmp_path, quiet=True)
+    split = open_synthetic("scenes", 24, Store(short_side=32, cache=tmp_path, quiet=True), scenes=6)
     number = int(split.train.names[2].split("-")[1])
     found = rendering.render(0, torch.tensor([number]), 32)
     image, labels = unpack(split.train.batch(torch.tensor([2]))["image"])
     assert (image - found["image"]).abs().max() < 1 / 255
     assert (labels.depth - found["depth"]).abs().max() < 1e-3
-    again = open_synthetic("scenes", 24, short_side=32, scenes=6, cache_dir=tmp_path)
+    again = open_synthetic("scenes", 24, Store(short_side=32, cache=tmp_path), scenes=6)
     assert torch.equal(everything(again.train), everything(split.train))
 
 
-def test_real_images_are_refused_in_the_words_of_their_option(tmp_path: Path):
+def test_messages_on_real_images_name_their_option(tmp_path: Path):
     with pytest.raises(ValueError, match=r"--real .*no such folder"):
-        open_real(str(tmp_path / "none"), 32, short_side=0, cache_dir=None, cache_gb=1, quiet=True)
+        open_real(str(tmp_path / "none"), 32, Store(limit_gb=1, quiet=True))
     with pytest.raises(ValueError, match="--real scenes"):
-        open_real("scenes", 32, short_side=0, cache_dir=None, cache_gb=1, quiet=True)
+        open_real("scenes", 32, Store(limit_gb=1, quiet=True))
 
 
 def test_two_sets_side_by_side_wrap_around(folder: Path, photos: Path):
-    one = open_synthetic(str(folder), 32, short_side=40).train  # 3 of 4
-    other = open_real(str(photos), 32, short_side=40, cache_dir=None, cache_gb=1, quiet=True).train
-    both = Beside(one, other)
+    one = open_synthetic(str(folder), 32, Store(short_side=40)).train  # 3 of 4
+    other = open_real(str(photos), 32, Store(short_side=40, limit_gb=1, quiet=True)).train
+    both = SideBySide(one, other)
     assert len(both) == len(other) > len(one) == 3
     batch = both.batch(torch.tensor([1, 4]))
     assert torch.equal(batch["synthetic/image"][0], batch["synthetic/image"][1])
@@ -183,7 +184,7 @@ def test_two_sets_side_by_side_wrap_around(folder: Path, photos: Path):
 
 
 def test_sample_photos_hold_whole_photos_out():
-    split = labeled.sample_photos(64)
+    split = sample_photos(64)
     assert len(split.train) > 50
     assert len(split.heldout) > 20
     batch = split.train.batch(torch.arange(4))

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from kintsugi.data.cache import Pixels, Source
-from kintsugi.data.images import Images
+from kintsugi.data.image_set import Images
 from kintsugi.data.loader import Loader, Resident, resident
 from kintsugi.rng import generator
 
@@ -27,14 +27,14 @@ def indices(loader: Loader, start: int, steps: int) -> list[list[int]]:
 
 
 @pytest.mark.parametrize(("count", "batch"), [(10, 4), (12, 4), (7, 5), (3, 8), (1, 2)])
-def test_the_order_is_the_permutations_one_after_the_other(count: int, batch: int):
+def test_the_order_is_one_permutation_after_the_other(count: int, batch: int):
     sequence = [i for epoch in range(9) for i in torch.randperm(count, generator=generator(5, epoch)).tolist()]
     steps = len(sequence) // batch
     expected = [sequence[s * batch : (s + 1) * batch] for s in range(steps)]
     assert indices(Loader(images(count), batch, seed=5), 0, steps) == expected
 
 
-def test_a_start_in_the_middle_goes_on_as_from_the_beginning():
+def test_a_start_in_the_middle_continues_the_same_order():
     whole = indices(Loader(images(10), 4, seed=1), 0, 12)
     for start in range(12):
         assert indices(Loader(images(10), 4, seed=1), start, 12 - start) == whole[start:]
@@ -70,7 +70,7 @@ def test_seeds_differ():
     assert indices(Loader(images(50), 50, seed=0), 0, 1) != indices(Loader(images(50), 50, seed=1), 0, 1)
 
 
-def test_a_batch_that_does_not_split_over_the_ranks():
+def test_a_batch_that_does_not_split_over_the_ranks_is_refused():
     with pytest.raises(ValueError, match=r"--batch 5 .* 2 ranks"):
         Loader(images(10), 5, seed=0, rank=0, world=2)
 
@@ -81,7 +81,7 @@ def test_batches_hold_the_images_of_their_indices():
             assert torch.equal(batch["image"][:, 0, 0, 0].long(), batch["index"])
 
 
-def test_what_the_thread_meets_is_raised_as_it_is():
+def test_an_error_in_the_thread_is_raised_unchanged():
     error = MemoryError("no more")
 
     def reader(rows: Sequence[int]) -> list[Pixels]:
@@ -119,14 +119,14 @@ def test_no_thread_is_left(taken: int):
     assert loaders() == before
 
 
-def test_a_closed_loader_does_not_make_anybody_wait():
+def test_a_closed_loader_does_not_block():
     with Loader(images(10), 2, seed=0).iterate(0) as batches:
         next(batches)
     with pytest.raises(RuntimeError, match="closed"):
         list(batches)
 
 
-def test_it_reads_so_many_ahead_and_no_more():
+def test_it_reads_prefetch_batches_ahead_and_no_more():
     read: list[int] = []
 
     def reader(rows: Sequence[int]) -> list[Pixels]:
@@ -147,7 +147,7 @@ def test_it_reads_so_many_ahead_and_no_more():
 
 
 def varied(count: int, labels: bool = True, planes: int = 3) -> Images:
-    """A subset, out of order, of images of many sizes that are decoded already."""
+    """A subset, in another order, of decoded images of many sizes."""
     rng = np.random.default_rng(0)
     extents = rng.integers(4, 12, (count + 5, 2))
     pixels: list[Pixels] = [rng.integers(0, 256, (planes, *extent), np.uint8) for extent in extents.tolist()]
@@ -175,7 +175,7 @@ def test_resident_batches_are_those_of_the_images(count: int, labels: bool, plan
                 assert torch.equal(value, other[name])
 
 
-def test_what_is_resident():
+def test_images_are_resident_up_to_the_limit():
     images, cpu = varied(50), torch.device("cpu")
     height, width = images.extents.amax(0).tolist()
     needed = 50 * 3 * height * width
@@ -187,7 +187,7 @@ def test_what_is_resident():
     assert resident(images, cpu, (needed - 1) / 1e9) is images
     assert resident(images, cpu, 0) is images
     assert resident(images, cpu, -1) is images  # on a GPU only
-    undecoded = Images(Source(["a"], lambda rows: ["never asked"]))
+    undecoded = Images(Source(["a"], lambda rows: ["never read"]))
     assert resident(undecoded, cpu, 1.0) is undecoded
 
 

@@ -8,18 +8,17 @@ import pytest
 import torch
 from PIL import Image
 
-from kintsugi.data.pairs import VOID, open_clips, open_pairs, open_rgbd
-from kintsugi.data.rgbd import open_hha
+from kintsugi.data.pairs import VOID, open_clips, open_pairs
 
 
-def write(root: Path, part: str, name: str, size: tuple[int, int], ids: np.ndarray | None = None) -> None:
+def write(root: Path, split: str, name: str, size: tuple[int, int], ids: np.ndarray | None = None) -> None:
     height, width = size
     for folder in ("images", "masks"):
-        (root / part / folder).mkdir(parents=True, exist_ok=True)
+        (root / split / folder).mkdir(parents=True, exist_ok=True)
     picture = np.arange(height * width * 3).reshape(height, width, 3) % 251
-    Image.fromarray(picture.astype(np.uint8)).save(root / part / "images" / f"{name}.png")
+    Image.fromarray(picture.astype(np.uint8)).save(root / split / "images" / f"{name}.png")
     mask = np.arange(height * width).reshape(height, width) % 4 if ids is None else ids
-    Image.fromarray(mask.astype(np.uint8)).save(root / part / "masks" / f"{name}.png")
+    Image.fromarray(mask.astype(np.uint8)).save(root / split / "masks" / f"{name}.png")
 
 
 def test_a_folder_is_read_padded_and_its_void_marked(tmp_path: Path):
@@ -37,15 +36,15 @@ def test_a_folder_is_read_padded_and_its_void_marked(tmp_path: Path):
     assert np.array_equal(pairs.images[1, :, :4, :5].permute(1, 2, 0).numpy(), picture)
 
 
-def test_scenes_have_exact_classes_and_parts_that_do_not_meet():
-    train, val = (open_pairs("scenes", part, scenes=4, size=32) for part in ("train", "val"))
+def test_scenes_have_exact_classes_and_disjoint_splits():
+    train, val = (open_pairs("scenes", split, scenes=4, size=32) for split in ("train", "val"))
     assert train.images.shape == (4, 3, 32, 32)
     assert len(val) == 1
     assert not any(torch.equal(val.images[0], image) for image in train.images)
     assert train.targets.max() < len(train.classes)
 
 
-def test_an_unreadable_pair_is_skipped_and_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_an_unreadable_pair_is_skipped_and_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     write(tmp_path, "train", "good", (6, 8))
     write(tmp_path, "train", "torn", (6, 8))
     torn = tmp_path / "train/images/torn.png"
@@ -54,7 +53,7 @@ def test_an_unreadable_pair_is_skipped_and_named(tmp_path: Path, capsys: pytest.
     assert "skipped 1 of 2 pairs" in capsys.readouterr().err
 
 
-def test_what_does_not_match_is_one_line(tmp_path: Path):
+def test_pairs_that_do_not_match_are_one_line(tmp_path: Path):
     with pytest.raises(ValueError, match=r"no folder .*train; make .*images"):
         open_pairs(str(tmp_path / "none"), "train")
     write(tmp_path, "val", "a", (6, 8), np.zeros((6, 7)))
@@ -87,61 +86,11 @@ def test_a_folder_without_images_is_one_line(tmp_path: Path):
         open_pairs(str(tmp_path), "train")
 
 
-@pytest.fixture
-def kitchen(tmp_path: Path) -> Path:
-    for name in ("rgb", "depth"):
-        (tmp_path / name).mkdir()
-    for i, (height, width) in enumerate([(6, 8), (5, 8)]):
-        millimeters = (1000 * i + np.arange(height * width).reshape(height, width)).astype(np.uint16)
-        Image.fromarray(millimeters).save(tmp_path / f"depth/frame{i}.png")
-        Image.new("RGB", (width, height), (10, 20, 30)).save(tmp_path / f"rgb/frame{i}.jpg", quality=100)
-    (tmp_path / "intrinsics.txt").write_text("262.5 0 160\n0 262.5 120\n0 0 1\n")
-    (tmp_path / "gravity.txt").write_text("0 1.8 2.4\n")
-    return tmp_path
-
-
-def test_depth_is_in_meters_and_padded_as_missing(kitchen: Path):
-    frames = open_rgbd(kitchen)
-    assert frames.images.shape == (2, 3, 6, 8)
-    assert frames.depth.shape == (2, 1, 6, 8)
-    expected = np.arange(40).reshape(5, 8) / 1000 + 1
-    assert np.allclose(frames.depth[1, 0, :5], expected)
-    assert frames.depth[0, 0, 0, 0] == 0
-    assert (frames.depth[1, 0, 5] == 0).all()
-    assert frames.intrinsics.tolist() == [[262.5, 0, 160], [0, 262.5, 120], [0, 0, 1]]
-    assert frames.gravity is not None
-    assert np.allclose(frames.gravity, [0, 0.6, 0.8])
-    (kitchen / "gravity.txt").unlink()
-    assert open_rgbd(kitchen).gravity is None
-
-
-def test_depth_that_cannot_be_meant_is_one_line(kitchen: Path):
-    (kitchen / "depth/frame0.png").rename(kitchen / "depth/frame9.png")
-    with pytest.raises(ValueError, match="2 files in rgb and depth have no partner"):
-        open_rgbd(kitchen)
-    (kitchen / "depth/frame9.png").unlink()
-    Image.new("L", (8, 6)).save(kitchen / "depth/frame0.png")
-    with pytest.raises(ValueError, match="16-bit PNG in millimeters, not mode L"):
-        open_rgbd(kitchen)
-    (kitchen / "intrinsics.txt").write_text("1 2 3")
-    with pytest.raises(ValueError, match="holds 3 values, not 9 numbers"):
-        open_rgbd(kitchen)
-    for focal, said in (("nan", "not 9 numbers"), ("inf", "not 9 numbers"), ("0", "focal lengths are 0 and 5")):
-        (kitchen / "intrinsics.txt").write_text(f"{focal} 0 4 0 5 3 0 0 1")
-        with pytest.raises(ValueError, match=said):
-            open_rgbd(kitchen)
-        with pytest.raises(ValueError, match=said):
-            open_hha(str(kitchen), 4)
-    (kitchen / "intrinsics.txt").unlink()
-    with pytest.raises(ValueError, match=r"cannot read .*intrinsics\.txt \(No such file"):
-        open_rgbd(kitchen)
-
-
 def write_clips(root: Path, names: str, frames: int = 2) -> None:
     for clip in names:
         for i in range(frames):
-            for part in ("frames", "masks"):
-                (root / part / clip).mkdir(parents=True, exist_ok=True)
+            for kind in ("frames", "masks"):
+                (root / kind / clip).mkdir(parents=True, exist_ok=True)
             Image.new("RGB", (8, 6), (ord(clip), i, 0)).save(root / f"frames/{clip}/{i}.png")
             mask = np.zeros((6, 8), np.uint8)
             mask[i, :3] = (1, 7, 255)
@@ -150,7 +99,7 @@ def write_clips(root: Path, names: str, frames: int = 2) -> None:
 
 def test_clips_are_held_out_whole(tmp_path: Path):
     write_clips(tmp_path, "abcdefgh")
-    train, val = (open_clips(str(tmp_path), part) for part in ("train", "val"))
+    train, val = (open_clips(str(tmp_path), split) for split in ("train", "val"))
     held = sorted("abcdefgh", key=lambda name: hashlib.sha256(name.encode()).hexdigest())[:2]
     assert val.clips == [clip for clip in sorted(held) for _ in range(2)]
     assert train.clips == [clip for clip in "abcdefgh" if clip not in held for _ in range(2)]
@@ -177,13 +126,13 @@ def test_clips_that_do_not_match_are_one_line(tmp_path: Path, capsys: pytest.Cap
     (tmp_path / "frames/e").rmdir()
     torn = tmp_path / "frames/b/0.png"
     torn.write_bytes(torn.read_bytes()[:20])
-    for part in ("train", "val"):
-        clips = open_clips(str(tmp_path), part)
+    for split in ("train", "val"):
+        clips = open_clips(str(tmp_path), split)
         assert clips.clips.count("b") in (0, 2)
     assert "skipped 1 of 3 pairs" in capsys.readouterr().err
     Image.new("RGB", (8, 6)).save(tmp_path / "masks/b/1.png")
     with pytest.raises(ValueError, match=r"1\.png is no mask: it must have one channel, 0 = background, not mode"):
-        [open_clips(str(tmp_path), part) for part in ("train", "val")]
+        [open_clips(str(tmp_path), split) for split in ("train", "val")]
     (tmp_path / "masks/b/1.png").unlink()
     with pytest.raises(ValueError, match=r"1 files in frames/b and masks/b have no partner"):
-        [open_clips(str(tmp_path), part) for part in ("train", "val")]
+        [open_clips(str(tmp_path), split) for split in ("train", "val")]

@@ -17,12 +17,14 @@ import webdataset
 from PIL import Image
 
 from kintsugi.data import shards
-from kintsugi.data.images import Images, Split, open_images
+from kintsugi.data.image_set import Images, Split
+from kintsugi.data.images import open_images
+from kintsugi.data.store import Store
 
 
 @pytest.fixture(autouse=True)
-def kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A cache of its own for each test."""
+def cache_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache for each test."""
     monkeypatch.setenv("KINTSUGI_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache"
 
@@ -35,7 +37,7 @@ def coded(seed: int, kind: str = "png", height: int = 32, width: int = 40) -> by
 
 
 def write(file: Path, members: Mapping[str, bytes]) -> None:
-    """A tar with these members; a name may be given twice by adding spaces to it."""
+    """A tar with these members. Spaces at the end of a name are removed, so that a name may be given twice."""
     file.parent.mkdir(parents=True, exist_ok=True)
     with tarfile.open(file, "w") as tar:
         for name, content in members.items():
@@ -59,8 +61,8 @@ def fill(folder: Path, shard_count: int = 3, each: int = 5) -> None:
         write(folder / f"set-{shard:03d}.tar", members)
 
 
-def opened(spec: str, **options: object) -> Split:
-    return open_images(spec, 32, short_side=32, **options)  # type: ignore[arg-type]
+def opened(spec: str, limit_gb: float = 8.0) -> Split:
+    return open_images(spec, 32, Store(short_side=32, limit_gb=limit_gb))
 
 
 def content(split: Split) -> dict[str, tuple[np.ndarray, int]]:
@@ -94,35 +96,37 @@ def same(found: dict[str, tuple[np.ndarray, int]], expected: dict[str, tuple[np.
         assert found[name][1] == label
 
 
-@pytest.mark.parametrize("cache_gb", [1.0, 1e-6])
-def test_pixels_and_labels_are_those_of_webdatasets_reader(cache_gb: float, tmp_path: Path) -> None:
-    """From the cache, and where the set is too large for it: the second time from the kept index."""
+@pytest.mark.parametrize("limit_gb", [1.0, 1e-6])
+def test_pixels_and_labels_are_those_of_webdatasets_reader(limit_gb: float, tmp_path: Path) -> None:
+    """From the cache, and, where the set is too large for it, by the index, which is built once."""
     fill(tmp_path / "set")
     expected = oracle(tmp_path / "set")
     assert len(expected) == 15
     specs = [f"shards:{tmp_path}/set", f"shards:{tmp_path}/set/set-{{000..002}}.tar"]
     for spec in [*specs, *specs]:
-        split = opened(spec, cache_gb=cache_gb)
+        split = opened(spec, limit_gb=limit_gb)
         same(content(split), expected)
         assert split.train.classes == ["0", "1", "2", "3"]
         assert split.train.names == sorted(split.train.names)
 
 
-def test_the_index_is_kept_and_follows_the_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kept: Path) -> None:
+def test_the_index_is_kept_and_follows_the_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache_folder: Path
+) -> None:
     fill(tmp_path / "set")
     read: list[Path] = []
     indexed = shards._indexed
     monkeypatch.setattr(shards, "_indexed", lambda files: (read.extend(files), indexed(files))[1])
     spec = f"shards:{tmp_path}/set"
     for _ in range(2):
-        opened(spec, cache_gb=0)
+        opened(spec, limit_gb=0)
     assert len(read) == 3
-    (file,) = (kept / "shards").iterdir()
-    os.truncate(file, 100)  # damaged: read anew
-    opened(spec, cache_gb=0)
+    (file,) = (cache_folder / "shards").iterdir()
+    os.truncate(file, 100)  # damaged, so that it is built again
+    opened(spec, limit_gb=0)
     assert len(read) == 6
     write(tmp_path / "set/set-001.tar", {"a.png": coded(7), "b.png": coded(8)})
-    assert len(content(opened(spec, cache_gb=0))) == 12
+    assert len(content(opened(spec, limit_gb=0))) == 12
     assert len(read) == 9
 
 
@@ -133,7 +137,7 @@ def test_samples_without_labels(tmp_path: Path) -> None:
     assert len(content(split)) == 4
 
 
-def test_labels_that_are_none_are_unknown(tmp_path: Path) -> None:
+def test_invalid_labels_are_unknown(tmp_path: Path) -> None:
     labels = {
         "a.cls": b"5",
         "b.cls": b"cat",
@@ -154,9 +158,9 @@ def test_labels_that_are_none_are_unknown(tmp_path: Path) -> None:
     assert split.train.classes == ["5", "9"]
 
 
-@pytest.mark.parametrize("cache_gb", [1.0, 1e-6])
-def test_what_is_no_sample_is_left_out_counted_and_named(
-    cache_gb: float, tmp_path: Path, capsys: pytest.CaptureFixture[str], kept: Path
+@pytest.mark.parametrize("limit_gb", [1.0, 1e-6])
+def test_members_that_are_no_samples_are_skipped_and_reported(
+    limit_gb: float, tmp_path: Path, capsys: pytest.CaptureFixture[str], cache_folder: Path
 ) -> None:
     file = tmp_path / "a.tar"
     write(
@@ -179,12 +183,12 @@ def test_what_is_no_sample_is_left_out_counted_and_named(
         link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
         tar.addfile(link)
     for _ in range(2):
-        found = content(opened(f"shards:{file}", cache_gb=cache_gb))
+        found = content(opened(f"shards:{file}", limit_gb=limit_gb))
         assert set(found) == {"a.tar/good1", "a.tar/good2"}
         assert np.array_equal(found["a.tar/good1"][0], np.asarray(Image.open(io.BytesIO(coded(1)))).transpose(2, 0, 1))
         (line,) = (line for line in capsys.readouterr().err.splitlines() if "skipped" in line)
         assert "skipped 7 of 9 images: 'a.tar/good1.png' (a second member of this name), " in line
-    (listed,) = (kept / "images").glob("*.skipped.txt")
+    (listed,) = (cache_folder / "images").glob("*.skipped.txt")
     reasons = dict(line.rsplit(": ", 1) for line in listed.read_text().splitlines())
     assert reasons == {
         "'a.tar/good1.png'": "a second member of this name",
@@ -198,30 +202,34 @@ def test_what_is_no_sample_is_left_out_counted_and_named(
 
 
 @pytest.mark.parametrize("cut", [600, 2000, 3500, 5000, 9000, 14000])
-def test_a_truncated_shard_keeps_what_is_whole(cut: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_complete_samples_of_a_truncated_shard_are_used(
+    cut: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     write(tmp_path / "cut.tar", {f"{i}.png": coded(i) for i in range(4)})
     write(tmp_path / "whole.tar", {f"{i}.png": coded(i) for i in range(2)})
     with tarfile.open(tmp_path / "cut.tar") as tar:
         whole = sum(member.offset_data + member.size <= cut for member in tar)
     os.truncate(tmp_path / "cut.tar", cut)
     assert len(content(opened(f"shards:{tmp_path}"))) == whole + 2
-    said = capsys.readouterr().err
-    assert said.count("\n") == 1
-    assert "'cut.tar" in said
+    message = capsys.readouterr().err
+    assert message.count("\n") == 1
+    assert "'cut.tar" in message
 
 
-def test_a_compressed_shard_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_compressed_shard_is_refused_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with tarfile.open(tmp_path / "a.tar", "w:gz") as tar:
         tar.add(__file__, "x.png")
     with pytest.raises(ValueError, match=r"no images in these shards \('a.tar': not a whole, uncompressed tar"):
         opened(f"shards:{tmp_path}")
 
 
-def test_images_that_are_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_samples_that_are_no_images_are_skipped_and_reported(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     write(tmp_path / "a.tar", {"a.png": coded(1), "b.png": b"no image", "c.png": b"", "d.png": coded(2)})
     assert len(content(opened(f"shards:{tmp_path}/a.tar"))) == 2
-    said = capsys.readouterr().err
-    assert "skipped 2 of 4 images: 'a.tar/b' (not an image), 'a.tar/c' (an empty file)" in said
+    message = capsys.readouterr().err
+    assert "skipped 2 of 4 images: 'a.tar/b' (not an image), 'a.tar/c' (an empty file)" in message
 
 
 def test_shards_of_the_same_name_in_two_folders(tmp_path: Path) -> None:
@@ -231,7 +239,7 @@ def test_shards_of_the_same_name_in_two_folders(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("what", "said"),
+    ("what", "message"),
     [
         ("none/{0..2}.tar", "no such shard as .*0.tar"),
         (".", "no .tar in this folder"),
@@ -239,9 +247,9 @@ def test_shards_of_the_same_name_in_two_folders(tmp_path: Path) -> None:
         ("s3://bucket/x.tar", "neither a path nor a URL"),
     ],
 )
-def test_shards_that_are_not_there(what: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_shards_are_one_line(what: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ValueError, match=said) as error:
+    with pytest.raises(ValueError, match=message) as error:
         opened(f"shards:{what}")
     assert str(error.value).startswith(f"--data shards:{what}: ")
     assert "\n" not in str(error.value)
@@ -251,10 +259,10 @@ def test_shards_that_are_not_there(what: str, said: str, tmp_path: Path, monkeyp
 
 
 class Served(http.server.SimpleHTTPRequestHandler):
-    asked: list[str] = []  # noqa: RUF012
+    requests: list[str] = []  # noqa: RUF012
 
     def log_request(self, *args: object) -> None:
-        self.asked.append(self.path)
+        self.requests.append(self.path)
 
     def log_message(self, *args: object) -> None:
         pass
@@ -262,8 +270,8 @@ class Served(http.server.SimpleHTTPRequestHandler):
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[str]:
-    """The URL at which the folder ``served`` is to be had."""
-    Served.asked.clear()
+    """The URL at which the folder ``served`` is served."""
+    Served.requests.clear()
     (tmp_path / "served").mkdir()
     handler = functools.partial(Served, directory=tmp_path / "served")
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as found:
@@ -275,28 +283,28 @@ def server(tmp_path: Path) -> Iterator[str]:
 
 
 def test_shards_by_url_are_copied_once(
-    server: str, tmp_path: Path, kept: Path, capsys: pytest.CaptureFixture[str]
+    server: str, tmp_path: Path, cache_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     fill(tmp_path / "served")
     spec = f"shards:{server}/set-{{000..002}}.tar"
     expected = oracle(tmp_path / "served")
     found = content(opened(spec))
     same({name.partition("-")[2]: value for name, value in found.items()}, expected)
-    said = capsys.readouterr().err
-    assert str(kept / "shards") in said
-    assert len(Served.asked) == 3
+    message = capsys.readouterr().err
+    assert str(cache_folder / "shards") in message
+    assert len(Served.requests) == 3
     assert len(content(opened(spec))) == 15  # from the cache
-    split = open_images(spec, 24, short_side=24, cache_gb=0)  # from the copies
+    split = open_images(spec, 24, Store(short_side=24, limit_gb=0))  # from the copies
     assert len(split.train) + len(split.heldout) == 15
-    assert len(Served.asked) == 3
+    assert len(Served.requests) == 3
 
 
 @pytest.mark.parametrize("spoil", ["missing", "short"])
 def test_a_shard_that_cannot_be_copied_is_one_line(
-    spoil: str, server: str, tmp_path: Path, kept: Path, monkeypatch: pytest.MonkeyPatch
+    spoil: str, server: str, tmp_path: Path, cache_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fill(tmp_path / "served", shard_count=1)
-    if spoil == "short":  # more is announced than comes
+    if spoil == "short":  # announces more than it sends
         send = Served.send_header
         monkeypatch.setattr(
             Served,
@@ -307,5 +315,5 @@ def test_a_shard_that_cannot_be_copied_is_one_line(
     with pytest.raises(ValueError, match=rf"set-{number}.tar could not be copied \(curl: exit \d+\)") as error:
         opened(f"shards:{server}/set-{number}.tar")
     assert "\n" not in str(error.value)
-    assert list((kept / "shards").iterdir()) == []
+    assert list((cache_folder / "shards").iterdir()) == []
     assert isinstance(opened(f"shards:{tmp_path}/served").train, Images)

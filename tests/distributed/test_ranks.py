@@ -105,8 +105,9 @@ def test_no_thread_of_gloo_outlives_the_training(tmp_path: Path):
 def test_ranks_share_an_epoch_without_repeats(ranks: int, photos: Path):
     from kintsugi.data.images import open_images
     from kintsugi.data.loader import Loader
+    from kintsugi.data.store import Store
 
-    images = open_images(str(photos), 64, quiet=True).train
+    images = open_images(str(photos), 64, Store(quiet=True)).train
     seen: list[int] = []
     for rank in range(ranks):
         with Loader(images, 2, 0, rank, ranks, torch.device("cpu")).iterate(0) as batches:

@@ -15,6 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from kintsugi.data.boxes import Boxed, Things, open_boxes, things_of
+from kintsugi.data.store import Store
 from kintsugi.eval import detection
 from kintsugi.eval.detection import (
     Body,
@@ -137,7 +138,7 @@ def test_voc2007_is_read_where_torchvision_keeps_it(squares: Path, tmp_path: Pat
     shutil.copytree(squares, kept)
     for file in (kept / "JPEGImages").iterdir():
         file.rename(file.with_suffix(".jpg"))  # what torchvision looks for
-    train, test = open_boxes("voc2007", cache_dir=tmp_path / "cache")
+    train, test = open_boxes("voc2007", Store(cache=tmp_path / "cache"))
     assert (len(train), len(test)) == (6, 2)
     assert train.classes == ["blue", "red"]
 
@@ -178,7 +179,7 @@ def make_all_difficult(root: Path) -> None:
     [
         (remove_list, "ImageSets/Main/test.txt; name a folder with JPEGImages/"),
         (empty_all, "has a readable annotation; replace the files"),
-        (add_a_class, "'violet' is in the test part alone"),
+        (add_a_class, "'violet' is in the test images alone"),
         (make_all_difficult, "not one box that is not difficult"),
     ],
 )

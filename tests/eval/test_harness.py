@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from kintsugi.data.images import Images
+from kintsugi.data.image_set import Images
 from kintsugi.eval.classification import Classification, ClassificationSettings
 from kintsugi.eval.dense import DenseSettings, Labeled
 from kintsugi.eval.results import Figure, figures

@@ -11,7 +11,7 @@ from helpers.knowing import Knowing
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from kintsugi.data.pairs import VOID
+from kintsugi.data.pairs import VOC_CLASSES, VOID
 from kintsugi.eval.dense import DenseSettings
 from kintsugi.eval.segmentation import FigureGround, Segmentation, main, mean_iou, pixel_loss, region_similarity
 from kintsugi.eval.tasks import FrozenFeatures
@@ -216,3 +216,28 @@ def test_bad_input_is_one_line(run: Run, refused: Refused, camvid: Path, ckpt: P
     assert "val has class ids up to 7, train only up to 2; is --void 255" in refused(
         main, ["--ckpt", ckpt, "--data", camvid]
     )
+
+
+def test_the_command_reads_voc_from_the_given_cache(tmp_path: Path, ckpt: Path, monkeypatch: pytest.MonkeyPatch):
+    def offline(*args: object, **options: object) -> None:
+        raise OSError("offline")
+
+    monkeypatch.setattr("torchvision.datasets.voc.download_and_extract_archive", offline)
+    monkeypatch.setenv("KINTSUGI_CACHE", str(tmp_path / "empty"))
+    root = tmp_path / "cache/torchvision/VOCdevkit/VOC2012"
+    (root / "ImageSets/Segmentation").mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for split in ("train", "val"):
+        names = [f"{split}{i}" for i in range(2)]
+        (root / f"ImageSets/Segmentation/{split}.txt").write_text("\n".join(names) + "\n")
+        for name in names:
+            save(
+                root, name, rng.integers(0, 255, (64, 96, 3)), rng.integers(0, 3, (64, 96)), "PNG", "SegmentationClass"
+            )
+            (root / "JPEGImages").mkdir(exist_ok=True)
+            Image.open(root / f"PNG/{name}.png").save(root / f"JPEGImages/{name}.jpg")
+    argv = ["--ckpt", str(ckpt), "--data", "voc2012", "--roles", "generator", *TINY, "--seeds", "1"]
+    main([*argv, "--cache", str(tmp_path / "cache")])
+    cells = json.loads((ckpt / "segmentation-voc2012/report.json").read_text())["results"]
+    assert set(cells[0]["details"]["IoU"]) == set(VOC_CLASSES)
+    assert [name for name, iou in cells[0]["details"]["IoU"].items() if iou is not None] == VOC_CLASSES[:3]

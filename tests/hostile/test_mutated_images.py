@@ -16,7 +16,10 @@ import pytest
 from PIL import Image
 
 from kintsugi.data import decode as decoding
-from kintsugi.data.images import Opener, open_images
+from kintsugi.data.folders import open_folder
+from kintsugi.data.images import open_images
+from kintsugi.data.opener import Opener
+from kintsugi.data.store import Store
 
 SUFFIXES = {"JPEG": ".jpg", "PNG": ".png", "TIFF": ".tif", "WEBP": ".webp"}
 OPTIONS: dict[str, list[dict[str, object]]] = {
@@ -102,8 +105,8 @@ def test_mutated_files_are_skipped_and_counted(
         finally:
             longest[0] = max(longest[0], time.thread_time() - begun)
 
-    monkeypatch.setattr("kintsugi.data.images.decode", timed)
-    split = open_images(str(folder), 16, cache_dir=tmp_path / "cache")
+    monkeypatch.setattr("kintsugi.data.decode.decode", timed)
+    split = open_images(str(folder), 16, Store(cache=tmp_path / "cache"))
     # libtiff prints lines of its own, which Pillow gives no way to silence.
     (line,) = (line for line in capfd.readouterr().err.splitlines() if "skipped" in line)
     match = re.search(r"skipped (\d+) of (\d+) images", line)
@@ -122,22 +125,22 @@ def test_of_many_threads_one_decodes_a_large_image(tmp_path: Path, monkeypatch: 
     """Several images just below Pillow's limit would take all memory."""
     for i in range(12):
         Image.new("RGB", (60, 50)).save(tmp_path / f"{i}.{'png' if i % 2 else 'webp'}")
-    inside, most, really = [0], [0], decoding.stored
+    inside, most, really = [0], [0], decoding.crop_and_shrink
 
-    def stored(*args: object) -> np.ndarray:
+    def counted(*args: object) -> np.ndarray:
         inside[0] += 1
         most[0] = max(most[0], inside[0])
         time.sleep(0.01)
         inside[0] -= 1
         return really(*args)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(decoding, "stored", stored)
+    monkeypatch.setattr(decoding, "crop_and_shrink", counted)
     threads = ThreadPoolExecutor(4)
-    monkeypatch.setattr("kintsugi.data.images.pool", lambda: threads)
+    monkeypatch.setattr("kintsugi.data.decode.pool", lambda: threads)
     for large, expected in ((3001, range(2, 5)), (2999, range(1, 2))):
         most[0] = 0
         monkeypatch.setattr(decoding, "_LARGE", large)
-        images = Opener.of(str(tmp_path), 16, 0, tmp_path / f"cache{large}", 1, True).folder(tmp_path)
+        images = open_folder(Opener(str(tmp_path), 16, Store(cache=tmp_path / f"cache{large}", quiet=True)), tmp_path)
         assert len(images) == 12
         assert most[0] in expected
     assert not decoding._ONE_AT_A_TIME.locked()

@@ -14,7 +14,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch.nn.functional import cross_entropy
 
 from kintsugi import color
-from kintsugi.data import rgbd
+from kintsugi.data import hha_images
+from kintsugi.data.store import Store
 from kintsugi.recon import splitbrain, splitbrain_hha
 from kintsugi.recon.splitbrain import SplitBrain, ab_loss, decode_ab, decode_lightness, lightness_loss
 from kintsugi.recon.splitbrain_hha import SplitBrainHha, masked_l2
@@ -210,9 +211,9 @@ def test_a_resumed_run_ends_with_the_same_weights(run_folder: Path, photos: Path
 
 
 def test_frames_are_read_as_they_are(frames: Path, tmp_path: Path):
-    split = rgbd.open_hha(str(frames), 64, short_side=72, cache_dir=tmp_path)
+    split = hha_images.open_hha(str(frames), 64, Store(short_side=72, cache=tmp_path))
     assert len(split.train) + len(split.heldout) == 24
-    image, hha, known = rgbd.unpack(split.train.batch(torch.tensor([0]))["image"])
+    image, hha, known = hha_images.unpack(split.train.batch(torch.tensor([0]))["image"])
     assert not known[0, 0, 60:, 80:].any()
     assert known[0, 0, :60].all()
     assert not hha[0, :, 60:, 80:].any()

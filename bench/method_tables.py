@@ -1,0 +1,195 @@
+"""Tables of what the methods reach on held-out images, compared with what needs no learning."""
+
+from __future__ import annotations
+
+from bench.printing import XEON, XEON_FP32, columns_of, label, load, mean_and_deviation, with_source
+
+
+def demos() -> str:
+    """What each demo reaches on held-out scenes, and what needs no learning."""
+    hole = load("inpainting-quality-scenes-demo")["center"]
+    color, enlarged = load("demo-colorization"), load("demo-superresolution")
+    split, depth, surfaces = load("demo-splitbrain"), load("demo-splitbrain-hha"), load("demo-synthetic")
+    lines = {
+        "inpainting": ("PSNR in the hole, dB", hole["context encoder"]["psnr"], hole["biharmonic"]["psnr"]),
+        "colorization": (
+            "balanced accuracy of ab, %",
+            color["colorization"]["auc_rebalanced"],
+            color["mean ab"]["auc_rebalanced"],
+        ),
+        "super-resolution": ("PSNR, dB", enlarged["superresolution"]["psnr"], enlarged["bicubic"]["psnr"]),
+        "split-brain": ("PSNR of both planes, dB", split["splitbrain"]["psnr"], split["mean color"]["psnr"]),
+        "split-brain with depth": (
+            "PSNR of HHA, dB",
+            depth["splitbrain-hha"]["hha_psnr"],
+            depth["mean of each plane"]["hha_psnr"],
+        ),
+        "synthetic to real": (
+            "mean error of normals, degrees",
+            surfaces["synthetic"]["normal_degrees"],
+            surfaces["the scenes' mean"]["normal_degrees"],
+        ),
+    }
+    without = ("biharmonic", "mean color", "bicubic", "mean color", "mean planes", "mean of the scenes")
+    rows = {
+        name: {"figure": figure, "after the demo": f"{learned:.1f}", "without learning": f"{baseline:.1f} ({what})"}
+        for (name, (figure, learned, baseline)), what in zip(lines.items(), without, strict=True)
+    }
+    return with_source(
+        rows,
+        "demo, held-out scenes",
+        "`make train-...` without options",
+        f"{XEON_FP32}, but inpainting on two cores, colorization on two of an EPYC and super-resolution on another "
+        "machine that was busy",
+        "One run each",
+    )
+
+
+def contrastive_demos() -> str:
+    """How often another view of a scene is found among the held-out scenes."""
+    rows = {
+        label(name): {
+            "found, %": f"{load(f'demo-{name}')[name]['same_image']:.1f}",
+            "random weights": f"{load(f'demo-{name}')['random init']['same_image']:.1f}",
+            "pixels": f"{load(f'demo-{name}')['pixels']['same_image']:.1f}",
+        }
+        for name in ("simclr", "moco")
+    }
+    return with_source(
+        rows,
+        "demo, held-out scenes",
+        "`make train-simclr`, `make train-moco`",
+        f"{XEON_FP32}, the other busy",
+        "One run each",
+    )
+
+
+def inpainting() -> str:
+    """Quality in the hole, of the context encoder and of fills without learning."""
+    sets = {
+        "scenes, demo, 64 px": load("inpainting-quality-scenes-demo"),
+        "Caltech-101 test, 96 px": load("inpainting-quality-caltech101"),
+        "BSDS500, 96 px": load("inpainting-quality-bsds500"),
+    }
+    rows = {
+        f"{images}, {hole}": {
+            label(fill): f"{of['psnr']:.2f} / {of['ssim']:.3f} / {of['l1']:.1f} / {of['l2']:.2f}"
+            for fill, of in fills.items()
+        }
+        for images, holes in sets.items()
+        for hole, fills in holes.items()
+    }
+    return with_source(
+        rows,
+        "images, hole",
+        '`make eval-inpainting CKPT=... DATA=... ARGS="--split all"`',
+        "scenes: two cores of a Xeon, float32. Photos: one core of a Xeon with AMX, bfloat16",
+        "One run each",
+    )
+
+
+def colorization() -> str:
+    chroma_truth = load("colorization-caltech101")["gray"]["chroma_truth"]
+    columns = {
+        "auc": ("accuracy of ab, %", ".1f"),
+        "auc_rebalanced": ("balanced accuracy, %", ".1f"),
+        "psnr": ("RGB PSNR, dB", ".1f"),
+        "chroma": (f"mean chroma (truth {chroma_truth:.1f})", ".1f"),
+    }
+    return with_source(
+        columns_of(load("colorization-caltech101"), columns),
+        "256 held-out photos, 96 px",
+        '`make train-colorization DATA=caltech101/train ARGS="--preset small --steps 1600"`, 36 minutes',
+        XEON,
+        "One run",
+    )
+
+
+def set5() -> str:
+    columns = {
+        "psnr": ("PSNR, dB", ".2f"),
+        "ssim": ("SSIM", ".3f"),
+        "VGG19 relu3_4": ("distance in VGG19 relu3_4", ".3f"),
+    }
+    found = load("superresolution-set5")
+    names = {"bicubic": "bicubic", "runs/sr": "SRResNet, 8 blocks of 48", "runs/srgan2": "SRGAN, started from it"}
+    rows = columns_of({names[name]: figures for name, figures in found.items()}, columns)
+    return with_source(rows, "Set5, x4", "`make eval-superresolution CKPT=... DATA=Set5/HR`", XEON, "One run each")
+
+
+def splitbrain() -> str:
+    columns = {
+        "psnr": ("PSNR of both predictions, dB", ".1f"),
+        "auc": ("accuracy of ab, %", ".1f"),
+        "auc_rebalanced": ("balanced accuracy, %", ".1f"),
+        "lightness_rms": ("L, rms error of 100", ".1f"),
+    }
+    return with_source(
+        columns_of(load("splitbrain-caltech101"), columns),
+        "256 held-out photos, 96 px",
+        '`make train-splitbrain DATA=caltech101/train ARGS="--preset small --steps 1600"`, 31 minutes',
+        XEON,
+        "One run",
+    )
+
+
+def splitbrain_hha() -> str:
+    columns = {
+        "hha_psnr": ("HHA, dB", ".1f"),
+        "disparity": ("disparity, levels", ".1f"),
+        "height": ("height, cm", ".1f"),
+        "angle": ("angle, degrees", ".1f"),
+        "auc": ("accuracy of ab, %", ".1f"),
+        "lightness_rms": ("L, rms error of 100", ".1f"),
+    }
+    return with_source(
+        columns_of(load("splitbrain-hha-kitchen"), columns),
+        "12 held-out frames",
+        '`make train-splitbrain-hha DATA=rgbd_kitchen ARGS="--preset small --steps 600 --batch 32 --short-side 160"`, '
+        "10 minutes",
+        XEON,
+        "One run",
+    )
+
+
+def synthetic() -> str:
+    columns = {
+        "depth_within_25": ("depth within 25 %", ".3f"),
+        "normal_degrees": ("mean error of normals, degrees", ".1f"),
+        "normal_within_30": ("normals within 30°", ".3f"),
+        "contour_ap": ("contours, AP", ".3f"),
+    }
+    return with_source(
+        columns_of(load("synthetic-scenes"), columns),
+        "held-out scenes, 96 px",
+        '`make train-synthetic REAL=caltech101/train ARGS="--size 96 --scenes 1536 --steps 800 --batch 32"`',
+        XEON,
+        "One run",
+    )
+
+
+def domains() -> str:
+    """What the discriminator of synthetic to real does, over seeds."""
+    found = load("domains-scenes-caltech101")
+    columns = {
+        "domain_accuracy": ("discriminator's accuracy", 3),
+        "domain_frechet": ("Frechet distance per channel", 3),
+        "domain_probe": ("linear probe's accuracy", 3),
+        "depth_within_25": ("depth within 25 %", 3),
+        "normal_degrees": ("normals, degrees", 1),
+        "contour_ap": ("contours, AP", 3),
+    }
+    rows = {
+        {"without": "none"}.get(way, f"`{way}`"): {
+            name: mean_and_deviation(figures[key], digits, 1) for key, (name, digits) in columns.items()
+        }
+        for way, figures in found["figures"].items()
+    }
+    settings = found["settings"]
+    return with_source(
+        rows,
+        "adversary",
+        f'`make eval-domains REAL={settings["real"]} ARGS="--scenes {settings["scenes"]} --steps {settings["steps"]}"`',
+        XEON,
+        f"{settings['seeds']} seeds each",
+    )

@@ -1,0 +1,83 @@
+"""What the tables of the documentation share: the results, how they are named, and how a table is printed."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from kintsugi import table
+
+RESULTS = Path(__file__).parent / "results"
+
+XEON = "one core of a two-core Xeon with AMX, bfloat16"
+XEON_FP32 = "one core of a two-core Xeon, float32"
+EPYC = "one core of a two-core AMD EPYC with AVX512-BF16, bfloat16"
+
+LABELS = {
+    "mean ab": "mean color",
+    "the scenes' mean": "mean of the scenes",
+    "... seamless": "context encoder, seamless",
+    "colorization": "colorization",
+    "splitbrain": "split-brain",
+    "splitbrain-hha": "split-brain with depth",
+    "synthetic": "synthetic to real",
+    "random init": "random weights",
+    "inpainting": "inpainting, generator",
+    "superresolution": "super-resolution, generator",
+    "superresolution, discriminator": "super-resolution, discriminator",
+    "autoencoder": "plain autoencoder",
+    "cpc": "CPC",
+    "simclr": "SimCLR",
+    "moco": "MoCo v2",
+    "byol": "BYOL",
+    "context": "context prediction",
+    "deepcluster": "DeepCluster",
+    "sela": "SeLa",
+    "cliquecnn": "CliqueCNN",
+    "frame-order": "Shuffle and Learn",
+    "odd-one-out": "odd-one-out",
+    "supervised": "supervised, from scratch",
+    "squeezenet1_0, squeezenet1_0_imagenet.safetensors": "SqueezeNet, ImageNet labels",
+}
+"""How the results' own names are printed."""
+
+Rows = dict[str, dict[str, str]]
+"""Row -> column -> what is printed."""
+
+
+def load(name: str) -> Any:
+    """The results of a file, with the spelling of today: the oldest files have British names."""
+    spelling = json.loads((RESULTS / "spelling.json").read_text())
+
+    def respelled(values: dict[str, Any]) -> dict[str, Any]:
+        return {spelling.get(key, key): value for key, value in values.items()}
+
+    return json.loads((RESULTS / f"{name}.json").read_text(), object_hook=respelled)
+
+
+def label(name: str) -> str:
+    if name.startswith("random init ("):
+        return name.replace("random init", "random weights")
+    return LABELS.get(name, name)
+
+
+def mean_and_deviation(values: list[float], digits: int = 1, scale: float = 100) -> str:
+    """Mean and standard deviation of a figure over seeds, in per cent unless ``scale`` is 1."""
+    mean, deviation = scale * statistics.fmean(values), scale * statistics.stdev(values)
+    return f"{mean:.{digits}f} ± {deviation:.{digits}f}"
+
+
+def with_source(rows: Rows, corner: str, command: str, machine: str, runs: str) -> str:
+    """A table and, under it, where its figures come from."""
+    return f"{table.markdown(rows, corner)}\n\n*{command}. {machine[0].upper()}{machine[1:]}. {runs}.*"
+
+
+def columns_of(figures: Mapping[str, Mapping[str, float]], columns: Mapping[str, tuple[str, str]]) -> Rows:
+    """Rows of figures by the columns' keys -> printed name and format."""
+    return {
+        label(row): {name: format(values[key], form) for key, (name, form) in columns.items() if key in values}
+        for row, values in figures.items()
+    }

@@ -1,0 +1,133 @@
+"""Tables of speed, and of how near the library's own code comes to that of others."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from bench.printing import Rows, label, load, with_source
+
+
+def machine_of(found: Mapping[str, Any]) -> str:
+    machine = found["machine"]
+    precision = found["settings"].get("precision", "fp32")
+    return f"{machine['cores']} cores of an {machine['processor']}, {precision}, PyTorch {machine['torch']}"
+
+
+def loaders() -> str:
+    """Two augmented views of each image, compared with other libraries."""
+    found = load("loaders")
+    names = {
+        "ours": "Kintsugi, one process of two threads",
+        "ours, ranks": "Kintsugi, two processes of one thread",
+        "ours, first pass": "Kintsugi, its first pass",
+        "lightly": "lightly 1.6, two workers",
+        "stable_pretraining": "stable-pretraining 0.1.8, two workers",
+        "torchvision": "torchvision v2, two workers",
+    }
+    rows: Rows = {}
+    for key, name in names.items():
+        rows[name] = {}
+        for size, rates in found["images a second"].items():
+            rows[name][f"{size}, images/s"] = f"{rates[key]:.0f}"
+            if not key.startswith("ours"):
+                ratios = (rates[ours] / rates[key] for ours in ("ours", "ours, ranks"))
+                rows[name][f"{size}, Kintsugi is faster by"] = ", ".join(f"{ratio:.1f}" for ratio in ratios)
+    return with_source(
+        rows,
+        "reader",
+        "`python -m bench.loaders --data bsds500 --like-imagenet`",
+        machine_of(found),
+        f"Median of {found['settings']['rounds']} rounds in turns, {found['settings']['epochs']} epochs each, one run",
+    )
+
+
+def steps() -> str:
+    """Whole training steps against the networks' own work."""
+    found = load("steps")
+    batch = found["settings"]["batch"]
+    rows: Rows = {}
+    for name, of in found["contrastive, ms"].items():
+        rows[label(name)] = {
+            "whole step, ms": f"{of['whole step']:.0f}",
+            "over the networks alone": f"{of['whole step'] / of['model only']:.2f}",
+            "images/s": f"{1000 * batch / of['whole step']:.0f}",
+        }
+    for name, of in found["GAN, ms"].items():
+        rows[{"inpainting": "inpainting", "superresolution": "super-resolution"}[name]] = {
+            "whole step, ms": f"{of['whole step']:.0f}",
+            "over the networks alone": f"{of['whole over networks']:.2f}",
+        }
+    settings = found["settings"]
+    setting = f"{settings['size']} px, batch {batch}"
+    return with_source(
+        rows, setting, "`python -m bench.steps`", machine_of(found), f"Median of {settings['rounds']} rounds, one run"
+    )
+
+
+def growth() -> str:
+    """How speed grows with threads, ranks, batches and sizes, on two machines."""
+    machines = {"EPYC": load("growth"), "Xeon": load("growth-xeon")}
+    rows: Rows = {}
+    for name, found in machines.items():
+        for line, value in _growth_lines(found["growth"]).items():
+            rows.setdefault(line, {})[name] = value
+    both = "; ".join(f"{name}: {machine_of(found)}" for name, found in machines.items())
+    return with_source(rows, "what", "`python -m bench.growth`", both, "One run each")
+
+
+def _growth_lines(found: Mapping[str, Mapping[str, float]]) -> dict[str, str]:
+    names = {
+        "images/s of updates by batch": "SimCLR update, images/s, batch {}",
+        "by size": "SimCLR update, images/s, {} px",
+        "by threads": "SimCLR update, images/s, threads: {}",
+        "images/s of two views by size": "two views, images/s, {} px",
+        "views by threads": "two views, images/s, threads: {}",
+        "options, times as fast": "update, times as fast: {}",
+        "seconds to open by images": "opening a folder of images, s: {}",
+        "scenes/s": "built-in scenes, images/s, {}",
+        "HHA frames/s, 640x480": "HHA of 640x480, frames/s",
+        "images/s of trainings by ranks": "whole training, images/s, ranks of one core: {}",
+    }
+    return {
+        names[group].format(key): f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+        for group, values in found.items()
+        for key, value in values.items()
+    }
+
+
+def contrastive_losses() -> str:
+    found = load("contrastive-losses")
+    rows = {
+        name: {
+            "difference of values": f"{of['difference of values']:.1e}",
+            "relative difference of gradients": f"{of['relative difference of gradients']:.1e}",
+            "ms": f"{of['milliseconds']:.2f}",
+            "lightly, ms": f"{of['lightly, milliseconds']:.2f}",
+        }
+        for name, of in found.items()
+        if name != "settings"
+    }
+    settings = found["settings"]
+    return with_source(
+        rows,
+        "loss",
+        "`python -m bench.contrastive_losses`",
+        f"{settings['threads']} threads, batch {settings['batch']}, {settings['dimensions']} dimensions, "
+        f"PyTorch {settings['torch']}",
+        "One run",
+    )
+
+
+def hha() -> str:
+    """Our HHA against the picture that the authors' program made, and its speed."""
+    found = load("hha")
+    rows = {
+        plane: {"equal pixels, %": f"{100 * of['equal']:.1f}", "largest difference, levels": f"{of['largest']}"}
+        for plane, of in found["against the authors' picture, levels"].items()
+    }
+    times = ", ".join(
+        f"{ms:.0f} ms in batches of {n}" for n, ms in found["ms per frame by batch, median of 10"].items()
+    )
+    machine = f"two idle cores, {found['machine']}, PyTorch {found['torch']}"
+    return with_source(rows, "plane", "`python -m bench.hha_rate`", machine, f"A frame of 640x480 takes {times}")

@@ -1,0 +1,73 @@
+"""The tables of the documentation, made from ``bench/results``, so that no figure is typed by hand.
+
+``python -m bench.tables`` rewrites every table that a page of ``docs/`` holds between two markers::
+
+    <!-- table: NAME -->
+    <!-- end of table -->
+
+A table has its command, its machine and its number of runs under it. A test fails where a page is not up to date.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+from bench import method_tables, speed_tables, transfer_tables
+
+ROOT = Path(__file__).parents[1]
+BLOCK = re.compile(r"(<!-- table: (.+?) -->\n).*?(<!-- end of table -->)", re.DOTALL)
+
+TABLES: dict[str, Callable[[], str]] = {
+    "demos": method_tables.demos,
+    "contrastive demos": method_tables.contrastive_demos,
+    "inpainting": method_tables.inpainting,
+    "colorization": method_tables.colorization,
+    "Set5": method_tables.set5,
+    "split-brain": method_tables.splitbrain,
+    "split-brain with depth": method_tables.splitbrain_hha,
+    "HHA": speed_tables.hha,
+    "synthetic to real": method_tables.synthetic,
+    "domains": method_tables.domains,
+    "CamVid": transfer_tables.camvid,
+    "CIFAR-10": transfer_tables.cifar10,
+    "loaders": speed_tables.loaders,
+    "steps": speed_tables.steps,
+    "growth": speed_tables.growth,
+    "contrastive losses": speed_tables.contrastive_losses,
+}
+
+
+def block(name: str) -> str:
+    """The table that a page calls ``name``: one of ``TABLES``, or ``transfer REPORT`` and its rows, each after a
+    semicolon (``transfer report; simclr``)."""
+    if name.startswith("transfer "):
+        report, *rows = (word.strip() for word in name.removeprefix("transfer ").split(";"))
+        return transfer_tables.transfer(report, *rows)
+    if name not in TABLES:
+        raise ValueError(f"no table {name!r}: use {', '.join(TABLES)} or transfer REPORT; ROW; ...")
+    return TABLES[name]()
+
+
+def refreshed(text: str) -> str:
+    """A page with all of its tables made anew."""
+    return BLOCK.sub(lambda found: f"{found[1]}{block(found[2])}\n{found[3]}", text)
+
+
+def pages() -> list[Path]:
+    """Every page of the documentation, sorted."""
+    return sorted(path for path in (ROOT / "docs").rglob("*.md") if "_build" not in path.parts)
+
+
+def main() -> None:
+    for page in pages():
+        before = page.read_text()
+        after = refreshed(before)
+        if after != before:
+            page.write_text(after)
+            print(f"refreshed {page.relative_to(ROOT)}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,155 @@
+"""Tables of what features are worth for other tasks, compared with random weights of the same network."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping
+
+from bench.printing import EPYC, XEON, Rows, label, load, mean_and_deviation, with_source
+
+RANDOM = {
+    "inpainting, discriminator": "random init (discriminator)",
+    "colorization": "random init (resnet18, L)",
+    "splitbrain": "random init (two halves)",
+    "superresolution": "random init (srresnet)",
+    "superresolution, discriminator": "random init (srgan-discriminator)",
+    "synthetic": "random init (alexnet)",
+    "cpc": "random init (resnet18, group norm)",
+    "moco": "random init (resnet18, split norm)",
+    "squeezenet1_0, squeezenet1_0_imagenet.safetensors": "random init (squeezenet1_0)",
+}
+"""Random weights of the network of each row of the transfer reports; of the others, those of ``RESNET18``."""
+RESNET18 = "random init (resnet18)"
+
+COLUMNS = {
+    "caltech101: kNN": "Caltech-101 kNN",
+    "caltech101: linear": "linear",
+    "caltech101: 1 % of labels": "1 % of labels",
+    "caltech101: 10 % of labels": "10 % of labels",
+    "segmentation camvid: frozen mIoU": "CamVid frozen mIoU",
+    "geometry rgbd_kitchen: frozen depth within 25 %": "kitchen depth, 25 %",
+    "geometry rgbd_kitchen: frozen normals within 22.5°": "kitchen normals, 22.5°",
+    "what is in scenes: linear": "objects, linear",
+    "segmentation scenes: frozen mIoU": "segments, mIoU",
+    "geometry scenes: frozen depth within 25 %": "depth within 25 %",
+    "geometry scenes: frozen normals within 22.5°": "normals within 22.5°",
+    "cifar10-part: kNN": "CIFAR-10 kNN",
+    "cifar10-part: linear": "linear",
+    "figure-ground davis: frozen J": "DAVIS J",
+}
+"""The columns of the transfer reports, and how they are printed."""
+
+
+def cells(report: str) -> dict[str, dict[str, dict[int, float]]]:
+    """Row -> column -> seed -> figure, of a transfer report."""
+    found: dict[str, dict[str, dict[int, float]]] = {}
+    for cell in load(f"transfer/{report}")["cells"]:
+        for name, value in cell["figures"].items():
+            column = found.setdefault(cell["row"], {}).setdefault(f"{cell['task']}: {name}", {})
+            column[cell["seed"]] = value
+    return found
+
+
+def with_gain(values: Mapping[int, float], random: Mapping[int, float]) -> str:
+    """Mean and deviation over seeds; in brackets the gain over random weights, and the seeds on which it was won."""
+    text = mean_and_deviation(list(values.values()))
+    gains = [100 * (values[seed] - random[seed]) for seed in values if seed in random]
+    if not gains:
+        return text
+    return f"{text} ({statistics.fmean(gains):+.1f}, {sum(gain > 0 for gain in gains)}/{len(gains)})"
+
+
+def transfer_rows(report: str, names: tuple[str, ...] = (), leave_out: tuple[str, ...] = ()) -> Rows:
+    """The rows of a transfer report (default: all), those of random weights and of raw pixels last."""
+    found = cells(report)
+
+    def last(row: str) -> bool:
+        return row.startswith("random") or row == "pixels"
+
+    rows = {}
+    for row in sorted(names or found, key=last):
+        random = found.get(RANDOM.get(row, RESNET18), {}) if not last(row) else {}
+        rows[label(row)] = {
+            COLUMNS[column]: with_gain(values, random.get(column, {}))
+            for column, values in found[row].items()
+            if column not in leave_out
+        }
+    return rows
+
+
+def transfer(report: str, *names: str) -> str:
+    """A transfer report, or some of its rows and random weights of their networks."""
+    wanted = tuple(dict.fromkeys([*names, *(RANDOM.get(name, RESNET18) for name in names)]))
+    leave_out = ("caltech101: 1 % of labels",)
+    command = {
+        "report": "`make transfer` with the options below",
+        "scenes": '`make transfer ARGS="--classification scenes --segmentation scenes --geometry scenes ..."`',
+        "cifar10": '`make transfer ARGS="--size 32 --classification cifar10-part ..."`',
+        "figure-ground": '`make transfer ARGS="--figure-ground davis ..."`',
+    }[report]
+    if names:
+        command = "`make transfer` with the options of [One budget](../one-budget.md)"
+    machine = EPYC
+    if report == "report" and (not names or "moco" in names):
+        machine = XEON if names else f"{EPYC}; MoCo on {XEON}"
+    seeds = load(f"transfer/{report}")["settings"]["seeds"]
+    runs = f"One pre-training each, {seeds} seeds of transfer; all in per cent"
+    return with_source(transfer_rows(report, wanted, leave_out), "weights", command, machine, runs)
+
+
+def camvid() -> str:
+    """Segmentation of CamVid by the checkpoints of the methods' own pages, frozen and fine-tuned."""
+    sources = {
+        "inpainting, generator": ("frozen-and-high-rate", "finetune", "generator"),
+        "inpainting, discriminator": ("discriminator", "discriminator", "discriminator"),
+        "colorization": ("colorization", "colorization", "generator"),
+        "super-resolution, generator": ("superresolution", "superresolution", "generator"),
+        "super-resolution, discriminator": ("superresolution", "superresolution", "discriminator"),
+        "split-brain": ("splitbrain", "splitbrain", "generator"),
+        "split-brain with depth, RGB half": ("splitbrain-hha", "", "generator"),
+        "synthetic to real": ("synthetic", "", "generator"),
+    }
+    rows: Rows = {}
+    for name, (frozen, finetuned, role) in sources.items():
+        rows[name] = _camvid_cells(frozen, role, "frozen", "frozen")
+        rows[name] |= _camvid_cells(finetuned, role, "finetune", "fine-tuned") if finetuned else {}
+    return with_source(
+        rows,
+        "encoder",
+        '`make eval-segmentation CKPT=... DATA=camvid ARGS="--void 11 --precision bf16"`',
+        XEON,
+        "One pre-training each, 3 seeds of transfer; mIoU, %",
+    )
+
+
+def _camvid_cells(file: str, role: str, protocol: str, title: str) -> dict[str, str]:
+    found = load(f"segmentation-camvid-{file}")["miou"][role][protocol]
+    learned, random = found["pretrained"], found["random"]
+    gains = [100 * (a - b) for a, b in zip(learned, random, strict=True)]
+    return {
+        title: mean_and_deviation(learned),
+        f"{title}, random weights": mean_and_deviation(random),
+        f"{title}, gain": f"{statistics.fmean(gains):+.1f} ({sum(gain > 0 for gain in gains)}/{len(gains)})",
+    }
+
+
+def cifar10() -> str:
+    """The short runs on CIFAR-10."""
+    found = load("cifar10")
+
+    def cell(column: str, row: str) -> str:
+        value = found[column].get(row)
+        return f"{value[0]} ± {value[1]}" if value else ""
+
+    rows = {
+        label(row): {
+            "images seen": f"{found['images seen'][row]:,}" if row in found["images seen"] else "",
+            "kNN": f"{found['kNN'][row][0]}",
+            "kNN, random weights": cell("kNN, random weights of the same network", row),
+            "linear": cell("linear", row),
+            "linear, random weights": cell("linear, random weights of the same network", row),
+        }
+        for row in found["kNN"]
+    }
+    command = "The commands are below"
+    return with_source(rows, "CIFAR-10, %", command, found["machine"], "One pre-training each, 3 seeds of transfer")
