@@ -7,6 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from kintsugi.losses.domain_adversarial import domain_accuracy
+
 SIGNIFICANT = 1e-10  # least variance for the scaling of a channel, relative to the mean variance
 
 
@@ -59,3 +61,28 @@ def _scaling(one: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
     mean = (one.mean(0) + other.mean(0)) / 2
     variance = ((one - mean).square().mean(0) + (other - mean).square().mean(0)) / 2
     return mean, variance.clamp(min=max(SIGNIFICANT * variance.mean().item(), 1e-30)).sqrt()
+
+
+class DomainGap:
+    """How far apart the features of real and synthetic images are, over many batches."""
+
+    def __init__(self) -> None:
+        self.features: dict[str, list[Tensor]] = {"synthetic": [], "real": []}  # (P,C) of each image
+        self.logits: dict[str, list[Tensor]] = {"synthetic": [], "real": []}
+
+    def add(self, domain: str, features: Tensor, logits: Tensor) -> None:
+        """Features (n,C,s,s) of images of a domain, and the discriminator's logits on them, (n,...)."""
+        self.features[domain] += features.flatten(2).mT.cpu().unbind()
+        self.logits[domain].append(logits.flatten(1))
+
+    def means(self) -> dict[str, float]:
+        """domain_accuracy of the discriminator, .5 where it cannot tell the domains apart; and two figures that do not
+        depend on how well the discriminator has learned: domain_probe (``probe_accuracy``), and domain_frechet
+        (``frechet_distance``). These need two images of each domain and are left out if there are fewer."""
+        real, synthetic = self.features["real"], self.features["synthetic"]
+        accuracy = domain_accuracy(torch.cat(self.logits["real"]), torch.cat(self.logits["synthetic"]))
+        figures = {"domain_accuracy": accuracy.item()}
+        if min(len(real), len(synthetic)) > 1:
+            figures["domain_probe"] = probe_accuracy(real, synthetic)
+            figures["domain_frechet"] = frechet_distance(torch.cat(real), torch.cat(synthetic))
+        return figures

@@ -94,6 +94,20 @@ def update_discriminator(
     return scalars
 
 
+def adversarial_loss(
+    discriminator: nn.Module, fake: Tensor, world: World, weight: float, kind: adversarial.Kind = "bce"
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The generator's adversarial loss on its images (N,3,H,W), times ``weight``, 0-d; and scalars to log.
+
+    Gradients reach ``fake`` but leave the discriminator's weights alone.
+    """
+    with adversarial.frozen(discriminator), world.autocast():
+        logits = discriminator(fake)
+    loss = adversarial.generator_loss(logits.float(), kind)
+    weighted = weight * loss
+    return weighted, {"loss/adversarial": loss.detach(), "loss/adversarial_weighted": weighted.detach()}
+
+
 def collapse_warning(
     scalars: Mapping[str, float], advice: str = "--discriminator-norm spectral, or a lower --lr-discriminator"
 ) -> list[str]:

@@ -143,7 +143,7 @@ def test_missing_methods_are_trained_on_request(
         return subprocess.CompletedProcess(command, 0)
 
     monkeypatch.setattr(subprocess, "run", train)
-    config = transfer.Config(runs=tmp_path / "runs", train="demo", train_data="photos")
+    config = transfer.TransferConfig(runs=tmp_path / "runs", train="demo", train_data="photos")
     assert [name for name, _ in transfer._latest(config)] == [""]
     assert len(started) == len(METHODS)
     assert started[0][1:] == [
