@@ -73,7 +73,8 @@ def load_index(file: Path) -> tuple[list[str], Any, dict[str, np.ndarray]] | Non
             arrays = {name: found[name] for name in found.files}
         names = os.fsdecode(arrays.pop("names").tobytes()).split("\0")[:-1]
         return names, json.loads(arrays.pop("about").tobytes()), arrays
-    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile):
+    # A file of one array is no context manager: a TypeError, an AttributeError in Python 3.10.
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, zipfile.BadZipFile):
         return None
 
 
