@@ -1,1 +1,1 @@
-"""What a person does with a trained network."""
+"""Programs that use a trained network, and one that shows the built-in scenes."""

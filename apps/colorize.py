@@ -1,7 +1,7 @@
 """Colorizes photos of any size with a trained colorizer; their lightness stays as it is.
 
-``python -m kintsugi.apps.colorize --in gray.jpg --out color.png``: the chroma is predicted at about the size the
-network was trained at, resized to the photo's and joined with its own lightness.
+``python -m kintsugi.apps.colorize --in gray.jpg --out color.png``. The network predicts chroma at about the size at
+which it was trained; the chroma is resized to the photo's size and joined with the photo's lightness.
 """
 
 from __future__ import annotations
@@ -24,16 +24,17 @@ from kintsugi.train import checkpoint
 from kintsugi.train.compute import pick_device
 from kintsugi.train.config import run_command
 
-ROWS = 2048  # of a photo are joined at a time, so that memory stays bounded
+ROWS = 2048  # so many rows of a photo are joined at a time, to limit memory
 
 
 @torch.no_grad()
 def colorize(
     image: Tensor, net: Colorizer, side: int, temperature: float | None = None, known: Tensor | None = None
 ) -> Tensor:
-    """One image (3,H,W) in [0,1], gray or not, -> (3,H,W) in new colors of the same lightness.
+    """Gives an image (3,H,W) in [0,1], gray or not, new colors of the same lightness -> (3,H,W) in [0,1].
 
-    side: the short side at which the net looks, px. known: where the image's own colors are hints, (1,H,W), 1 = known.
+    side: the short side of the image that the network sees, px. temperature: of the annealed mean; default: the
+    network's. known: where the image's own colors are hints, (1,H,W), 1 = known.
     """
     height, width = image.shape[-2:]
     size = photos.whole_strides((height, width), side)
@@ -51,7 +52,7 @@ def colorize(
     for top in range(0, height, ROWS):
         rows = slice(top, min(top + ROWS, height))
         lightness = rgb_to_lab(image[None, :, rows])[:, :1]
-        # The rows' own piece of the resized chroma: the same interpolation, a part at a time.
+        # The rows of the resized chroma: the same bilinear interpolation, some rows at a time.
         y = (torch.arange(rows.start, rows.stop, device=image.device) + 0.5) / height * 2 - 1
         x = (torch.arange(width, device=image.device) + 0.5) / width * 2 - 1
         grid = torch.stack(torch.meshgrid(y, x, indexing="ij")[::-1], -1)[None]  # (1,rows,W,2): x, y
@@ -61,19 +62,20 @@ def colorize(
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(jobs.PhotosConfig):
-    """Colorizes a photo, or a folder of them; writes PNG. Of colored photos the lightness is taken."""
+class ColorizeConfig(jobs.PhotosConfig):
+    """Colorizes a photo, or a folder of photos, and writes PNG. Photos in color are colorized from their lightness."""
 
     side: int = 0
-    """Short side at which the network looks, px; default: that of its training."""
+    """Short side of the image that the network sees, px; default: the size of its training crops."""
     temperature: float = 0.0
-    """Of the annealed mean: nearer 1 duller, nearer 0 more vivid and spotty; default: the checkpoint's."""
+    """Temperature of the annealed mean: near 1 is duller, near 0 more vivid and spotty; default: the checkpoint's."""
     hints: Path | None = None
-    """A picture as large as the photo, transparent but where a color is given (--hints needs a net trained so)."""
+    """A picture as large as the photo, transparent except where it gives a color. Needs a network trained with
+    --hints."""
 
 
-def run(config: Config) -> int:
-    """Colorizes everything and returns how many files failed; a single file that fails raises."""
+def run(config: ColorizeConfig) -> int:
+    """Colorizes all photos and returns how many failed. For a single photo a failure raises."""
     todo = jobs.find_jobs(config.source, config.out)
     if config.side < 0:
         raise ValueError(f"--side must be at least 1, not {config.side}")
@@ -82,17 +84,17 @@ def run(config: Config) -> int:
     file, device = checkpoint.chosen(config.ckpt, Colorization.name), pick_device(config.device)
     net = load_colorizer(file, device)
     if config.hints is not None and not net.config.hints:
-        raise ValueError(f"{file} has not learned to use hints: name one trained with --hints, or leave --hints away")
+        raise ValueError(f"{file} was trained without hints: name one trained with --hints, or leave --hints out")
 
-    def colorize_one(job: jobs.Job) -> str:
-        image, said = photos.read_photo(job.photo)
+    def colorize_one(job: jobs.PhotoJob) -> str:
+        image, note = photos.read_photo(job.photo)
         pixels = photos.to_tensor(image).to(device)
         known = None
         if config.hints is not None:
             layer = np.array(_hints(config.hints, image.size))
             known = torch.from_numpy(layer[..., 3:] > 127).permute(2, 0, 1).to(pixels)
             colors = torch.from_numpy(layer[..., :3]).permute(2, 0, 1).to(pixels) / 255
-            # Of a hint the chroma counts, and the photo keeps its lightness.
+            # A hint gives chroma; the photo keeps its lightness.
             pixels = torch.where(known > 0, _with_lightness(colors, pixels), pixels)
         side = config.side or net.config.size
         painted = colorize(pixels, net, side, config.temperature or None, known)
@@ -100,31 +102,33 @@ def run(config: Config) -> int:
         if image.mode == "RGBA":
             result.putalpha(image.getchannel("A"))
         photos.write_png(result, job.out)
-        return "" if "grayscale" in said else said
+        return "" if "grayscale" in note else note
 
     return jobs.run_jobs(todo, colorize_one, stop=not config.source.is_dir())
 
 
 def _hints(path: Path, size: tuple[int, int]) -> Image.Image:
+    """The picture of hints as RGBA. Raises ValueError with one line if its size is another or it is opaque."""
     layer, _ = photos.open_upright(path)
     if layer.size != size:
         raise ValueError(
-            f"{path} is {layer.width}x{layer.height} px but the photo {size[0]}x{size[1]}: make it as large"
+            f"--hints {path} is {layer.width}x{layer.height} px but the photo is {size[0]}x{size[1]} px: make it as "
+            "large as the photo"
         )
     layer = layer.convert("RGBA")
     if (np.asarray(layer.getchannel("A")) > 127).all():
-        raise ValueError(f"{path} is not transparent anywhere: leave transparent what is not to be a hint")
+        raise ValueError(f"--hints {path} has no transparent pixel: make it transparent except where it gives a color")
     return layer
 
 
 def _with_lightness(colors: Tensor, image: Tensor) -> Tensor:
-    """(3,H,W) each: the colors with the image's lightness."""
+    """The colors with the image's lightness; all (3,H,W) in [0,1]."""
     lab = torch.cat([rgb_to_lab(image[None])[:, :1], rgb_to_lab(colors[None])[:, 1:]], 1)
     return lab_to_rgb(lab)[0]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    run_command(Config, run, argv)
+    run_command(ColorizeConfig, run, argv)
 
 
 if __name__ == "__main__":

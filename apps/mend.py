@@ -1,10 +1,10 @@
-"""Mends photos of any size with a trained context encoder; everything outside the hole stays bit for bit.
+"""Mends photos of any size with a trained context encoder; pixels outside the hole stay exactly as they are.
 
-``python -m kintsugi.apps.mend --in photo.jpg --mask mask.png --out out.png`` — white (> 127) in the mask is the hole.
+``python -m kintsugi.apps.mend --in photo.jpg --mask mask.png --out out.png``; white (> 127) in the mask is the hole.
 
-The network paints squares of its own side S, with holes of up to about a quarter. So the hole is covered with
-overlapping windows, from small to large: those of S pixels, at full resolution, where the hole is thin, and windows
-twice as large, shrunk to S, where too little else can be seen; at last the whole photo.
+The network paints squares of side S, whose holes cover up to about a quarter. So the hole is covered with overlapping
+windows, from small to large: windows of S pixels at full resolution where the hole is thin; where they would be mostly
+hole, windows twice as large, shrunk to S, and so on up to the whole photo.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from kintsugi.train import checkpoint
 from kintsugi.train.compute import pick_device
 from kintsugi.train.config import run_command
 
-MOST_HOLE = 1 / 3  # of a window; beyond it a larger one is taken
+MOST_HOLE = 1 / 3  # largest fraction of a window that may be hole; beyond it a larger window is used
 
 Painter = Callable[[Tensor, Tensor], Tensor]
 """Images (N,3,S,S) in [0,1] and holes (N,1,S,S) -> images with the holes painted."""
@@ -39,20 +39,19 @@ Painter = Callable[[Tensor, Tensor], Tensor]
 
 @torch.no_grad()
 def mend(image: Tensor, mask: Tensor, mender: Painter, size: int, batch: int = 16) -> Tensor:
-    """Paints the hole of one image of any size: (3,H,W) in [0,1], mask (1,H,W), 1 = hole -> (3,H,W).
+    """Paints the hole of one image of any size: (3,H,W) in [0,1], mask (1,H,W), 1 = hole -> (3,H,W) in [0,1].
 
-    mender paints squares of side ``size``, ``batch`` of them at a time. Outside the hole the image is returned as it
-    is, inside it nothing of it is used.
+    mender paints squares of side ``size``, ``batch`` of them at a time. Outside the hole the image is unchanged; inside
+    it the image's content is not used.
 
-    Windows of one size tile the image with half their side as stride, with smooth weights that sum to 1 in every
-    pixel. What is given to windows that hold too much hole is left to those of the next size, so every transition is
-    smooth, between windows and between sizes. A shrunk pixel is the mean of what is seen in it, and hole where that is
-    less than half of it.
+    Windows of one size overlap by half, with smooth weights that sum to 1 at every pixel. The weights of windows with
+    too much hole are passed on to the next size. So every transition is smooth, between windows and between sizes. A
+    shrunk pixel is the mean of its visible pixels; if less than half of it is visible, it is hole.
     """
     hole = mask[0] > 0.5  # (H,W)
     known = (~hole)[None].to(image)  # (1,H,W)
     result = image.masked_fill(hole, 0)
-    left = hole.to(image)  # the weight of each pixel that is not painted yet, (H,W)
+    left = hole.to(image)  # each pixel's weight that is still to be painted, (H,W)
     extent = (hole.shape[0], hole.shape[1])
     for height, width in _window_sizes(extent, size):
         given = left.clone()
@@ -70,9 +69,9 @@ def mend(image: Tensor, mask: Tensor, mender: Painter, size: int, batch: int = 1
             holes = (visible < 0.5).to(image)
             squares = mender(squares / visible.clamp(min=0.5) * (1 - holes), holes).to(image)
             for ((y, x), weight), square in zip(chunk, squares, strict=True):
-                share = given[y, x] * weight
-                result[:, y, x] += share * _resize(square, (height, width))[0]
-                left[y, x] -= share
+                amount = given[y, x] * weight
+                result[:, y, x] += amount * _resize(square, (height, width))[0]
+                left[y, x] -= amount
     return result.clamp_(0, 1)
 
 
@@ -80,7 +79,7 @@ Place = tuple[slice, slice]
 
 
 def _window_sizes(extent: tuple[int, int], size: int) -> list[tuple[int, int]]:
-    """Squares of ``size`` px, twice that, ... that fit into the image, the largest that fits, the image itself."""
+    """Heights and widths of windows: squares of ``size``, 2 ``size``, ... px, the largest that fits, and the image."""
     short = min(extent)
     doublings = max(0, math.ceil(math.log2(short / size)))
     squares = [(size << i, size << i) for i in range(doublings)] + [(short, short)]
@@ -88,7 +87,7 @@ def _window_sizes(extent: tuple[int, int], size: int) -> list[tuple[int, int]]:
 
 
 def _windows(extent: tuple[int, int], window: tuple[int, int]) -> Iterator[tuple[Place, Tensor]]:
-    """Overlapping windows and their weights (h,w), which sum to 1 in every pixel of the image."""
+    """Overlapping windows and their weights (h,w), which sum to 1 at every pixel of the image."""
     down, across = (_line(length, side) for length, side in zip(extent, window, strict=True))
     for y, vertical in down:
         for x, horizontal in across:
@@ -115,12 +114,12 @@ def _resize(image: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def mend_file(photo: Path, mask_file: Path, out: Path, mender: Painter, size: int, *, invert: bool = False) -> str:
-    """Mends a photo into a PNG: upright, 8-bit RGB, with its alpha and color profile.
+    """Mends a photo and writes it as PNG: upright, 8-bit RGB, with its alpha channel and color profile.
 
-    invert: black is the hole, instead of white. Returns what should be said of it, or "". ValueError of
-    one line where photo and mask don't fit.
+    invert: black is the hole, instead of white. Returns a note on the photo's conversion, or "". Raises ValueError with
+    one line if the photo and the mask do not fit together.
     """
-    image, said = read_photo(photo)
+    image, note = read_photo(photo)
     hole = _read_hole(mask_file, invert)
     if hole.shape != image.size[::-1]:
         raise ValueError(
@@ -130,12 +129,13 @@ def mend_file(photo: Path, mask_file: Path, out: Path, mender: Painter, size: in
     color = "black (<= 127)" if invert else "white (> 127)"
     if not hole.any():
         raise ValueError(
-            f"{mask_file} has no hole: nothing in it is {color}; paint the hole, or use --invert the other way"
+            f"{mask_file} has no hole: no pixel is {color}; paint the hole {color.split()[0]}, or "
+            + ("leave --invert out" if invert else "add --invert")
         )
     if hole.all():
         raise ValueError(
-            f"{mask_file} is all hole: everything in it is {color}, so nothing is left to mend from; "
-            "should --invert be the other way?"
+            f"{mask_file} is all hole: every pixel is {color}, so there is nothing to mend from; "
+            + ("try without --invert" if invert else "try --invert")
         )
     pixels = np.array(image.convert("RGB"))  # convert leaves the colors under an alpha as they are
     mask = torch.from_numpy(hole)
@@ -145,11 +145,11 @@ def mend_file(photo: Path, mask_file: Path, out: Path, mender: Painter, size: in
     if image.mode == "RGBA":
         result.putalpha(image.getchannel("A"))
     write_png(result, out, image.info["icc_profile"])
-    return said
+    return note
 
 
 def _read_hole(path: Path, invert: bool) -> np.ndarray:
-    """A mask as bool (H,W), True = hole; what is transparent in it is no hole."""
+    """A mask as bool (H,W), True = hole; transparent pixels are not hole."""
     image, _ = open_upright(path)
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         ground = Image.new("RGBA", image.size, "white" if invert else "black")
@@ -161,8 +161,8 @@ def _read_hole(path: Path, invert: bool) -> np.ndarray:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(jobs.PhotosConfig):
-    """Mends a photo, or a folder of them; writes PNG. Pixels outside the hole stay as they are."""
+class MendConfig(jobs.PhotosConfig):
+    """Mends a photo, or a folder of photos, and writes PNG. Pixels outside the hole stay as they are."""
 
     mask: Path
     """White (> 127) is the hole. One mask for all photos, or a folder of masks named like the photos."""
@@ -171,12 +171,14 @@ class Config(jobs.PhotosConfig):
 
 
 @dataclass(frozen=True)
-class Job(jobs.Job):
+class MendJob(jobs.PhotoJob):
+    """A photo, the PNG to write, and the mask of its hole."""
+
     mask: Path
 
 
-def find_jobs(config: Config) -> list[Job]:
-    """What is to be mended into what. ValueError of one line where the paths make no sense."""
+def find_jobs(config: MendConfig) -> list[MendJob]:
+    """The jobs for --in, --mask and --out. Raises ValueError with one line if the paths do not fit together."""
     found = jobs.find_jobs(config.source, config.out)
     if not config.mask.exists():
         raise ValueError(f"--mask {config.mask}: no such file or folder")
@@ -185,11 +187,11 @@ def find_jobs(config: Config) -> list[Job]:
         stems = {path.stem: path for path in photos.images_in(config.mask)}
         masks = [stems.get(job.photo.stem, config.mask / f"{job.photo.stem}.png") for job in found]
     jobs.refuse_overwriting([job.out for job in found], masks)
-    return [Job(job.photo, job.out, mask) for job, mask in zip(found, masks, strict=True)]
+    return [MendJob(job.photo, job.out, mask) for job, mask in zip(found, masks, strict=True)]
 
 
-def run(config: Config) -> int:
-    """Mends everything and returns how many files failed; a single file that fails raises."""
+def run(config: MendConfig) -> int:
+    """Mends all photos and returns how many failed. For a single photo a failure raises."""
     from kintsugi.recon.inpainting import load_mender  # here, because it imports all of training
 
     todo = find_jobs(config)
@@ -199,14 +201,14 @@ def run(config: Config) -> int:
     def paint(image: Tensor, mask: Tensor) -> Tensor:
         return mender(image.to(device), mask.to(device)).cpu()
 
-    def mend_one(job: Job) -> str:
+    def mend_one(job: MendJob) -> str:
         return mend_file(job.photo, job.mask, job.out, paint, mender.size, invert=config.invert)
 
     return jobs.run_jobs(todo, mend_one, stop=not config.source.is_dir())
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    run_command(Config, run, argv)
+    run_command(MendConfig, run, argv)
 
 
 if __name__ == "__main__":

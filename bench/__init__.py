@@ -1,1 +1,1 @@
-"""Speed and quality side by side with named peers; figures in results/."""
+"""Benchmarks: speed and quality compared with other libraries. Figures are in bench/results."""

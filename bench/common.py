@@ -1,4 +1,4 @@
-"""What every bench says of where it ran, the photos it runs on, and how it keeps its figures."""
+"""What the benchmarks share: the machine's description, photos, timing, and how figures are written."""
 
 from __future__ import annotations
 
@@ -26,14 +26,16 @@ from kintsugi.data.store import Store
 from kintsugi.train.compute import Device
 
 IMAGENET = (375, 500)
-"""The commonest height and width of ImageNet's photos, px."""
+"""The most common height and width of ImageNet's photos, px."""
 
 RESULTS = Path(__file__).parent / "results"
 
 
 def write(result: Mapping[str, object], bars: Mapping[str, Mapping[str, float]], out: Path, name: str) -> None:
-    """Prints ``result`` with the machine, and leaves it in ``out`` as NAME.json, and ``bars`` (a panel each, bar ->
-    length) as NAME.png."""
+    """Prints ``result`` with the machine's description. Writes it to ``out`` as NAME.json, and a bar chart as NAME.png.
+
+    bars: title of a panel -> name of a bar -> its length.
+    """
     text = json.dumps({**result, "machine": machine()}, indent=1, default=str)
     print(text)
     out.mkdir(parents=True, exist_ok=True)
@@ -55,24 +57,28 @@ def write(result: Mapping[str, object], bars: Mapping[str, Mapping[str, float]],
 
 
 @dataclass(frozen=True, kw_only=True)
-class StepConfig:
-    """What training steps are measured with."""
+class TimingConfig:
+    """Options of benchmarks of training steps."""
 
     device: Device = "auto"
+    """auto: the GPU if there is one."""
     precision: Literal["fp32", "bf16"] = "fp32"
+    """bf16: networks run in bfloat16 autocast."""
     size: int = 64
+    """Side of the crops, px."""
     batch: int = 64
+    """Images per step."""
     rounds: int = 4
-    """How often each job is timed, after one time that does not count."""
+    """How often each job is timed, after one run that does not count."""
     out: Path = RESULTS
-    """Where the figures and their plot are written."""
+    """Folder for the figures and their chart."""
 
 
 Job = Callable[[], object]
 
 
 def milliseconds(jobs: Mapping[str, Job], rounds: int, device: torch.device) -> dict[str, float]:
-    """Of each job, in turns: medians of ``rounds``, after one time that does not count."""
+    """Milliseconds of each job, median of ``rounds``. The jobs run in turns, once before the rounds that count."""
     times: dict[str, list[float]] = {name: [] for name in jobs}
     for _ in tqdm(range(rounds + 1), desc=", ".join(jobs)[:60], leave=False):
         for name, job in jobs.items():
@@ -85,7 +91,7 @@ def milliseconds(jobs: Mapping[str, Job], rounds: int, device: torch.device) -> 
 
 
 def machine() -> dict[str, object]:
-    """Processor, cores, load, threads, GPU and torch's version."""
+    """Processor, cores, threads, GPU, load and the version of torch."""
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
     return {
         "processor": _processor(),
@@ -99,9 +105,11 @@ def machine() -> dict[str, object]:
 
 @contextlib.contextmanager
 def photos(data: Path | None, count: int, like_imagenet: bool = False) -> Iterator[Path]:
-    """A folder with one class folder of up to ``count`` photos: of ``data``, spread over all that is below it, or of
-    built-in scenes. The latter, and all with ``like_imagenet``, are written as JPEG of ``IMAGENET``'s size. ValueError
-    where ``data`` has none."""
+    """A temporary folder with one class folder of up to ``count`` photos, from ``data`` or of built-in scenes.
+
+    Photos are spread evenly over all files below ``data``. Scenes, and with ``like_imagenet`` all photos, are written
+    as JPEG of ImageNet's usual size. Raises ValueError if ``data`` has no images.
+    """
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place) / "photos" / "all"
         folder.mkdir(parents=True)
@@ -123,7 +131,7 @@ def photos(data: Path | None, count: int, like_imagenet: bool = False) -> Iterat
 
 
 def _write_jpeg(image: Image.Image, file: Path) -> None:
-    """At ImageNet's size, its long side across or upright as the image's."""
+    """Writes a JPEG of ImageNet's usual size, in the image's orientation."""
     short, long = IMAGENET
     size = (long, short) if image.width >= image.height else (short, long)
     ImageOps.fit(image.convert("RGB"), size, Image.Resampling.BICUBIC).save(file, quality=95)

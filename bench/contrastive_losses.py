@@ -1,7 +1,7 @@
-"""SimCLR's and BYOL's losses beside lightly's, on the same tensors: values, gradients and time.
+"""SimCLR's and BYOL's losses compared with lightly's on the same tensors: values, gradients and time.
 
-``pip install lightly && python bench/contrastive_losses.py``; writes bench/results/contrastive-losses.json. Times are
-medians of 20, one after the other in turns; their ratio is lightly's over ours.
+Run ``python -m bench.contrastive_losses`` with lightly installed. Times are medians of 20 runs, in turns, after three
+that do not count. "ratio" is lightly's time over ours.
 """
 
 from __future__ import annotations
@@ -10,25 +10,45 @@ import json
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from lightly.loss import NegativeCosineSimilarity, NTXentLoss
 from torch import Tensor
 
+from bench.common import RESULTS
 from kintsugi.contrastive.byol import regression_loss
 from kintsugi.losses.infonce import info_nce, nt_xent_logits
+from kintsugi.train.config import parse_command, user_errors
 
 Loss = Callable[[Tensor, Tensor], Tensor]
-PAIRS: dict[str, tuple[Loss, Loss]] = {
-    "NT-Xent, temperature .5": (lambda a, b: info_nce(*nt_xent_logits(a, b, 0.5)), NTXentLoss(temperature=0.5)),
-    # |p - z|^2 of unit vectors is 2 - 2 cos.
-    "BYOL's regression": (regression_loss, lambda a, b: 2 + 2 * NegativeCosineSimilarity()(a, b)),
-}
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossesConfig:
+    """Compares the contrastive losses with lightly's: values, gradients and time."""
+
+    batch: int = 512
+    """Images, with two views each."""
+    dimensions: int = 128
+    """Dimensions of the embeddings."""
+    out: Path = RESULTS
+    """Folder for contrastive-losses.json."""
+
+
+def pairs() -> dict[str, tuple[Loss, Loss]]:
+    """Our loss and lightly's, by name."""
+    from lightly.loss import NegativeCosineSimilarity, NTXentLoss  # imported here: not needed for --help
+
+    return {
+        "NT-Xent, temperature .5": (lambda a, b: info_nce(*nt_xent_logits(a, b, 0.5)), NTXentLoss(temperature=0.5)),
+        # |p - z|^2 of unit vectors is 2 - 2 cos.
+        "BYOL's regression": (regression_loss, lambda a, b: 2 + 2 * NegativeCosineSimilarity()(a, b)),
+    }
 
 
 def timed(loss: Loss, views: tuple[Tensor, Tensor]) -> tuple[float, Tensor, Tensor]:
-    """Seconds for value and gradient, the value, the first view's gradient."""
+    """Seconds for value and gradient, the value, and the gradient of the first view."""
     first, second = views[0].clone().requires_grad_(), views[1].clone()
     start = time.perf_counter()
     value = loss(first, second)
@@ -36,11 +56,11 @@ def timed(loss: Loss, views: tuple[Tensor, Tensor]) -> tuple[float, Tensor, Tens
     return time.perf_counter() - start, value.detach(), gradient
 
 
-def main() -> None:
+def run(config: LossesConfig) -> None:
     torch.manual_seed(0)
-    views = torch.randn(512, 128), torch.randn(512, 128)
-    result = {}
-    for name, (ours, theirs) in PAIRS.items():
+    views = torch.randn(config.batch, config.dimensions), torch.randn(config.batch, config.dimensions)
+    result: dict[str, dict[str, object]] = {}
+    for name, (ours, theirs) in pairs().items():
         runs = [(timed(ours, views), timed(theirs, views)) for _ in range(23)][3:]
         (_, value, gradient), (_, other, other_gradient) = runs[-1]
         times = [statistics.median(run[i][0] for run in runs) for i in (0, 1)]
@@ -52,14 +72,17 @@ def main() -> None:
             "ratio": round(times[1] / times[0], 2),
         }
     result["settings"] = {
-        "batch": 512,
-        "dimensions": 128,
+        "batch": config.batch,
+        "dimensions": config.dimensions,
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
     }
-    print(json.dumps(result, indent=1))
-    (Path(__file__).parent / "results" / "contrastive-losses.json").write_text(json.dumps(result, indent=1) + "\n")
+    text = json.dumps(result, indent=1)
+    print(text)
+    config.out.mkdir(parents=True, exist_ok=True)
+    (config.out / "contrastive-losses.json").write_text(text + "\n")
 
 
 if __name__ == "__main__":
-    main()
+    with user_errors():
+        run(parse_command(LossesConfig))

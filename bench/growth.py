@@ -1,7 +1,7 @@
-"""How cost grows, and which options pay: SimCLR's training on the built-in scenes, by one thing at a time.
+"""How the cost of SimCLR's training on the built-in scenes grows, and which options make it faster, one at a time.
 
-``make bench``; or ``python -m bench.growth``. What is compared is timed in turns; figures are medians, except those of
-opening folders and of ranks, which are one run each.
+Run ``make bench`` or ``python -m bench.growth``. Jobs that are compared are timed in turns. Figures are medians, except
+those of opening folders and of ranks, which are from one run.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
 
-from bench.common import Job, StepConfig, milliseconds, write
+from bench.common import Job, TimingConfig, milliseconds, write
 from kintsugi.contrastive import simclr
 from kintsugi.data.hha import hha
 from kintsugi.data.images import open_images
@@ -32,27 +32,31 @@ from kintsugi.train.log import panel
 
 
 @dataclass(frozen=True, kw_only=True)
-class GrowthConfig(StepConfig):
-    """How cost grows with batch, size, threads, images and ranks, and which options pay."""
+class GrowthConfig(TimingConfig):
+    """Measures how cost grows with batch, size, threads, images and ranks, and which options make training faster."""
 
     batches: tuple[int, ...] = (16, 32, 64, 128)
+    """Batches of the updates."""
     sizes: tuple[int, ...] = (32, 64, 96, 128, 224)
+    """Sides of the crops of updates and views, px."""
     folders: tuple[int, ...] = (1000, 10_000, 50_000)
-    """Numbers of images of folders to open."""
+    """Numbers of images in the folders to open."""
     ranks: tuple[int, ...] = (1, 2)
-    """Numbers of processes to share a batch, a core or a GPU each; left out where there are not so many."""
+    """Numbers of processes that share a batch, with a core or a GPU each. Numbers above the machine's are left out."""
     compile: bool = True
-    """Also torch.compile, which takes a minute and, on a CPU, a C++ compiler."""
+    """Measure torch.compile too, which takes a minute, and needs a C++ compiler on a CPU."""
 
 
 class Growth:
+    """The jobs of this benchmark and their measurements."""
+
     def __init__(self, config: GrowthConfig) -> None:
         self.config, self.device = config, pick_device(config.device)
 
     def rates(self, jobs: dict[str, tuple[int, Job]]) -> dict[str, float]:
-        """A second; jobs: how many each makes, and the job."""
-        found = milliseconds({name: job for name, (_, job) in jobs.items()}, self.config.rounds, self.device)
-        return {name: count / found[name] * 1e3 for name, (count, _) in jobs.items()}
+        """Items per second. jobs: name -> how many items the job makes, and the job."""
+        times = milliseconds({name: job for name, (_, job) in jobs.items()}, self.config.rounds, self.device)
+        return {name: count / times[name] * 1e3 for name, (count, _) in jobs.items()}
 
     def method(self, size: int, batch: int, *, bf16: bool, channels_last: bool, compile: bool) -> simclr.SimCLR:
         world = World(self.device, bf16=bf16)
@@ -63,32 +67,33 @@ class Growth:
     def usual(self, size: int, batch: int) -> simclr.SimCLR:
         return self.method(size, batch, bf16=self.config.precision == "bf16", channels_last=True, compile=False)
 
-    def held(self, size: int, batch: int) -> dict[str, Tensor]:
-        """A batch of random pixels."""
+    def random_batch(self, size: int, batch: int) -> dict[str, Tensor]:
+        """A batch of random pixels on the device."""
         side = size * 5 // 4
         pixels = torch.randint(0, 256, (batch, 3, side, side), dtype=torch.uint8)
         pixels = pixels.contiguous(memory_format=torch.channels_last).to(self.device)
         return {"image": pixels, "extent": torch.tensor([[side, side]]).expand(batch, 2)}
 
     def update(self, method: simclr.SimCLR) -> tuple[int, Job]:
-        batch = self.held(method.config.size, method.config.batch)
+        batch = self.random_batch(method.config.size, method.config.batch)
         return len(batch["image"]), lambda: method.update(batch, 0)
 
     def views(self, size: int) -> tuple[int, Job]:
-        method, batch = self.usual(size, self.config.batch), self.held(size, self.config.batch)
+        method, batch = self.usual(size, self.config.batch), self.random_batch(size, self.config.batch)
         return self.config.batch, lambda: [method.view(batch, which, 0) for which in (0, 1)]
 
-    def by_threads(self, made: tuple[int, Job]) -> dict[str, float]:
+    def by_threads(self, job: tuple[int, Job]) -> dict[str, float]:
+        """Items per second of a job with one thread and with all."""
         threads = torch.get_num_threads()
         found = {}
         for count in sorted({1, threads}):
             torch.set_num_threads(count)
-            found[str(count)] = self.rates({"": made})[""]
+            found[str(count)] = self.rates({"": job})[""]
         torch.set_num_threads(threads)
         return found
 
     def options(self) -> dict[str, float]:
-        """Times as fast as float32 with channels last."""
+        """Speed of training with each option, relative to float32 with channels last."""
         size, batch = self.config.size, self.config.batch
         plain = {"bf16": False, "channels_last": True, "compile": False}
         variants = {
@@ -104,7 +109,7 @@ class Growth:
         return {name: rate / first for name, rate in found.items()}
 
     def opening(self) -> dict[str, float]:
-        """Seconds until a folder of so many small PNG can be trained on, the first time and the second."""
+        """Seconds to open a folder of small PNG files for training: with decoding, and then from the cache."""
         found = {}
         for count in self.config.folders:
             with tempfile.TemporaryDirectory() as place:
@@ -120,53 +125,30 @@ class Growth:
         return found
 
     def by_ranks(self) -> dict[str, float]:
-        """Images a second of whole trainings by torchrun: the same batch for each number of processes."""
+        """Images per second of whole trainings by torchrun, with the same global batch for each number of processes."""
         config, found = self.config, {}
         most = torch.cuda.device_count() if self.device.type == "cuda" else os.cpu_count() or 1
         for count in (count for count in config.ranks if count <= most):
             with tempfile.TemporaryDirectory() as runs:
-                command = [
-                    sys.executable,
-                    "-m",
-                    "torch.distributed.run",
-                    "--standalone",
-                    f"--nproc-per-node={count}",
-                    "-m",
-                    "kintsugi.contrastive.simclr",
-                    "--size",
-                    config.size,
-                    "--batch",
-                    config.batch,
-                    "--scenes",
-                    256,
-                    "--short-side",
-                    config.size * 5 // 4,
-                    "--steps",
-                    12,
-                    "--log-every",
-                    4,
-                    "--show-every",
-                    999,
-                    "--eval-every",
-                    999,
-                    "--save-every",
-                    999,
-                    "--device",
-                    self.device.type,
-                    "--precision",
-                    config.precision,
-                    "--out",
-                    f"{runs}/run",
-                ]
+                launch = (
+                    f"-m torch.distributed.run --standalone --nproc-per-node={count} -m kintsugi.contrastive.simclr"
+                )
+                training = (
+                    f"--size {config.size} --batch {config.batch} --scenes 256 --short-side {config.size * 5 // 4} "
+                    f"--steps 12 --log-every 4 --show-every 999 --eval-every 999 --save-every 999 "
+                    f"--device {self.device.type} --precision {config.precision}"
+                )
+                command = [sys.executable, *launch.split(), *training.split(), "--out", f"{runs}/run"]
                 threads = {"OMP_NUM_THREADS": "1"} if self.device.type == "cpu" else {}
-                subprocess.run([str(word) for word in command], check=True, env=os.environ | threads, stdout=sys.stderr)
+                subprocess.run(command, check=True, env=os.environ | threads, stdout=sys.stderr)
                 events = EventAccumulator(f"{runs}/run")
                 events.Reload()
-                last = events.Scalars(panel("speed/images_per_second"))[-1]  # of the last steps: started by then
+                last = events.Scalars(panel("speed/images_per_second"))[-1]  # of the last steps, without the start
                 found[str(count)] = last.value
         return found
 
     def measure(self) -> dict[str, dict[str, float]]:
+        """All figures, rounded to three digits."""
         config, device = self.config, self.device
         camera = torch.tensor([[[518.9, 0, 325.6], [0, 519.5, 253.7], [0, 0, 1]]], device=device)
         slope = torch.linspace(1, 4, 480, device=device)[:, None].expand(480, 640)
@@ -189,7 +171,7 @@ class Growth:
 
 
 def run(config: GrowthConfig) -> None:
-    keep_freed_memory()  # as every training does
+    keep_freed_memory()  # as in every training
     found = Growth(config).measure()
     write({"growth": found, "settings": asdict(config) | {"out": ""}}, found, config.out, "growth")
 

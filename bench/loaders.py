@@ -1,10 +1,10 @@
-"""Two augmented views of each image of a folder of JPEG: images a second, side by side with peers' loaders.
+"""Speed of two augmented views of each JPEG in a folder, compared with the loaders of other libraries.
 
-``make bench``; or ``python -m bench.loaders --data FOLDER``, with lightly and stable-pretraining installed. All have
-the same crops and colors (SimCLR's), the same batches and two workers (ours: as many threads of one process, as in a
-training by one; "ranks": as many processes of one thread that share each batch, as in one by torchrun). In each round
-every contender makes a pass of some epochs, one after the other; figures are medians over the rounds. "first pass" is
-one epoch of ours with an empty cache: decoding, writing it and the views.
+Run ``make bench``, or ``python -m bench.loaders --data FOLDER`` with lightly and stable-pretraining installed. All have
+the same crops and colors (SimCLR's), the same batches and two workers. "ours" has two threads of one process, as in
+training by one process; "ours, ranks" has two processes with one thread each that share each batch, as under torchrun.
+In each round every loader makes a pass of several epochs, one loader after the other; figures are medians over the
+rounds. "ours, first pass" is one epoch with an empty cache, which includes decoding and writing the cache.
 """
 
 from __future__ import annotations
@@ -41,27 +41,33 @@ Pass = Callable[[], Iterator[tuple[Tensor, Tensor]]]
 
 @dataclass(frozen=True, kw_only=True)
 class LoadersConfig:
-    """Our views beside those of lightly, stable-pretraining and torchvision."""
+    """Compares the speed of our views with lightly, stable-pretraining and torchvision."""
 
     data: Path | None = None
-    """A folder of class folders of JPEG; default: built-in scenes, written at ImageNet's size."""
+    """A folder of class folders of JPEG; default: built-in scenes, written at ImageNet's usual size."""
     like_imagenet: bool = False
-    """Photos of --data are brought to that size as well first."""
+    """Resize the photos of --data to that size first."""
     sizes: tuple[int, ...] = (64, 224)
+    """Sides of the views, px."""
     batch: int = 64
+    """Images per batch."""
     workers: int = 2
+    """Worker processes of the others; threads or ranks of ours."""
     rounds: int = 3
+    """Passes of each loader."""
     epochs: int = 16
-    """Of each pass, whose start counts as well; workers stay from one epoch to the next. A first pass has one."""
+    """Epochs of each pass. Its start counts too; workers stay alive between epochs. A first pass has one epoch."""
     images: int = 512
-    """How many of the folder's images, at most."""
+    """Largest number of images to use."""
     out: Path = RESULTS
-    """Where loaders.json and loaders.png are written."""
+    """Folder for loaders.json and loaders.png."""
 
 
 class Ours:
-    """This project's loader and SimCLR's views, from a cache in ``cache``; by one process, or by ``ranks`` of one
-    thread, this one among them."""
+    """This project's loader and SimCLR's views, with the folder ``cache``.
+
+    In one process, or in ``ranks`` processes with one thread each; this process is one of them.
+    """
 
     def __init__(self, folder: Path, size: int, config: LoadersConfig, cache: Path, ranks: int = 1) -> None:
         self.folder, self.size, self.config, self.cache = folder, size, config, cache
@@ -77,7 +83,7 @@ class Ours:
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
         fork = multiprocessing.get_context("fork")
-        others = [fork.Process(target=self.unseen, args=(method,)) for method in theirs]
+        others = [fork.Process(target=self.discard_views, args=(method,)) for method in theirs]
         for process in others:
             process.start()
         yield from self.views(mine)
@@ -87,7 +93,7 @@ class Ours:
         torch.set_num_threads(threads)
 
     def views(self, method: simclr.SimCLR) -> Iterator[tuple[Tensor, Tensor]]:
-        """Of its rank's part of each batch."""
+        """The two views of this rank's part of each batch."""
         config, world = self.config, method.world
         split = open_images(str(self.folder), self.size, Store(cache=self.cache, quiet=True))
         loader = Loader(split.train, config.batch, seed=0, rank=world.rank, world=world.size)
@@ -96,14 +102,15 @@ class Ours:
                 batch = next(batches)
                 yield method.view(batch, 0, step), method.view(batch, 1, step)
 
-    def unseen(self, method: simclr.SimCLR) -> None:
+    def discard_views(self, method: simclr.SimCLR) -> None:
+        """The work of another rank."""
         torch.set_num_threads(1)
         for _ in self.views(method):
             pass
 
 
 class FirstPass(Ours):
-    """The same with an empty cache, each time anew."""
+    """The same, with an empty cache in each pass."""
 
     def __call__(self) -> Iterator[tuple[Tensor, Tensor]]:
         with tempfile.TemporaryDirectory() as empty:
@@ -112,7 +119,7 @@ class FirstPass(Ours):
 
 
 def transform(size: int) -> v2.Compose:
-    """SimCLR's, of torchvision: PIL image -> float (3,S,S)."""
+    """SimCLR's augmentation by torchvision: PIL image -> float (3,S,S)."""
     return v2.Compose(
         [
             v2.ToImage(),
@@ -127,7 +134,7 @@ def transform(size: int) -> v2.Compose:
 
 
 def passes(data: Dataset[Any], config: LoadersConfig, views: Callable[[Any], Sequence[Tensor]]) -> Pass:
-    """Passes of torch's own loader; ``views``: where the two are in a batch of ``data``."""
+    """Passes of torch's own loader. views: takes the two views from a batch of ``data``."""
 
     def one() -> Iterator[tuple[Tensor, Tensor]]:
         loader = DataLoader(
@@ -145,13 +152,13 @@ def passes(data: Dataset[Any], config: LoadersConfig, views: Callable[[Any], Seq
     return one
 
 
-def torchvisions(folder: Path, size: int, config: LoadersConfig) -> Pass:
+def torchvision_pass(folder: Path, size: int, config: LoadersConfig) -> Pass:
     one = transform(size)
     data = datasets.ImageFolder(folder, lambda image: (one(image), one(image)))
     return passes(data, config, lambda found: found[0])
 
 
-def lightlys(folder: Path, size: int, config: LoadersConfig) -> Pass:
+def lightly_pass(folder: Path, size: int, config: LoadersConfig) -> Pass:
     from lightly.data import LightlyDataset
     from lightly.transforms import SimCLRTransform
 
@@ -159,7 +166,7 @@ def lightlys(folder: Path, size: int, config: LoadersConfig) -> Pass:
     return passes(data, config, lambda found: found[0])
 
 
-def stable_pretrainings(folder: Path, size: int, config: LoadersConfig) -> Pass:
+def stable_pretraining_pass(folder: Path, size: int, config: LoadersConfig) -> Pass:
     from stable_pretraining.data import FromTorchDataset, transforms
 
     def view() -> transforms.Compose:
@@ -178,11 +185,11 @@ def stable_pretrainings(folder: Path, size: int, config: LoadersConfig) -> Pass:
     return passes(data, config, lambda found: [view["image"] for view in found["views"]])
 
 
-PEERS = {"lightly": lightlys, "stable_pretraining": stable_pretrainings, "torchvision": torchvisions}
+PEERS = {"lightly": lightly_pass, "stable_pretraining": stable_pretraining_pass, "torchvision": torchvision_pass}
 
 
 def rate(one: Pass, batch: int) -> float:
-    """Images a second of a whole pass, its start included. batch: of all ranks."""
+    """Images per second of a whole pass with its start. batch: of all ranks."""
     start, count = time.perf_counter(), 0
     for first, second in one():
         assert first.shape == second.shape
@@ -192,6 +199,7 @@ def rate(one: Pass, batch: int) -> float:
 
 
 def measure(config: LoadersConfig, folder: Path, size: int) -> dict[str, float]:
+    """Images per second of each loader, median over the rounds."""
     with tempfile.TemporaryDirectory() as cache:
         contenders: dict[str, Pass] = {
             "ours": Ours(folder, size, config, Path(cache)),
@@ -210,7 +218,7 @@ def measure(config: LoadersConfig, folder: Path, size: int) -> dict[str, float]:
 
 
 def run(config: LoadersConfig) -> None:
-    keep_freed_memory()  # as every training does
+    keep_freed_memory()  # as in every training
     with photos(config.data, config.images, config.like_imagenet) as folder:
         rates = {f"{size} px": measure(config, folder, size) for size in config.sizes}
     ratios = {

@@ -1,7 +1,7 @@
-"""What reading costs: opening many files, decoding at each use beside a torchvision loader, indexing shards.
+"""The cost of reading: opening a folder of many files, decoding images at each use, indexing shards.
 
-``python -m bench.reading --data FOLDER``. CPU seconds on one thread of torch, which say the same on a busy machine. The
-many files are empty and stand for images of one pixel.
+Run ``python -m bench.reading --data FOLDER``. Times are CPU seconds with one thread of torch, which depend little on
+how busy the machine is. The many files are empty, and decoding is replaced by an image of one pixel.
 """
 
 from __future__ import annotations
@@ -36,33 +36,34 @@ from kintsugi.train.config import parse_command, user_errors, within
 
 @dataclass(frozen=True, kw_only=True)
 class ReadingConfig:
-    """What reading costs."""
+    """Measures the cost of reading: opening folders, decoding, indexing shards."""
 
     data: Path | None = None
-    """A folder of class folders of JPEG; default: built-in scenes, written at ImageNet's size."""
+    """A folder of class folders of JPEG; default: built-in scenes, written at ImageNet's usual size."""
     images: int = 512
-    """How many of the folder's images, at most."""
+    """Largest number of images to use."""
     batch: int = 64
+    """Images per batch."""
     files: int = 1_000_000
-    """How many empty files to open."""
+    """Number of empty files in the folder to open."""
     samples: int = 20_000
-    """Of the shard to index."""
+    """Number of samples in the shard to index."""
     out: Path = RESULTS
-    """Where reading.json and reading.png are written."""
+    """Folder for reading.json and reading.png."""
 
     def __post_init__(self) -> None:
         within(self, images=1, batch=1, files=1, samples=1)
 
 
 def seconds(job: Callable[[], object]) -> float:
-    """CPU seconds of this process and of those it has waited for."""
+    """CPU seconds of a job in this process and in its finished child processes."""
     before = os.times()
     job()
     return sum(os.times()[:4]) - sum(before[:4])
 
 
 def opening(folder: Path, count: int) -> dict[str, float]:
-    """Seconds to open a folder of so many files, at first and then from the cache, and by how much memory grew, MB."""
+    """Seconds to open a folder of ``count`` files without and with a cache, and the growth of memory, MB."""
     for number in range(count):
         file = folder / "files" / f"n{number % 1000:08d}" / f"{number}.JPEG"
         if number < 1000:
@@ -80,7 +81,7 @@ def opening(folder: Path, count: int) -> dict[str, float]:
 
 
 class Plain(Dataset[Tensor]):
-    """What a torchvision script does with the same files."""
+    """The same files as a typical torchvision script reads them."""
 
     def __init__(self, files: list[Path]) -> None:
         self.files = files
@@ -94,7 +95,7 @@ class Plain(Dataset[Tensor]):
 
 
 def decoding(folder: Path, batch: int, kept: Path) -> dict[str, float]:
-    """Milliseconds an image: decoding alone at two sizes; at each use, without a cache; and torchvision's."""
+    """Milliseconds per image: decoding alone at two sizes, our loader without a cache, and torchvision's loader."""
     files = sorted(file for file in folder.rglob("*") if file.is_file())
     found = {}
     for side in (96, 256):
@@ -111,7 +112,7 @@ def decoding(folder: Path, batch: int, kept: Path) -> dict[str, float]:
 
 
 def indexing(folder: Path, count: int) -> float:
-    """Microseconds for a sample of a shard."""
+    """Microseconds per sample to index a shard."""
     with tarfile.open(folder / "set.tar", "w") as tar:
         for number, (kind, content) in itertools.product(range(count), (("jpg", b"0" * 9000), ("cls", b"7"))):
             member = tarfile.TarInfo(f"{number:06d}.{kind}")

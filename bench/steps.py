@@ -1,9 +1,9 @@
-"""Training steps beside the least they can cost; on the built-in scenes.
+"""Training steps compared with the least time that they can take, on the built-in scenes.
 
-``make bench``; or ``python -m bench.steps``. Everything compared is timed in turns, figures are medians:
+Run ``make bench`` or ``python -m bench.steps``. Jobs that are compared are timed in turns; figures are medians:
 
-- *contrastive*: reading, both views, update / the same update fed with views from memory;
-- *GAN*: the update fed from memory / the sum of its networks' own forward and backward passes.
+- *contrastive*: a step with reading, both views and the update, over the same update with ready views;
+- *GAN*: the update with a ready batch, over the sum of its networks' own forward and backward passes.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, replace
 
 from torch import Tensor, nn
 
-from bench.common import Job, StepConfig, milliseconds, write
+from bench.common import Job, TimingConfig, milliseconds, write
 from kintsugi.augment.bicubic import shrink
 from kintsugi.contrastive import byol, moco, simclr
 from kintsugi.contrastive.views import ViewsMethod
@@ -29,14 +29,17 @@ from kintsugi.train.method import Method
 
 
 @dataclass(frozen=True, kw_only=True)
-class StepsConfig(StepConfig):
-    """Training steps beside the least they can cost."""
+class StepsConfig(TimingConfig):
+    """Compares training steps with the least time that they can take."""
 
     rounds: int = 7
     scenes: int = 512
+    """Number of built-in scenes."""
 
 
-class Bench:
+class Steps:
+    """The jobs of this benchmark and their measurements."""
+
     def __init__(self, config: StepsConfig) -> None:
         device = pick_device(config.device)
         self.config, self.world = config, World(device, bf16=config.precision == "bf16")
@@ -51,6 +54,7 @@ class Bench:
     # --- contrastive ------------------------------------------------------------------------------------------
 
     def contrastive(self, method: ViewsMethod) -> dict[str, float]:
+        """Milliseconds of a whole step, of the update alone, and of both views alone."""
         self.place(method)
         config = self.config
         loader = Loader(self.images, config.batch, 0, device=self.world.device)
@@ -82,7 +86,7 @@ class Bench:
     # --- GANs -------------------------------------------------------------------------------------------------
 
     def alone(self, network: nn.Module, *inputs: Tensor) -> Job:
-        """One forward and one backward pass of a network by itself, to all its weights and to its first input."""
+        """One forward and one backward pass of a network alone, to all its weights and its first input."""
         first = inputs[0].detach().requires_grad_()
 
         def both() -> None:
@@ -94,6 +98,7 @@ class Bench:
         return both
 
     def gan(self, method: inpainting.Inpainting | superresolution.SuperResolution) -> dict[str, float]:
+        """Milliseconds of a whole step, and of each network alone."""
         self.place(method)
         batch = Loader(self.images, method.config.batch, 0, device=self.world.device)
         with batch.iterate(0) as batches:
@@ -103,16 +108,16 @@ class Bench:
         if isinstance(method, inpainting.Inpainting):
             mask = method.holes(len(truth), 0, 0)
             generator = self.alone(method.generator, truth, mask)
-            seen = method._judged(truth)
+            shown = method._judged(truth)
         else:
-            generator, seen = self.alone(method.generator, shrink(truth, 4)), truth
-        judge = self.alone(method.discriminator, seen)
+            generator, shown = self.alone(method.generator, shrink(truth, 4)), truth
+        discriminator = self.alone(method.discriminator, shown)
 
-        def judged() -> None:
+        def to_its_input() -> None:
             with frozen(method.discriminator):
-                judge()
+                discriminator()
 
-        networks = {"generator": generator, "discriminator": judge, "discriminator, to its input": judged}
+        networks = {"generator": generator, "discriminator": discriminator, "discriminator, to its input": to_its_input}
         if isinstance(method, superresolution.SuperResolution):
             content = open_content(method.config.content_layer, method.config.content_weights)[0]
             if content is not None:
@@ -133,8 +138,8 @@ class Bench:
 
 
 def run(config: StepsConfig) -> None:
-    keep_freed_memory()  # as every training does
-    bench = Bench(config)
+    keep_freed_memory()  # as in every training
+    bench = Steps(config)
     views, gans = bench.views_methods(), bench.gans()
     result = {"contrastive, ms": views, "GAN, ms": gans, "settings": asdict(config) | {"out": ""}}
     ratios = {

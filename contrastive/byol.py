@@ -1,8 +1,9 @@
-"""BYOL: one view predicts what a slow copy of the network says of the other (Grill et al. 2020, arXiv:2006.07733).
+"""BYOL: from one view predict a slowly moving target network's projection of the other (Grill et al. 2020,
+arXiv:2006.07733).
 
-No negatives: an online network (encoder, projector, predictor) regresses the target's normalized projection (eq. 2),
-both ways; the target follows with a momentum that rises to 1. The two views pass in batches of their own: joining them
-in one batch norm is another method.
+There are no negatives. The online network (encoder, projector, predictor) regresses the target's normalized projection
+of the other view (eq. 2), in both directions. The target (encoder, projector) is a moving average whose momentum rises
+to 1. The two views are separate batches: with joint batch statistics it would be another method.
 """
 
 from __future__ import annotations
@@ -28,29 +29,26 @@ from kintsugi.train.method import Batch
 @dataclass(frozen=True, kw_only=True)
 class BYOLConfig(ViewsConfig):
     hidden: int = 4096
-    """Width inside projector and predictor."""
+    """Width of the hidden layer of projector and predictor."""
     dim: int = 256
     """Width of the projection."""
     output_norm: bool = False
-    """Also a batch norm at the projector's end, as SimSiam has it (Chen and He 2021, arXiv:2011.10566): without it a
-    short run learns no more than what all projections have in common."""
+    """Add a batch norm at the projector's end, as in SimSiam (Chen and He 2021, arXiv:2011.10566). Without it a short
+    run learns only what all projections have in common."""
     momentum: float = 0.996
-    """Of the target at the beginning."""
-    optimizer: optim.Rule = "lars"
-    """lars, the paper's; sgd, as in common benchmarks at 32 px; adam for small batches."""
+    """Momentum of the target's moving average at the first step."""
     lr: float = 0.2
-    """Learning rate: for lars and sgd per 256 images, for adam as it is."""
     weight_decay: float = 1.5e-6
     warmup: int = 0
-    """Steps over which the rate rises; then it falls along a cosine."""
+    """Steps over which the learning rate rises linearly; then it falls along a cosine."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        within(self, hidden=1, dim=1, lr=0, weight_decay=0, warmup=0, momentum=(0, 1))
+        within(self, hidden=1, dim=1, warmup=0, momentum=(0, 1))
 
 
 def demo() -> BYOLConfig:
-    """Minutes on two CPU cores, built-in scenes. A target that follows quickly, as there are few steps."""
+    """Minutes on two CPU cores, on the built-in scenes. A low momentum, because there are few steps."""
     return BYOLConfig(
         preset="demo",
         scenes=2048,
@@ -92,7 +90,7 @@ def small() -> BYOLConfig:
 
 
 def paper() -> BYOLConfig:
-    """The paper's ResNet-50 on ImageNet, batch 4096, 100 epochs of it."""
+    """The paper's ResNet-50 on ImageNet: batch 4096, 100 epochs."""
     return BYOLConfig(
         preset="paper",
         data="imagenet:imagenet",
@@ -110,7 +108,7 @@ def paper() -> BYOLConfig:
 
 
 def regression_loss(prediction: Tensor, target: Tensor) -> Tensor:
-    """2 - 2 cos, mean, (): the squared distance of the normalized vectors (N,D) (eq. 2)."""
+    """Mean squared distance of the normalized vectors (N,D), 2 - 2 cos, 0-d (eq. 2)."""
     return (2 - 2 * (normalize(prediction, dim=1) * normalize(target, dim=1)).sum(1)).mean()
 
 
@@ -119,27 +117,24 @@ class BYOL(ViewsMethod[BYOLConfig]):
 
     def __init__(self, config: BYOLConfig, world: World) -> None:
         super().__init__(config, world)
-        width, norm = max(self.encoder.channels.items())[1], config.norm != "group"
-        self.projector = mlp((width, config.hidden, config.dim), norm=norm, last_norm=norm and config.output_norm)
+        norm = config.norm != "group"
+        self.projector = mlp((self.width, config.hidden, config.dim), norm=norm, last_norm=norm and config.output_norm)
         self.predictor = mlp((config.dim, config.hidden, config.dim), norm=norm)
         self.target = ema_copy(self.source)
-        self.rate = optim.scaled_lr(config.optimizer, config.lr, config.batch)
-        self.optimizers = {
-            "online": optim.make_optimizer(config.optimizer, self.online, self.rate, config.weight_decay)
-        }
+        self.add_optimizer("online", self.online)
 
     @property
     def source(self) -> nn.ModuleList:
-        """Encoder and projector, whose moving average ``target`` is."""
+        """Encoder and projector, whose moving average is ``target``."""
         return nn.ModuleList([self.encoder, self.projector])
 
     @property
     def online(self) -> nn.ModuleList:
-        """All that gradients train."""
+        """The networks that gradients train."""
         return nn.ModuleList([self.encoder, self.projector, self.predictor])
 
     def recipes(self) -> tuple[ColorAugmentation, ColorAugmentation]:
-        """View 1 is always blurred, view 2 rarely, and sometimes solarized (table 6)."""
+        """View 1 is always blurred; view 2 is rarely blurred and sometimes solarized (table 6)."""
         config = self.config
         first = ColorAugmentation(0.4, 0.4, 0.2, 0.1, blur=2 * config.blur).with_strength(config.strength)
         return first, replace(first, blur=config.blur / 5, solarize=0.2)

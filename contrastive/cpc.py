@@ -1,14 +1,15 @@
-"""CPC: from the upper rows of an image's patches predict the lower ones (van den Oord et al. 2018, arXiv:1807.03748).
+"""CPC: predict the lower rows of an image's patches from the upper ones (van den Oord et al. 2018, arXiv:1807.03748).
 
-Section 3.3: the image is cut into a grid of overlapping patches, each patch encoded by itself; a causal PixelCNN sums
-up the rows above; from each of its positions the patch ``k`` rows below is predicted by a matrix W_k and told from
-other patches, of the same image and of others (eq. 4).
+Section 3.3: the image is cut into a grid of overlapping patches, and each patch is encoded on its own. A causal
+PixelCNN summarizes the rows above each position. From this context a matrix W_k predicts the patch ``k`` rows below,
+which must be identified among other patches of the same image and of other images (eq. 4).
 
-No batch norm: it would tell the answer. Rows so near that their patches overlap the context's are not predicted.
+There is no batch norm, because batch statistics would give the answer away. Rows whose patches overlap the context's
+are not predicted.
 
-Deviations: torchvision's ResNet with group norm instead of a ResNet v2 without norms; the last stack's map instead of
-the third's as the patch's code, so that all of the encoder that is moved is trained; whole patches in color, where
-the authors' are gray and cut at random by a sixteenth.
+Deviations: torchvision's ResNet with group norm instead of a ResNet v2 without norms; a patch's code comes from the
+ResNet's last stage instead of its third, so that all of the transferred encoder is trained; patches are whole and in
+color, where the authors' are gray and randomly cropped by a sixteenth.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate, pad
 
 from kintsugi.augment import cropping
-from kintsugi.contrastive.views import collapse_warning, logged_spread, spread_and_knn, untrained
+from kintsugi.contrastive.views import collapse_warning, logged_spread, spread_and_knn, untrained_features
 from kintsugi.losses.infonce import info_nce, retrieval
 from kintsugi.nets.backbones import Backbone, Encoder
 from kintsugi.pictures import sheet
@@ -38,14 +39,15 @@ from kintsugi.train.method import Batch, Method
 class CPCConfig(TrainConfig):
     encoder: Literal["resnet18", "resnet50"] = "resnet18"
     stem: Literal["large", "small"] = "small"
-    """small: for patches of about 16 px."""
+    """small: a 3x3 convolution without stride and pooling, for patches of about 16 px."""
     patch: int = 16
-    """Side of a patch, px; patches overlap by half."""
+    """Side of a patch, px; neighboring patches overlap by half."""
     dim: int = 256
-    """Width of the context."""
+    """Width of a patch's code and of its context."""
     rows: int = 3
-    """How many rows are predicted from each context, from the first whose patches it has not seen."""
+    """Number of rows predicted from each context, beginning with the first row that does not overlap it."""
     lr: float = 2e-4
+    """Learning rate of Adam."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -57,12 +59,12 @@ class CPCConfig(TrainConfig):
 
     @property
     def grid(self) -> int:
-        """Patches along a side: 7 in the paper."""
+        """Number of patches along a side; 7 in the paper."""
         return 2 * self.size // self.patch - 1
 
 
 def demo() -> CPCConfig:
-    """Minutes on two CPU cores, built-in scenes: the paper's grid of 7x7, patches of 16 px."""
+    """Minutes on two CPU cores, on the built-in scenes: the paper's 7x7 grid, with patches of 16 px."""
     return CPCConfig(
         preset="demo",
         scenes=2048,
@@ -93,7 +95,7 @@ def small() -> CPCConfig:
 
 
 def paper() -> CPCConfig:
-    """256 px, patches of 64, on ImageNet."""
+    """The paper's sizes on ImageNet: 256 px, patches of 64 px."""
     return CPCConfig(
         preset="paper",
         data="imagenet:imagenet",
@@ -114,12 +116,12 @@ def paper() -> CPCConfig:
 
 
 def patches(image: Tensor, side: int) -> Tensor:
-    """Overlapping patches (N,G,G,3,side,side) of squares (N,3,S,S), half a patch apart, G = 2 S / side - 1."""
+    """Overlapping patches (N,G,G,3,side,side) of squares (N,3,S,S), half a patch apart; G = 2 S / side - 1."""
     return image.unfold(2, side, side // 2).unfold(3, side, side // 2).permute(0, 2, 3, 1, 4, 5)
 
 
 class CausalContext(nn.Module):
-    """A PixelCNN on a grid (N,C,G,G): position (i,j) knows rows 0..i, and nothing below (appendix A.2)."""
+    """A PixelCNN on a grid (N,C,G,G): the output at (i,j) depends on rows 0..i only (appendix A.2)."""
 
     def __init__(self, channels: int, blocks: int = 5) -> None:
         super().__init__()
@@ -130,7 +132,7 @@ class CausalContext(nn.Module):
 
 
 class CausalBlock(nn.Module):
-    """A row's neighbors, then the row above, added to what was given."""
+    """A residual block: a convolution along the row, then one with the row above; (N,C,G,G) -> (N,C,G,G)."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -142,7 +144,7 @@ class CausalBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.across(self.narrow(x).relu())
-        y = self.down(pad(y, (0, 0, 1, 0))).relu()  # a row of nothing above: (G+1) rows -> G, none from below
+        y = self.down(pad(y, (0, 0, 1, 0))).relu()  # a row of zeros above: G + 1 rows -> G
         return x + self.wide(y)
 
 
@@ -153,15 +155,16 @@ class CPC(Method[CPCConfig]):
     def __init__(self, config: CPCConfig, world: World) -> None:
         super().__init__(config, world)
         self.encoder = Backbone(name=config.encoder, norm="group", stem=config.stem).build()
-        width = max(self.encoder.channels.items())[1]
+        width = self.encoder.channels[max(self.encoder.channels)]
         self.project = nn.Linear(width, config.dim)
         self.context = CausalContext(config.dim)
-        self.first = 2  # row i + 1 overlaps row i, which the context has seen
+        self.first = 2  # row i + 1 overlaps row i, which is in the context
         self.predict = nn.ModuleList(nn.Conv2d(config.dim, config.dim, 1) for _ in self.steps_ahead)
         self.optimizers = {"all": torch.optim.Adam(self.parameters(), config.lr, fused=True)}
 
     @property
     def steps_ahead(self) -> range:
+        """How many rows below the context the predicted rows lie."""
         return range(self.first, min(self.first + self.config.rows, self.config.grid))
 
     def update(self, batch: Batch, step: int) -> dict[str, Tensor]:
@@ -170,11 +173,11 @@ class CPC(Method[CPCConfig]):
         image = cropping.random_crops(batch, config.size, count, self.world.part(count), random)
         losses: list[Tensor] = []
         scalars: dict[str, Tensor] = {}
-        codes, contrasts = self.contrasts(image, everywhere=True)
+        codes, contrasts = self.contrasts(image, all_ranks=True)
         for ahead, (logits, positive) in contrasts.items():
             losses.append(info_nce(logits, positive))
-            found = retrieval(logits, positive, 1.0)
-            scalars |= {f"{name}_{ahead}_below": value for name, value in found.items()}
+            figures = retrieval(logits, positive, 1.0)
+            scalars |= {f"{name}_{ahead}_below": value for name, value in figures.items()}
         loss = torch.stack(losses).mean()
         loss.backward()
         return scalars | {
@@ -184,7 +187,7 @@ class CPC(Method[CPCConfig]):
         }
 
     def codes(self, image: Tensor) -> Tensor:
-        """Each patch's code, by itself: (N,3,S,S) -> (N,D,G,G)."""
+        """Codes of all patches, each computed from its patch alone: (N,3,S,S) -> (N,D,G,G)."""
         config = self.config
         count, grid = len(image), config.grid
         cut = patches(image, config.patch).flatten(0, 2)  # (N*G*G,3,p,p)
@@ -192,27 +195,28 @@ class CPC(Method[CPCConfig]):
             code = self.project(self.encoder.vectors(cut))  # (N*G*G,D)
         return code.float().view(count, grid, grid, -1).permute(0, 3, 1, 2)
 
-    def contrasts(self, image: Tensor, *, everywhere: bool = False) -> tuple[Tensor, dict[int, tuple[Tensor, Tensor]]]:
-        """The codes, and for each number of rows ahead the logits of all candidates (eq. 4) and the positives.
+    def contrasts(self, image: Tensor, *, all_ranks: bool = False) -> tuple[Tensor, dict[int, tuple[Tensor, Tensor]]]:
+        """The codes (N,D,G,G), and for each number of rows ahead the logits (M,candidates) (eq. 4) and positives (M,).
 
-        Candidates of a prediction are the codes of all positions of all these images, ``everywhere``: of all ranks'.
+        There are M = N (G - ahead) G predictions. The candidates of each are the codes at all positions of all images,
+        with ``all_ranks`` those of all ranks.
         """
         grid = self.config.grid
         codes = self.codes(image)  # (N,D,G,G)
         with self.world.autocast():
             context = self.context(codes).float()
         mine = codes.permute(0, 2, 3, 1).flatten(0, 2)  # (n*G*G,D)
-        candidates = self.world.gather(mine) if everywhere else mine  # (N*G*G,D)
+        candidates = self.world.gather(mine) if all_ranks else mine  # (N*G*G,D)
         places = torch.arange(len(mine), device=codes.device).view(len(image), grid, grid)
-        if everywhere:
+        if all_ranks:
             places = places + self.world.rank * len(mine)
         result = {}
         for ahead, predict in zip(self.steps_ahead, self.predict, strict=True):
             with self.world.autocast():
-                guess = predict(context[:, :, :-ahead]).float()  # (N,D,G-ahead,G)
-            guess = guess.permute(0, 2, 3, 1).flatten(0, 2)
-            positive = places[:, ahead:].flatten()
-            result[ahead] = (guess @ candidates.T / guess.shape[1] ** 0.5, positive)
+                prediction = predict(context[:, :, :-ahead]).float()  # (N,D,G-ahead,G)
+            prediction = prediction.permute(0, 2, 3, 1).flatten(0, 2)  # (M,D)
+            positive = places[:, ahead:].flatten()  # (M,)
+            result[ahead] = (prediction @ candidates.T / prediction.shape[1] ** 0.5, positive)
         return codes, result
 
     def encoders(self) -> dict[str, Encoder]:
@@ -221,35 +225,36 @@ class CPC(Method[CPCConfig]):
     def warnings(self, scalars: Mapping[str, float]) -> list[str]:
         return collapse_warning(scalars)
 
-    # --- looking and measuring ----------------------------------------------------------------------------
+    # --- pictures and held-out figures --------------------------------------------------------------------
 
     def centered(self, batch: Batch) -> Tensor:
+        """Central squares (n,3,S,S) in [0,1] of a batch's images."""
         return cropping.center_crops(batch, self.config.size)
 
     @torch.no_grad()
     def show(self, batch: Batch) -> dict[str, Tensor]:
-        """What the context of the upper rows takes for the patches below it, beside what is there.
+        """The patches two rows below a context in the image's middle, and those that the network predicts there.
 
-        Columns: image | the middle row's true patches, two below the context | the patches chosen among all shown.
+        Columns: image, true patches, for each place the candidate with the highest logit among all images' patches.
         """
         image, config = self.centered(batch), self.config
         ahead = self.first
         logits, positive = self.contrasts(image)[1][ahead]
         grid = config.grid
         all_patches = patches(image, config.patch).flatten(0, 2)  # (N*G*G,3,p,p)
-        row = (grid - ahead) // 2  # the context's
+        row = (grid - ahead) // 2  # of the context
         shape = (len(image), grid - ahead, grid)
         truth, chosen = positive.view(shape)[:, row], logits.argmax(1).view(shape)[:, row]  # (N,G)
 
         def strip(numbers: Tensor) -> Tensor:
-            """(N,G) patches side by side, (N,3,S,S) with gray above and below."""
+            """Patches with these numbers (N,G), side by side, with gray above and below: (N,3,S,S)."""
             line = all_patches[numbers].permute(0, 2, 3, 1, 4).flatten(3)  # (N,3,p,G*p)
             line = interpolate(line, (config.size // grid, config.size), mode="bilinear", antialias=True)
             above = (config.size - line.shape[2]) // 2
             return pad(line, (0, 0, above, config.size - line.shape[2] - above), value=0.5)
 
         columns = [image, strip(truth), strip(chosen)]
-        return {"image | patches two rows below | patches chosen": sheet(columns, zoom=2)}
+        return {"image | patches two rows below the context | patches predicted there": sheet(columns, zoom=2)}
 
     @torch.no_grad()
     def embed(self, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -258,12 +263,13 @@ class CPC(Method[CPCConfig]):
 
     @torch.no_grad()
     def evaluate(self, batches: Iterable[Batch]) -> dict[str, float]:
-        """Held-out InfoNCE and accuracy (per cent, among the patches of 16 images), spread and kNN of the features."""
+        """Held-out InfoNCE (loss) and accuracy, per cent, among the patches of 16 images; figures of
+        ``spread_and_knn``."""
         losses, hits, features, labels = [], [], [], []
         for batch in batches:
             image = self.centered(batch)
-            for part in image.split(16):
-                for logits, positive in self.contrasts(part)[1].values():
+            for few in image.split(16):
+                for logits, positive in self.contrasts(few)[1].values():
                     losses.append(info_nce(logits, positive).item())
                     hits.append(100 * (logits.argmax(1) == positive).float().mean().item())
             features.append(self.embed(batch)[0])
@@ -272,11 +278,11 @@ class CPC(Method[CPCConfig]):
         return figures | spread_and_knn(torch.cat(features), labels)
 
     def baselines(self, batches: Iterable[Batch]) -> dict[str, dict[str, float]]:
-        every = list(batches)
-        labels = [batch["label"] for batch in every if "label" in batch]
+        kept = list(batches)
+        labels = [batch["label"] for batch in kept if "label" in batch]
         return {
-            name: spread_and_knn(torch.cat([way(self.centered(batch)) for batch in every]), labels)
-            for name, way in untrained(self.encoder, self.config.seed).items()
+            name: spread_and_knn(torch.cat([extract(self.centered(batch)) for batch in kept]), labels)
+            for name, extract in untrained_features(self.encoder, self.config.seed).items()
         }
 
 

@@ -1,11 +1,14 @@
-"""MoCo: a view finds its partner among a long queue of earlier keys (He et al. 2020, arXiv:1911.05722).
+"""MoCo: match a view with the other view of its image among a long queue of earlier keys (He et al. 2020,
+arXiv:1911.05722).
 
-Algorithm 1: keys come from a slowly following copy of the query's network; they are compared with the queue as it is,
-and enqueued after. ``--version 2`` (Chen 2020, arXiv:2003.04297): a deeper head, blur, a cosine, temperature .2;
-``--version 1``: a linear head, no blur, two falls of the rate, temperature .07.
+Algorithm 1: the keys' network is a moving average of the queries' network. Queries are compared with their keys and
+with the queue of earlier keys; the new keys join the queue after the loss. ``--version 2`` (Chen 2020,
+arXiv:2003.04297): a two-layer head, blur, a cosine schedule, temperature .2. ``--version 1``: a linear head, no blur, a
+step schedule, temperature .07.
 
-A batch norm would betray the partner: both pass in batches of the same make-up. The keys' images are shuffled over the
-ranks, and on one device each part of the batch is normalized by itself (``--norm split``).
+Batch statistics would give the match away, because a query and its key would be normalized with the same images.
+Therefore the keys' images are shuffled over the ranks (section 3.3), and on one device each quarter of the batch is
+normalized separately (``--norm split``).
 """
 
 from __future__ import annotations
@@ -30,45 +33,43 @@ from kintsugi.train.dist import World
 from kintsugi.train.ema import ema_copy, ema_update
 from kintsugi.train.method import Batch
 
-_SHUFFLE = 3
+_SHUFFLE = 3  # last element of the random generator's key
 
 
 @dataclass(frozen=True, kw_only=True)
 class MoCoConfig(ViewsConfig):
     norm: Literal["batch", "group", "split"] = "split"
     version: Literal[1, 2] = 2
-    """1 or 2, each with its paper's head, colors, schedule and temperature."""
+    """1 or 2: the head, color changes, schedule and temperature of that paper."""
     temperature: float = 0.0
-    """0: the version's own, .07 or .2."""
+    """Temperature of the loss; 0: that of --version, .07 or .2."""
     dim: int = 128
     """Width of the embedding."""
     head_norm: bool = False
-    """Batch norms in the projector and at its end, as version 3 has them (Chen 2021, arXiv:2104.02057); none with
-    ``--norm group``. Without them short runs tell keys by their age: all embeddings move the same way together, and
-    the newest keys are nearest."""
+    """Batch norms in the projector and at its end, as in version 3 (Chen 2021, arXiv:2104.02057); none with --norm
+    group. Without them short runs learn to recognize the age of keys: all embeddings drift together, so that the newest
+    keys are the nearest."""
     queue: int = 65_536
-    """How many keys are remembered."""
+    """Number of earlier keys that serve as negatives."""
     momentum: float = 0.999
-    """Of the keys' network."""
+    """Momentum of the moving average that gives the keys' network."""
     symmetric: bool = False
-    """Each view is both query and key, at twice the cost; the two losses are added (the authors' demo on CIFAR-10)."""
+    """Use each view as query and as key, at twice the cost, and add both losses (the authors' demo on CIFAR-10)."""
     optimizer: optim.Rule = "sgd"
-    """sgd, the paper's; adam for short runs; lars."""
     lr: float = 0.03
-    """Learning rate: for lars and sgd per 256 images, for adam as it is."""
     weight_decay: float = 1e-4
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        within(self, temperature=0, dim=1, lr=0, weight_decay=0, momentum=(0, 1))
+        within(self, temperature=0, dim=1, momentum=(0, 1))
         keys = self.batch * (2 if self.symmetric else 1)
         if self.queue < keys:
-            raise ValueError(f"--queue {self.queue} is shorter than what one step adds, {keys}")
+            raise ValueError(f"--queue {self.queue} is too short: one step adds {keys} keys")
 
 
 def demo() -> MoCoConfig:
-    """Minutes on two CPU cores, built-in scenes. A short queue, and keys of a network that follows quickly, as there
-    are few steps."""
+    """Minutes on two CPU cores, on the built-in scenes. A short queue and a low momentum, because there are few
+    steps."""
     return MoCoConfig(
         preset="demo",
         scenes=2048,
@@ -106,7 +107,7 @@ def small() -> MoCoConfig:
 
 
 def paper() -> MoCoConfig:
-    """Version 2, ResNet-50 on ImageNet, 200 epochs of batch 256."""
+    """Version 2's ResNet-50 on ImageNet: batch 256, 200 epochs."""
     return MoCoConfig(
         preset="paper",
         data="imagenet:imagenet",
@@ -124,17 +125,18 @@ def paper() -> MoCoConfig:
 
 
 def schedule(version: Literal[1, 2], step: int, steps: int) -> float:
-    """The factor on the learning rate: version 1 falls tenfold at .6 and .8 of the run (He 2020), 2 by a cosine."""
+    """A factor on the learning rate. 1: a tenth from 60 % of the run on, a hundredth from 80 % on (He 2020); 2: a
+    cosine."""
     if version == 1:
         return 0.1 ** ((step >= 0.6 * steps) + (step >= 0.8 * steps))
     return optim.warmup_cosine(step, steps, 0)
 
 
 class Queue(nn.Module):
-    """The last ``length`` keys, unit vectors (length,D): a ring written in place; a checkpoint holds it whole.
+    """The last ``length`` keys, unit vectors (length,D), in a ring buffer that is saved with the checkpoint.
 
-    Places that no key was written to are no candidates. (The authors fill them with random vectors, to which the
-    quickest answer is a collapse: one and the same embedding tells all images from noise. Long runs recover from it.)
+    Deviation: empty places are never candidates. The authors fill them with random vectors, which invites a collapse at
+    the start: one embedding for all images is enough to tell them from noise. Long runs recover from it.
     """
 
     keys: Tensor
@@ -146,13 +148,13 @@ class Queue(nn.Module):
         self.register_buffer("written", torch.zeros((), dtype=torch.int64))
 
     def similarities(self, query: Tensor) -> Tensor:
-        """Of queries (N,D) with all keys, (N,length); -inf where there is none yet."""
+        """Dot products of queries (N,D) with all keys, (N,length); -inf for empty places."""
         empty = torch.arange(len(self.keys), device=query.device) >= self.written
         return (query @ self.keys.T).masked_fill(empty, -torch.inf)
 
     @torch.no_grad()
     def push(self, keys: Tensor) -> None:
-        """Replaces the oldest keys by these (N,D)."""
+        """Replaces the oldest keys with these (N,D)."""
         places = (self.written + torch.arange(len(keys), device=keys.device)) % len(self.keys)
         self.keys[places] = keys.to(self.keys)
         self.written += len(keys)
@@ -163,24 +165,22 @@ class MoCo(ViewsMethod[MoCoConfig]):
 
     def __init__(self, config: MoCoConfig, world: World) -> None:
         super().__init__(config, world)
-        width = max(self.encoder.channels.items())[1]
-        widths = (width, config.dim) if config.version == 1 else (width, width, config.dim)
+        widths = (self.width, config.dim) if config.version == 1 else (self.width, self.width, config.dim)
         norm = config.head_norm and config.norm != "group"
         self.projector = mlp(widths, norm=norm, last_norm=norm)
-        self.keys = ema_copy(self.query)
+        self.key_net = ema_copy(self.query_net)
         self.queue = Queue(config.queue, config.dim)
         self.temperature = config.temperature or (0.07 if config.version == 1 else 0.2)
-        self.rate = optim.scaled_lr(config.optimizer, config.lr, config.batch)
-        self.optimizers = {"both": optim.make_optimizer(config.optimizer, self.query, self.rate, config.weight_decay)}
+        self.add_optimizer("both", self.query_net)
 
     @property
-    def query(self) -> nn.ModuleList:
-        """Encoder and projector, which ``keys`` follows."""
+    def query_net(self) -> nn.ModuleList:
+        """Encoder and projector, whose moving average is ``key_net``."""
         return nn.ModuleList([self.encoder, self.projector])
 
     def recipes(self) -> tuple[ColorAugmentation, ColorAugmentation]:
         config = self.config
-        if config.version == 1:  # Wu 2018's: no blur, gray .2, a mild jitter that is always there
+        if config.version == 1:  # as Wu 2018: no blur; a mild jitter of every view
             recipe = ColorAugmentation(0.4, 0.4, 0.4, 0.4, jitter=1.0, blur=0.0).with_strength(config.strength)
         else:
             recipe = ColorAugmentation(0.4, 0.4, 0.4, 0.1, blur=config.blur).with_strength(config.strength)
@@ -189,15 +189,15 @@ class MoCo(ViewsMethod[MoCoConfig]):
     def update(self, batch: Batch, step: int) -> dict[str, Tensor]:
         config = self.config
         first, second = self.view(batch, 0, step), self.view(batch, 1, step)
-        self.query.train()
-        ema_update(self.keys, self.query, config.momentum)
+        self.query_net.train()
+        ema_update(self.key_net, self.query_net, config.momentum)
         pairs = [(first, second), (second, first)] if config.symmetric else [(first, second)]
         losses, pushed, scalars = [], [], {}
-        for number, (query_view, key_view) in enumerate(pairs):
+        for turn, (query_view, key_view) in enumerate(pairs):
             with self.world.autocast():
                 query = self.projector(self.encoder.vectors(query_view))
             query = normalize(query.float(), dim=1)  # (n,D)
-            key = self.key(key_view, 2 * step + number)  # (n,D)
+            key = self.encode_keys(key_view, 2 * step + turn)  # (n,D)
             positive = (query * key).sum(1, keepdim=True)  # (n,1)
             logits = torch.cat([positive, self.queue.similarities(query)], dim=1) / self.temperature
             zero = torch.zeros(len(logits), dtype=torch.int64, device=logits.device)
@@ -206,23 +206,24 @@ class MoCo(ViewsMethod[MoCoConfig]):
             scalars = retrieval(logits, zero, self.temperature) | logged_spread(query, config, step)
         loss = torch.stack(losses).sum()
         loss.backward()
-        self.queue.push(torch.cat(pushed))  # after the logits, in which a key would meet itself
+        self.queue.push(torch.cat(pushed))  # after the loss, or a query would find its own key in the queue
         optimizer = self.optimizers["both"]
         optim.set_lr(optimizer, self.rate * schedule(config.version, step, config.steps))
         scalars["loss/info_nce"] = loss.detach() / len(losses)
         return scalars | {"grad_norm/both": optim.take_step(optimizer, self.world)}
 
     @torch.no_grad()
-    def key(self, image: Tensor, draw: int) -> Tensor:
-        """This rank's keys (n,D), computed in an order drawn over all ranks."""
+    def encode_keys(self, image: Tensor, number: int) -> Tensor:
+        """This rank's keys (n,D) of images (n,3,S,S), which are shuffled over all ranks; ``number`` seeds the
+        shuffle."""
         everywhere = self.world.gather(image)  # (N,3,S,S)
-        order = torch.randperm(len(everywhere), generator=generator(self.config.seed, draw, _SHUFFLE))
-        encoder, projector = self.keys
+        order = torch.randperm(len(everywhere), generator=generator(self.config.seed, number, _SHUFFLE))
+        encoder, projector = self.key_net
         assert isinstance(encoder, Encoder)
-        self.keys.train()
+        self.key_net.train()
         with self.world.autocast():
             shuffled = projector(encoder.vectors(everywhere[self.world.slice(order)]))
-        keys = self.world.gather(normalize(shuffled.float(), dim=1))  # (N,D), in that order
+        keys = self.world.gather(normalize(shuffled.float(), dim=1))  # (N,D), shuffled
         return keys[self.world.slice(order.argsort())]
 
 

@@ -1,7 +1,8 @@
-"""SimCLR: two views of an image know each other among all others of the batch (Chen et al. 2020, arXiv:2002.05709).
+"""SimCLR: match the two views of an image among all views of the batch (Chen et al. 2020, arXiv:2002.05709).
 
-Algorithm 1: two augmented views of each image, an encoder, a projection head, NT-Xent on what it says; the head is
-thrown away. Settings are the paper's. Over ranks the embeddings are gathered: the negatives are the global batch's.
+Algorithm 1: two augmented views of each image pass an encoder and a projection head; NT-Xent is the loss of the
+projections. After training the head is discarded. Settings are the paper's. Embeddings are gathered over the ranks, so
+that the negatives come from the global batch.
 """
 
 from __future__ import annotations
@@ -24,24 +25,21 @@ from kintsugi.train.method import Batch
 @dataclass(frozen=True, kw_only=True)
 class SimCLRConfig(ViewsConfig):
     temperature: float = 0.1
-    """The paper's; .5 at 32 px."""
+    """Temperature of the loss. The paper uses .1, and .5 at 32 px."""
     dim: int = 128
     """Width of the embedding."""
-    optimizer: optim.Rule = "lars"
-    """lars, the paper's for large batches; sgd, as in common benchmarks at 32 px; adam for small batches."""
     lr: float = 0.3
-    """Learning rate: for lars and sgd per 256 images, for adam as it is."""
     weight_decay: float = 1e-6
     warmup: int = 0
-    """Steps over which the rate rises; then it falls along a cosine."""
+    """Steps over which the learning rate rises linearly; then it falls along a cosine."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        within(self, temperature=1e-3, dim=1, lr=0, weight_decay=0, warmup=0)
+        within(self, temperature=1e-3, dim=1, warmup=0)
 
 
 def demo() -> SimCLRConfig:
-    """Minutes on two CPU cores, built-in scenes."""
+    """Minutes on two CPU cores, on the built-in scenes."""
     return SimCLRConfig(
         preset="demo",
         scenes=2048,
@@ -80,7 +78,7 @@ def small() -> SimCLRConfig:
 
 
 def paper() -> SimCLRConfig:
-    """The paper's ResNet-50 on ImageNet, batch 4096, 100 epochs of it."""
+    """The paper's ResNet-50 on ImageNet: batch 4096, 100 epochs."""
     return SimCLRConfig(
         preset="paper",
         data="imagenet:imagenet",
@@ -102,13 +100,10 @@ class SimCLR(ViewsMethod[SimCLRConfig]):
 
     def __init__(self, config: SimCLRConfig, world: World) -> None:
         super().__init__(config, world)
-        width = max(self.encoder.channels.items())[1]
         norm = config.norm != "group"
-        # As the authors' code has it: a norm after the last layer too, and no bias before a norm.
-        self.projector = mlp((width, width, config.dim), norm=norm, last_norm=norm, bias=not norm)
-        both = nn.ModuleList([self.encoder, self.projector])
-        self.rate = optim.scaled_lr(config.optimizer, config.lr, config.batch)
-        self.optimizers = {"both": optim.make_optimizer(config.optimizer, both, self.rate, config.weight_decay)}
+        # As in the authors' code: a norm after the last layer too, and no bias before a norm.
+        self.projector = mlp((self.width, self.width, config.dim), norm=norm, last_norm=norm, bias=not norm)
+        self.add_optimizer("both", nn.ModuleList([self.encoder, self.projector]))
 
     def update(self, batch: Batch, step: int) -> dict[str, Tensor]:
         config = self.config
@@ -116,16 +111,15 @@ class SimCLR(ViewsMethod[SimCLRConfig]):
         self.encoder.train()
         with self.world.autocast():
             embeddings = self.projector(self.encoder.vectors(torch.cat([first, second])))  # (2n,D)
-        mine = embeddings.float().chunk(2)
-        whole = [self.world.gather(view) for view in mine]  # (N,D) each
-        logits, positive = nt_xent_logits(whole[0], whole[1], config.temperature)
+        one, other = (self.world.gather(view) for view in embeddings.float().chunk(2))  # (N,D) each
+        logits, positive = nt_xent_logits(one, other, config.temperature)
         loss = info_nce(logits, positive)
         loss.backward()
         optimizer = self.optimizers["both"]
         optim.set_lr(optimizer, self.rate * optim.warmup_cosine(step, config.steps, config.warmup))
         scalars = {"loss/nt_xent": loss.detach(), "grad_norm/both": optim.take_step(optimizer, self.world)}
         scalars |= retrieval(logits, positive, config.temperature)
-        return scalars | logged_spread(whole[0], config, step)
+        return scalars | logged_spread(one, config, step)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -1,4 +1,4 @@
-"""What the methods with two views share: settings, views, heads, and how a person and a number judge them."""
+"""What the methods with two views share: settings, views, heads, pictures and held-out figures."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from kintsugi.nets.backbones import Backbone, Encoder
 from kintsugi.nets.pixels import Pixels
 from kintsugi.nets.specs import fresh
 from kintsugi.pictures import sheet
+from kintsugi.train import inference, optim
 from kintsugi.train.config import TrainConfig, within
 from kintsugi.train.dist import World
 from kintsugi.train.method import Batch, Method
@@ -31,51 +32,69 @@ class ViewsConfig(TrainConfig):
 
     encoder: Literal["resnet18", "resnet50"] = "resnet18"
     norm: Literal["batch", "group", "split"] = "batch"
-    """split: batch normalization of each part of the batch by itself; group: nothing of the batch at all."""
+    """split: batch normalization, separately for each quarter of the batch; group: group normalization, which uses no
+    batch statistics."""
     stem: Literal["large", "small"] = "large"
-    """small: for views of about 32 px, a 3x3 convolution without stride and pooling."""
+    """small: a 3x3 convolution without stride and pooling, for views of about 32 px."""
     smallest_crop: float = 0.08
-    """A view shows at least this part of its image's area."""
+    """Smallest fraction of an image's area that a view shows."""
     strength: float = 1.0
-    """How strongly colors vary, as a factor on the method's own. At 32 px SimCLR's is .5; MoCo's and BYOL's own, which
-    are about half of SimCLR's, stay."""
+    """Strength of the color jitter, as a factor on the method's own. At 32 px use .5 for SimCLR; leave it at 1 for MoCo
+    and BYOL, whose own jitter is about half as strong as SimCLR's."""
     blur: float = 0.5
-    """Probability that a view is blurred; the papers do not blur views of 32 px. With BYOL it is twice as high for the
-    first view, and a fifth for the second."""
+    """Probability that a view is blurred; 0 in the papers for views of 32 px. BYOL doubles it for the first view and
+    divides it by five for the second."""
+
+    optimizer: optim.Rule = "lars"
+    """lars: for large batches; sgd: common at 32 px; adam: for small batches and short runs."""
+    lr: float
+    """Learning rate. lars and sgd: per 256 images of the batch; adam: used as it is."""
+    weight_decay: float
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        within(self, size=2, smallest_crop=cropping.SMALLEST_CROP, strength=0, blur=(0, 1))
+        within(self, size=2, smallest_crop=cropping.SMALLEST_CROP, strength=0, blur=(0, 1), lr=0, weight_decay=0)
         if self.batch < 2:
-            raise ValueError("--batch must be at least 2: one image has nothing to differ from")
+            raise ValueError("--batch must be at least 2: a single image has no others to be compared with")
 
     @property
     def backbone(self) -> Backbone:
         return Backbone(name=self.encoder, norm=self.norm, stem=self.stem)
 
 
-PAIRS = 4  # pairs of views of each held-out image that ``same_image`` is measured on
+PAIRS = 4  # pairs of views per held-out image, for ``same_image``
 
 
 V = TypeVar("V", bound=ViewsConfig)
 
 
 class ViewsMethod(Method[V]):
-    """Two random views of each image; the rest is the method's."""
+    """Base class of the methods that see two random views of each image."""
 
     score = "knn"
 
     def __init__(self, config: V, world: World) -> None:
         super().__init__(config, world)
         self.encoder = config.backbone.build()
+        self.width = self.encoder.channels[max(self.encoder.channels)]
+        """Length of a feature vector."""
+
+    def add_optimizer(self, name: str, networks: nn.Module) -> None:
+        """One optimizer for ``networks``, whose peak learning rate becomes ``self.rate``."""
+        config = self.config
+        self.rate = optim.scaled_lr(config.optimizer, config.lr, config.batch)
+        self.optimizers[name] = optim.make_optimizer(config.optimizer, networks, self.rate, config.weight_decay)
 
     def recipes(self) -> tuple[ColorAugmentation, ColorAugmentation]:
-        """How the colors of the first and of the second view vary."""
+        """The color changes of the first and of the second view."""
         recipe = ColorAugmentation(blur=self.config.blur).with_strength(self.config.strength)
         return recipe, recipe
 
     def view(self, batch: Batch, which: int, *key: int) -> Tensor:
-        """This rank's views (n,3,S,S) in [0,1] of a batch, drawn for ``key`` and for the global batch."""
+        """This rank's random views (n,3,S,S) in [0,1] of a batch; ``which``: 0 or 1, the first or the second view.
+
+        Drawn for the global batch; a function of the seed, ``key`` and ``which``.
+        """
         config, count = self.config, len(batch["image"]) * self.world.size
         key = (config.seed, *key, which)
         recipe, mine = self.recipes()[which], self.world.part(count)
@@ -87,65 +106,60 @@ class ViewsMethod(Method[V]):
     def warnings(self, scalars: Mapping[str, float]) -> list[str]:
         return collapse_warning(scalars)
 
-    # --- looking and measuring ----------------------------------------------------------------------------
+    # --- pictures and held-out figures --------------------------------------------------------------------
 
     @torch.no_grad()
     def show(self, batch: Batch) -> dict[str, Tensor]:
-        """Columns: image | first view | second view. The same at every call."""
+        """Columns: image, first view, second view. The same views at every call."""
         image = cropping.center_crops(batch, self.config.size)
         columns = [image, self.view(batch, 0, 0), self.view(batch, 1, 0)]
         return {"image | view 1 | view 2": sheet(columns, zoom=2)}
 
-    @torch.no_grad()
-    def represent(self, image: Tensor) -> Tensor:
-        """What eval moves: the encoder's coarsest map, averaged; (N,3,S,S) -> (N,D)."""
-        training = self.encoder.training
-        with self.world.autocast():
-            features = self.encoder.eval().vectors(image).float()
-        self.encoder.train(training)
-        return features
+    def features(self, image: Tensor) -> Tensor:
+        """The features that eval transfers: the encoder's coarsest map, averaged; (N,3,S,S) -> (N,D)."""
+        return inference.features(self.encoder, image, self.world)
 
     def embed(self, batch: Batch) -> tuple[Tensor, Tensor]:
         image = cropping.center_crops(batch, self.config.size)
-        return self.represent(image), image
+        return self.features(image), image
 
     def evaluate(self, batches: Iterable[Batch]) -> dict[str, float]:
-        return self._figures(batches, self.represent)
+        return self._figures(batches, self.features)
 
     def baselines(self, batches: Iterable[Batch]) -> dict[str, dict[str, float]]:
-        every = list(batches)
-        ways = untrained(self.encoder, self.config.seed)
-        return {name: self._figures(every, way) for name, way in ways.items()}
+        kept = list(batches)
+        untrained = untrained_features(self.encoder, self.config.seed)
+        return {name: self._figures(kept, extract) for name, extract in untrained.items()}
 
-    def _figures(self, batches: Iterable[Batch], represent: Callable[[Tensor], Tensor]) -> dict[str, float]:
-        """On held-out images: spread of the features, and how often an image's neighbors have its label.
+    def _figures(self, batches: Iterable[Batch], extract: Callable[[Tensor], Tensor]) -> dict[str, float]:
+        """Figures of the features that ``extract``, (n,3,S,S) -> (n,D), gives of held-out images.
 
-        same_image is the part of views whose nearest one, among those of the other kind, is of their own image, over
-        several pairs of views of each, per cent. knn is leave-one-out among the held-out images; where the data has no
-        labels it is same_image.
+        deviation, rank: ``metrics.spread.spread``. same_image: how often, per cent, a first view's nearest second view
+        shows the same image, and vice versa, over ``PAIRS`` pairs of views per image. knn: accuracy of leave-one-out
+        nearest neighbors, per cent; where the data has no labels it equals same_image.
         """
         features, labels, pairs = [], [], []
         for number, batch in enumerate(batches):
-            features.append(represent(cropping.center_crops(batch, self.config.size)))
+            features.append(extract(cropping.center_crops(batch, self.config.size)))
             seeds = range(PAIRS * number, PAIRS * (number + 1))
-            pairs.append([[represent(self.view(batch, kind, seed)) for seed in seeds] for kind in (0, 1)])
+            pairs.append([[extract(self.view(batch, kind, seed)) for seed in seeds] for kind in (0, 1)])
             labels += [batch["label"]] if "label" in batch else []
         figures = spread_and_knn(torch.cat(features), labels)
-        # Of each kind, the batches' views one after the other, (PAIRS,N,D).
+        # All batches' first views and all their second views, (PAIRS,N,D) each.
         first, second = (
             normalize(torch.cat([torch.stack(views) for views in kind], dim=1), dim=2)
             for kind in zip(*pairs, strict=True)
         )
-        alike = first @ second.mT  # (PAIRS,N,N)
-        own = torch.arange(alike.shape[1], device=alike.device)
-        found = torch.stack([alike.argmax(1) == own, alike.argmax(2) == own])
-        figures["same_image"] = 100 * found.float().mean().item()
+        similarity = first @ second.mT  # (PAIRS,N,N)
+        own = torch.arange(similarity.shape[1], device=similarity.device)
+        hits = torch.stack([similarity.argmax(1) == own, similarity.argmax(2) == own])
+        figures["same_image"] = 100 * hits.float().mean().item()
         figures.setdefault("knn", figures["same_image"])
         return figures
 
 
 def collapse_warning(scalars: Mapping[str, float]) -> list[str]:
-    """What to say where the embeddings of all images have become one point, or lie on one line."""
+    """A warning if the embeddings of all images have collapsed to one point or to one line."""
     deviation, rank = scalars.get("spread/deviation", 1.0), scalars.get("spread/rank", math.inf)
     if deviation < COLLAPSED:
         where = f"are nearly one point (spread/deviation {deviation:.1g})"
@@ -157,26 +171,27 @@ def collapse_warning(scalars: Mapping[str, float]) -> list[str]:
 
 
 def logged_spread(embeddings: Tensor, config: TrainConfig, step: int) -> dict[str, Tensor]:
-    """``metrics.spread.spread`` at the steps that are logged, else nothing: its singular values make a GPU wait."""
+    """``metrics.spread.spread`` at the steps that are logged, else nothing: computing it makes the GPU wait."""
     return spread(embeddings) if (step + 1) % config.log_every == 0 else {}
 
 
 def spread_and_knn(features: Tensor, labels: list[Tensor]) -> dict[str, float]:
-    """Figures of held-out features (N,D): ``metrics.spread.spread``; with labels, of batches, knn, leave-one-out, per
-    cent."""
+    """Figures of held-out features (N,D): ``metrics.spread.spread`` and knn, the accuracy of leave-one-out nearest
+    neighbors, per cent. labels: one tensor (n,) per batch; none: no knn."""
     figures = {name.partition("/")[2]: value.item() for name, value in spread(features).items()}
     return figures | ({"knn": 100 * neighbors.leave_one_out(features, torch.cat(labels))} if labels else {})
 
 
-def untrained(encoder: Encoder, seed: int) -> dict[str, Callable[[Tensor], Tensor]]:
-    """What needs no training: an image's pixels, and a network like ``encoder`` with random weights; images (N,3,S,S)
-    -> (N,D)."""
+def untrained_features(encoder: Encoder, seed: int) -> dict[str, Callable[[Tensor], Tensor]]:
+    """Baselines without training: the pixels, and a network like ``encoder`` with random weights. Each maps images
+    (N,3,S,S) in [0,1] to features (N,D)."""
     nets = {"pixels": Pixels().build(), "random init": fresh(encoder, seed)}
     return {name: torch.no_grad()(lambda image, net=net: net.vectors(image).float()) for name, net in nets.items()}
 
 
 def mlp(widths: tuple[int, ...], *, norm: bool, last_norm: bool = False, bias: bool = True) -> nn.Sequential:
-    """Linear layers of these widths with ReLU between them and, with ``norm``, batch normalization before it."""
+    """Linear layers of these widths with ReLU between them. norm: batch normalization before each ReLU; last_norm: also
+    after the last layer."""
     layers: list[nn.Module] = []
     pairs = list(itertools.pairwise(widths))
     for number, (narrow, wide) in enumerate(pairs):

@@ -163,7 +163,7 @@ def percent(fraction: float) -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(ClassificationSettings, Comparison):
+class ClassificationConfig(ClassificationSettings, Comparison):
     """Transfer of a checkpoint's encoders to classification, against random weights."""
 
     data: str = "scenes"
@@ -172,7 +172,7 @@ class Config(ClassificationSettings, Comparison):
     """Side of the central squares that the network sees, px; 0 = the size of pre-training's crops."""
 
 
-def run(config: Config) -> Results:
+def run(config: ClassificationConfig) -> Results:
     def task(compute: Compute, file: Path) -> Task:
         size = config.size or checkpoint.load(file)["config"]["size"]
         return Classification(config.data, size, config, compute)
@@ -182,7 +182,7 @@ def run(config: Config) -> Results:
 
 def main(argv: Sequence[str] | None = None) -> None:
     with user_errors():
-        run(parse_command(Config, argv))
+        run(parse_command(ClassificationConfig, argv))
 
 
 if __name__ == "__main__":

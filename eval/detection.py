@@ -266,20 +266,20 @@ def average_precision(found: Sequence[Mapping[str, Tensor]], truth: Boxed) -> tu
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(DetectionSettings, Comparison):
+class DetectionConfig(DetectionSettings, Comparison):
     """Transfer of a checkpoint's encoders to detection, against random weights."""
 
     data: str = "scenes"
     """scenes, voc2007, or a folder with JPEGImages/, Annotations/ and ImageSets/Main/{trainval,test}.txt."""
 
 
-def run(config: Config) -> Results:
+def run(config: DetectionConfig) -> Results:
     return compare(config, "detection", lambda compute, file: Detection(config.data, config, compute))
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     with user_errors():
-        run(parse_command(Config, argv))
+        run(parse_command(DetectionConfig, argv))
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ from kintsugi.train.config import parse_command, user_errors
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config:
+class ExportConfig:
     """Writes an encoder of a checkpoint as safetensors and ONNX."""
 
     ckpt: Path
@@ -163,7 +163,7 @@ def _write_whole(file: Path, write: Callable[[Path], object]) -> None:
     print(f"wrote {file}")
 
 
-def run(config: Config) -> None:
+def run(config: ExportConfig) -> None:
     writers = {".safetensors": write_safetensors, ".onnx": write_onnx}
     suffix = config.out.suffix
     if suffix and suffix not in writers:
@@ -180,7 +180,7 @@ def run(config: Config) -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     with user_errors():
-        run(parse_command(Config, argv))
+        run(parse_command(ExportConfig, argv))
 
 
 if __name__ == "__main__":

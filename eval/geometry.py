@@ -166,20 +166,20 @@ def errors(prediction: Tensor, targets: Tensor) -> tuple[dict[str, float], dict[
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(DenseSettings, Comparison):
+class GeometryConfig(DenseSettings, Comparison):
     """Transfer of a checkpoint's encoders to depth and normals, against random weights."""
 
     data: str = "scenes"
     """scenes, or a folder with rgb/, depth/ (16-bit PNG, mm) and intrinsics.txt (3x3)."""
 
 
-def run(config: Config) -> Results:
+def run(config: GeometryConfig) -> Results:
     return compare(config, "geometry", lambda compute, file: Geometry(config.data, config, compute))
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     with user_errors():
-        run(parse_command(Config, argv))
+        run(parse_command(GeometryConfig, argv))
 
 
 if __name__ == "__main__":

@@ -73,7 +73,7 @@ def rows(result: Table) -> table.Rows:
 
 
 @dataclass(frozen=True)
-class Config:
+class HoleQualityConfig:
     """The quality of an inpainter's mended holes on held-out images."""
 
     ckpt: Path = Path("runs/inpainting/latest")
@@ -96,7 +96,7 @@ class Config:
     """auto: the GPU if there is one."""
 
 
-def run(config: Config) -> Table:
+def run(config: HoleQualityConfig) -> Table:
     """Prints the table and writes it; returns the figures."""
     file = checkpoint.find(config.ckpt)
     device = pick_device(config.device)
@@ -123,7 +123,7 @@ def run(config: Config) -> Table:
 
 def main(argv: Sequence[str] | None = None) -> None:
     with user_errors():
-        run(parse_command(Config, argv))
+        run(parse_command(HoleQualityConfig, argv))
 
 
 if __name__ == "__main__":

@@ -136,7 +136,7 @@ def region_similarity(prediction: Tensor, target: Tensor, clips: Sequence[str]) 
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(DenseSettings, Comparison):
+class SegmentationConfig(DenseSettings, Comparison):
     """Transfer of a checkpoint's encoders to segmentation, against random weights."""
 
     data: str = "scenes"
@@ -145,7 +145,7 @@ class Config(DenseSettings, Comparison):
     """The class id to ignore in the masks; in CamVid it is mostly 11."""
 
 
-def run(config: Config) -> Results:
+def run(config: SegmentationConfig) -> Results:
     def task(compute: Compute, file: Path) -> DenseTask:
         if (Path(config.data).expanduser() / "frames").is_dir():
             return FigureGround(config.data, config, compute)
@@ -156,7 +156,7 @@ def run(config: Config) -> Results:
 
 def main(argv: Sequence[str] | None = None) -> None:
     with user_errors():
-        run(parse_command(Config, argv))
+        run(parse_command(SegmentationConfig, argv))
 
 
 if __name__ == "__main__":

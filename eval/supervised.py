@@ -27,7 +27,7 @@ from kintsugi.augment.color_jitter import ColorAugmentation
 from kintsugi.data.image_set import Images, Split, held_out
 from kintsugi.data.images import open_images, open_labeled
 from kintsugi.nets.backbones import Backbone, Encoder
-from kintsugi.pictures import judged
+from kintsugi.pictures import right_wrong_colors
 from kintsugi.train import optim
 from kintsugi.train.command import run_method
 from kintsugi.train.config import TrainConfig, within
@@ -267,7 +267,9 @@ def marked(image: Tensor, right: Tensor, confidence: Tensor) -> Tensor:
     """
     n, _, height, width = image.shape
     filled = torch.arange(width, device=image.device) + 0.5 < confidence[:, None] * width  # (n,W)
-    bar = (judged(right)[:, :, None] * filled[:, None])[:, :, None].expand(n, 3, max(2, height // 16), width)
+    bar = (right_wrong_colors(right)[:, :, None] * filled[:, None])[:, :, None].expand(
+        n, 3, max(2, height // 16), width
+    )
     tiles = interpolate(torch.cat([image, bar], 2), scale_factor=2, mode="nearest")
     return make_grid(tiles, nrow=4, padding=2, pad_value=1.0)
 

@@ -33,7 +33,7 @@ from kintsugi.train.config import parse_command, to_plain, user_errors
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(ClassificationSettings, DenseSettings, DetectionSettings):
+class TransferConfig(ClassificationSettings, DenseSettings, DetectionSettings):
     """Transfer of all methods to all tasks, against random weights."""
 
     ckpts: tuple[str, ...] = ()
@@ -68,7 +68,7 @@ class Config(ClassificationSettings, DenseSettings, DetectionSettings):
     """Folder for the report and the finished results."""
 
 
-def run(config: Config) -> Results:
+def run(config: TransferConfig) -> Results:
     """Runs all experiments, prints the table and writes the report into ``--out``."""
     compute = Compute.of(config.device, config.precision)
     weights = with_random([*_checkpoints(config), *_published(config)])
@@ -77,7 +77,7 @@ def run(config: Config) -> Results:
     return report.transfer(weights, _tasks(config, compute), config.seeds, config.out, compute, to_plain(config))
 
 
-def _checkpoints(config: Config) -> list[Weights]:
+def _checkpoints(config: TransferConfig) -> list[Weights]:
     named = [_named(spec) for spec in config.ckpts] or _latest(config)
     weights: list[Weights] = []
     for name, path in named:
@@ -88,7 +88,7 @@ def _checkpoints(config: Config) -> list[Weights]:
     return weights
 
 
-def _latest(config: Config) -> list[tuple[str, Path]]:
+def _latest(config: TransferConfig) -> list[tuple[str, Path]]:
     """The latest run of each method, by name; with ``--train`` missing ones are trained first."""
     for method in METHODS:
         name = method.name
@@ -121,7 +121,7 @@ def _title(path: Path) -> str:
     return "autoencoder" if plain else content["method"]
 
 
-def _published(config: Config) -> list[Weights]:
+def _published(config: TransferConfig) -> list[Weights]:
     weights = []
     for spec in config.published:
         name, equals, file = spec.partition("=")
@@ -131,7 +131,7 @@ def _published(config: Config) -> list[Weights]:
     return weights
 
 
-def _tasks(config: Config, compute: Compute) -> list[Task]:
+def _tasks(config: TransferConfig, compute: Compute) -> list[Task]:
     return [
         *(Classification(data, config.size, config, compute) for data in config.classification),
         *(Segmentation(data, config, compute, config.void) for data in config.segmentation),
@@ -143,7 +143,7 @@ def _tasks(config: Config, compute: Compute) -> list[Task]:
 
 def main(argv: Sequence[str] | None = None) -> None:
     with user_errors():
-        run(parse_command(Config, argv))
+        run(parse_command(TransferConfig, argv))
 
 
 if __name__ == "__main__":

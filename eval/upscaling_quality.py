@@ -32,7 +32,7 @@ Enlarge = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
-class Config:
+class UpscalingQualityConfig:
     """The quality of enlarged images, by the protocol of SRGAN's tables."""
 
     data: Path
@@ -50,7 +50,7 @@ class Config:
 
 
 @torch.no_grad()
-def run(config: Config) -> table.Rows:
+def run(config: UpscalingQualityConfig) -> table.Rows:
     """Prints the table and writes it; returns its rows: way to enlarge -> figure -> mean over the images."""
     if not config.data.is_dir():
         raise ValueError(f"--data {config.data}: no such folder")
@@ -95,7 +95,7 @@ def _cropped(image: Tensor) -> Tensor:
     return image[:, :height, :width]
 
 
-def _small(config: Config, file: Path, truth: Tensor) -> Tensor:
+def _small(config: UpscalingQualityConfig, file: Path, truth: Tensor) -> Tensor:
     """The image to enlarge, (3,H/4,W/4) in [0,1]: from ``--small``, or made from the truth (3,H,W)."""
     if config.small is None:
         return (255 * shrink(truth[None], SCALE)[0].clamp(0, 1)).round() / 255
@@ -111,7 +111,7 @@ def _pixels(file: Path) -> Tensor:
 
 def main(argv: Sequence[str] | None = None) -> None:
     with user_errors():
-        run(parse_command(Config, argv))
+        run(parse_command(UpscalingQualityConfig, argv))
 
 
 if __name__ == "__main__":

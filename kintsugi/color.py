@@ -1,7 +1,7 @@
-"""Color as Lab: lightness L in 0..100 and chroma ab in about -110..110 (CIE 1976, D65), and ab as classes.
+"""Lab color (CIE 1976, D65: lightness L in 0..100, chroma ab in about -110..110), and ab as classes.
 
-The 313 bins, their soft encoding, rebalancing and the annealed mean are those of Colorful Image Colorization (Zhang,
-Isola and Efros 2016, arXiv:1603.08511, section 2).
+The 313 bins, their soft encoding, the rebalancing weights and the annealed mean are those of Colorful Image
+Colorization (Zhang, Isola and Efros 2016, arXiv:1603.08511, section 2).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 GRID = 10
-"""Distance of neighboring ab bins."""
+"""Distance between neighboring ab bins."""
 
 
 def rgb_to_lab(image: Tensor) -> Tensor:
@@ -24,14 +24,14 @@ def rgb_to_lab(image: Tensor) -> Tensor:
     >>> rgb_to_lab(white).flatten().round().abs().tolist()
     [100.0, 0.0, 0.0]
     """
-    import kornia  # here, and scipy below: they take time, which --help need not wait for
+    import kornia  # imported here: slow, and --help does not need it
 
     with _exact(image):
         return kornia.color.rgb_to_lab(image.float())
 
 
 def lab_to_rgb(lab: Tensor) -> Tensor:
-    """The inverse of ``rgb_to_lab``; what sRGB cannot show is clipped to [0,1]."""
+    """Lab (N,3,H,W) -> sRGB (N,3,H,W) in [0,1]; colors outside sRGB are clipped."""
     import kornia
 
     with _exact(lab):
@@ -39,15 +39,16 @@ def lab_to_rgb(lab: Tensor) -> Tensor:
 
 
 def _exact(planes: Tensor) -> torch.autocast:
-    """float32 also within autocast, in whose bf16 the matrices of color are off by up to 3 in L, a and b."""
+    """Turns autocast off: in bf16 L, a and b would have errors of up to 3."""
     return torch.autocast(planes.device.type, enabled=False)
 
 
 @functools.cache
 def ab_bins() -> Tensor:
-    """Centers (313,2) of the ab bins, float, ordered by a, then by b.
+    """Centers (313,2) of the ab bins, float, sorted by a, then by b.
 
-    The points of a grid of 10 in the hull of sRGB's ab grown by one bin: the authors' ``pts_in_hull``.
+    They are the points of a grid of spacing 10 in the convex hull of sRGB's ab values, extended by one bin, as in the
+    authors' ``pts_in_hull``.
     """
     from scipy.spatial import ConvexHull, Delaunay
 
@@ -63,10 +64,10 @@ def ab_bins() -> Tensor:
 
 
 def soft_encode(ab: Tensor, bins: Tensor, neighbors: int = 5, sigma: float = 5.0) -> tuple[Tensor, Tensor]:
-    """Each pixel's nearest bins and their weights (Zhang 2016, section 2.2): ab (N,2,H,W) -> two (N,k,H,W).
+    """The nearest bins of each pixel and their weights (Zhang 2016, section 2.2).
 
-    bins (Q,2). Returns the bins' numbers, nearest first, and weights proportional to exp(-d^2 / (2 sigma^2)), summing
-    to 1. Five neighbors are the paper's, ten the released code's.
+    ab (N,2,H,W), bins (Q,2). Returns the bins' indices (N,k,H,W), nearest first, and weights (N,k,H,W) proportional to
+    exp(-d^2 / (2 sigma^2)) that sum to 1. The paper has k = 5 neighbors, the released code 10.
     """
     pixels = ab.movedim(1, -1)  # (N,H,W,2)
     squared = (pixels.square().sum(-1, keepdim=True) - 2 * pixels @ bins.T + bins.square().sum(1)).clamp(min=0)
@@ -76,32 +77,36 @@ def soft_encode(ab: Tensor, bins: Tensor, neighbors: int = 5, sigma: float = 5.0
 
 
 def soft_cross_entropy(logits: Tensor, index: Tensor, weights: Tensor) -> Tensor:
-    """-sum_q Z_q log softmax(logits)_q of each pixel (eq. 2), logits (N,Q,H,W), Z of ``soft_encode`` -> (N,H,W)."""
+    """Cross-entropy of each pixel with soft targets Z: -sum_q Z_q log softmax(logits)_q (eq. 2), (N,H,W).
+
+    logits (N,Q,H,W); index and weights (N,k,H,W): the targets, as in ``soft_encode``.
+    """
     return -(weights * logits.log_softmax(1).gather(1, index)).sum(1)
 
 
 def rebalancing(prior: Tensor, mix: float = 0.5) -> Tensor:
-    """Weights (Q,) of the bins from how often each occurs, prior (Q,) summing to 1 (eq. 4).
+    """Weights (Q,) of the bins that give rare colors more weight (eq. 4).
 
-    ((1 - mix) p + mix / Q)^-1, scaled so that the mean weight under the prior is 1.
+    prior (Q,): the frequency p of each bin, with sum 1. The weights are ((1 - mix) p + mix / Q)^-1, scaled to a mean of
+    1 under the prior.
     """
     weights = 1 / ((1 - mix) * prior + mix / len(prior))
     return weights / (prior * weights).sum()
 
 
 def count_bins(nearest: Tensor, bins: int) -> Tensor:
-    """How often each bin is the nearest, (bins,) float, of numbers of any shape."""
+    """How often each bin occurs in ``nearest``, indices of any shape -> counts (bins,), float."""
     return torch.bincount(nearest.flatten(), minlength=bins).float()
 
 
 def annealed_mean(logits: Tensor, bins: Tensor, temperature: float = 0.38) -> Tensor:
-    """ab (N,2,H,W) from logits (N,Q,H,W): the mean of the softmax sharpened by ``temperature`` (eq. 5).
+    """ab (N,2,H,W) from logits (N,Q,H,W) over bins (Q,2): the mean of the softmax of logits / temperature (eq. 5).
 
-    1 is the plain mean (dull), towards 0 the mode (spotty).
+    A temperature of 1 gives the mean, with dull colors; near 0 it gives the mode, with spotty ones.
     """
     return torch.einsum("nqhw,qc->nchw", (logits.float() / temperature).softmax(1), bins)
 
 
 def lightness_bins(lightness: Tensor) -> Tensor:
-    """L in 0..100 as one of 50 classes of size 2, int64, same shape (Zhang 2017, arXiv:1611.09842, section 4.1)."""
+    """L in 0..100 -> one of 50 classes of width 2, int64, same shape (Zhang 2017, arXiv:1611.09842, section 4.1)."""
     return (lightness / 2).long().clamp(0, 49)

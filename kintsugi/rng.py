@@ -1,7 +1,7 @@
-"""Random numbers that depend on what they are for, never on how many were drawn before.
+"""Random numbers that depend on a key alone, never on how many were drawn before.
 
-Everything random in a run is drawn from ``generator(seed, step, ...)``, on the CPU and for the whole global batch; a
-rank takes its slice. So a resumed run, a run on another device and a run on another number of ranks all draw the same.
+Everything random in a run is drawn from ``generator(seed, step, ...)``, on the CPU and for the whole global batch; each
+rank takes its slice. So a resumed run, a run on another device and a run on more ranks draw the same numbers.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ def generator(*key: int) -> torch.Generator:
 
 
 def derive_seed(*key: int) -> int:
-    """One 63-bit seed from several integers below 2**64."""
-    # Their number and two words for each, because SeedSequence takes (1,) for (1, 0) and 2**32 for (0, 1).
+    """One 63-bit seed from several integers in [0, 2**64)."""
+    # The number of integers and two words for each, because to SeedSequence (1,) is (1, 0), and 2**32 is (0, 1).
     words = [len(key), *(word for k in key for word in (k & 0xFFFFFFFF, k >> 32))]
     return int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0] >> np.uint64(1))

@@ -1,1 +1,1 @@
-"""The field's other tasks: questions whose answers the images and clips themselves give. One file each."""
+"""The other pretext tasks, whose training targets come from the images and clips themselves. One file each."""

@@ -1,19 +1,19 @@
-"""CliqueCNN: to which clique of similar images an exemplar belongs (Bautista et al. 2016, arXiv:1608.08792).
+"""CliqueCNN: predict to which clique of similar images an image belongs (Bautista et al. 2016, arXiv:1608.08792).
 
-Distances between images are unreliable, but for the very near and the very far. So images are grouped into compact
-cliques, all of whose members are similar to one another, and cliques into groups in which they are mutually distant;
-each step is one group's task, to tell its cliques apart. What is neither near nor far comes into different groups.
-Similarities are those of whitened HOG at first, and of the net's own features later (the paper's iterations).
+Similarities between images are reliable only for very near and very far ones. Therefore images are collected into
+compact cliques, whose members are all similar to one another, and cliques into groups of mutually distant cliques. Each
+training step takes one group and classifies its cliques; cliques that are neither near nor far are in different groups.
+Similarities come from whitened HOG at first, and later from the network's own features (the paper's iterations).
 
-A clique grows from a random exemplar by complete linkage: again and again it takes of the exemplar's nearest neighbors
-the one whose least similarity to the members is the greatest. A group grows in the same way, by the clique whose
-greatest similarity to those in the group is the least.
+A clique grows from a random exemplar by complete linkage: it repeatedly adds the image, among the exemplar's nearest
+neighbors, whose least similarity to the members is greatest. A group repeatedly adds the clique whose greatest
+similarity to the cliques in the group is least.
 
-Deviations: the paper finds the groups by a relaxed quadratic program over all cliques, which weighs distances against
-coverage; here they are found greedily, and each clique is in one group, so that all are used equally often. A ResNet
-and one linear layer of which a group sees its own rows, instead of AlexNet.
+Deviations: the paper finds groups by a relaxed quadratic program over all cliques, which weighs distances against
+coverage; here groups are found greedily, and each clique is in exactly one group, so that all are used equally often. A
+ResNet and one linear layer, of which each group uses its own rows, instead of AlexNet.
 
-A step's images are chosen here, not by the loader, whose own batch is left aside.
+Each step chooses its images itself and ignores the loader's batch.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, linear, normalize
 
 from kintsugi.data.loader import Indexed
-from kintsugi.pretext.clusters import ClustersConfig, ClustersMethod, draw_anew, whitened, whitening
+from kintsugi.pretext.clusters import ClustersConfig, ClustersMethod, reset_classifier, whitened, whitening
 from kintsugi.rng import generator
 from kintsugi.train import optim
 from kintsugi.train.command import run_method
@@ -35,22 +35,22 @@ from kintsugi.train.config import within
 from kintsugi.train.dist import World
 from kintsugi.train.method import Batch
 
-_CLIQUES, _GROUPS, _CLASSIFIER, _ORDER, _PICKS = 3, 4, 5, 6, 7
+_CLIQUES, _GROUPS, _CLASSIFIER, _ORDER, _PICKS = 3, 4, 5, 6, 7  # last element of the random generators' keys
 
 
 @dataclass(frozen=True, kw_only=True)
 class CliqueCNNConfig(ClustersConfig):
     cliques: int = 512
-    """How many there are; a multiple of --group. Few where steps are few: each group is met every cliques/group steps,
-    and a group's part of the classifier learns at its own steps alone."""
+    """Number of cliques, a multiple of --group. Use few in short runs: each group is trained only every cliques/group
+    steps, and its rows of the classifier only then."""
     members: int = 8
-    """Images of a clique."""
+    """Number of images in a clique."""
     group: int = 32
-    """Mutually distant cliques that are told apart in a step; --batch is a multiple of it."""
+    """Number of mutually distant cliques that are classified in a step; --batch is a multiple of it."""
     rounds: int = 3
-    """How often cliques are found, over the whole run: by HOG, then by the net's features."""
+    """How often cliques are found, over the whole run: first from HOG, then from the network's features."""
     components: int = 128
-    """To how many dimensions PCA reduces HOG and features, at most, before they are whitened and compared."""
+    """Dimensions that PCA keeps of HOG and of features, at most, before they are whitened and compared."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -60,15 +60,17 @@ class CliqueCNNConfig(ClustersConfig):
         if self.batch % self.group or self.batch > self.group * self.members:
             raise ValueError(
                 f"--batch {self.batch}: use a multiple of --group {self.group}, at most {self.members} times it, the "
-                "members of a clique"
+                "number of images in a clique"
             )
         if self.size < 32:
-            raise ValueError(f"--size {self.size}: HOG wants at least 32 px")
+            raise ValueError(f"--size {self.size}: HOG needs at least 32 px")
 
 
 def demo() -> CliqueCNNConfig:
-    """Minutes on two CPU cores, built-in scenes. Cliques by HOG alone: a second round would start anew. Rooms are alike
-    in few directions only and by where things are in them: so few components, large cliques, and crops that keep most.
+    """Minutes on two CPU cores, on the built-in scenes.
+
+    Cliques come from HOG alone, because a second round would reset the classifier. The rooms of the scenes resemble
+    each other only in few respects, mainly in their layout: hence few components, large cliques and large crops.
     """
     return CliqueCNNConfig(
         preset="demo",
@@ -111,7 +113,7 @@ def small() -> CliqueCNNConfig:
 
 
 def paper() -> CliqueCNNConfig:
-    """The paper's AlexNet on many cliques, here of ImageNet."""
+    """The paper's AlexNet, with many cliques, on ImageNet."""
     return CliqueCNNConfig(
         preset="paper",
         data="imagenet:imagenet",
@@ -134,8 +136,8 @@ def paper() -> CliqueCNNConfig:
 
 
 def hog(image: Tensor) -> Tensor:
-    """Histograms of oriented gradients of the gray image, 8x8 cells, 9 orientations, blocks of 2x2 cells:
-    (n,3,S,S) in [0,1] -> (n,1764), on its device."""
+    """Histograms of oriented gradients of the gray images, with 8x8 cells, 9 orientations and blocks of 2x2 cells:
+    (n,3,S,S) in [0,1] -> (n,1764), on the images' device."""
     cell = image.shape[-1] // 8
     gray = image.mean(1)[:, : 8 * cell, : 8 * cell].cpu().numpy()
     found = [
@@ -145,20 +147,23 @@ def hog(image: Tensor) -> Tensor:
 
 
 def find_cliques(points: Tensor, cliques: int, size: int, random: torch.Generator) -> Tensor:
-    """Images (C,m) of ``cliques`` cliques of ``size``, grown from as many exemplars (the first ones) drawn of N unit
-    vectors (N,d), by complete linkage among each one's 3 m nearest neighbors. A clique has no image twice."""
+    """C cliques of m = ``size`` images each, as numbers of images, int64 (C,m), of N unit vectors (N,d).
+
+    Each clique grows from a random exemplar, its first member, by complete linkage among the exemplar's 3 m nearest
+    neighbors. A clique holds no image twice.
+    """
     exemplars = torch.randperm(len(points), generator=random)[:cliques].to(points.device)
-    return torch.cat([_grown(points, part, size) for part in exemplars.split(512)])
+    return torch.cat([_grown(points, chunk, size) for chunk in exemplars.split(512)])
 
 
 def _grown(points: Tensor, exemplars: Tensor, size: int) -> Tensor:
     similarity = points[exemplars] @ points.T  # (c,N)
     row = torch.arange(len(exemplars), device=points.device)
-    similarity[row, exemplars] = torch.inf  # so that an exemplar comes first, copies of it or not
+    similarity[row, exemplars] = torch.inf  # so that the exemplar comes first even if there are copies of it
     near = similarity.topk(min(3 * size, len(points)), dim=1).indices  # (c,3m)
     inner = points[near] @ points[near].mT  # (c,3m,3m)
     picked = [torch.zeros_like(row)]
-    least = inner[:, 0].clone()  # of the similarities to the members so far, (c,3m)
+    least = inner[:, 0].clone()  # least similarity to the members so far, (c,3m)
     least[:, 0] = -torch.inf
     for _ in range(size - 1):
         best = least.argmax(1)
@@ -169,10 +174,10 @@ def _grown(points: Tensor, exemplars: Tensor, size: int) -> Tensor:
 
 
 def find_groups(centers: Tensor, size: int, random: torch.Generator) -> Tensor:
-    """Groups (C/r,r) of ``size`` mutually distant cliques, given by unit vectors (C,d); each clique is in one.
+    """Groups of r = ``size`` mutually distant cliques, int64 (C/r,r), given the cliques' centers, unit vectors (C,d).
 
-    A group begins with a clique drawn among those that are left, and takes again and again the one whose greatest
-    similarity to those in it is the least.
+    Each clique is in exactly one group. A group starts with a random remaining clique and repeatedly adds the one whose
+    greatest similarity to the cliques in the group is least.
     """
     similarity = (centers @ centers.T).cpu()
     left = torch.ones(len(centers), dtype=torch.bool)
@@ -192,10 +197,11 @@ def find_groups(centers: Tensor, size: int, random: torch.Generator) -> Tensor:
 
 
 def clique_scalars(points: Tensor, members: Tensor, truth: Tensor | None) -> dict[str, Tensor]:
-    """What to log of groups of cliques (G,r,m) of unit vectors (N,d); cosines.
+    """What to log of G groups of r cliques of m images, (G,r,m), of unit vectors (N,d).
 
-    within: of two members of a clique; between: of the centers of two cliques of a group; covered: the part of all
-    images that is in any clique; same_label, where the data has labels: how often a member has its exemplar's.
+    within: mean cosine of two members of a clique; between: mean cosine of the centers of two cliques in a group;
+    covered: fraction of all images that are in a clique; same_label, where the data has labels: fraction of members
+    with the label of their exemplar.
     """
     inside = points[members]  # (G,r,m,d)
     centers = normalize(inside.mean(2), dim=2)
@@ -220,19 +226,18 @@ class CliqueCNN(ClustersMethod[CliqueCNNConfig]):
 
     def __init__(self, config: CliqueCNNConfig, world: World) -> None:
         super().__init__(config, world)
-        # The rows of a group's cliques stand together.
-        self.classifier = nn.Linear(self.encoder.channels[max(self.encoder.channels)], config.cliques)
-        both = nn.ModuleList([self.encoder, self.classifier])
-        self.optimizers = {"both": optim.make_optimizer(config.optimizer, both, self.rate, config.weight_decay)}
-        self.members = torch.empty(0, dtype=torch.int64)  # (G,r,m), on the CPU, where images are read
-        self.when = {config.steps * number // config.rounds for number in range(config.rounds)}
+        self.classifier = nn.Linear(self.width, config.cliques)  # the rows of a group are adjacent
+        self.add_optimizer(self.classifier)
+        self.members = torch.empty(0, dtype=torch.int64)
+        """Numbers of the images in each group's cliques, (G,r,m), on the CPU, where images are read."""
+        self.clique_steps = {config.steps * number // config.rounds for number in range(config.rounds)}
 
     def on_train_data(self, data: Indexed) -> None:
         super().on_train_data(data)
         least = max(self.config.cliques, self.config.members)
         if len(data) < least:
             raise ValueError(
-                f"--cliques {self.config.cliques} of {self.config.members} --members: there are only "
+                f"--cliques {self.config.cliques} with --members {self.config.members}: there are only "
                 f"{len(data)} images; {least} are needed"
             )
 
@@ -241,7 +246,7 @@ class CliqueCNN(ClustersMethod[CliqueCNNConfig]):
         self.members = self.clusters["members"].cpu()
 
     def update(self, batch: Batch, step: int) -> dict[str, Tensor]:
-        scalars = self.find(step) if step in self.when else {}
+        scalars = self.find(step) if step in self.clique_steps else {}
         group, indices, clique = self.choose(step)
         mine = self.world.part(len(indices))
         chosen = {name: value.to(self.world.device) for name, value in self.data.batch(indices[mine]).items()}
@@ -257,34 +262,35 @@ class CliqueCNN(ClustersMethod[CliqueCNNConfig]):
         return scalars | {"grad_norm/both": optim.take_step(self.optimizers["both"], self.world)}
 
     def choose(self, step: int) -> tuple[int, Tensor, Tensor]:
-        """A step's group; the images of the global batch (B,), as many of each clique; and their cliques (B,).
+        """The number of a step's group, the images of the global batch (B,), and their cliques within the group (B,).
 
-        The groups come in a new order each time all have been; the members of a clique are drawn without repetition.
+        All groups are used in a random order, then again in another one. Each clique contributes equally many images,
+        drawn without repetition.
         """
         config, members = self.config, self.members
-        turn, place = divmod(step, len(members))
-        order = torch.randperm(len(members), generator=generator(config.seed, turn, _ORDER))
+        cycle, place = divmod(step, len(members))
+        order = torch.randperm(len(members), generator=generator(config.seed, cycle, _ORDER))
         group = int(order[place])
         each = config.batch // config.group
         draws = torch.rand(config.group, config.members, generator=generator(config.seed, step, _PICKS))
         picks = members[group].gather(1, draws.argsort(1)[:, :each])  # (r,each)
-        # By members first, so that each rank's part has all cliques.
+        # Ordered by members first, so that each rank's share has all cliques.
         return group, picks.T.flatten(), torch.arange(config.group).repeat(each)
 
     @torch.no_grad()
     def find(self, step: int) -> dict[str, Tensor]:
-        """Finds cliques and groups anew, and draws a fresh classifier; what to log of them."""
+        """Finds cliques and groups among all images, and resets the classifier; returns scalars to log."""
         config = self.config
-        self.remember()
-        vectors, truth = self.whole(self.represent_formerly if step else hog)  # (N,D)
+        self.take_snapshot()
+        vectors, truth = self.features_of_all(self.snapshot_features if step else hog)  # (N,D)
         mean, matrix = whitening(vectors, config.components)
         points = whitened(vectors, mean, matrix)  # (N,d)
-        cliques = self.agreed(
+        cliques = self.from_main(
             find_cliques(points, config.cliques, config.members, generator(config.seed, step, _CLIQUES))
         )
         centers = normalize(points[cliques].mean(1), dim=1)  # (C,d)
         groups = find_groups(centers, config.group, generator(config.seed, step, _GROUPS))
-        groups = self.agreed(groups.to(cliques.device))
+        groups = self.from_main(groups.to(cliques.device))
         self.clusters = {
             "members": cliques[groups],
             "centers": centers[groups],
@@ -293,23 +299,23 @@ class CliqueCNN(ClustersMethod[CliqueCNNConfig]):
             "by_hog": torch.tensor(step == 0),
         }
         self.members = self.clusters["members"].cpu()
-        draw_anew(self.classifier, self.optimizers["both"], generator(config.seed, step, _CLASSIFIER))
+        reset_classifier(self.classifier, self.optimizers["both"], generator(config.seed, step, _CLASSIFIER))
         return clique_scalars(points, self.clusters["members"], truth)
 
     def assign(self, image: Tensor) -> Tensor:
-        """The nearest clique of each group, (G,n), by what the cliques were found by."""
+        """The nearest clique of each group, (G,n), by the features from which the cliques were found."""
         found = self.clusters
-        vectors = hog(image) if found["by_hog"] else self.represent_formerly(image)
+        vectors = hog(image) if found["by_hog"] else self.snapshot_features(image)
         points = whitened(vectors, found["mean"], found["matrix"])  # (n,d)
         return (points @ found["centers"].mT).argmax(2)  # (n,d) @ (G,d,r)
 
     @torch.no_grad()
-    def classify(self, image: Tensor) -> Tensor:
-        logits = self.classifier(self.represent(image)).unflatten(1, (-1, self.config.group))  # (n,G,r)
+    def predict(self, image: Tensor) -> Tensor:
+        logits = self.classifier(self.features(image)).unflatten(1, (-1, self.config.group))  # (n,G,r)
         return logits.argmax(2).T
 
-    def rows(self) -> Tensor:
-        """The mutually distant cliques of a group."""
+    def images_to_show(self) -> Tensor:
+        """The mutually distant cliques of the first group."""
         return self.members[0, :10, :10]
 
 

@@ -1,7 +1,7 @@
-"""What methods share that learn from clusters of their own: settings, the whole set's features, looking, measuring.
+"""What the clustering methods share: settings, features of all training images, pictures and held-out figures.
 
-A clustering method forgets its networks now and then and looks at all training images; what it found then stays fixed
-until the next time, is the target of its steps, and goes into the checkpoint.
+Now and then such a method clusters all training images by the features of the current encoder. The clusters are the
+training targets until the next clustering, and they are saved in the checkpoint.
 """
 
 from __future__ import annotations
@@ -28,34 +28,36 @@ from kintsugi.nets.planes import Planes
 from kintsugi.nets.specs import fresh
 from kintsugi.pictures import sheet
 from kintsugi.rng import generator
+from kintsugi.train import inference, optim
 from kintsugi.train.config import TrainConfig, within
 from kintsugi.train.dist import World
 from kintsugi.train.method import Batch, Method
 
-_CHUNK = 256  # images whose features are computed at once
+_CHUNK = 256  # images whose features are computed in one batch
 COLLAPSED = 0.5
-"""Part of the images in one cluster from which on there is not much to learn."""
+"""A warning is printed if one cluster holds at least this fraction of the images."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClustersConfig(TrainConfig):
-    """Settings of every method with clusters."""
+    """Settings of every clustering method."""
 
     encoder: Literal["resnet18", "resnet50", "alexnet"] = "resnet18"
     norm: Literal["batch", "group"] = "batch"
+    """batch: batch normalization; group: group normalization, which uses no batch statistics."""
     stem: Literal["large", "small"] = "large"
-    """small, of the ResNets: for crops of about 32 px."""
+    """small, for ResNets: a 3x3 convolution without stride and pooling, for crops of about 32 px."""
     sees: Literal["rgb", "sobel"] = "rgb"
-    """sobel: the encoder sees the gradients of the lightness alone, so that clusters are not of colors (Caron 2018,
-    section 4.1); what is moved to other tasks then takes RGB all the same. rgb, because other tasks want color."""
+    """Input of the encoder. rgb: colors, which other tasks need; sobel: only the gradients of lightness, so that images
+    are not clustered by color (Caron 2018, section 4.1). The transferred encoder takes RGB either way."""
     smallest_crop: float = 0.2
-    """A crop shows at least this part of its image's area."""
+    """Smallest fraction of an image's area that a crop shows."""
     strength: float = 0.0
-    """How strongly the colors of crops vary, as a factor on SeLa's jitter of .4; 0: crops and mirroring alone."""
+    """Strength of the color jitter, as a factor on SeLa's jitter of .4; 0: only crops and mirroring."""
     optimizer: Literal["sgd", "adam"] = "sgd"
-    """sgd, the papers', with momentum .9; adam for short runs."""
+    """sgd: the papers', with momentum .9; adam: for short runs."""
     lr: float = 0.05
-    """Learning rate: for sgd per 256 images, for adam as it is."""
+    """Learning rate. sgd: per 256 images of the batch; adam: used as it is."""
     weight_decay: float = 1e-5
 
     def __post_init__(self) -> None:
@@ -63,6 +65,7 @@ class ClustersConfig(TrainConfig):
         within(self, smallest_crop=cropping.SMALLEST_CROP, strength=0, lr=0, weight_decay=0)
 
     def build(self) -> Encoder:
+        """The encoder, with fresh weights."""
         backbone = Backbone(name=self.encoder, norm=self.norm, stem=self.stem)
         return backbone.build() if self.sees == "rgb" else Planes("sobel", backbone).build()
 
@@ -71,43 +74,52 @@ K = TypeVar("K", bound=ClustersConfig)
 
 
 class ClustersMethod(Method[K]):
-    """The clusters are the method's; so is how an image is assigned to one, and how the net says to which."""
+    """Base class of the clustering methods. A subclass defines its clusters, how images are assigned to them, and how
+    the network predicts them."""
 
     score = "above_chance"
 
     def __init__(self, config: K, world: World) -> None:
         super().__init__(config, world)
         self.encoder = config.build()
-        self.former = copy.deepcopy(self.encoder).requires_grad_(False)
-        """The encoder as it was when all images were looked at last; it tells held-out images' clusters."""
-        self.rate = config.lr * (1 if config.optimizer == "adam" else config.batch / 256)
-        # What was found when all images were looked at last; empty before. On the device.
+        self.width = self.encoder.channels[max(self.encoder.channels)]
+        """Length of a feature vector."""
+        self.snapshot = copy.deepcopy(self.encoder).requires_grad_(False)
+        """The encoder at the last clustering; it assigns held-out images to clusters."""
+        self.rate = optim.scaled_lr(config.optimizer, config.lr, config.batch)
         self.clusters: dict[str, Tensor] = {}
+        """Results of the last clustering, on the device; empty before the first."""
+
+    def add_optimizer(self, classifier: nn.Module) -> None:
+        """One optimizer for the encoder and the classifier."""
+        config, both = self.config, nn.ModuleList([self.encoder, classifier])
+        self.optimizers = {"both": optim.make_optimizer(config.optimizer, both, self.rate, config.weight_decay)}
 
     @abstractmethod
     def assign(self, image: Tensor) -> Tensor:
-        """The clusters of images (n,3,S,S), as the training images got theirs: (H,n), for each of H clusterings."""
+        """The clusters of images (n,3,S,S), found in the same way as the training images': (H,n), for H clusterings."""
 
     @abstractmethod
-    def classify(self, image: Tensor) -> Tensor:
-        """The clusters that the classifiers say, (n,3,S,S) -> (H,n)."""
+    def predict(self, image: Tensor) -> Tensor:
+        """The clusters that the classifiers predict, (n,3,S,S) -> (H,n)."""
 
     @abstractmethod
-    def rows(self) -> Tensor:
-        """Training images to show, a cluster in each row, -1 = none: (rows, columns)."""
+    def images_to_show(self) -> Tensor:
+        """Numbers of training images for the picture, one cluster per row, -1 = none: int64 (rows, columns)."""
 
     def on_train_data(self, data: Indexed) -> None:
         self.data = data
 
     def get_extra_state(self) -> dict[str, Tensor]:
-        """What the last clustering found."""
+        """The results of the last clustering."""
         return dict(self.clusters)
 
     def set_extra_state(self, state: dict[str, Tensor]) -> None:
         self.clusters = {name: value.to(self.world.device) for name, value in state.items()}
 
     def view(self, batch: Batch, *key: int) -> Tensor:
-        """This rank's random crops (n,3,S,S) in [0,1] of a batch, drawn for ``key`` and for the global batch."""
+        """This rank's random crops (n,3,S,S) in [0,1] of a batch; drawn for the global batch, a function of the seed
+        and ``key``."""
         config, count = self.config, len(batch["image"]) * self.world.size
         recipe = ColorAugmentation(0.4, 0.4, 0.4, 0.1, jitter=1.0, blur=0.0).with_strength(config.strength)
         return color_jitter.random_views(
@@ -120,110 +132,107 @@ class ClustersMethod(Method[K]):
             (config.seed, *key),
         )
 
-    @torch.no_grad()
-    def represent(self, image: Tensor) -> Tensor:
-        """What eval moves: the encoder's vectors, (N,3,S,S) -> (N,D)."""
-        return self._vectors(self.encoder, image)
+    def features(self, image: Tensor) -> Tensor:
+        """The features that eval transfers, (N,3,S,S) -> (N,D)."""
+        return inference.features(self.encoder, image, self.world)
+
+    def snapshot_features(self, image: Tensor) -> Tensor:
+        """Features of the encoder at the last clustering, (N,3,S,S) -> (N,D)."""
+        return inference.features(self.snapshot, image, self.world)
+
+    def take_snapshot(self) -> None:
+        """Copies the encoder into ``snapshot``; each clustering begins with it."""
+        self.snapshot.load_state_dict(self.encoder.state_dict())
 
     @torch.no_grad()
-    def represent_formerly(self, image: Tensor) -> Tensor:
-        """The same by the encoder of the last clustering."""
-        return self._vectors(self.former, image)
+    def features_of_all(self, extract: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor | None]:
+        """Features (N,D) of the central crops of all N training images, and their labels (N,) or None.
 
-    def _vectors(self, encoder: Encoder, image: Tensor) -> Tensor:
-        training = encoder.training
-        with self.world.autocast():
-            features = encoder.eval().vectors(image).float()
-        encoder.train(training)
-        return features
-
-    def remember(self) -> None:
-        """To be called before all images are looked at: keeps the encoder as it is."""
-        self.former.load_state_dict(self.encoder.state_dict())
-
-    @torch.no_grad()
-    def whole(self, represent: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor | None]:
-        """What ``represent`` says, (n,3,S,S) -> (n,D), of the central crops of all N training images: (N,D), each rank
-        having computed its part; and their labels (N,), or None."""
+        ``extract`` maps images (n,3,S,S) to features (n,D). Each rank computes a share of the images.
+        """
         count, world = len(self.data), self.world
         share = math.ceil(count / world.size)
-        # The last rank's part may begin again at the first image, and is cut off after it is gathered.
+        # The last share may wrap around to the first images; these copies are cut off after gathering.
         mine = torch.arange(world.rank * share, (world.rank + 1) * share) % count
-        found, labels = [], []
+        features, labels = [], []
         for indices in mine.split(_CHUNK):
             batch = {name: value.to(world.device) for name, value in self.data.batch(indices).items()}
-            found.append(represent(cropping.center_crops(batch, self.config.size)))
+            features.append(extract(cropping.center_crops(batch, self.config.size)))
             labels += [batch["label"]] if "label" in batch else []
         truth = world.gather(torch.cat(labels))[:count] if labels else None
-        return world.gather(torch.cat(found))[:count], truth
+        return world.gather(torch.cat(features))[:count], truth
 
-    def agreed(self, mine: Tensor) -> Tensor:
-        """The main rank's tensor, on every rank: sums on a GPU may differ in the last bit, and a label with them."""
+    def from_main(self, mine: Tensor) -> Tensor:
+        """The main rank's tensor, on every rank. On GPUs, results of the ranks may differ in the last bit, and then so
+        would their labels."""
         return self.world.gather(mine)[: len(mine)]
 
     def encoders(self) -> dict[str, Encoder]:
         return {"encoder": self.encoder}
 
     def warnings(self, scalars: Mapping[str, float]) -> list[str]:
-        share = scalars.get("clusters/largest", 0.0)
-        if share < COLLAPSED:
+        largest = scalars.get("clusters/largest", 0.0)
+        if largest < COLLAPSED:
             return []
-        return [f"one cluster holds {share:.0%} of the images: try a lower --lr, or fewer clusters"]
+        return [f"one cluster holds {largest:.0%} of the images: try a lower --lr, or fewer clusters"]
 
-    # --- looking and measuring ----------------------------------------------------------------------------
+    # --- pictures and held-out figures --------------------------------------------------------------------
 
     def show(self, batch: Batch) -> dict[str, Tensor]:
-        """Training images, a cluster in each row; nothing before the first clustering."""
+        """Training images, one cluster per row; nothing before the first clustering."""
         if not self.clusters:
             return {}
-        table = self.rows()
+        table = self.images_to_show()
         crops = cropping.center_crops(self.data.batch(table.flatten().clamp(min=0)), self.config.size)
-        crops[table.flatten() < 0] = 1  # white where a cluster has no more images
+        crops[table.flatten() < 0] = 1  # white: the cluster has no more images
         return {"clusters in rows": sheet(crops.unflatten(0, table.shape).unbind(1))}
 
     def embed(self, batch: Batch) -> tuple[Tensor, Tensor]:
         image = cropping.center_crops(batch, self.config.size)
-        return self.represent(image), image
+        return self.features(image), image
 
     def evaluate(self, batches: Iterable[Batch]) -> dict[str, float]:
-        """On held-out images, per cent.
+        """Figures on held-out images, per cent.
 
-        accuracy: an image is assigned to its cluster by its central crop, and classified by a random one; chance: the
-        share of the largest cluster, which is what saying always the same would get. Both are means over the method's
-        clusterings. knn: leave-one-out among these images, where the data has labels.
+        accuracy: how often the cluster of an image's central crop is predicted from a random crop. chance: the fraction
+        of the largest cluster, the accuracy of always predicting it. above_chance: their difference. These are means
+        over the method's clusterings. knn: accuracy of leave-one-out nearest neighbors, where the data has labels.
         """
-        assigned, said, features, labels = [], [], [], []
+        assigned, predicted, features, labels = [], [], [], []
         for number, batch in enumerate(batches):
             image = cropping.center_crops(batch, self.config.size)
             assigned.append(self.assign(image))
-            said.append(self.classify(self.view(batch, number)))
-            features.append(self.represent(image))
+            predicted.append(self.predict(self.view(batch, number)))
+            features.append(self.features(image))
             labels += [batch["label"]] if "label" in batch else []
-        targets, answers = torch.cat(assigned, 1), torch.cat(said, 1)  # (H,n)
+        targets, predictions = torch.cat(assigned, 1), torch.cat(predicted, 1)  # (H,n)
         largest = [torch.bincount(target).max() for target in targets]
         figures = {
-            "accuracy": 100 * (targets == answers).double().mean().item(),
+            "accuracy": 100 * (targets == predictions).double().mean().item(),
             "chance": 100 * torch.stack(largest).double().mean().item() / targets.shape[1],
         }
         figures["above_chance"] = figures["accuracy"] - figures["chance"]
-        return figures | nearest_figures(torch.cat(features), labels)
+        return figures | knn_figures(torch.cat(features), labels)
 
     def baselines(self, batches: Iterable[Batch]) -> dict[str, dict[str, float]]:
-        """Saying always the largest cluster; and, where the data has labels, the neighbors by fresh weights."""
-        every = list(batches)
-        rows = {"chance": {"accuracy": self.evaluate(every)["chance"], "above_chance": 0.0}}
-        labels = [batch["label"] for batch in every if "label" in batch]
+        """Always predicting the largest cluster; and, if the data has labels, knn of a network with random weights."""
+        kept = list(batches)
+        rows = {"chance": {"accuracy": self.evaluate(kept)["chance"], "above_chance": 0.0}}
+        labels = [batch["label"] for batch in kept if "label" in batch]
         if labels:
             random = fresh(self.encoder, self.config.seed)
-            crops = [cropping.center_crops(batch, self.config.size) for batch in every]
+            crops = [cropping.center_crops(batch, self.config.size) for batch in kept]
             with torch.no_grad():
                 features = torch.cat([random.vectors(image).float() for image in crops])
-            rows["random init"] = nearest_figures(features, labels)
+            rows["random init"] = knn_figures(features, labels)
         return rows
 
 
-def nearest_figures(features: Tensor, labels: list[Tensor]) -> dict[str, float]:
-    """knn, per cent, of features (N,D) and their labels, in batches, -1 = unknown; none where there are no labels."""
+def knn_figures(features: Tensor, labels: list[Tensor]) -> dict[str, float]:
+    """knn, the accuracy of leave-one-out nearest neighbors, per cent; nothing without labels.
+
+    features (N,D); labels: one tensor (n,) per batch, -1 = unknown.
+    """
     if not labels:
         return {}
     known = torch.cat(labels) >= 0
@@ -231,25 +240,25 @@ def nearest_figures(features: Tensor, labels: list[Tensor]) -> dict[str, float]:
 
 
 def whitening(features: Tensor, components: int) -> tuple[Tensor, Tensor]:
-    """The mean (D,) of features (N,D), and the matrix (D,d) that brings what differs from it to d principal components
-    of variance 1; d is ``components``, or less where there are not so many."""
+    """The mean (D,) of features (N,D), and the matrix (D,d) that maps centered features to d principal components of
+    variance 1; d is at most ``components``."""
     mean = features.mean(0)
     centered = (features - mean).double()
     variances, axes = torch.linalg.eigh(centered.T @ centered / len(features))  # ascending
     kept = min(components, len(features) - 1, len(mean))
     variances, axes = variances[-kept:].flip(0), axes[:, -kept:].flip(1)
-    # A direction in which nothing varies stays at nothing, instead of being blown up.
+    # The limit keeps directions without variance at 0 instead of amplifying rounding errors.
     return mean, (axes / variances.clamp(min=1e-6 * variances[0]).sqrt()).to(features)
 
 
 def whitened(features: Tensor, mean: Tensor, matrix: Tensor) -> Tensor:
-    """Features (N,D) -> unit vectors (N,d)."""
+    """Features (N,D), whitened and normalized to unit vectors (N,d)."""
     return normalize((features - mean) @ matrix, dim=1)
 
 
-def draw_anew(classifier: nn.Linear, optimizer: torch.optim.Optimizer, random: torch.Generator) -> None:
-    """Fresh weights, normal with deviation .01, for a layer whose classes are others from now on; the optimizer forgets
-    what it knew of it."""
+def reset_classifier(classifier: nn.Linear, optimizer: torch.optim.Optimizer, random: torch.Generator) -> None:
+    """Fresh weights, normal with deviation .01, for a layer whose classes have changed; the optimizer's state of the
+    layer is cleared."""
     with torch.no_grad():
         classifier.weight.copy_(0.01 * torch.randn(classifier.weight.shape, generator=random))
         classifier.bias.zero_()
@@ -258,11 +267,12 @@ def draw_anew(classifier: nn.Linear, optimizer: torch.optim.Optimizer, random: t
 
 
 def clustering_scalars(labels: Tensor, clusters: int, before: Tensor | None, truth: Tensor | None) -> dict[str, Tensor]:
-    """What to log of labels (N,) in 0..clusters-1; ``before``: those of the last time, ``truth``: the data's, (N,).
+    """What to log of labels (N,) in 0..clusters-1; before (N,): the previous labels; truth (N,): the data's, -1 =
+    unknown.
 
-    largest and smallest: parts of the images; empty: how many clusters are; nmi_before and nmi_truth:
-    ``mutual_information``; reassigned: the part of images that did not go where most of their last cluster went, so
-    that the clusters' numbers do not matter.
+    largest, smallest: fraction of the images in that cluster; empty: number of empty clusters; nmi_before, nmi_truth:
+    ``mutual_information`` with the previous labels and with the data's; reassigned: fraction of images that left the
+    majority of their previous cluster, so that renumbering clusters does not count.
     """
     sizes = torch.bincount(labels, minlength=clusters)
     scalars = {
@@ -282,15 +292,16 @@ def clustering_scalars(labels: Tensor, clusters: int, before: Tensor | None, tru
 
 
 def mutual_information(one: Tensor, other: Tensor) -> Tensor:
-    """Of two clusterings (N,), normalized: I(A;B) / sqrt(H(A) H(B)) (Caron 2018, eq. 3), 0-d in [0,1]."""
-    with torch.sparse.check_sparse_tensor_invariants(enable=False):  # torch warns where this is not said
+    """Normalized mutual information of two clusterings (N,), I(A;B) / sqrt(H(A) H(B)) (Caron 2018, eq. 3), 0-d in
+    [0,1]."""
+    with torch.sparse.check_sparse_tensor_invariants(enable=False):  # else torch warns
         return normalized_mutual_info_score(one, other, "geometric")
 
 
-def members(labels: Tensor, rows: int = 10, columns: int = 10) -> Tensor:
-    """Images of some clusters, at random, -1 = none: (rows, columns) of labels (N,).
+def sample_members(labels: Tensor, rows: int = 10, columns: int = 10) -> Tensor:
+    """Random images of some clusters, one cluster per row, -1 = none: int64 (rows, columns), of labels (N,).
 
-    The clusters come from the largest to the smallest that is not empty, evenly in between.
+    The clusters range from the largest to the smallest that is not empty, evenly spaced by rank of size.
     """
     labels = labels.cpu()
     sizes = torch.bincount(labels)

@@ -1,16 +1,16 @@
-"""Context prediction: on which of eight sides of a patch does this other patch lie? (Doersch et al. 2015,
+"""Context prediction: predict on which of eight sides of a patch its neighbor lies (Doersch et al. 2015,
 arXiv:1505.05192).
 
-Of a 3x3 arrangement of patches the middle one and one of its neighbors are shown; both pass the same encoder, what it
-says of them is put together, and eight places are told apart (section 3).
+The network sees the middle patch of a 3x3 arrangement and one of its eight neighbors. Both pass the same encoder, their
+features are combined, and the neighbor's place is predicted (section 3).
 
-Shortcuts are closed (section 3.1), each by an option that is on by default: a gap of about half a patch and a jitter
-of each patch, because lines and textures go on from one to the next; colors that are dropped, because lenses spread
-them from the image's middle outwards, which tells the absolute place of a patch.
+Shortcuts are closed (section 3.1), each by an option that is on by default: a gap of about half a patch and a random
+jitter of each patch, because lines and textures continue from one patch to the next; dropped color channels, because
+chromatic aberration grows from the image's center outwards and so reveals a patch's absolute place.
 
-Deviations: each image gives one pair at a time and is cropped and resized as everywhere here, which also blurs and
-sharpens the patches (the authors resample some by themselves); the encoder's last map is averaged before the patch's
-own layer; Adam and a cosine in all presets.
+Deviations: each image gives one pair at a time and is cropped and resized as in the other methods, which already makes
+patches of varying sharpness (the authors resample some patches instead); the encoder's last map is averaged before the
+patches' own layer; all presets use Adam and a cosine.
 """
 
 from __future__ import annotations
@@ -33,28 +33,28 @@ from kintsugi.train.dist import World
 from kintsugi.train.method import Batch
 
 SIDES = torch.tensor([(-1, -1), (-1, 0), (-1, 1), (0, -1), (0, 1), (1, -1), (1, 0), (1, 1)])
-"""The neighbors' places, down and right of the middle one, row by row, (8,2)."""
-NOISE = 0.01  # of dropped channels, as a part of the remaining one's deviation (section 3.1)
+"""Places of the neighbors, as (down, right) from the middle patch, row by row, (8,2)."""
+NOISE = 0.01  # deviation of dropped channels, as a fraction of the kept channel's (section 3.1)
 GREEN_MAGENTA = torch.tensor([-1.0, 2.0, -1.0])  # a of section 3.1
 
 
 @dataclass(frozen=True, kw_only=True)
 class ContextConfig(PuzzleConfig):
     size: int = 128
-    """Side of the training crops, px; holds three patches, two gaps and the jitter."""
+    """Side of the training crops, px; must hold three patches, two gaps and the jitter."""
     patch: int = 32
     """Side of a patch, px."""
     gap: int = 14
-    """Between patches before they are jittered, px; about half a patch."""
+    """Distance between patches before jitter, px; about half a patch."""
     jitter: int = 2
-    """By how much each patch is moved at most, px, up or down and left or right."""
+    """Largest random displacement of each patch along each axis, px."""
     color: Literal["drop", "project", "keep"] = "drop"
-    """drop: two of each patch's three channels are noise; project: what differs between green and magenta is taken
-    away; keep: colors as they are."""
+    """drop: replace two of each patch's three channels with noise; project: remove the difference between green and
+    magenta; keep: leave the colors as they are."""
     dim: int = 256
-    """Width of a patch's code."""
+    """Width of the layer for each patch."""
     hidden: int = 512
-    """Width of the layer that puts both codes together."""
+    """Width of the layer that combines both patches."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -67,7 +67,7 @@ class ContextConfig(PuzzleConfig):
 
 
 def demo() -> ContextConfig:
-    """Minutes on two CPU cores, built-in scenes."""
+    """Minutes on two CPU cores, on the built-in scenes."""
     return ContextConfig(
         preset="demo", scenes=2048, short_side=128, steps=500, batch=64, show_every=100, eval_every=100, save_every=100
     )
@@ -89,7 +89,7 @@ def small() -> ContextConfig:
 
 
 def paper() -> ContextConfig:
-    """The paper's patches of 96 px with gaps of 48 on ImageNet, with an AlexNet as its nets were."""
+    """The paper's patches of 96 px with gaps of 48 px on ImageNet; an AlexNet, which the paper's networks resemble."""
     return ContextConfig(
         preset="paper",
         data="imagenet:imagenet",
@@ -113,28 +113,29 @@ def paper() -> ContextConfig:
     )
 
 
-# --- questions ------------------------------------------------------------------------------------------------
+# --- puzzles --------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class Pairs:
-    """What is random in ``n`` pairs of patches."""
+class PatchPairs:
+    """The random choices for ``n`` pairs of patches."""
 
     side: Tensor
-    """Which of ``SIDES``, int64 (n,)."""
+    """Number of the place in ``SIDES``, int64 (n,)."""
     corner: Tensor
-    """Top and left of the middle patch and of its neighbor in the crop, px, int64 (n,2,2)."""
+    """Top and left of the middle patch and of its neighbor within the crop, px, int64 (n,2,2)."""
     kept: Tensor
-    """Which channel of each is kept, int64 (n,2)."""
+    """The channel that each patch keeps, int64 (n,2)."""
     noise: Tensor
-    """What the others are replaced by, normal, (n,2,3,p,p); (n,2,3,0,0) where none is dropped."""
+    """Normal noise for the dropped channels, (n,2,3,p,p); (n,2,3,0,0) if none is dropped."""
 
-    def part(self, mine: slice, device: torch.device) -> Pairs:
-        return Pairs(*(each[mine].to(device) for each in (self.side, self.corner, self.kept, self.noise)))
+    def select(self, mine: slice, device: torch.device) -> PatchPairs:
+        """The pairs of one rank, on its device."""
+        return PatchPairs(*(each[mine].to(device) for each in (self.side, self.corner, self.kept, self.noise)))
 
 
 def places(config: ContextConfig) -> Tensor:
-    """Top and left of the eight neighbors before jitter, px, (8,2)."""
+    """Top and left of the eight neighbors before jitter, px, int64 (8,2)."""
     return middle(config) + (config.patch + config.gap) * SIDES
 
 
@@ -143,29 +144,30 @@ def middle(config: ContextConfig) -> int:
     return (config.size - config.patch) // 2
 
 
-def draw(count: int, config: ContextConfig, random: torch.Generator) -> Pairs:
+def draw(count: int, config: ContextConfig, random: torch.Generator) -> PatchPairs:
+    """The random choices for ``count`` pairs, on the CPU."""
     side = torch.randint(len(SIDES), (count,), generator=random)
     corner = torch.stack([torch.full((count, 2), middle(config)), places(config)[side]], 1)  # (n,2,2)
     corner += torch.randint(-config.jitter, config.jitter + 1, (count, 2, 2), generator=random)
     kept = torch.randint(3, (count, 2), generator=random)
     extent = config.patch if config.color == "drop" else 0
-    return Pairs(side, corner, kept, torch.randn(count, 2, 3, extent, extent, generator=random))
+    return PatchPairs(side, corner, kept, torch.randn(count, 2, 3, extent, extent, generator=random))
 
 
 def cut(image: Tensor, corner: Tensor, side: int) -> Tensor:
-    """Patches (n,m,3,side,side) of images (n,3,S,S), whose tops and lefts are ``corner`` (n,m,2)."""
+    """Patches (n,m,3,side,side) of images (n,3,S,S), at the tops and lefts ``corner`` (n,m,2)."""
     line = torch.arange(side, device=image.device)
     rows, columns = corner[..., :1] + line, corner[..., 1:] + line  # (n,m,side)
     n = torch.arange(len(image), device=image.device)[:, None, None, None]
-    # Indices in the first, third and fourth dimension; what they give is (n,m,side,side,3).
+    # Indexing the first, third and fourth dimension gives (n,m,side,side,3).
     return image[n, :, rows[..., :, None], columns[..., None, :]].movedim(-1, 2)
 
 
 def dropped(patches: Tensor, kept: Tensor, noise: Tensor) -> Tensor:
-    """Patches (n,m,3,p,p) of which only the channel ``kept`` (n,m) is left.
+    """Patches (n,m,3,p,p) with only the channel ``kept`` (n,m); the others become noise.
 
-    The others become ``noise`` (n,m,3,p,p), whose deviation is a hundredth of the remaining channel's, around
-    ImageNet's mean, which for the encoder is 0.
+    The noise is ``noise`` (n,m,3,p,p), scaled to a hundredth of the kept channel's deviation, around ImageNet's mean,
+    which the encoder normalizes to 0.
     """
     index = kept[..., None, None, None].expand(-1, -1, 1, *patches.shape[-2:])
     deviation = patches.gather(2, index).std((-2, -1), keepdim=True, correction=0)  # (n,m,1,1,1)
@@ -175,7 +177,8 @@ def dropped(patches: Tensor, kept: Tensor, noise: Tensor) -> Tensor:
 
 
 def projected(patches: Tensor) -> Tensor:
-    """Patches (...,3,p,p) without what differs between green and magenta: every pixel times 1 - a^T a / (a a^T)."""
+    """Patches (...,3,p,p) without the difference between green and magenta: each pixel times I - a^T a / (a a^T)
+    (section 3.1)."""
     a = GREEN_MAGENTA.to(patches)
     matrix = torch.eye(3).to(patches) - torch.outer(a, a) / (a @ a)
     return torch.einsum("dc,...chw->...dhw", matrix, patches)
@@ -186,48 +189,49 @@ def projected(patches: Tensor) -> Tensor:
 
 class Context(PuzzleMethod[ContextConfig]):
     name = "context"
-    answers = len(SIDES)
+    classes = len(SIDES)
 
     def __init__(self, config: ContextConfig, world: World) -> None:
         super().__init__(config, world)
         self.fusion = Fusion(self.width, 2, config.dim, config.hidden, len(SIDES))
-        self.optimize()
+        self.add_optimizer()
 
-    def question(self, image: Tensor, random: torch.Generator, count: int, mine: slice) -> tuple[Tensor, Tensor]:
-        """The middle patch and its neighbor (n,2,3,p,p), and on which of ``SIDES`` that lies (n,)."""
-        pairs = draw(count, self.config, random).part(mine, image.device)
-        return self.look(image, pairs), pairs.side
+    def puzzle(self, image: Tensor, random: torch.Generator, count: int, mine: slice) -> tuple[Tensor, Tensor]:
+        """The middle patch and its neighbor (n,2,3,p,p), and the neighbor's place in ``SIDES`` (n,)."""
+        pairs = draw(count, self.config, random).select(mine, image.device)
+        return self.patches(image, pairs), pairs.side
 
-    def look(self, image: Tensor, pairs: Pairs) -> Tensor:
-        """As the network sees them."""
+    def patches(self, image: Tensor, pairs: PatchPairs) -> Tensor:
+        """Patches (n,2,3,p,p) as the network sees them."""
         patches = cut(image, pairs.corner, self.config.patch)
         if self.config.color == "drop":
             return dropped(patches, pairs.kept, pairs.noise)
         return projected(patches) if self.config.color == "project" else patches
 
-    def logits(self, shown: Tensor) -> Tensor:
-        return self.fusion(self.encoder.vectors(shown.flatten(0, 1)))  # (2n,3,p,p) -> (n,8)
+    def logits(self, inputs: Tensor) -> Tensor:
+        return self.fusion(self.encoder.vectors(inputs.flatten(0, 1)))  # (2n,3,p,p) -> (n,8)
 
-    # --- looking and measuring --------------------------------------------------------------------------------
+    # --- pictures and held-out figures ------------------------------------------------------------------------
 
     @torch.no_grad()
     def show(self, batch: Batch) -> dict[str, Tensor]:
-        """Pairs that are the same at every call: the two patches as the net sees them, and where they lie."""
+        """Pairs, the same at every call. Columns: both patches as the network sees them, and their places."""
         config = self.config
         image, random = self.shown_images(batch)
-        pairs = draw(len(image), config, random).part(slice(None), image.device)
-        shown = self.look(image, pairs)
-        said = self.answer(shown).argmax(1)
-        guess = places(config).to(image.device)[said]  # (n,2)
+        pairs = draw(len(image), config, random).select(slice(None), image.device)
+        inputs = self.patches(image, pairs)
+        predicted = self.predict(inputs).argmax(1)
+        hits = predicted == pairs.side
+        corners = places(config).to(image.device)[predicted]  # (n,2)
         maps = []
-        for picture, (center, true), guessed, right in zip(image, pairs.corner, guess, said == pairs.side, strict=True):
-            corners = torch.stack([center, true, true if right else guessed]).flip(1)  # left, top
-            boxes = torch.cat([corners, corners + config.patch - 1], 1)
+        for picture, (center, true), corner, right in zip(image, pairs.corner, corners, hits, strict=True):
+            boxed = torch.stack([center, true, true if right else corner]).flip(1)  # left, top
+            boxes = torch.cat([boxed, boxed + config.patch - 1], 1)
             colors = [(255, 255, 255), (40, 90, 255), _bytes(GREEN if right else RED)]
             drawn = draw_bounding_boxes((255 * picture.clamp(0, 1)).byte(), boxes, colors=colors, width=2)
             maps.append(drawn.float() / 255)
-        columns = [interpolate(shown[:, i].clamp(0, 1), image.shape[-2:], mode="nearest") for i in (0, 1)]
-        title = "middle patch | neighbor | middle white, truth blue, said green: right, red: wrong"
+        columns = [interpolate(inputs[:, i].clamp(0, 1), image.shape[-2:], mode="nearest") for i in (0, 1)]
+        title = "middle patch | neighbor | white: middle, blue: truth, prediction green: right, red: wrong"
         return {title: sheet([*columns, torch.stack(maps).to(image)], zoom=2)}
 
 

@@ -1,16 +1,16 @@
-"""DeepCluster: a net learns the clusters of its own features (Caron et al. 2018, arXiv:1807.05520).
+"""DeepCluster: predict the clusters of the network's own features (Caron et al. 2018, arXiv:1807.05520).
 
-Every epoch the features of all images are clustered by k-means, and the clusters are the classes of the next epoch
-(section 3.2). Features are reduced by PCA, whitened and L2-normalized before (section 4.1).
+Every epoch, k-means clusters the features of all images, and the clusters are the classes of the next epoch (section
+3.2). Before, features are reduced by PCA, whitened and L2-normalized (section 4.1). The classifier is reset after each
+clustering, because clusters are numbered arbitrarily.
 
-Trivial solutions are avoided as in section 3.3. An empty cluster takes over a part of another one. Small clusters count
-as much as large ones: the paper samples images uniformly over clusters, which, as it says, is equivalent to weighing an
-image's loss by the inverse of its cluster's size; that is what is done here, so that the images' order stays the
-loader's. The classifier is drawn anew after each clustering, because the clusters' numbers mean nothing.
+Trivial solutions are avoided as in section 3.3. An empty cluster takes over some points of another one. Small clusters
+count as much as large ones: the paper samples images uniformly over clusters, which it calls equivalent to weighting an
+image's loss by the inverse of its cluster's size. We weight, so that the loader's order of images is kept.
 
-Deviations: a ResNet with its averaged features and one linear layer instead of AlexNet's three; RGB instead of Sobel's
-gradients, unless ``--sees sobel``; k-means is a few lines of torch, for the GPU and the CPU alike (faiss, as the
-authors have it, is not among the dependencies).
+Deviations: a ResNet with averaged features and one linear layer instead of AlexNet's three; RGB instead of Sobel
+gradients, unless ``--sees sobel`` is given; k-means is a few lines of torch for GPU and CPU, because faiss, which the
+authors use, is not a dependency.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from kintsugi.pretext.clusters import (
     ClustersConfig,
     ClustersMethod,
     clustering_scalars,
-    draw_anew,
-    members,
+    reset_classifier,
+    sample_members,
     whitened,
     whitening,
 )
@@ -40,19 +40,19 @@ from kintsugi.train.config import within
 from kintsugi.train.dist import World
 from kintsugi.train.method import Batch
 
-_CENTROIDS, _CLASSIFIER = 3, 4
+_CENTROIDS, _CLASSIFIER = 3, 4  # last element of the random generators' keys
 
 
 @dataclass(frozen=True, kw_only=True)
 class DeepClusterConfig(ClustersConfig):
     clusters: int = 256
-    """How many; the paper's are about ten for each true class."""
+    """Number of clusters; the paper has about ten for each true class."""
     components: int = 256
-    """To how many dimensions PCA reduces the features, at most."""
+    """Dimensions that PCA keeps of the features, at most."""
     iterations: int = 20
-    """Of k-means."""
+    """Iterations of k-means."""
     every: int = 0
-    """Steps between clusterings; 0: an epoch."""
+    """Steps between clusterings; 0: one epoch."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -60,7 +60,7 @@ class DeepClusterConfig(ClustersConfig):
 
 
 def demo() -> DeepClusterConfig:
-    """Minutes on two CPU cores, built-in scenes."""
+    """Minutes on two CPU cores, on the built-in scenes."""
     return DeepClusterConfig(
         preset="demo",
         scenes=2048,
@@ -98,7 +98,7 @@ def small() -> DeepClusterConfig:
 
 
 def paper() -> DeepClusterConfig:
-    """The paper's AlexNet on the gradients of ImageNet, 200 epochs of batch 256, 10,000 clusters."""
+    """The paper's AlexNet on Sobel gradients of ImageNet: batch 256, 200 epochs, 10,000 clusters."""
     return DeepClusterConfig(
         preset="paper",
         data="imagenet:imagenet",
@@ -121,17 +121,17 @@ def paper() -> DeepClusterConfig:
 
 
 def nearest(points: Tensor, centroids: Tensor) -> Tensor:
-    """The nearest of k centroids (k,d) to each point (N,d), (N,)."""
+    """The number of the nearest of k centroids (k,d) for each point (N,d), int64 (N,)."""
     lengths = centroids.square().sum(1)
-    # |p - c|^2 = |p|^2 - 2 p.c + |c|^2, of which the first is the same for all c; in parts, to spare memory.
-    return torch.cat([(lengths - 2 * part @ centroids.T).argmin(1) for part in points.split(8192)])
+    # |p - c|^2 = |p|^2 - 2 p.c + |c|^2, where |p|^2 is the same for all c; in chunks, to save memory.
+    return torch.cat([(lengths - 2 * chunk @ centroids.T).argmin(1) for chunk in points.split(8192)])
 
 
 def k_means(points: Tensor, clusters: int, iterations: int, random: torch.Generator) -> Tensor:
-    """Lloyd's centroids (k,d) of points (N,d), N >= k, from k of the points on.
+    """Centroids (k,d) of points (N,d), N >= k, by Lloyd's algorithm, starting at k random points.
 
-    A cluster that becomes empty takes over the centroid of another one with a small perturbation, and so a part of its
-    points at the next assignment (section 3.3); which one, is drawn in proportion to its points beyond the first.
+    An empty cluster gets the centroid of another one with a small perturbation, and so takes over some of its points at
+    the next assignment (section 3.3). The other one is drawn with a probability proportional to its size minus 1.
     """
     centroids = points[torch.randperm(len(points), generator=random)[:clusters].to(points.device)]
     for _ in range(iterations):
@@ -156,9 +156,8 @@ class DeepCluster(ClustersMethod[DeepClusterConfig]):
 
     def __init__(self, config: DeepClusterConfig, world: World) -> None:
         super().__init__(config, world)
-        self.classifier = nn.Linear(self.encoder.channels[max(self.encoder.channels)], config.clusters)
-        both = nn.ModuleList([self.encoder, self.classifier])
-        self.optimizers = {"both": optim.make_optimizer(config.optimizer, both, self.rate, config.weight_decay)}
+        self.classifier = nn.Linear(self.width, config.clusters)
+        self.add_optimizer(self.classifier)
 
     def on_train_data(self, data: Indexed) -> None:
         super().on_train_data(data)
@@ -184,38 +183,38 @@ class DeepCluster(ClustersMethod[DeepClusterConfig]):
 
     @torch.no_grad()
     def cluster(self, step: int) -> dict[str, Tensor]:
-        """Clusters all images anew, and draws a fresh classifier; what to log of it."""
+        """Clusters all images, and resets the classifier; returns scalars to log."""
         config = self.config
-        self.remember()
-        features, truth = self.whole(self.represent_formerly)  # (N,D)
+        self.take_snapshot()
+        features, truth = self.features_of_all(self.snapshot_features)  # (N,D)
         mean, matrix = whitening(features, config.components)
         points = whitened(features, mean, matrix)  # (N,d)
         random = generator(config.seed, step, _CENTROIDS)
         centroids = k_means(points, config.clusters, config.iterations, random)
-        labels = self.agreed(nearest(points, centroids))
+        labels = self.from_main(nearest(points, centroids))
         scalars = clustering_scalars(labels, config.clusters, self.clusters.get("labels"), truth)
         sizes = torch.bincount(labels, minlength=config.clusters)
         self.clusters = {
             "labels": labels,
-            # 1 in the mean over the images: each cluster's share of the loss is the same.
+            # Their mean over all images is 1, and each cluster contributes equally to the loss.
             "weights": len(labels) / ((sizes > 0).sum() * sizes.clamp(min=1)),
             "mean": mean,
             "matrix": matrix,
             "centroids": centroids,
         }
-        draw_anew(self.classifier, self.optimizers["both"], generator(config.seed, step, _CLASSIFIER))
+        reset_classifier(self.classifier, self.optimizers["both"], generator(config.seed, step, _CLASSIFIER))
         return scalars
 
     def assign(self, image: Tensor) -> Tensor:
-        points = whitened(self.represent_formerly(image), self.clusters["mean"], self.clusters["matrix"])
+        points = whitened(self.snapshot_features(image), self.clusters["mean"], self.clusters["matrix"])
         return nearest(points, self.clusters["centroids"])[None]
 
     @torch.no_grad()
-    def classify(self, image: Tensor) -> Tensor:
-        return self.classifier(self.represent(image)).argmax(1)[None]
+    def predict(self, image: Tensor) -> Tensor:
+        return self.classifier(self.features(image)).argmax(1)[None]
 
-    def rows(self) -> Tensor:
-        return members(self.clusters["labels"])
+    def images_to_show(self) -> Tensor:
+        return sample_members(self.clusters["labels"])
 
 
 def main(argv: Sequence[str] | None = None) -> None:

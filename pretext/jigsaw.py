@@ -1,20 +1,22 @@
-"""Jigsaw: in what order were nine tiles of an image before they were shuffled? (Noroozi and Favaro 2016,
+"""Jigsaw: predict by which permutation nine tiles of an image were shuffled (Noroozi and Favaro 2016,
 arXiv:1603.09246).
 
-A square of 3x3 cells; a tile from each; the nine are shuffled by one of a fixed set of permutations, and a context-free
-network says which: each tile passes the same encoder by itself, and only what it says of them is put together
-(section 3). Who tells which tile is the bird's head and which its tail can do it.
+A square is divided into 3x3 cells, and a tile is cut from each. The nine tiles are shuffled by one of a fixed set of
+permutations, which a context-free network predicts: the same encoder sees each tile on its own, and their features are
+combined only afterwards (section 3). This takes knowledge of objects, such as which tile holds a bird's head and which
+its tail.
 
-Shortcuts are closed as by the authors, each by an option that is on by default: a tile lies at random inside its cell,
-so that no line goes on in the next tile at a known place, and off its border; each tile's mean and deviation are taken
-away, because those of neighbors are alike; some images are gray and the color channels are shifted against each
-other, because of lenses' chromatic aberration. Batch norm is over all tiles of all images at once, whatever their
-place and order: it tells nothing.
+Shortcuts are closed as by the authors, each by an option that is on by default. Each tile lies at a random place inside
+its cell, away from the cell's border, so that lines do not continue into the next tile at a known place. Each tile's
+mean and deviation are removed, because those of neighbors are similar. Some images are gray and color channels are
+shifted, because of the chromatic aberration of lenses. Batch norm averages over all tiles of all images, whatever their
+place, so it gives nothing away.
 
-Deviations: a margin, because even at the paper's sizes some tiles touch by chance (of noise whose neighboring pixels
-are alike, a matcher of borders then finds 21 % of eight orders, at these sizes 26 %, with the margin 12.5 %: chance);
-permutations are chosen by their least distance (``choose_permutations``); the encoder's last map is averaged before
-the tile's own layer; the learning rate falls along a cosine, and Adam is the optimizer but in the paper's preset.
+Deviations: a margin, because even at the paper's sizes some tiles touch by chance (on smooth noise, matching borders
+finds the right one of eight permutations in 21 % of cases, at our sizes in 26 %, with the margin in 12.5 %, which is
+chance); permutations are chosen by their least distance (see ``choose_permutations``); the encoder's last map is
+averaged before the tiles' own layer; the learning rate follows a cosine; the optimizer is Adam, except in the paper's
+preset.
 """
 
 from __future__ import annotations
@@ -31,7 +33,7 @@ from torch.nn.functional import pad
 from torchvision.transforms.functional import rgb_to_grayscale
 
 from kintsugi.nets.backbones import IMAGENET_MEAN, IMAGENET_STD
-from kintsugi.pictures import framed, judged, sheet
+from kintsugi.pictures import framed, right_wrong_colors, sheet
 from kintsugi.pretext.puzzles import Fusion, PuzzleConfig, PuzzleMethod
 from kintsugi.rng import generator
 from kintsugi.train.command import run_method
@@ -41,8 +43,8 @@ from kintsugi.train.method import Batch
 
 GRID = 3
 TILES = GRID * GRID
-MOST = 10_000  # permutations, which take about a minute to choose
-FLAT = 0.01  # deviation below which a tile is not amplified further: what is left is the camera's noise
+MOST = 10_000  # permutations; choosing so many takes about a minute
+FLAT = 0.01  # least deviation that a tile is normalized by, so that noise in flat tiles is not amplified
 
 Farthest = Literal["least", "mean"]
 
@@ -50,32 +52,32 @@ Farthest = Literal["least", "mean"]
 @dataclass(frozen=True, kw_only=True)
 class JigsawConfig(PuzzleConfig):
     size: int = 120
-    """Side of the training crops, px, three cells."""
+    """Side of the training crops, px: three cells."""
     tile: int = 32
-    """Side of a tile, px; at most that of a cell."""
+    """Side of a tile, px; at most the side of a cell."""
     permutations: int = 64
-    """How many orders there are to choose from."""
+    """Number of permutations, the classes to predict."""
     distance: Farthest = "least"
-    """How these are chosen: least, so that any two differ in many tiles; mean, the paper's, on the average."""
+    """How the permutations are chosen. least: any two differ in many places; mean: they do on average (the paper's)."""
     offset: bool = True
-    """The tile lies at random inside its cell; else in the middle."""
+    """Cut each tile at a random place inside its cell, instead of from the middle."""
     margin: int = 2
-    """How far from its cell's border it lies at least, px, so that no two tiles touch by chance; the paper's: 0."""
+    """Least distance of a tile from its cell's border, px, so that no two tiles touch; 0 in the paper."""
     normalize: bool = True
-    """Each tile's mean and deviation are taken away, channel by channel."""
+    """Normalize each tile's mean and standard deviation, channel by channel."""
     gray: float = 0.3
-    """Part of the images that are gray."""
+    """Fraction of images that are made gray."""
     shift: int = 1
-    """By how many px at most each color channel of a tile is moved by itself, inside the cell; the paper's: 2."""
+    """Largest random shift of each color channel of a tile, px, within the cell; 2 in the paper."""
     dim: int = 256
-    """Width of a tile's code."""
+    """Width of the layer for each tile."""
     hidden: int = 1024
-    """Width of the layer that puts the nine codes together."""
+    """Width of the layer that combines the nine tiles."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.size % GRID:
-            raise ValueError(f"--size {self.size}: use a multiple of {GRID}, the cells of a side")
+            raise ValueError(f"--size {self.size}: use a multiple of {GRID}, the number of cells along a side")
         if not 2 <= self.tile <= self.size // GRID:
             raise ValueError(f"--tile must be from 2 to {self.size // GRID}, a third of --size, not {self.tile}")
         if not 0 <= 2 * self.margin <= self.gap:
@@ -88,12 +90,12 @@ class JigsawConfig(PuzzleConfig):
 
     @property
     def gap(self) -> int:
-        """What a tile leaves of its cell's side, px."""
+        """How much longer a cell's side is than a tile's, px."""
         return self.size // GRID - self.tile
 
 
 def demo() -> JigsawConfig:
-    """Minutes on two CPU cores, built-in scenes."""
+    """Minutes on two CPU cores, on the built-in scenes."""
     return JigsawConfig(
         preset="demo", scenes=2048, short_side=128, steps=400, batch=32, show_every=100, eval_every=100, save_every=100
     )
@@ -115,7 +117,7 @@ def small() -> JigsawConfig:
 
 
 def paper() -> JigsawConfig:
-    """The paper's AlexNet, sizes, batch and steps on ImageNet; 1000 permutations, its best."""
+    """The paper's AlexNet, sizes, batch and steps on ImageNet, with its best number of permutations, 1000."""
     return JigsawConfig(
         preset="paper",
         data="imagenet:imagenet",
@@ -144,12 +146,14 @@ def paper() -> JigsawConfig:
 
 
 def choose_permutations(count: int, distance: Farthest, random: torch.Generator, tiles: int = TILES) -> Tensor:
-    """``count`` permutations far from each other, int64 (count,tiles): row p says which tile comes to each place.
+    """``count`` permutations far from each other, int64 (count,tiles): row p holds the tile at each place.
 
-    Greedily from a random first one on (algorithm 1), by Hamming distance, the number of places that differ. mean: next
-    comes the one farthest on the average from those chosen, the paper's; of equals, the one whose nearest is farthest.
-    least: the other way round. 64 of 9 tiles differ in 8.12 places on the average either way, but any two in at least
-    7 by ``least``, against 4 by ``mean``, and 2 where equals are taken as they come: too fine a distinction to ask for.
+    A greedy search from a random first permutation (algorithm 1), by Hamming distance, the number of places that
+    differ. mean (the paper's): next comes the permutation with the largest mean distance to those chosen; ties are
+    broken by the least distance. least: the least distance first, ties broken by the mean.
+
+    64 permutations of 9 tiles differ in 8.12 places on average either way. The least distance is 7 with ``least``, 4
+    with ``mean``, and 2 with ``mean`` and arbitrary ties, which is too fine a distinction to be learned.
     """
     flat = itertools.chain.from_iterable(itertools.permutations(range(tiles)))
     every = np.fromiter(flat, np.int8).reshape(-1, tiles)
@@ -166,20 +170,22 @@ def choose_permutations(count: int, distance: Farthest, random: torch.Generator,
 
 @dataclass(frozen=True)
 class Puzzles:
-    """What is random in ``n`` puzzles."""
+    """The random choices for ``n`` puzzles."""
 
     order: Tensor
-    """Which permutation, int64 (n,)."""
+    """Number of the permutation, int64 (n,)."""
     corner: Tensor
     """Top and left of each tile's color channels inside its cell, px, int64 (n,9,3,2)."""
     gray: Tensor
     """Whether the image is gray, bool (n,)."""
 
-    def part(self, mine: slice, device: torch.device) -> Puzzles:
+    def select(self, mine: slice, device: torch.device) -> Puzzles:
+        """The puzzles of one rank, on its device."""
         return Puzzles(*(each[mine].to(device) for each in (self.order, self.corner, self.gray)))
 
 
 def draw(count: int, config: JigsawConfig, random: torch.Generator) -> Puzzles:
+    """The random choices for ``count`` puzzles, on the CPU."""
     order = torch.randint(config.permutations, (count,), generator=random)
     first, last = config.margin, config.gap - config.margin
     corner = torch.randint(first, last + 1, (count, TILES, 1, 2), generator=random)
@@ -187,12 +193,12 @@ def draw(count: int, config: JigsawConfig, random: torch.Generator) -> Puzzles:
     gray = torch.rand(count, generator=random) < config.gray
     if not config.offset:
         corner = torch.full_like(corner, config.gap // 2)
-    # Every cell alike, also at the image's border: a shift that depended on the place would tell it.
+    # The same in every cell, also at the image's border, so that a shift does not reveal the place.
     return Puzzles(order, (corner + shift).clamp(first, last), gray)
 
 
 def cut(image: Tensor, puzzles: Puzzles, side: int) -> Tensor:
-    """The tiles (n,9,3,side,side) of squares (n,3,S,S) in [0,1], row by row, in their own order."""
+    """The tiles (n,9,3,side,side) of squares (n,3,S,S) in [0,1], row by row, not yet shuffled."""
     image = torch.where(puzzles.gray[:, None, None, None], rgb_to_grayscale(image, 3), image)
     cell = image.shape[-1] // GRID
     place = torch.arange(TILES, device=image.device)
@@ -206,10 +212,10 @@ def cut(image: Tensor, puzzles: Puzzles, side: int) -> Tensor:
 
 
 def normalized(tiles: Tensor) -> Tensor:
-    """Tiles (...,3,t,t) without their own mean and deviation, channel by channel.
+    """Tiles (...,3,t,t) with ImageNet's mean and deviation instead of their own, channel by channel.
 
-    They get ImageNet's instead, because the encoder takes that away again from what it is given: so it sees mean 0 and
-    deviation 1 here, as it does on the average where plain RGB is moved through it. Some values leave [0,1].
+    The encoder subtracts and divides by ImageNet's again, so that it sees mean 0 and deviation 1, as it does on average
+    for plain RGB when it is transferred. Some values leave [0,1].
     """
     shape = (3, 1, 1)
     mean, std = tiles.new_tensor(IMAGENET_MEAN).view(shape), tiles.new_tensor(IMAGENET_STD).view(shape)
@@ -218,13 +224,13 @@ def normalized(tiles: Tensor) -> Tensor:
     return centered / deviation.clamp(min=FLAT) * std + mean
 
 
-def taken(tiles: Tensor, order: Tensor) -> Tensor:
-    """Tiles (n,9,...) such that place i holds tile ``order[i]``, order (n,9)."""
+def permuted(tiles: Tensor, order: Tensor) -> Tensor:
+    """Tiles (n,9,...) reordered so that place i holds tile ``order[:, i]``; order int64 (n,9)."""
     return tiles[torch.arange(len(tiles), device=tiles.device)[:, None], order]
 
 
 def mosaic(tiles: Tensor) -> Tensor:
-    """Nine tiles (n,9,3,t,t), row by row, as one picture (n,3,3t,3t)."""
+    """Nine tiles (n,9,3,t,t), row by row, joined to one picture (n,3,3t,3t)."""
     return torch.cat([torch.cat(list(row.unbind(1)), -1) for row in tiles.split(GRID, 1)], -2)
 
 
@@ -236,55 +242,56 @@ class Jigsaw(PuzzleMethod[JigsawConfig]):
 
     def __init__(self, config: JigsawConfig, world: World) -> None:
         super().__init__(config, world)
-        self.answers = config.permutations
+        self.classes = config.permutations
         self.orders = choose_permutations(config.permutations, config.distance, generator(config.seed))
         self.fusion = Fusion(self.width, TILES, config.dim, config.hidden, config.permutations)
-        self.optimize()
+        self.add_optimizer()
 
-    def question(self, image: Tensor, random: torch.Generator, count: int, mine: slice) -> tuple[Tensor, Tensor]:
-        """Shuffled tiles (n,9,3,t,t), and the numbers of their permutations (n,)."""
-        puzzles = draw(count, self.config, random).part(mine, image.device)
+    def puzzle(self, image: Tensor, random: torch.Generator, count: int, mine: slice) -> tuple[Tensor, Tensor]:
+        """Shuffled tiles (n,9,3,t,t) and the numbers of their permutations (n,)."""
+        puzzles = draw(count, self.config, random).select(mine, image.device)
         return self.shuffle(cut(image, puzzles, self.config.tile), puzzles.order)
 
     def shuffle(self, tiles: Tensor, order: Tensor) -> tuple[Tensor, Tensor]:
-        """As the network sees them."""
+        """Tiles as the network sees them, and the numbers of their permutations."""
         tiles = normalized(tiles) if self.config.normalize else tiles
-        return taken(tiles, self.orders.to(order.device)[order]), order
+        return permuted(tiles, self.orders.to(order.device)[order]), order
 
-    def logits(self, shown: Tensor) -> Tensor:
-        return self.fusion(self.encoder.vectors(shown.flatten(0, 1)))  # (9n,3,t,t) -> (n,K)
+    def logits(self, inputs: Tensor) -> Tensor:
+        return self.fusion(self.encoder.vectors(inputs.flatten(0, 1)))  # (9n,3,t,t) -> (n,K)
 
-    # --- looking and measuring --------------------------------------------------------------------------------
+    # --- pictures and held-out figures ------------------------------------------------------------------------
 
     @torch.no_grad()
     def show(self, batch: Batch) -> dict[str, Tensor]:
-        """Puzzles that are the same at every call; each tile framed by whether it came to its place.
+        """Puzzles, the same at every call. Columns: shuffled, as the network sees them, reordered as predicted, truth.
 
-        As the net sees them they are shifted, gray and normalized; in the other columns they are cut at green's place.
+        The network's tiles are shifted, gray and normalized; in the other columns tiles are plain, cut where the
+        network's green channel is. In the third, a frame shows which tiles came to the right place.
         """
         config = self.config
         image, random = self.shown_images(batch)
-        puzzles = draw(len(image), config, random).part(slice(None), image.device)
+        puzzles = draw(len(image), config, random).select(slice(None), image.device)
         plain = Puzzles(
             puzzles.order, puzzles.corner[:, :, 1:2].expand_as(puzzles.corner), torch.zeros_like(puzzles.gray)
         )
         tiles = cut(image, plain, config.tile)
-        shown, truth = self.shuffle(cut(image, puzzles, config.tile), puzzles.order)
-        said = self.answer(shown).argmax(1)
+        inputs, truth = self.shuffle(cut(image, puzzles, config.tile), puzzles.order)
         orders = self.orders.to(image.device)
-        true, guessed = orders[truth], orders[said]  # (n,9), which tile each place holds, and is said to hold
-        shuffled = taken(tiles, true)
-        back = taken(shuffled, guessed.argsort(1))  # the tile that is said to be i comes to place i
-        right = taken(true, guessed.argsort(1)) == torch.arange(TILES, device=image.device)  # (n,9)
+        true = orders[truth]  # (n,9), the tile at each place
+        predicted = orders[self.predict(inputs).argmax(1)]  # (n,9), the tile that the network predicts there
+        shuffled = permuted(tiles, true)
+        back = permuted(shuffled, predicted.argsort(1))  # the tile predicted to be i comes to place i
+        right = permuted(true, predicted.argsort(1)) == torch.arange(TILES, device=image.device)  # (n,9)
 
         def pieces(tiles: Tensor) -> Tensor:
-            """White between them, and more around all nine."""
+            """Tiles joined, with thin white lines between them and wider ones around all nine."""
             apart = mosaic(pad(tiles.clamp(0, 1), (1, 1, 1, 1), value=1.0))
             return pad(apart, (3, 3, 3, 3), value=1.0)
 
-        marked = framed(back.flatten(0, 1), judged(right.flatten()), 2).unflatten(0, (-1, TILES))
-        columns = [pieces(shuffled), pieces(shown), pieces(marked), pieces(tiles)]
-        title = "shuffled | as the net sees it | put back by the net, green: right, red: wrong | truth"
+        marked = framed(back.flatten(0, 1), right_wrong_colors(right.flatten()), 2).unflatten(0, (-1, TILES))
+        columns = [pieces(shuffled), pieces(inputs), pieces(marked), pieces(tiles)]
+        title = "shuffled | network's input | reordered as predicted (green: right, red: wrong) | truth"
         return {title: sheet(columns, zoom=2)}
 
 

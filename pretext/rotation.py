@@ -1,11 +1,12 @@
-"""Rotation: by how many quarter turns was this image turned? (Gidaris et al. 2018, arXiv:1803.07728).
+"""Rotation: predict by how many quarter turns an image was rotated (Gidaris et al. 2018, arXiv:1803.07728).
 
-Who tells which way up a thing is knows the thing (section 2). All four turns of each image are in the batch (section
-3.1, "implementation details": it helps). The turns are exact, by transposing and mirroring: every pixel keeps its
-value, so that nothing of an interpolation tells the turn; crops are squares, so that both axes are resampled alike.
+To predict which way up an object is, a network must recognize it (section 2). Each batch holds all four rotations of
+its images, which the authors found to help (section 3.1). Rotations are exact, by transposing and mirroring: every
+pixel keeps its value, and no trace of interpolation gives the rotation away. Crops are squares, so that both axes are
+resampled alike.
 
 Deviation: the classifier is one layer on the encoder's averaged last map, where the authors' AlexNet has two hidden
-layers on the map itself: less is learned that is then thrown away.
+layers on the map itself. Fewer weights are trained and then discarded.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from kintsugi.pictures import framed, judged, sheet
+from kintsugi.pictures import framed, right_wrong_colors, sheet
 from kintsugi.pretext.puzzles import PuzzleConfig, PuzzleMethod, captioned, enlarged
 from kintsugi.train import optim
 from kintsugi.train.command import run_method
@@ -29,11 +30,11 @@ TURNS = 4
 @dataclass(frozen=True, kw_only=True)
 class RotationConfig(PuzzleConfig):
     batch: int = 16
-    """Images per step, over all ranks together; the network sees four times as many."""
+    """Images per step, over all ranks together; the network sees all four rotations of each."""
 
 
 def demo() -> RotationConfig:
-    """Minutes on two CPU cores, built-in scenes."""
+    """Minutes on two CPU cores, on the built-in scenes."""
     return RotationConfig(
         preset="demo", scenes=2048, short_side=80, steps=200, batch=16, show_every=100, eval_every=50, save_every=100
     )
@@ -55,7 +56,7 @@ def small() -> RotationConfig:
 
 
 def paper() -> RotationConfig:
-    """The paper's AlexNet with batch norm on ImageNet: 192 images and their turns, 50 epochs, rates by steps."""
+    """The paper's AlexNet with batch norm on ImageNet: 192 images and their rotations, 50 epochs, a step schedule."""
     return RotationConfig(
         preset="paper",
         data="imagenet:imagenet",
@@ -75,58 +76,60 @@ def paper() -> RotationConfig:
 
 
 def turned(image: Tensor, turns: int) -> Tensor:
-    """Squares (N,3,S,S) turned counterclockwise by ``turns`` quarters, any integer; no pixel changes its value."""
+    """Squares (N,3,S,S) rotated counterclockwise by ``turns`` quarters, any integer; no pixel changes its value."""
     return torch.rot90(image, turns, (2, 3))
 
 
-def staged(step: int, steps: int) -> float:
-    """The paper's factor on the learning rate: a tenth after 30, 60 and 90 % (15, 30 and 45 of its 50 epochs)."""
-    return 10.0 ** -sum(10 * step >= part * steps for part in (3, 6, 9))
+def step_schedule(step: int, steps: int) -> float:
+    """The paper's factor on the learning rate: tenfold lower after 30, 60 and 90 % of the run (epochs 15, 30, 45 of
+    50)."""
+    return 10.0 ** -sum(10 * step >= tenths * steps for tenths in (3, 6, 9))
 
 
 class Rotation(PuzzleMethod[RotationConfig]):
     name = "rotation"
-    answers = TURNS
+    classes = TURNS
 
     def __init__(self, config: RotationConfig, world: World) -> None:
         super().__init__(config, world)
         self.classifier = nn.Linear(self.width, TURNS)
-        self.optimize()
+        self.add_optimizer()
 
-    def falling(self, step: int) -> float:
+    def lr_factor(self, step: int) -> float:
         config = self.config
         if config.optimizer == "sgd":
-            return staged(step, config.steps)
+            return step_schedule(step, config.steps)
         return optim.warmup_cosine(step, config.steps, config.warmup)
 
-    def question(self, image: Tensor, random: torch.Generator, count: int, mine: slice) -> tuple[Tensor, Tensor]:
-        """All four turns of each image, (4n,3,S,S), those of one angle together; nothing is drawn."""
+    def puzzle(self, image: Tensor, random: torch.Generator, count: int, mine: slice) -> tuple[Tensor, Tensor]:
+        """All four rotations of each image, (4n,3,S,S), grouped by angle; nothing is drawn at random."""
         turns = torch.arange(TURNS, device=image.device).repeat_interleave(len(image))  # (4n,)
         return torch.cat([turned(image, k) for k in range(TURNS)]), turns
 
-    def logits(self, shown: Tensor) -> Tensor:
-        return self.classifier(self.encoder.vectors(shown))
+    def logits(self, inputs: Tensor) -> Tensor:
+        return self.classifier(self.encoder.vectors(inputs))
 
-    # --- looking and measuring --------------------------------------------------------------------------------
+    # --- pictures and held-out figures ------------------------------------------------------------------------
 
     @torch.no_grad()
     def show(self, batch: Batch) -> dict[str, Tensor]:
-        """One turn of each image, the same at every call: as shown, as the net turns it back, and upright."""
+        """One rotation of each image, the same at every call. Columns: input, rotated back as predicted, upright."""
         image, _ = self.shown_images(batch)
         truth = torch.arange(len(image), device=image.device) * 3 % TURNS  # 0, 270, 180, 90 degrees, ...
-        shown = _turned_each(image, truth)
-        said = self.answer(shown).argmax(1)
-        back = _turned_each(shown, -said)
+        inputs = _turned_each(image, truth)
+        predicted = self.predict(inputs).argmax(1)
+        back = _turned_each(inputs, -predicted)
+        captions = [f"predicted {90 * k}°" for k in predicted.tolist()]
         columns = [
-            captioned(enlarged(shown, 2), [f"turned by {90 * k}°" for k in truth.tolist()]),
-            captioned(framed(enlarged(back, 2), judged(said == truth), 4), [f"said {90 * k}°" for k in said.tolist()]),
+            captioned(enlarged(inputs, 2), [f"turned by {90 * k}°" for k in truth.tolist()]),
+            captioned(framed(enlarged(back, 2), right_wrong_colors(predicted == truth), 4), captions),
             captioned(enlarged(image, 2), ["upright"] * len(image)),
         ]
-        return {"shown | turned back by the net, green: right, red: wrong | truth": sheet(columns)}
+        return {"input | turned back as predicted (green: right, red: wrong) | upright": sheet(columns)}
 
 
 def _turned_each(image: Tensor, turns: Tensor) -> Tensor:
-    """Each image (n,3,S,S) by its own number of quarters (n,)."""
+    """Each image (n,3,S,S) rotated by its own number of quarters (n,)."""
     return torch.cat([turned(one[None], k) for one, k in zip(image, turns.tolist(), strict=True)])
 
 

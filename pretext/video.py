@@ -1,10 +1,10 @@
-"""What the tasks of clips share: settings, how frames are cut and colored, and how a verdict is shown."""
+"""What the methods that learn from clips share: settings, crops and colors of frames, networks, pictures."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -21,10 +21,10 @@ from kintsugi.rng import generator
 from kintsugi.train import optim
 from kintsugi.train.config import TrainConfig, within
 from kintsugi.train.dist import World
-from kintsugi.train.method import Batch
+from kintsugi.train.method import Batch, Method
 from kintsugi.train.opening import store_of
 
-_CROPS, _COLORS = 1, 2  # what random numbers are for, the last part of their key
+_CROPS, _COLORS = 1, 2  # last element of the random generators' keys
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,35 +32,37 @@ class VideoConfig(TrainConfig):
     """Settings of every method that learns from clips."""
 
     data: str = "scenes"
-    """scenes, or a folder with a subfolder of frames, or a video file, for each clip (or with such in frames/)."""
+    """scenes, or a folder that holds (itself or in frames/) a subfolder of frames or a video file for each clip."""
     scenes: int = 4096
-    """How many of the built-in scenes' clips to render (once; they are cached)."""
+    """Number of clips of built-in scenes to render; they are cached."""
     batch: int = 64
     """Tuples of frames per step, over all ranks together."""
     eval_images: int = 256
-    """Held-out tuples measured at each --eval-every."""
+    """Number of held-out tuples measured at each --eval-every."""
     encoder: Literal["resnet18", "resnet50", "alexnet"] = "resnet18"
     norm: Literal["batch", "group"] = "batch"
+    """batch: batch normalization; group: group normalization, which uses no batch statistics."""
     frames: int = 16
-    """Frames of each of the built-in scenes' clips."""
+    """Number of frames in each clip of built-in scenes."""
     every: int = 1
-    """Take every so-many-th frame of a clip that is read."""
+    """Use only every n-th frame of the clips in a folder."""
     tuples: int = 900_000
-    """How many different tuples are drawn; the order repeats after them. Shuffle and Learn's number."""
+    """Number of different tuples to draw, after which they repeat; the default is Shuffle and Learn's."""
     smallest_crop: float = 0.5
-    """The crop, the same for all frames of a tuple, has at least this part of their area."""
+    """Smallest fraction of the frames' area that a crop shows; all frames of a tuple are cropped alike."""
     jitter: float = 0.4
-    """How much brightness, contrast and saturation vary, alike in all frames of a tuple."""
+    """Strength of the changes of brightness, contrast and saturation, which are the same in all frames of a tuple."""
     even: bool = True
-    """Give all frames of a tuple the same mean and deviation in each color channel, and all sub-clips' images one
-    contrast: a camera's drifting exposure would tell the order, and weak differences the odd one."""
+    """Equalize mean and deviation of each color channel over the frames of a tuple, and the contrast of the images of
+    all sub-clips. Otherwise a drifting exposure reveals the order of frames, and weak differences the odd sub-clip."""
     dim: int = 256
-    """Width of what the shared tower says of a frame, or of a sub-clip."""
+    """Width of the shared tower's output, for a frame or a sub-clip."""
     optimizer: optim.Rule = "adam"
+    """adam: with decoupled weight decay (AdamW); sgd: with momentum .9; lars: for large batches."""
     lr: float = 5e-4
     weight_decay: float = 1e-4
     warmup: int = 0
-    """Steps over which the rate rises; then it falls along a cosine."""
+    """Steps over which the learning rate rises linearly; then it falls along a cosine."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -81,7 +83,11 @@ class VideoConfig(TrainConfig):
 
 
 def opened(config: VideoConfig, quiet: bool, span: int, draw: Draw, shorter: str) -> TupleSplit:
-    """The clips that a configuration names, as tuples; for ``kintsugi.train.loop.train``."""
+    """The clips that a config names, as tuples of frames.
+
+    span: frames that a clip must have; draw: chooses a tuple's frames among ``span``; shorter: advice in the message if
+    clips are too short.
+    """
     return open_tuples(
         config.data,
         config.size,
@@ -98,22 +104,25 @@ def opened(config: VideoConfig, quiet: bool, span: int, draw: Draw, shorter: str
 
 
 def view(batch: Batch, config: VideoConfig, world: World, *key: int) -> Tensor:
-    """This rank's tuples of frames as the task sees them, drawn for ``key`` and the global batch: image (n,K,3,H,W) ->
-    (n,K,3,S,S) in [0,1]. All frames of a tuple have the same box, mirroring and change of colors."""
+    """This rank's tuples as the network sees them in training: a batch's frames (n,K,3,H,W) -> (n,K,3,S,S) in [0,1].
+
+    All frames of a tuple have the same crop, mirroring and color changes. Drawn for the global batch; a function of the
+    seed and ``key``.
+    """
     count = len(batch["image"]) * world.size
-    part = world.part(count)
+    mine = world.part(count)
     random = generator(config.seed, *key, _CROPS)
-    draws, flip = cropping.crop_draws(count, random)[part], cropping.random_flips(count, random)[part]
+    draws, flip = cropping.crop_draws(count, random)[mine], cropping.random_flips(count, random)[mine]
     boxes = cropping.random_boxes(batch["extent"], draws, scale=(config.smallest_crop, 1.0))
     frames = _cut(batch["image"], boxes, config.size, flip)
     recipe = ColorAugmentation(config.jitter, config.jitter, config.jitter, hue=0, gray=0.2, blur=0)
-    changes = color_jitter.draw_changes(recipe, count, generator(config.seed, *key, _COLORS))[part]
+    changes = color_jitter.draw_changes(recipe, count, generator(config.seed, *key, _COLORS))[mine]
     frames = _alike(frames, changes)
     return equalize_exposure(frames) if config.even else frames
 
 
 def centered(batch: Batch, config: VideoConfig) -> Tensor:
-    """The frames' middles, for looking and measuring: (n,K,3,H,W) -> (n,K,3,S,S) in [0,1]."""
+    """Central squares of the frames, for pictures and held-out figures: (n,K,3,H,W) -> (n,K,3,S,S) in [0,1]."""
     frames = _cut(batch["image"], cropping.center_boxes(batch["extent"]), config.size)
     return equalize_exposure(frames) if config.even else frames
 
@@ -126,15 +135,17 @@ def _cut(image: Tensor, boxes: Tensor, size: int, flip: Tensor | None = None) ->
 
 
 def _alike(frames: Tensor, changes: color_jitter.ColorChanges) -> Tensor:
-    """Each tuple's frames side by side as one picture: so even what goes by a picture's mean is the same for all."""
+    """Recolors the frames of a tuple as one wide picture, because contrast changes depend on a picture's mean."""
     count, size = frames.shape[1], frames.shape[4]
     wide = color_jitter.recolor(frames.permute(0, 2, 3, 1, 4).flatten(3), changes)  # (n,3,S,K*S)
     return wide.unflatten(3, (count, size)).permute(0, 3, 1, 2, 4)
 
 
 class Tower(nn.Module):
-    """The encoder and one layer on its coarsest map, its positions kept (fc6 of the papers' nets): where things are is
-    what order shows in. (N,3,S,S) in [0,1] -> (N,dim)."""
+    """The encoder and one layer on its coarsest map, (N,3,S,S) in [0,1] -> (N,dim).
+
+    As in fc6 of the papers' networks, the map is not averaged, because the order of frames shows in positions.
+    """
 
     def __init__(self, config: VideoConfig) -> None:
         super().__init__()
@@ -150,12 +161,39 @@ class Tower(nn.Module):
         return self.last(maps[max(maps)].flatten(1))
 
 
+V = TypeVar("V", bound=VideoConfig)
+
+
+class VideoMethod(Method[V]):
+    """Base class of the methods that learn from clips: a shared tower, then a head with one hidden layer."""
+
+    score = "accuracy"
+
+    def __init__(self, config: V, world: World, features: int, outputs: int) -> None:
+        super().__init__(config, world)
+        self.tower = Tower(config)
+        self.head = nn.Sequential(
+            nn.Linear(features, config.dim), nn.ReLU(inplace=True), nn.Linear(config.dim, outputs)
+        )
+        self.optimizers = {"both": optim.make_optimizer(config.optimizer, self, config.lr, config.weight_decay)}
+
+    def learn(self, loss: Tensor, step: int) -> Tensor:
+        """The backward pass of ``loss`` (0-d) and one optimizer step; returns the gradients' norm, 0-d."""
+        config, optimizer = self.config, self.optimizers["both"]
+        loss.backward()
+        optim.set_lr(optimizer, config.lr * optim.warmup_cosine(step, config.steps, config.warmup))
+        return optim.take_step(optimizer, self.world)
+
+    def encoders(self) -> dict[str, Encoder]:
+        return {"encoder": self.tower.encoder}
+
+
 def rows(columns: Sequence[Tensor], zoom: int = 2) -> Tensor:
-    """One row for each clip: columns (n,3,H,w), w of each its own, side by side and ``zoom`` times as large."""
+    """One row per clip: columns (n,3,H,w) of any widths w, side by side and enlarged ``zoom`` times -> (3,h,W)."""
     wide = interpolate(torch.cat([column.float() for column in columns], 3), scale_factor=zoom, mode="nearest")
     return make_grid(wide, nrow=1, padding=4, pad_value=1.0)
 
 
 def bordered(images: Tensor, color: Tensor, width: int = 3) -> Tensor:
-    """Images (n,3,H,W) with a border around them, of each its ``color`` (n,3): (n,3,H+2w,W+2w)."""
+    """Images (n,3,H,W), each with a border of its ``color`` (n,3) around it: (n,3,H+2w,W+2w)."""
     return framed(pad(images, (width,) * 4), color, width)

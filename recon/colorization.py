@@ -1,22 +1,21 @@
 """Colorization: learning to see by giving gray images their colors (Zhang, Isola and Efros 2016, arXiv:1603.08511).
 
-An encoder sees lightness, a decoder says the chroma ab of every pixel: by regression (``--loss l2``, eq. 1) or as one
-of 313 bins with rebalanced cross-entropy (``--loss classification``, eq. 2 to 4), decoded by the annealed mean (eq. 5).
-Options of the same net: a user's color hints (Zhang 2017, arXiv:1705.02999) and an image-wide vector that also learns
-the image's class (Iizuka 2016).
+An encoder sees lightness, and a decoder predicts the chroma ab of every pixel: by regression (``--loss l2``, eq. 1), or
+as one of 313 bins with rebalanced cross-entropy (``--loss classification``, eq. 2 to 4), decoded by the annealed mean
+(eq. 5). Two options: color hints from a user (Zhang 2017, arXiv:1705.02999), and a global feature vector that also
+learns the image's class (Iizuka 2016).
 
-Deviations, each for a reason:
-- The decoder is a feature pyramid over any of our encoders instead of the paper's dilated net, so that the encoder is
-  one that other tasks know; like the paper's it predicts at a quarter of the size.
-- The bins' prior is counted while training goes on, from the data at hand, instead of from ImageNet beforehand.
-- Adam's rate is higher: the paper's 3e-5 goes with 450k steps from a k-means initialization. Its weight decay is apart
-  from the gradients (AdamW), whose size rebalancing changes.
-- Of a hint's patch each pixel's own color is given, not their mean: the net averages it over its positions anyway.
+Deviations, each with its reason:
+- The decoder is a feature pyramid over a standard encoder, which can be transferred, instead of the paper's dilated
+  network; like the paper's, it predicts at a quarter of the side.
+- The prior of the bins is counted during training, on its own data, instead of on ImageNet beforehand.
+- Adam's learning rate is higher: the paper's 3e-5 goes with 450k steps from a k-means initialization. Weight decay is
+  decoupled from the gradients (AdamW), because rebalancing changes their size.
+- A hint gives each pixel of its patch its own color, not the patch's mean: the network averages them anyway.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +27,7 @@ from torch.nn.functional import adaptive_avg_pool2d, cross_entropy, huber_loss, 
 
 from kintsugi import color
 from kintsugi.augment import cropping
+from kintsugi.augment.hints import draw_hints
 from kintsugi.color import lab_to_rgb, rgb_to_lab
 from kintsugi.metrics.chroma import AbErrors, mean_chroma
 from kintsugi.nets.backbones import Backbone, Encoder
@@ -41,8 +41,8 @@ from kintsugi.train.config import TrainConfig, from_plain, within
 from kintsugi.train.dist import World
 from kintsugi.train.method import Batch, Method
 
-_CROPS, _HINTS = 1, 2  # what random numbers are for, the last part of their key
-TEMPERATURES = (1.0, 0.77, 0.58, 0.38, 0.29, 0.14)  # of the sweep, the paper's figure 12
+_CROPS, _HINTS = 1, 2  # last number of a random generator's key: what it draws
+TEMPERATURES = (1.0, 0.77, 0.58, 0.38, 0.29, 0.14)  # shown side by side, as in the paper's figure 12
 
 
 # --- settings -------------------------------------------------------------------------------------------------
@@ -52,25 +52,26 @@ TEMPERATURES = (1.0, 0.77, 0.58, 0.38, 0.29, 0.14)  # of the sweep, the paper's 
 class ColorizationConfig(TrainConfig):
     encoder: Literal["resnet18", "resnet50", "alexnet"] = "resnet18"
     norm: Literal["batch", "group"] = "batch"
-    """Normalization; group does not depend on the batch, nor on how it is split over ranks."""
+    """Normalization; with group, results do not depend on the batch or on how it is split over ranks."""
     loss: Literal["classification", "l2"] = "classification"
-    """classification: 313 bins of ab; l2: regression, whose colors are duller."""
+    """classification: 313 bins of ab; l2: regression, which gives duller colors."""
     neighbors: int = 5
-    """Nearest bins in the soft encoding: 5 in the paper, 10 in its code."""
+    """Nearest bins in the soft encoding: 5 in the paper, 10 in the authors' code."""
     rebalance: float = 0.5
-    """Weight of the uniform distribution against the data's when rare colors are weighted up; 1 = no rebalancing."""
+    """Fraction of the uniform distribution mixed into the prior by which rare colors get more weight; 1 = none do."""
     temperature: float = 0.38
-    """Of the annealed mean by which bins become colors."""
+    """Temperature of the annealed mean, which turns bins into colors."""
     hints: bool = False
     """Learn to use hints: a few patches whose color is given."""
     classes: int = 0
-    """How many classes the images' folders have, for joint classification (Iizuka 2016); 0 = none."""
+    """Number of class folders in the data, for joint classification (Iizuka 2016); 0 = no classification."""
     class_weight: float = 1 / 300
     """Weight of the classification loss (Iizuka 2016)."""
     lr: float = 3e-4
+    """AdamW's learning rate after the warm-up."""
     weight_decay: float = 1e-3
     warmup: int = 50
-    """Steps over which the learning rate rises; then it falls along a cosine."""
+    """Steps over which the learning rate rises; after them it falls along a cosine."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -114,7 +115,7 @@ def small() -> ColorizationConfig:
 
 
 def paper() -> ColorizationConfig:
-    """The paper's data, net and batch, and its crop (of 176 px, here a multiple of 32)."""
+    """The paper's data, network and batch; crops of 160 px instead of 176, as the side must be a multiple of 32."""
     return ColorizationConfig(
         preset="paper",
         data="imagenet:imagenet",
@@ -136,10 +137,10 @@ def paper() -> ColorizationConfig:
 
 
 class Colorizer(nn.Module):
-    """RGB (N,3,S,S) in [0,1], of which it sees the lightness alone -> what the loss wants at a quarter of the side.
+    """Predicts chroma: RGB (N,3,S,S) in [0,1], of which it sees only the lightness -> logits or ab, and class logits.
 
-    Returns (N,313,S/4,S/4) logits or (N,2,S/4,S/4) ab, and class logits (N,classes) or None. With hints it is also
-    given ab where it is known, (N,2,S,S), and where that is, (N,1,S,S), 1 = known.
+    Returns logits of bins (N,313,S/4,S/4), or ab (N,2,S/4,S/4) with ``loss`` l2; and class logits (N,classes) or None.
+    Hints are ``known``, ab (N,2,S,S), and ``where`` it is known, (N,1,S,S), 1 = known.
     """
 
     bins: Tensor
@@ -150,7 +151,7 @@ class Colorizer(nn.Module):
         self.config = config
         self.encoder = Planes("L", Backbone(name=config.encoder, norm=config.norm)).build()
         self.register_buffer("bins", color.ab_bins(), persistent=False)
-        # How often each bin was seen; a little of the uniform distribution until there is something to count.
+        # How often each bin occurred. It starts at 1, so that the prior is uniform before anything is counted.
         self.register_buffer("counts", torch.ones(len(self.bins)))
         width, channels = 128, self.encoder.channels
         self.decoder = Pyramid(channels, len(self.bins) if config.loss == "classification" else 2, width, config.norm)
@@ -167,9 +168,9 @@ class Colorizer(nn.Module):
             given = torch.cat([known * where / 110, where], 1)  # (N,3,S,S)
             for stride, layer in self.hints.items():
                 side = features[int(stride)].shape[-2:]
-                # The mean over a position's pixels, scaled up where few are known, so that one pixel counts.
-                share = adaptive_avg_pool2d(given, side)
-                added[int(stride)] = layer(share / share[:, 2:].clamp(min=1e-4).sqrt())
+                # The mean over a position's pixels, scaled up where few are known, so that even one pixel counts.
+                mean = adaptive_avg_pool2d(given, side)
+                added[int(stride)] = layer(mean / mean[:, 2:].clamp(min=1e-4).sqrt())
         classes = None
         if self.config.classes:
             coarsest = max(features)
@@ -180,12 +181,13 @@ class Colorizer(nn.Module):
         return (out if self.config.loss == "classification" else 110 * out), classes
 
     def chroma(self, out: Tensor, temperature: float | None = None) -> Tensor:
-        """ab (N,2,s,s) from what ``forward`` returns."""
+        """ab (N,2,s,s) from the first output of ``forward``; default temperature: the config's."""
         if self.config.loss == "l2":
             return out
         return color.annealed_mean(out, self.bins, temperature or self.config.temperature)
 
     def prior(self) -> Tensor:
+        """The frequencies of the bins, (313,), summing to 1."""
         return self.counts / self.counts.sum()
 
 
@@ -195,35 +197,17 @@ class Colorizer(nn.Module):
 def classification_loss(
     logits: Tensor, ab: Tensor, bins: Tensor, weights: Tensor, neighbors: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Rebalanced cross-entropy (eq. 2), logits (N,Q,s,s), ab (N,2,s,s), weights of the bins (Q,).
+    """Rebalanced cross-entropy (eq. 2): logits (N,Q,s,s), ab (N,2,s,s), weights of the bins (Q,).
 
-    Each pixel counts with the weight of its nearest bin; an image without any |ab| > 5, which is as good as gray, with
-    0 (as in the authors' code). Returns the weighted loss, to be minimized, the plain one, to be read, and the pixels'
-    nearest bins (N,s,s).
+    Each pixel has the weight of its nearest bin. As in the authors' code, an image whose |ab| is nowhere above 5 is
+    almost gray and has weight 0. Returns the weighted loss to minimize, the unweighted one to log (both 0-d), and the
+    nearest bins of the pixels (N,s,s).
     """
     index, soft = color.soft_encode(ab, bins, neighbors)
     plain = color.soft_cross_entropy(logits, index, soft)  # (N,s,s)
     colored = (ab.abs().amax((1, 2, 3)) > 5).to(plain)[:, None, None]
     nearest = index[:, 0]
     return (plain * weights[nearest] * colored).mean(), plain.mean().detach(), nearest
-
-
-def draw_hints(ab: Tensor, count: int, random: torch.Generator, part: slice) -> Tensor:
-    """Where hints are given, (n,1,S,S), 1 = known, for this rank's part of ``count`` images (Zhang 2017, section 3.2).
-
-    Their number is geometric (p = 1/8), their patches 1 to 9 px wide, their places normal around the middle; 1 image
-    in 100 is given all.
-    """
-    side = ab.shape[-1]
-    numbers = torch.log1p(-torch.rand(count, generator=random)).div(math.log(1 - 1 / 8)).floor().clamp(max=64).int()
-    where = torch.zeros(count, 1, side, side)
-    for i, number in enumerate(numbers.tolist()):
-        place = (side / 2 + side / 4 * torch.randn(64, 2, generator=random)).clamp(0, side - 1).int().tolist()
-        width = torch.randint(1, 10, (64,), generator=random).tolist()
-        for (y, x), w in zip(place[:number], width[:number], strict=True):
-            where[i, 0, max(0, y - w // 2) : y + (w + 1) // 2, max(0, x - w // 2) : x + (w + 1) // 2] = 1
-    where[torch.rand(count, generator=random) < 0.01] = 1
-    return where[part].to(ab.device)
 
 
 # --- the method -----------------------------------------------------------------------------------------------
@@ -257,52 +241,48 @@ class Colorization(Method[ColorizationConfig]):
         if config.loss == "classification":
             weights = color.rebalancing(self.colorizer.prior(), config.rebalance)
             loss, plain, nearest = classification_loss(out, target, self.colorizer.bins, weights, config.neighbors)
-            seen = color.count_bins(nearest, len(self.colorizer.bins))
-            self.colorizer.counts += self.world.size * self.world.mean(seen)
-        elif config.hints:  # Huber, as in Zhang 2017 (eq. 2)
-            loss = huber_loss(out / 110, target / 110, delta=1 / 110)
-            plain = loss.detach()
-        else:
-            loss = (out / 110 - target / 110).square().mean()
+            counts = color.count_bins(nearest, len(self.colorizer.bins))
+            self.colorizer.counts += self.world.size * self.world.mean(counts)
+        else:  # with hints Huber's loss, as in Zhang 2017 (eq. 2)
+            predicted, true = out / 110, target / 110
+            loss = huber_loss(predicted, true, delta=1 / 110) if config.hints else (predicted - true).square().mean()
             plain = loss.detach()
         scalars = {"loss/color": plain, "loss/weighted": loss.detach()}
         if config.classes:
             label = self._labels(batch)
-            named = cross_entropy(classes.float(), label)
-            loss = loss + config.class_weight * named
-            scalars |= {"loss/class": named.detach(), "class/accuracy": (classes.argmax(1) == label).float().mean()}
+            class_loss = cross_entropy(classes.float(), label)
+            loss = loss + config.class_weight * class_loss
+            scalars |= {
+                "loss/class": class_loss.detach(),
+                "class/accuracy": (classes.argmax(1) == label).float().mean(),
+            }
         loss.backward()
-        optimizer = self.optimizers["colorizer"]
-        optim.set_lr(optimizer, config.lr * optim.warmup_cosine(step, config.steps, config.warmup))
-        return scalars | {"grad_norm/colorizer": optim.take_step(optimizer, self.world)}
+        optim.set_lr(self.optimizers["colorizer"], config.lr * optim.warmup_cosine(step, config.steps, config.warmup))
+        return scalars | {"grad_norm/colorizer": optim.take_step(self.optimizers["colorizer"], self.world)}
 
     def _labels(self, batch: Batch) -> Tensor:
         if "label" not in batch:
-            raise ValueError("--classes needs images in class folders; these have no classes: leave it away")
+            raise ValueError("--classes needs images in class folders, and this data has none: leave --classes out")
         highest = int(batch["label"].amax()) + 1
         if highest > self.config.classes:
-            raise ValueError(f"--classes {self.config.classes}: the data has more, at least {highest}")
+            raise ValueError(f"--classes {self.config.classes}: the data has more classes, at least {highest}")
         return batch["label"]
 
     def encoders(self) -> dict[str, Encoder]:
         return {"generator": self.colorizer.encoder}
 
-    # --- looking and measuring --------------------------------------------------------------------------------
-
-    def centered(self, batch: Batch) -> Tensor:
-        """Held-out images are cropped to their largest central square."""
-        return cropping.center_crops(batch, self.config.size)
+    # --- pictures and figures ---------------------------------------------------------------------------------
 
     @torch.no_grad()
     def colorize(self, image: Tensor, temperature: float | None = None) -> Tensor:
-        """ab (N,2,S,S) for RGB (N,3,S,S), of which the lightness is seen; without hints."""
+        """Predicts ab (N,2,S,S) from the lightness of RGB (N,3,S,S) in [0,1], without hints."""
         with self.world.autocast():
             out, _ = self.colorizer.eval()(image)
         return interpolate(self.colorizer.chroma(out, temperature), image.shape[-2:], mode="bilinear")
 
     def show(self, batch: Batch) -> dict[str, Tensor]:
-        """gray | colorized | truth, and the temperatures of the annealed mean from dull to spotty."""
-        truth = self.centered(batch)
+        """gray | colorized | truth; and a row of temperatures of the annealed mean, from dull to spotty."""
+        truth = cropping.center_crops(batch, self.config.size)
         lab = rgb_to_lab(truth)
 
         def colored(ab: Tensor) -> Tensor:
@@ -325,12 +305,12 @@ class Colorization(Method[ColorizationConfig]):
         return self._figures(batches, self.colorize)
 
     def baselines(self, batches: Iterable[Batch]) -> dict[str, dict[str, float]]:
-        """Gray, and every pixel in the mean ab: of the training images, or of these where no bins are counted."""
+        """Two constants: gray, and the mean ab of the training images (``--loss l2``: of these images)."""
         every = list(batches)
         mean = (self.colorizer.prior()[:, None] * self.colorizer.bins).sum(0).view(1, 2, 1, 1)
         if self.config.loss == "l2":
-            images = [rgb_to_lab(self.centered(b))[:, 1:].mean((2, 3)) for b in every]  # (n,2) each
-            mean = torch.cat(images).mean(0).view(1, 2, 1, 1)
+            crops = (cropping.center_crops(batch, self.config.size) for batch in every)
+            mean = torch.cat([rgb_to_lab(image)[:, 1:].mean((2, 3)) for image in crops]).mean(0).view(1, 2, 1, 1)
         return {
             "gray": self._figures(every, lambda image: torch.zeros_like(image[:, 1:])),
             "mean ab": self._figures(every, lambda image: mean.expand(len(image), 2, *image.shape[-2:])),
@@ -338,25 +318,24 @@ class Colorization(Method[ColorizationConfig]):
 
     @torch.no_grad()
     def _figures(self, batches: Iterable[Batch], colorize: Callable[[Tensor], Tensor]) -> dict[str, float]:
-        """``kintsugi.metrics.chroma.AbErrors`` of ab, PSNR of RGB; chroma beside the truth's shows who paints brown."""
+        """``AbErrors`` of ab, PSNR of RGB, and mean chroma; a chroma far below the truth's means dull colors."""
         errors, rows = AbErrors(), []
         for batch in batches:
-            truth = self.centered(batch)
-            lab = rgb_to_lab(truth)
-            ab = colorize(truth)
+            truth = cropping.center_crops(batch, self.config.size)
+            lab, ab = rgb_to_lab(truth), colorize(truth)
             errors.add(ab, lab[:, 1:])
-            rgb = lab_to_rgb(torch.cat([lab[:, :1], ab], 1))
-            psnr = -10 * (rgb - truth).square().mean((1, 2, 3)).clamp(min=1e-10).log10()
+            difference = lab_to_rgb(torch.cat([lab[:, :1], ab], 1)) - truth
+            psnr = -10 * difference.square().mean((1, 2, 3)).clamp(min=1e-10).log10()
             rows.append(torch.stack([psnr, mean_chroma(ab), mean_chroma(lab[:, 1:])]))  # (3,n)
-        psnr, painted, true = torch.cat(rows, 1).mean(1).tolist()
-        return errors.means() | {"psnr": psnr, "chroma": painted, "chroma_truth": true}
+        psnr, chroma, chroma_truth = torch.cat(rows, 1).mean(1).tolist()
+        return errors.means() | {"psnr": psnr, "chroma": chroma, "chroma_truth": chroma_truth}
 
 
-# --- using it -------------------------------------------------------------------------------------------------
+# --- using a trained network ----------------------------------------------------------------------------------
 
 
 def load_colorizer(path: Path, device: torch.device) -> Colorizer:
-    """The net of a checkpoint (a file or a run's folder). ValueError of one line if it is none."""
+    """The network of a checkpoint (a file or a run's folder). Raises ValueError with one line for other methods."""
     content = checkpoint.read(path, Colorization.name)[1]
     net = Colorizer(from_plain(ColorizationConfig, content["config"]))
     net.load_state_dict(checkpoint.weights_of(content, "colorizer"))

@@ -1,14 +1,15 @@
 """Context encoder: learning to see by painting what a hole hides (Pathak et al. 2016, arXiv:1604.07379).
 
-An encoder looks at an image with a hole, a channel-wise fully connected layer spreads what it saw over the whole
-field, and a decoder paints. The loss is L2 on the hole (eq. 1) and a discriminator's verdict (eq. 2), .999 to .001
-(eq. 3). Settings are those of the paper and of the authors' released code.
+An encoder sees an image with a hole, a channel-wise fully connected layer carries information across the whole feature
+map, and a decoder paints the image. The loss is L2 in the hole (eq. 1) plus an adversarial loss (eq. 2), weighted .999
+to .001 (eq. 3). Settings are those of the paper and of the authors' released code.
 
-Deviations, each for a reason:
-- The decoder always paints the whole image, and the hole is cut out of it, so that one network serves holes of any
-  shape; the paper has another decoder for each.
-- The generator's weights are averaged over steps (EMA .999); the average is what is shown, measured and moved.
-- The adversary joins after a pixel-only warm-up, when there is something to judge.
+Deviations, each with its reason:
+- The decoder always paints the whole image, and the hole is cut out of it, so that one network handles holes of any
+  shape; the paper has a separate decoder for each.
+- The generator's weights are averaged over steps (EMA .999), because a GAN's weights fluctuate; the average is shown,
+  measured and transferred.
+- The first steps train on pixels alone: before that, the discriminator has nothing worth judging.
 """
 
 from __future__ import annotations
@@ -26,13 +27,11 @@ from torch.optim.swa_utils import AveragedModel
 from kintsugi.augment import cropping, masks
 from kintsugi.fill.classical import CLASSICAL, Fill
 from kintsugi.fill.membrane import mend, seamless
-from kintsugi.losses import adversarial
 from kintsugi.losses.perceptual import open_lpips
 from kintsugi.metrics.reconstruction import HoleQuality
 from kintsugi.nets.backbones import Backbone
-from kintsugi.nets.decoders import ChannelwiseLinear, Decoder
+from kintsugi.nets.context_encoder import ContextEncoder
 from kintsugi.nets.discriminators import DiscriminatorSpec
-from kintsugi.nets.layers import Norm, normalization
 from kintsugi.pictures import sheet
 from kintsugi.rng import generator
 from kintsugi.train import checkpoint, optim
@@ -40,11 +39,10 @@ from kintsugi.train.command import run_method
 from kintsugi.train.config import from_plain
 from kintsugi.train.dist import World
 from kintsugi.train.ema import warmed_average
-from kintsugi.train.gan import Gan, GanConfig, update_discriminator
+from kintsugi.train.gan import Gan, GanConfig, adversarial_loss, update_discriminator
 from kintsugi.train.method import Batch
 
-_CROPS, _HOLES = 1, 2  # what random numbers are for, the last part of their key
-MEAN_COLOR = (123 / 255, 117 / 255, 104 / 255)  # the authors' fill, RGB
+_CROPS, _HOLES = 1, 2  # last number of a random generator's key: what it draws
 
 
 # --- settings -------------------------------------------------------------------------------------------------
@@ -53,42 +51,48 @@ MEAN_COLOR = (123 / 255, 117 / 255, 104 / 255)  # the authors' fill, RGB
 @dataclass(frozen=True, kw_only=True)
 class InpaintingConfig(GanConfig):
     encoder: Literal["resnet18", "resnet50", "alexnet", "dcgan"] = "resnet18"
-    """alexnet is the paper's for features, dcgan the authors' released one for pictures (128 px)."""
+    """alexnet: the paper's for learning features; dcgan: the authors' released one for inpainting (128 px)."""
     norm: Literal["batch", "group"] = "batch"
-    """Normalization; group does not depend on the batch, nor on how it is split over ranks."""
+    """Normalization; with group, results do not depend on the batch or on how it is split over ranks."""
     mask: Literal["center", "blocks", "regions", "none"] = "center"
-    """The hole: the central square, random rectangles, random shapes (the paper's best for features); none trains
-    the plain autoencoder, the paper's baseline."""
+    """The hole: the central square, random rectangles, or random shapes (the paper's best for features); none trains
+    a plain autoencoder, the paper's baseline."""
     overlap: int = -1
-    """Width of the band of seen pixels around the hole that is painted too, px; -1 = size/32 (4 at 128 px)."""
+    """Width in px of the band of visible pixels around the hole that the L2 loss also covers; -1 = size/32 (4 at 128
+    px)."""
     overlap_weight: float = 10.0
     """Weight of the L2 loss in that band."""
 
     adversarial: float = 0.001
-    """Weight of the adversarial loss, the L2 loss having 1 minus it; 0 trains without a discriminator."""
+    """Weight of the adversarial loss; the L2 loss has 1 minus this weight. 0 trains without a discriminator."""
     gan: Literal["bce", "hinge"] = "bce"
     """Adversarial loss."""
     discriminator_norm: Literal["batch", "group", "spectral"] = "batch"
-    """spectral: spectral normalization of the weights instead of a layer."""
+    """The discriminator's normalization; spectral normalizes its weights and needs no layer."""
     r1: float = 0.0
     """Weight of the gradient penalty on real images (Mescheder 2018), every 16 steps; 0 = none."""
 
     lpips: str = "auto"
-    """LPIPS of held-out images: auto (where its AlexNet is at hand), download, off, or a FILE of AlexNet's weights."""
+    """LPIPS of held-out images: auto (if its AlexNet is on this machine), download, off, or a FILE with AlexNet's
+    weights."""
 
     lr: float = 5e-4
-    """Adam's rate for the generator; the authors' 2e-3 suits their net, a ResNet learns faster with less."""
+    """Adam's learning rate for the generator; the authors' is 2e-3, but a ResNet learns faster with less."""
     lr_discriminator: float = 1e-4
-    """Adam's rate for the discriminator."""
+    """Adam's learning rate for the discriminator."""
     ema: float = 0.999
     """Decay of the generator's running average."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.size % 32 or self.size < 64:
-            raise ValueError(f"--size {self.size}: the decoder doubles five times, so use a multiple of 32 from 64 on")
+            raise ValueError(f"--size {self.size}: use a multiple of 32, at least 64")
         if not 0 <= self.adversarial < 1:
             raise ValueError(f"--adversarial must be in [0, 1), not {self.adversarial}")
+
+    @property
+    def backbone(self) -> Backbone:
+        return Backbone(name=self.encoder, norm=self.norm)
 
     @property
     def band(self) -> int:
@@ -115,7 +119,7 @@ def demo() -> InpaintingConfig:
 
 
 def small() -> InpaintingConfig:
-    """One GPU, tens of minutes; random shapes, which teach the encoder more than a square (paper, section 5.2)."""
+    """One GPU, tens of minutes; random shapes, from which the encoder learns more than from a square (section 5.2)."""
     return InpaintingConfig(
         preset="small",
         size=96,
@@ -151,61 +155,15 @@ def paper() -> InpaintingConfig:
     )
 
 
-# --- networks -------------------------------------------------------------------------------------------------
-
-
-class Generator(nn.Module):
-    """Encoder, bottleneck, decoder: (N,3,S,S) RGB in [0,1] and its holes (N,1,S,S) -> the whole image painted."""
-
-    mean_color: Tensor
-
-    def __init__(self, config: InpaintingConfig) -> None:
-        super().__init__()
-        self.encoder = Backbone(name=config.encoder, norm=config.norm).build()
-        stride, channels = max(self.encoder.channels.items())
-        bottleneck = _dense_bottleneck if config.encoder == "dcgan" else _channelwise_bottleneck
-        self.bottleneck = bottleneck(channels, config.size // stride, config.norm)
-        self.decoder = Decoder(channels, (256, 128, 64, 64), norm=config.norm)
-        self.register_buffer("mean_color", torch.tensor(MEAN_COLOR).view(1, 3, 1, 1), persistent=False)
-
-    def forward(self, image: Tensor, mask: Tensor) -> Tensor:
-        seen = image * (1 - mask) + self.mean_color * mask
-        features = self.encoder(seen)
-        coarsest = features[max(features)]  # (N,C,s,s)
-        return self.decoder(self.bottleneck(coarsest))  # (N,C,S/32,S/32) -> (N,3,S,S)
-
-
-def _channelwise_bottleneck(channels: int, side: int, norm: Norm) -> nn.Module:
-    """The paper's: every feature map is mixed over its own positions, then a 1x1 convolution mixes the maps."""
-    return nn.Sequential(
-        ChannelwiseLinear(channels, side**2, side**2),  # (N,C,side,side)
-        nn.Conv2d(channels, channels, 1, bias=False),
-        normalization(norm, channels),
-        nn.ReLU(inplace=True),
-    )
-
-
-def _dense_bottleneck(channels: int, side: int, norm: Norm) -> nn.Module:
-    """The released 128-px net's: everything through 4000 numbers."""
-    return nn.Sequential(
-        nn.Conv2d(channels, 4000, side, bias=False),  # (N,C,side,side) -> (N,4000,1,1)
-        normalization(norm, 4000),
-        nn.LeakyReLU(0.2, inplace=True),
-        nn.ConvTranspose2d(4000, channels, side, bias=False),  # -> (N,C,side,side)
-        normalization(norm, channels),
-        nn.ReLU(inplace=True),
-    )
-
-
 # --- losses ---------------------------------------------------------------------------------------------------
 
 
 def reconstruction_loss(painted: Tensor, truth: Tensor, mask: Tensor, band: int, band_weight: float) -> Tensor:
-    """L2 over the hole and, ``band_weight`` times, over the ``band`` px of seen pixels around it (eq. 1).
+    """L2 in the hole, plus ``band_weight`` times L2 in the ``band`` px of visible pixels around it (eq. 1); 0-d.
 
-    Images (N,3,S,S) in [0,1]; mask (N,1,S,S). Averaged over the painted region of each image, then over images, so
-    that every image counts alike whatever the size of its hole. As in the authors' code the difference is taken on
-    the scale of [-1,1], four times the square of [0,1]'s. A mask without a hole means the whole image (autoencoder).
+    Images (N,3,S,S) in [0,1]; mask (N,1,S,S). The mean over hole and band of each image, then over images, so that
+    images count equally whatever the size of their holes. As in the authors' code, differences are on the scale of
+    [-1,1], so their squares are four times those of [0,1]. Without a hole the whole image counts (autoencoder).
     """
     region = masks.dilate(mask, band) if band else mask
     weight = mask + band_weight * (region - mask)
@@ -225,22 +183,22 @@ class Inpainting(Gan[InpaintingConfig]):
 
     def __init__(self, config: InpaintingConfig, world: World) -> None:
         super().__init__(config, world)
-        self.generator = Generator(config)
+        self.generator = ContextEncoder(config.backbone, config.size)
         self.average = AveragedModel(self.generator, multi_avg_fn=warmed_average(config.ema), use_buffers=True)
         betas = (0.5, 0.999)
         self.optimizers = {
             "generator": torch.optim.Adam(self.generator.parameters(), config.lr, betas=betas, fused=True)
         }
         if config.has_adversary:
-            # It sees the painted square where all holes are one square, else the whole mended image.
-            seen = config.size // 2 if config.mask == "center" else config.size
-            self.discriminator = DiscriminatorSpec(size=seen, norm=config.discriminator_norm).build()
+            # It sees the central square if that is always the hole, else the whole mended image.
+            side = config.size // 2 if config.mask == "center" else config.size
+            self.discriminator = DiscriminatorSpec(size=side, norm=config.discriminator_norm).build()
             self.optimizers["discriminator"] = torch.optim.Adam(
                 self.discriminator.parameters(), config.lr_discriminator, betas=betas, fused=True
             )
 
         lpips = open_lpips(config.lpips)[0]
-        # Held by a plain object, because it is not part of the method's weights.
+        # A function, because LPIPS is not part of the method's weights.
         self.quality = partial(HoleQuality, lpips and lpips.to(world.device))
 
     def update(self, batch: Batch, step: int) -> dict[str, Tensor]:
@@ -265,51 +223,45 @@ class Inpainting(Gan[InpaintingConfig]):
                 r1=config.r1,
                 step=step,
             )
-            # The generator is judged by the discriminator that has just learned.
-            with adversarial.frozen(self.discriminator), self.world.autocast():
-                verdict = self.discriminator(self._judged(mended))
-            fooling = adversarial.generator_loss(verdict.float(), config.gan)
-            loss = loss + config.adversarial * fooling
-            scalars |= {"loss/adversarial": fooling, "loss/adversarial_weighted": config.adversarial * fooling}
+            # The generator's loss comes from the discriminator after its update.
+            weighted, more = adversarial_loss(
+                self.discriminator, self._judged(mended), self.world, config.adversarial, config.gan
+            )
+            loss = loss + weighted
+            scalars |= more
         loss.backward()
         scalars["grad_norm/generator"] = optim.take_step(self.optimizers["generator"], self.world)
         self.average.update_parameters(self.generator)
         return scalars | {"loss/generator": loss}
 
     def crops(self, batch: Batch, step: int) -> Tensor:
-        """This rank's random crops of a step, (n,3,S,S) in [0,1]."""
+        """This rank's random crops for a step, (n,3,S,S) in [0,1]."""
         config, random = self.config, generator(self.config.seed, step, _CROPS)
         return cropping.random_crops(batch, config.size, config.batch, self.world.part(config.batch), random)
 
     def holes(self, count: int, *key: int) -> Tensor:
-        """Holes drawn for ``key``, (count,1,S,S); all 0 for the autoencoder."""
+        """Random holes for ``key``, (count,1,S,S); all 0 for the autoencoder."""
         config = self.config
         if config.mask == "none":
             return torch.zeros(count, 1, config.size, config.size, device=self.world.device)
         return masks.draw(config.mask, count, config.size, generator(*key, _HOLES), self.world.device)
 
     def _judged(self, image: Tensor) -> Tensor:
-        """What the discriminator sees of an image: the central square, or all of it."""
+        """The region of an image that the discriminator sees: the central square, or the whole image."""
         quarter = self.config.size // 4
         return image[..., quarter:-quarter, quarter:-quarter] if self.config.mask == "center" else image
 
-    # --- looking and measuring --------------------------------------------------------------------------------
-
-    @property
-    def averaged(self) -> Generator:
-        net = self.average.module
-        assert isinstance(net, Generator)
-        return net
+    # --- pictures and figures ---------------------------------------------------------------------------------
 
     @torch.no_grad()
     def paint(self, image: Tensor, mask: Tensor) -> Tensor:
-        """What the averaged generator paints, (N,3,S,S) in [0,1]."""
-        net = self.averaged.eval()
+        """The whole image as the averaged generator paints it, (N,3,S,S) in [0,1]."""
+        net = self.average.module.eval()
         with self.world.autocast():
             return net(image, mask).float()
 
     def show(self, batch: Batch) -> dict[str, Tensor]:
-        """Columns: input | hole (what is painted into it) | mended | truth; of the autoencoder truth | painted.
+        """Columns: input | hole (what is painted there) | mended | truth; for the autoencoder: truth | painted.
 
         The same images and holes at every call.
         """
@@ -328,8 +280,8 @@ class Inpainting(Gan[InpaintingConfig]):
         return {"input | hole | mended | truth": sheet(columns, zoom=2)}
 
     def evaluate(self, batches: Iterable[Batch]) -> dict[str, float]:
-        """Means over held-out images, inside the holes, which are drawn as in ``show``; of the autoencoder, which has
-        no holes, over whole images."""
+        """Mean figures (``HoleQuality``) of held-out images in the holes, which are drawn as in ``show``; for the
+        autoencoder, of whole images."""
         return self._figures(batches, self.paint)
 
     def _figures(self, batches: Iterable[Batch], fill: Fill) -> dict[str, float]:
@@ -342,45 +294,48 @@ class Inpainting(Gan[InpaintingConfig]):
         return figures.means()
 
     def baselines(self, batches: Iterable[Batch]) -> dict[str, dict[str, float]]:
-        """Classical fills of the same holes."""
+        """Classical fills of the same holes, without training."""
         if self.config.mask == "none":
             return {}
         every = list(batches)
         return {name: self._figures(every, fill) for name, fill in CLASSICAL.items()}
 
     def centered(self, batch: Batch) -> Tensor:
-        """Held-out images are cropped to their largest central square."""
+        """The largest central squares of held-out images, (n,3,S,S) in [0,1]."""
         return cropping.center_crops(batch, self.config.size)
 
 
-# --- using it -------------------------------------------------------------------------------------------------
+# --- using a trained network ----------------------------------------------------------------------------------
 
 
 class Mender(nn.Module):
-    """A trained generator for whoever has images to mend: squares of side ``size``."""
+    """A trained generator that mends square images of side ``size``."""
 
-    def __init__(self, net: Generator, size: int) -> None:
+    def __init__(self, net: ContextEncoder, size: int) -> None:
         super().__init__()
         self.net, self.size = net, size
 
     @torch.no_grad()
     def forward(self, image: Tensor, mask: Tensor) -> Tensor:
-        """(N,3,S,S) in [0,1] and holes (N,1,S,S) -> (N,3,S,S), unchanged outside the holes, without seams."""
+        """Mends without seams: (N,3,S,S) in [0,1] and holes (N,1,S,S) -> (N,3,S,S), unchanged outside the holes."""
         return seamless(self.net(image, mask), image, mask)
 
     @torch.no_grad()
     def plain(self, image: Tensor, mask: Tensor) -> Tensor:
-        """As the paper has it, the painting as it is: its figures are measured on this."""
+        """Mends as in the paper, pasting the painting as it is. The figures are measured on this."""
         return mend(self.net(image, mask), image, mask)
 
 
 def load_mender(path: Path, device: torch.device) -> Mender:
-    """The averaged generator of a checkpoint (a file or a run's folder). ValueError of one line if it is none."""
+    """The averaged generator of a checkpoint (a file or a run's folder).
+
+    Raises ValueError with one line if it is not a checkpoint of an inpainter.
+    """
     content = checkpoint.read(path, Inpainting.name)[1]
     config = from_plain(InpaintingConfig, content["config"])
     if config.mask == "none":
-        raise ValueError(f"{path} is an autoencoder's checkpoint (--mask none), which cannot mend: name an inpainter's")
-    net = Generator(config)
+        raise ValueError(f"{path} is an autoencoder (--mask none), which cannot mend: name one trained with holes")
+    net = ContextEncoder(config.backbone, config.size)
     net.load_state_dict(checkpoint.weights_of(content, "average.module"))
     return Mender(net, config.size).eval().to(device)
 

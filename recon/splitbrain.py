@@ -1,15 +1,15 @@
-"""Split-brain autoencoder: two networks, each of which learns to say what the other sees (Zhang, Isola and Efros 2017,
+"""Split-brain autoencoder: two networks, each of which predicts what the other sees (Zhang, Isola and Efros 2017,
 arXiv:1611.09842).
 
-One sees lightness and says chroma, one sees chroma and says lightness: neither can learn by copying. Both have half of
-the usual width; side by side they see the whole image, and their features, joined, are moved to other tasks. A plane is
-said by classification (``--loss classification``, eq. 4: 313 bins of ab, 50 of L, 1-hot, no rebalancing) or by
-regression (``--loss l2``, eq. 2).
+One sees lightness and predicts chroma, the other sees chroma and predicts lightness, so neither can learn by copying.
+Both have half of the usual width. Together they see the whole image, and their concatenated features are transferred.
+Planes are predicted by classification (``--loss classification``, eq. 4: 313 bins of ab, 50 of L, 1-hot, no
+rebalancing) or by regression (``--loss l2``, eq. 2).
 
-Deviations, each for a reason:
-- A feature pyramid over our encoders predicts at a quarter of the size; the paper's AlexNet predicts at a sixteenth.
-  Pictures so show more, and encoders stay those that other tasks know.
-- Adam, with a cosine: the paper's long training with momentum does not fit minutes.
+Deviations, each with its reason:
+- A feature pyramid over standard encoders predicts at a quarter of the side; the paper's AlexNet predicts at a
+  sixteenth. So pictures show more, and the encoders can be transferred.
+- AdamW with a cosine schedule: the paper's long training with momentum does not fit into minutes.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from kintsugi.train.method import Batch, Method
 N = TypeVar("N", bound="NetsConfig")
 AB_BINS, L_BINS = 313, 50
 TEMPERATURE = 0.38
-"""Of the annealed mean by which bins become a color or a lightness (``kintsugi.color``)."""
+"""Temperature of the annealed mean, which turns bins into a color or a lightness (``kintsugi.color``)."""
 
 
 # --- settings -------------------------------------------------------------------------------------------------
@@ -50,17 +50,17 @@ TEMPERATURE = 0.38
 
 @dataclass(frozen=True, kw_only=True)
 class NetsConfig(TrainConfig):
-    """Settings of both kinds of split brain."""
+    """Settings of both split-brain methods."""
 
     encoder: Literal["resnet18", "resnet50", "alexnet"] = "alexnet"
-    """Of each network; alexnet is the paper's."""
+    """Encoder of each network; alexnet is the paper's."""
     norm: Literal["batch", "group"] = "batch"
-    """Normalization; group does not depend on the batch, nor on how it is split over ranks."""
+    """Normalization; with group, results do not depend on the batch or on how it is split over ranks."""
     lr: float = 1e-3
-    """Adam's, at its highest."""
+    """AdamW's learning rate after the warm-up."""
     weight_decay: float = 1e-4
     warmup: int = 50
-    """Steps over which the learning rate rises; then it falls along a cosine."""
+    """Steps over which the learning rate rises; after them it falls along a cosine."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -71,7 +71,7 @@ class NetsConfig(TrainConfig):
 @dataclass(frozen=True, kw_only=True)
 class SplitBrainConfig(NetsConfig):
     loss: Literal["classification", "l2"] = "classification"
-    """What is said of each pixel: a bin, better for features in the paper; or the values themselves."""
+    """What is predicted for each pixel: a bin, which gives better features in the paper, or the value itself."""
 
 
 def demo() -> SplitBrainConfig:
@@ -97,7 +97,7 @@ def small() -> SplitBrainConfig:
 
 
 def paper() -> SplitBrainConfig:
-    """The paper's net, data and crop (of 180 px, here a multiple of 32)."""
+    """The paper's network and data; crops of 192 px instead of 180, as the side must be a multiple of 32."""
     return SplitBrainConfig(
         preset="paper",
         data="imagenet:imagenet",
@@ -116,7 +116,7 @@ def paper() -> SplitBrainConfig:
 
 
 class CrossChannel(nn.Module):
-    """An encoder and what it says of other planes: image (N,3,S,S) -> (N,out,s,s) float, s about S/4."""
+    """An encoder that predicts other planes: image (N,3,S,S) in [0,1] -> (N,out,s,s) float, s about S/4."""
 
     def __init__(self, encoder: Encoder, out: int, norm: Norm) -> None:
         super().__init__()
@@ -131,28 +131,29 @@ class CrossChannel(nn.Module):
 
 
 def ab_loss(logits: Tensor, ab: Tensor) -> Tensor:
-    """Cross-entropy (eq. 4) of bins (N,313,s,s) and the bins nearest to ab (N,2,s,s)."""
+    """Cross-entropy (eq. 4) of logits (N,313,s,s) with the bins nearest to ab (N,2,s,s); 0-d."""
     nearest = color.soft_encode(ab, color.ab_bins().to(ab.device), neighbors=1)[0]  # (N,1,s,s)
     return cross_entropy(logits, nearest[:, 0])
 
 
 def lightness_loss(logits: Tensor, lightness: Tensor) -> Tensor:
-    """Cross-entropy of bins (N,50,s,s) and lightness (N,1,s,s) in 0..100."""
+    """Cross-entropy of logits (N,50,s,s) with the bins of lightness (N,1,s,s) in 0..100; 0-d."""
     return cross_entropy(logits, color.lightness_bins(lightness)[:, 0])
 
 
-def said_ab(logits: Tensor) -> Tensor:
-    """Logits (N,313,s,s) -> ab (N,2,s,s), their annealed mean."""
+def decode_ab(logits: Tensor) -> Tensor:
+    """The annealed mean of the bins: logits (N,313,s,s) -> ab (N,2,s,s)."""
     return color.annealed_mean(logits, color.ab_bins().to(logits.device), TEMPERATURE)
 
 
-def said_lightness(logits: Tensor) -> Tensor:
-    """Logits (N,50,s,s) -> lightness (N,1,s,s), their annealed mean."""
+def decode_lightness(logits: Tensor) -> Tensor:
+    """The annealed mean of the bins: logits (N,50,s,s) -> lightness (N,1,s,s) in 0..100."""
     centers = torch.arange(1.0, 100, 2, device=logits.device)[:, None]  # (50,1)
     return color.annealed_mean(logits, centers, TEMPERATURE)
 
 
 def enlarged(plane: Tensor, like: Tensor) -> Tensor:
+    """(N,C,s,s) -> (N,C,S,S), where S is the side of ``like``."""
     return interpolate(plane, like.shape[-2:], mode="bilinear")
 
 
@@ -160,10 +161,10 @@ def enlarged(plane: Tensor, like: Tensor) -> Tensor:
 
 
 class TwoNets(Method[N]):
-    """What both kinds of split brain share: two networks that learn side by side."""
+    """What both split-brain methods share: two networks, each with its own loss and optimizer."""
 
     def optimize(self, nets: dict[str, CrossChannel]) -> None:
-        """An optimizer for each network, by the name of its loss."""
+        """Creates an optimizer for each network; ``nets`` by the name of the loss."""
         config = self.config
         self.optimizers = {
             name: torch.optim.AdamW(net.parameters(), config.lr, weight_decay=config.weight_decay, fused=True)
@@ -171,9 +172,8 @@ class TwoNets(Method[N]):
         }
 
     def learn(self, losses: dict[str, Tensor], step: int) -> dict[str, Tensor]:
-        """A step of each network on its loss; they share nothing. Returns what to log."""
-        scalars = {}
-        config = self.config
+        """One step of each network on its own loss. Returns scalars to log."""
+        config, scalars = self.config, {}
         for name, loss in losses.items():
             loss.backward()
             optim.set_lr(self.optimizers[name], config.lr * optim.warmup_cosine(step, config.steps, config.warmup))
@@ -211,56 +211,56 @@ class SplitBrain(TwoNets[SplitBrainConfig]):
     def encoders(self) -> dict[str, Encoder]:
         return {"generator": JoinedEncoder([self.to_ab.encoder, self.to_lightness.encoder])}
 
-    # --- looking and measuring --------------------------------------------------------------------------------
+    # --- pictures and figures ---------------------------------------------------------------------------------
 
     @torch.no_grad()
     def predict(self, image: Tensor) -> Tensor:
-        """RGB (N,3,S,S) in [0,1] -> Lab (N,3,S,S), each plane said by the half that does not see it."""
+        """RGB (N,3,S,S) in [0,1] -> Lab (N,3,S,S), each plane predicted by the half that does not see it."""
         with self.world.autocast():
             ab, lightness = self.to_ab.eval()(image), self.to_lightness.eval()(image)
         if self.config.loss == "classification":
-            ab, lightness = said_ab(ab), said_lightness(lightness)
+            ab, lightness = decode_ab(ab), decode_lightness(lightness)
         else:
             ab, lightness = 110 * ab, 100 * lightness
         return enlarged(torch.cat([lightness, ab], 1), image)
 
     def show(self, batch: Batch) -> dict[str, Tensor]:
-        """What each half sees and what the other makes of it; joined is what both say, nothing of it seen."""
+        """Each half's input, the image with the plane it predicts, and an image of both predicted planes."""
         truth = cropping.center_crops(batch, self.config.size)
-        lab, said = rgb_to_lab(truth), self.predict(truth)
+        lab, predicted = rgb_to_lab(truth), self.predict(truth)
         light, ab = lab[:, :1], lab[:, 1:]
         columns = [
             lab_to_rgb(torch.cat(planes, 1))
             for planes in (
                 (light, torch.zeros_like(ab)),
-                (light, said[:, 1:]),
+                (light, predicted[:, 1:]),
                 (torch.full_like(light, 60), ab),
-                (said[:, :1], ab),
-                (said[:, :1], said[:, 1:]),
+                (predicted[:, :1], ab),
+                (predicted[:, :1], predicted[:, 1:]),
             )
         ]
-        return {"L | L with ab said | ab | ab with L said | joined | truth": sheet([*columns, truth], zoom=2)}
+        title = "L | ab predicted from L | ab | L predicted from ab | both predicted | truth"
+        return {title: sheet([*columns, truth], zoom=2)}
 
     def evaluate(self, batches: Iterable[Batch]) -> dict[str, float]:
         return self._figures(batches, self.predict)
 
     def baselines(self, batches: Iterable[Batch]) -> dict[str, dict[str, float]]:
-        """The measured images' mean color everywhere."""
+        """The mean color of the measured images, everywhere."""
         every = list(batches)
         labs = [rgb_to_lab(cropping.center_crops(b, self.config.size)).mean((2, 3)) for b in every]  # (n,3) each
         mean = torch.cat(labs).mean(0).view(1, 3, 1, 1)
         return {"mean color": self._figures(every, lambda image: mean.expand_as(image))}
 
     def _figures(self, batches: Iterable[Batch], predict: Callable[[Tensor], Tensor]) -> dict[str, float]:
-        """PSNR of the joined reconstruction, ``kintsugi.metrics.chroma.AbErrors`` of ab, root mean square error of L in
-        0..100."""
+        """PSNR of the image from both predictions, ``AbErrors`` of ab, root mean square error of L in 0..100."""
         errors, rows = AbErrors(), []
         for batch in batches:
             truth = cropping.center_crops(batch, self.config.size)
-            lab, said = rgb_to_lab(truth), predict(truth)
-            errors.add(said[:, 1:], lab[:, 1:])
-            psnr = -10 * (lab_to_rgb(said) - truth).square().mean((1, 2, 3)).clamp(min=1e-10).log10()
-            rows.append(torch.stack([psnr, (said - lab)[:, :1].square().mean((1, 2, 3))]))  # (2,n)
+            lab, predicted = rgb_to_lab(truth), predict(truth)
+            errors.add(predicted[:, 1:], lab[:, 1:])
+            psnr = -10 * (lab_to_rgb(predicted) - truth).square().mean((1, 2, 3)).clamp(min=1e-10).log10()
+            rows.append(torch.stack([psnr, (predicted - lab)[:, :1].square().mean((1, 2, 3))]))  # (2,n)
         psnr, squared = torch.cat(rows, 1).mean(1).tolist()
         return {"psnr": psnr, **errors.means(), "lightness_rms": squared**0.5}
 

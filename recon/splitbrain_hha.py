@@ -1,12 +1,13 @@
-"""Split-brain autoencoder of images with depth: RGB says HHA, HHA says color (Zhang, Isola and Efros 2017,
+"""Split-brain autoencoder of images with depth: RGB predicts HHA, HHA predicts color (Zhang, Isola and Efros 2017,
 arXiv:1611.09842, section 4.2).
 
-Two networks of full width: one sees the image and says its depth as HHA (``kintsugi.data.hha``) by squared error; one
-sees HHA and says the image's Lab, L by squared error and ab as one of 313 bins, 200 times as heavy. Where depth is
-missing, HHA is black and counts for nothing. The first offers features of RGB, both together those of RGB-D.
+Two networks of full width. One sees the image and predicts its depth as HHA (``kintsugi.data.hha``) by squared error.
+The other sees HHA and predicts the image's Lab: L by squared error, and ab as one of 313 bins, with 200 times the
+weight. Where depth is missing, HHA is black and is left out of the loss. The first network gives features of RGB, both
+together give features of RGB-D.
 
-Deviations are those of ``kintsugi.recon.splitbrain``; crops are cut out at the images' own resolution, as a zoom would
-change what disparity and height mean.
+Deviations are those of ``kintsugi.recon.splitbrain``. Crops keep the images' own resolution, because resizing would
+change the meaning of disparity and height.
 """
 
 from __future__ import annotations
@@ -27,14 +28,14 @@ from kintsugi.nets.backbones import Backbone
 from kintsugi.nets.encoder import Encoder
 from kintsugi.nets.planes import RgbdEncoder
 from kintsugi.pictures import sheet
-from kintsugi.recon.splitbrain import AB_BINS, CrossChannel, NetsConfig, TwoNets, ab_loss, enlarged, said_ab
+from kintsugi.recon.splitbrain import AB_BINS, CrossChannel, NetsConfig, TwoNets, ab_loss, decode_ab, enlarged
 from kintsugi.rng import generator
 from kintsugi.train.command import run_method
 from kintsugi.train.dist import World
 from kintsugi.train.method import Batch
 from kintsugi.train.opening import store_of
 
-AB_WEIGHT = 200.0  # against the squared error of L in 0..100
+AB_WEIGHT = 200.0  # weight of the ab loss relative to the squared error of L in 0..100
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +68,7 @@ def small() -> SplitBrainHhaConfig:
 
 
 def paper() -> SplitBrainHhaConfig:
-    """The paper's net and crop (of 180 px, here a multiple of 32), for NYUD's frames."""
+    """The paper's network, for NYUD's frames; crops of 192 px instead of 180, as the side must be a multiple of 32."""
     return SplitBrainHhaConfig(
         preset="paper",
         size=192,
@@ -109,11 +110,11 @@ class SplitBrainHha(TwoNets[SplitBrainHhaConfig]):
         image, hha, known = hha_images.unpack(planes)
         self.train()
         with self.world.autocast():
-            said_hha, said_lab = self.to_hha(image), self.to_lab(hha)
-        lab = interpolate(rgb_to_lab(image), said_lab.shape[-2:], mode="area")  # (n,3,s,s)
-        lightness = mse_loss(100 * said_lab[:, :1], lab[:, :1])
-        chroma = ab_loss(said_lab[:, 1:], lab[:, 1:])
-        losses = {"hha": masked_l2(said_hha, hha, known, self.world), "lab": lightness + AB_WEIGHT * chroma}
+            predicted_hha, out = self.to_hha(image), self.to_lab(hha)  # (n,3,s,s), (n,314,s,s): L and logits of ab
+        lab = interpolate(rgb_to_lab(image), out.shape[-2:], mode="area")  # (n,3,s,s)
+        lightness = mse_loss(100 * out[:, :1], lab[:, :1])
+        chroma = ab_loss(out[:, 1:], lab[:, 1:])
+        losses = {"hha": masked_l2(predicted_hha, hha, known, self.world), "lab": lightness + AB_WEIGHT * chroma}
         return self.learn(losses, step) | {
             "loss/lightness": lightness.detach(),
             "loss/ab": chroma.detach(),
@@ -124,33 +125,32 @@ class SplitBrainHha(TwoNets[SplitBrainHhaConfig]):
         rgb, hha = self.to_hha.encoder, self.to_lab.encoder
         return {"generator": rgb, "rgbd": RgbdEncoder(rgb, hha)}
 
-    # --- looking and measuring --------------------------------------------------------------------------------
+    # --- pictures and figures ---------------------------------------------------------------------------------
 
     def centered(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-        """Held-out images in the middle: image and HHA (n,3,S,S) in [0,1], known (n,1,S,S)."""
+        """The central squares of held-out images: image and HHA (n,3,S,S) in [0,1], known (n,1,S,S) bool."""
         return hha_images.unpack(cropping.crop(batch["image"], batch["extent"], self.config.size))
 
     @torch.no_grad()
     def predict(self, image: Tensor, hha: Tensor) -> tuple[Tensor, Tensor]:
-        """Image and HHA (N,3,S,S) in [0,1] -> what is said of them: HHA in [0,1] and Lab, (N,3,S,S)."""
+        """Image and HHA (N,3,S,S) in [0,1] -> HHA (N,3,S,S) in [0,1] from the image, and Lab (N,3,S,S) from HHA."""
         with self.world.autocast():
-            said_hha, said = self.to_hha.eval()(image), self.to_lab.eval()(hha)
-        lab = torch.cat([(100 * said[:, :1]).clamp(0, 100), said_ab(said[:, 1:])], 1)
-        return enlarged(said_hha.clamp(0, 1), image), enlarged(lab, image)
+            predicted_hha, out = self.to_hha.eval()(image), self.to_lab.eval()(hha)
+        lab = torch.cat([(100 * out[:, :1]).clamp(0, 100), decode_ab(out[:, 1:])], 1)
+        return enlarged(predicted_hha.clamp(0, 1), image), enlarged(lab, image)
 
     def show(self, batch: Batch) -> dict[str, Tensor]:
-        """The image and what HHA says of it, HHA (disparity, height, angle as red, green, blue) and what the image
-        says of it; black: depth is missing."""
+        """Each network's input and prediction. HHA is disparity, height, angle as red, green, blue; black = missing."""
         image, hha, _ = self.centered(batch)
-        said_hha, said_lab = self.predict(image, hha)
-        columns = [image, said_hha, hha, lab_to_rgb(said_lab)]
-        return {"image | HHA said of it | HHA | image said of that": sheet(columns, zoom=2)}
+        predicted_hha, predicted_lab = self.predict(image, hha)
+        columns = [image, predicted_hha, hha, lab_to_rgb(predicted_lab)]
+        return {"image | HHA predicted from it | HHA | image predicted from HHA": sheet(columns, zoom=2)}
 
     def evaluate(self, batches: Iterable[Batch]) -> dict[str, float]:
         return self._figures(batches, self.predict)
 
     def baselines(self, batches: Iterable[Batch]) -> dict[str, dict[str, float]]:
-        """The measured images' mean of each plane everywhere."""
+        """The mean of each plane over the measured images, everywhere."""
         every = list(batches)
         sums, count, labs = torch.zeros(3), torch.zeros(()), []
         for image, hha, known in map(self.centered, every):
@@ -168,18 +168,21 @@ class SplitBrainHha(TwoNets[SplitBrainHhaConfig]):
     def _figures(
         self, batches: Iterable[Batch], predict: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
     ) -> dict[str, float]:
-        """PSNR of HHA where depth is known and the mean errors of its planes, in their 8-bit levels, cm or degrees;
-        of what HHA says: ``kintsugi.metrics.chroma.AbErrors``, and the root mean square error of L in 0..100."""
+        """Figures of both predictions.
+
+        Of HHA, where depth is known: PSNR, and the mean absolute errors of its planes in 8-bit levels, which are cm or
+        degrees. Of Lab: ``AbErrors`` of ab, and the root mean square error of L in 0..100.
+        """
         errors, squared, absolute, count, light = AbErrors(), torch.zeros(3), torch.zeros(3), 0.0, []
         for batch in batches:
             image, hha, known = self.centered(batch)
-            said_hha, said_lab = predict(image, hha)
-            lab, miss = rgb_to_lab(image), (said_hha - hha) * known
-            squared += miss.square().sum((0, 2, 3)).cpu()
-            absolute += 255 * miss.abs().sum((0, 2, 3)).cpu()
+            predicted_hha, predicted_lab = predict(image, hha)
+            lab, difference = rgb_to_lab(image), (predicted_hha - hha) * known
+            squared += difference.square().sum((0, 2, 3)).cpu()
+            absolute += 255 * difference.abs().sum((0, 2, 3)).cpu()
             count += known.sum().item()
-            errors.add(said_lab[:, 1:], lab[:, 1:])
-            light.append((said_lab - lab)[:, :1].square().mean((1, 2, 3)))
+            errors.add(predicted_lab[:, 1:], lab[:, 1:])
+            light.append((predicted_lab - lab)[:, :1].square().mean((1, 2, 3)))
         count = max(count, 1.0)
         planes = dict(zip(("disparity", "height", "angle"), (absolute / count).tolist(), strict=True))
         hha_psnr = -10 * (squared.sum() / (3 * count)).clamp(min=1e-10).log10().item()
@@ -187,15 +190,15 @@ class SplitBrainHha(TwoNets[SplitBrainHhaConfig]):
         return {"hha_psnr": hha_psnr, **planes, **errors.means(), "lightness_rms": light_rms}
 
 
-def masked_l2(said: Tensor, hha: Tensor, known: Tensor, world: World) -> Tensor:
-    """Mean squared error of what is said at a quarter of the size, (N,3,s,s), where depth is known; 0-d.
+def masked_l2(predicted: Tensor, hha: Tensor, known: Tensor, world: World) -> Tensor:
+    """Mean squared error of HHA predicted at a quarter of the side, (N,3,s,s), where depth is known; 0-d.
 
-    hha (N,3,S,S), known (N,1,S,S) bool. The mean over a position's known pixels is its truth, and it counts by how many
-    they are.
+    hha (N,3,S,S), known (N,1,S,S) bool. The target of a position is the mean over its known pixels; its weight is the
+    fraction of its pixels that are known.
     """
-    weight = interpolate(known.float(), said.shape[-2:], mode="area")  # (N,1,s,s)
-    truth = interpolate(hha * known, said.shape[-2:], mode="area") / weight.clamp(min=1e-6)
-    return world.weighted_mean((said - truth).square().mean(1, keepdim=True), weight)
+    weight = interpolate(known.float(), predicted.shape[-2:], mode="area")  # (N,1,s,s)
+    truth = interpolate(hha * known, predicted.shape[-2:], mode="area") / weight.clamp(min=1e-6)
+    return world.weighted_mean((predicted - truth).square().mean(1, keepdim=True), weight)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

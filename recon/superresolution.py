@@ -1,14 +1,16 @@
-"""Super-resolution: learning to see by giving small images their detail back (SRGAN, Ledig 2017, arXiv:1609.04802).
+"""Super-resolution: learning to see by restoring the detail of small images (SRGAN, Ledig 2017, arXiv:1609.04802).
 
-Phase 1 trains SRResNet on the pixels' squared error (eq. 1, 4). Phase 2, from ``--adversarial-start`` on or from
-another run's weights (``--init``), trains it as SRGAN: content loss on VGG19's features (eq. 5) plus 1e-3 of a
-discriminator's verdict (eq. 3, 6). The small images are bicubic, as MATLAB makes them, four times smaller.
+Phase 1 trains SRResNet on the squared error of pixels (eq. 1, 4). Phase 2 starts at ``--adversarial-start``, or from
+another run's weights (``--init``), and trains it as SRGAN: a content loss on VGG19's features (eq. 5) plus 1e-3 times
+an adversarial loss (eq. 3, 6). The small images are four times smaller, resized bicubically as MATLAB does.
 
-Deviations, each for a reason:
-- The net adds to the bicubic enlargement (``kintsugi.nets.srresnet``).
-- The generator's weights are averaged over steps (EMA .999); the average is what is shown, measured and moved.
-- The content loss is relative to the features' mean square, so that it does not depend on the scale of the weights.
-- In phase 1 the learning rate falls along a cosine: short trainings profit.
+Deviations, each with its reason:
+- The network adds to the bicubic enlargement, so that it starts from a good image (``kintsugi.nets.srresnet``).
+- The generator's weights are averaged over steps (EMA .999), because a GAN's weights fluctuate; the average is shown,
+  measured and transferred.
+- The content loss is relative to the mean square of the features, so that it does not depend on the scale of VGG's
+  weights.
+- In phase 1 the learning rate falls along a cosine, which helps short runs.
 """
 
 from __future__ import annotations
@@ -25,7 +27,6 @@ from torch.optim.swa_utils import AveragedModel
 
 from kintsugi.augment import cropping
 from kintsugi.augment.bicubic import enlarge, shrink
-from kintsugi.losses import adversarial
 from kintsugi.losses.perceptual import ContentLayer, open_content
 from kintsugi.metrics.reconstruction import luma_figures
 from kintsugi.nets.discriminators import SRGANDiscriminatorSpec
@@ -37,7 +38,7 @@ from kintsugi.train.command import run_method
 from kintsugi.train.config import from_plain, within
 from kintsugi.train.dist import World
 from kintsugi.train.ema import warmed_average
-from kintsugi.train.gan import Gan, GanConfig, collapse_warning, update_discriminator
+from kintsugi.train.gan import Gan, GanConfig, adversarial_loss, collapse_warning, update_discriminator
 from kintsugi.train.method import Batch
 
 # --- settings -------------------------------------------------------------------------------------------------
@@ -48,30 +49,31 @@ class SuperResolutionConfig(GanConfig):
     blocks: int = 16
     """Residual blocks of the generator."""
     width: int = 64
-    """Its channels."""
+    """Channels of the generator."""
     norm: Literal["batch", "group"] = "batch"
-    """Normalization; group does not depend on how the batch is split over ranks."""
+    """Normalization; with group, results do not depend on how the batch is split over ranks."""
 
     adversarial_start: int = 0
-    """Steps of phase 1, on pixels alone; kept as before-adversary.pt. As many as --steps: no phase 2."""
+    """Steps of phase 1, on pixels alone; its result is kept as before-adversary.pt. Equal to --steps: no phase 2."""
     adversarial: float = 1e-3
     """Weight of the adversarial loss in phase 2."""
     gan: Literal["bce", "hinge"] = "bce"
     """Adversarial loss."""
     init: str = ""
-    """Begin with the generator of this run or checkpoint of super-resolution, instead of with fresh weights."""
+    """Start from the generator of this super-resolution run or checkpoint, instead of from fresh weights."""
     content_layer: ContentLayer = "relu5_4"
-    """VGG19's layer for the content loss: relu2_2 and relu5_4 are the paper's."""
+    """VGG19's layer for the content loss; the paper uses relu2_2 and relu5_4."""
     content_weights: str = "auto"
-    """VGG19: auto (where it is at hand), download, off, or a FILE of torchvision's weights. Without: MSE on pixels."""
+    """VGG19: auto (if it is on this machine), download, off, or a FILE with torchvision's weights. Without VGG19 the
+    content loss is the squared error of pixels."""
     content_scale: float = 0.5
-    """On VGG's squared distance, which is relative to the maps' mean square. At .1 it has the size of the pixels' MSE,
-    but the adversary then spoils what it gains."""
+    """Factor on VGG's squared distance, which is relative to the mean square of the features. At .1 it is about as
+    large as the squared error of pixels, but then the adversarial loss outweighs it."""
 
     lr: float = 1e-4
-    """Adam's rate in phase 1, at its beginning."""
+    """Adam's learning rate at the start of phase 1."""
     lr_adversarial: float = 1e-4
-    """Adam's rate in phase 2, of both networks; a tenth of it in its second half."""
+    """Adam's learning rate of both networks in phase 2; a tenth of it in the second half."""
     ema: float = 0.999
     """Decay of the generator's running average."""
 
@@ -93,7 +95,7 @@ class SuperResolutionConfig(GanConfig):
 
 
 def demo() -> SuperResolutionConfig:
-    """Minutes on two CPU cores, built-in scenes: a smaller net, most of it phase 1."""
+    """Minutes on two CPU cores, built-in scenes: a smaller network, most steps in phase 1."""
     return SuperResolutionConfig(
         preset="demo",
         scenes=2048,
@@ -112,7 +114,7 @@ def demo() -> SuperResolutionConfig:
 
 
 def small() -> SuperResolutionConfig:
-    """One GPU, tens of minutes: the paper's net and crops."""
+    """One GPU, tens of minutes: the paper's network and crops."""
     return SuperResolutionConfig(
         preset="small",
         size=96,
@@ -129,7 +131,7 @@ def small() -> SuperResolutionConfig:
 
 
 def paper() -> SuperResolutionConfig:
-    """The paper's: a million steps on pixels, then 200k."""
+    """The paper's recipe: a million steps on pixels, then 200k as SRGAN."""
     return SuperResolutionConfig(
         preset="paper",
         data="imagenet:imagenet",
@@ -157,36 +159,33 @@ class SuperResolution(Gan[SuperResolutionConfig]):
     def __init__(self, config: SuperResolutionConfig, world: World) -> None:
         super().__init__(config, world)
         self.generator = config.net.build()
-        if config.init and not config.resume:  # a resumed run has weights of its own
+        if config.init and not config.resume:  # a resumed run has its own weights
             self.generator.load_state_dict(_initial(Path(config.init), config.net))
         self.average = AveragedModel(self.generator, multi_avg_fn=warmed_average(config.ema), use_buffers=True)
         self.optimizers = {"generator": torch.optim.Adam(self.generator.parameters(), config.lr, fused=True)}
-        # Functions, because VGG is not part of the method's weights.
+        # A function, because VGG is not part of the method's weights.
         self.content_distance: Callable[[Tensor, Tensor], Tensor] | None = None
         if config.has_adversary:
             self.discriminator = SRGANDiscriminatorSpec(config.size, min(64, 2 * config.width), config.norm).build()
             self.optimizers["discriminator"] = torch.optim.Adam(
                 self.discriminator.parameters(), config.lr_adversarial, fused=True
             )
-            content, said = open_content(config.content_layer, config.content_weights)
+            content, report = open_content(config.content_layer, config.content_weights)
             if content is not None:
                 self.content_distance = content.to(world.device).distance
             if world.is_main:
-                print(f"content loss on {'pixels: ' if content is None else ''}{said}")
+                print(f"content loss on {'pixels: ' if content is None else ''}{report}")
 
     def update(self, batch: Batch, step: int) -> dict[str, Tensor]:
         config = self.config
         large = self.crops(batch, step)  # (n,3,S,S)
         with self.world.autocast():
-            painted = self.generator(shrink(large, SCALE).clamp(0, 1))
-        pixels = mse_loss(painted, large)
+            enlarged = self.generator(shrink(large, SCALE).clamp(0, 1))
+        loss = pixels = mse_loss(enlarged, large)
         scalars = {"loss/pixels": pixels.detach()}
-        second = step >= config.adversarial_start
-        if second:
-            loss, more = self._srgan_loss(painted, large, step, pixels)
+        if step >= config.adversarial_start:
+            loss, more = self._srgan_loss(enlarged, large, step, pixels)
             scalars |= more
-        else:
-            loss = pixels
         loss.backward()
         optim.set_lr(self.optimizers["generator"], self.rate(step))
         scalars["grad_norm/generator"] = optim.take_step(self.optimizers["generator"], self.world)
@@ -194,29 +193,24 @@ class SuperResolution(Gan[SuperResolutionConfig]):
         return scalars | {"loss/generator": loss.detach()}
 
     def _srgan_loss(
-        self, painted: Tensor, large: Tensor, step: int, pixels: Tensor
+        self, enlarged: Tensor, large: Tensor, step: int, pixels: Tensor
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Content plus adversarial loss (eq. 3), after the discriminator's step."""
+        """Content plus adversarial loss (eq. 3), after the discriminator's update; and scalars to log."""
         config = self.config
         optim.set_lr(self.optimizers["discriminator"], self.rate(step))
         scalars = update_discriminator(
-            self.discriminator, self.optimizers["discriminator"], large, painted.detach(), self.world, kind=config.gan
+            self.discriminator, self.optimizers["discriminator"], large, enlarged.detach(), self.world, kind=config.gan
         )
-        content = 4 * pixels  # MSE in [-1,1], the range of the paper's weights
+        content = 4 * pixels  # squared error in [-1,1], the range for the paper's loss weights
         if self.content_distance is not None:
             with self.world.autocast():
-                content = config.content_scale * self.content_distance(painted, large)
-        # The generator is judged by the discriminator that has just learned.
-        with adversarial.frozen(self.discriminator), self.world.autocast():
-            verdict = self.discriminator(painted)
-        fooling = adversarial.generator_loss(verdict.float(), config.gan)
-        return content + config.adversarial * fooling, scalars | {
-            "loss/content": content.detach(),
-            "loss/adversarial": fooling.detach(),
-            "loss/adversarial_weighted": config.adversarial * fooling.detach(),
-        }
+                content = config.content_scale * self.content_distance(enlarged, large)
+        # The generator's loss comes from the discriminator after its update.
+        weighted, more = adversarial_loss(self.discriminator, enlarged, self.world, config.adversarial, config.gan)
+        return content + weighted, scalars | more | {"loss/content": content.detach()}
 
     def rate(self, step: int) -> float:
+        """The learning rate at a step, of the phase that the step belongs to."""
         config = self.config
         if step < config.adversarial_start:
             return config.lr * optim.warmup_cosine(step, config.adversarial_start, min(100, config.adversarial_start))
@@ -224,7 +218,7 @@ class SuperResolution(Gan[SuperResolutionConfig]):
         return config.lr_adversarial * (0.1 if late else 1)
 
     def crops(self, batch: Batch, step: int) -> Tensor:
-        """This rank's random crops of a step, (n,3,S,S) in [0,1], at the images' own resolution."""
+        """This rank's random crops for a step, (n,3,S,S) in [0,1], at the images' own resolution."""
         config, random = self.config, generator(self.config.seed, step)
         place, flip = torch.rand(config.batch, 2, generator=random), cropping.random_flips(config.batch, random)
         mine = self.world.part(config.batch)
@@ -234,10 +228,10 @@ class SuperResolution(Gan[SuperResolutionConfig]):
         return collapse_warning(scalars, "a lower --lr-adversarial")
 
     def load_training_state(self, state: Mapping[str, Any]) -> None:
-        """A run of phase 1 alone may go on with more ``--steps``, as phase 2: its discriminator is then a fresh one."""
+        """Restores a checkpoint. A run of phase 1 alone may continue into phase 2, with a new discriminator."""
         if self.config.has_adversary and "discriminator" not in state["optimizers"]:
             fresh = self.training_state()
-            state = {part: {**fresh[part], **state[part]} for part in state}
+            state = {key: {**fresh[key], **state[key]} for key in state}
         super().load_training_state(state)
 
     @classmethod
@@ -245,27 +239,21 @@ class SuperResolution(Gan[SuperResolutionConfig]):
         if config.init and not config.resume:
             _initial(Path(config.init), config.net)
 
-    # --- looking and measuring --------------------------------------------------------------------------------
-
-    @property
-    def averaged(self) -> SRResNet:
-        net = self.average.module
-        assert isinstance(net, SRResNet)
-        return net
+    # --- pictures and figures ---------------------------------------------------------------------------------
 
     def centered(self, batch: Batch) -> Tensor:
-        """Held-out images: the central square at their own resolution."""
+        """The central squares of held-out images at their own resolution, (n,3,S,S) in [0,1]."""
         return cropping.crop(batch["image"], batch["extent"], self.config.size) / 255
 
     @torch.no_grad()
     def upscale(self, small: Tensor) -> Tensor:
-        """(N,3,h,w) in [0,1] -> (N,3,4h,4w) in [0,1], by the averaged generator."""
-        net = self.averaged.eval()
+        """Enlarges with the averaged generator: (N,3,h,w) in [0,1] -> (N,3,4h,4w) in [0,1]."""
+        net = self.average.module.eval()
         with self.world.autocast():
             return net(small).clamp(0, 1)
 
     def show(self, batch: Batch) -> dict[str, Tensor]:
-        """Columns: the small image, its pixels as squares | bicubic | super-resolved | truth."""
+        """Columns: the small image with its pixels as squares | bicubic | super-resolved | truth."""
         truth = self.centered(batch)
         small = shrink(truth, SCALE).clamp(0, 1)
         columns = [
@@ -280,11 +268,11 @@ class SuperResolution(Gan[SuperResolutionConfig]):
         return self._figures(batches, self.upscale)
 
     def baselines(self, batches: Iterable[Batch]) -> dict[str, dict[str, float]]:
+        """Bicubic enlargement."""
         return {"bicubic": self._figures(batches, lambda small: enlarge(small, SCALE).clamp(0, 1))}
 
     def _figures(self, batches: Iterable[Batch], upscale: Callable[[Tensor], Tensor]) -> dict[str, float]:
-        """PSNR and SSIM of luma (``kintsugi.metrics.reconstruction.luma_figures``); small images are 8-bit, as in
-        files."""
+        """Mean PSNR and SSIM of luma (``luma_figures``); the small images are rounded to 8 bits, as in files."""
         found = []
         for batch in batches:
             truth = self.centered(batch)
@@ -294,28 +282,31 @@ class SuperResolution(Gan[SuperResolutionConfig]):
         return {"psnr": psnr, "ssim": ssim}
 
 
-# --- using it -------------------------------------------------------------------------------------------------
+# --- using a trained network ----------------------------------------------------------------------------------
 
 
 def _averaged(content: dict[str, Any]) -> tuple[SRResNetSpec, dict[str, Tensor]]:
-    """The generator of a checkpoint: what it is built from, and its averaged weights."""
+    """The generator of a checkpoint: its spec and its averaged weights."""
     return from_plain(SuperResolutionConfig, content["config"]).net, checkpoint.weights_of(content, "average.module")
 
 
 def _initial(path: Path, wanted: SRResNetSpec) -> dict[str, Tensor]:
-    """The weights of ``--init``. ValueError of one line if its net is another."""
+    """The weights of ``--init``. Raises ValueError with one line if they are for another network."""
     file, content = checkpoint.read(path, SuperResolution.name)
     spec, weights = _averaged(content)
     if spec != wanted:
         raise ValueError(
-            f"{file} has {spec.blocks} blocks of {spec.width} ({spec.norm}), not {wanted.blocks} of {wanted.width} "
-            f"({wanted.norm}): use --blocks {spec.blocks} --width {spec.width} --norm {spec.norm}"
+            f"--init {file} has {spec.blocks} blocks of {spec.width} channels ({spec.norm}), not {wanted.blocks} of "
+            f"{wanted.width} ({wanted.norm}): use --blocks {spec.blocks} --width {spec.width} --norm {spec.norm}"
         )
     return weights
 
 
 def load_upscaler(path: Path, device: torch.device) -> SRResNet:
-    """The averaged generator of a checkpoint (a file or a run's folder). ValueError of one line if it is none."""
+    """The averaged generator of a checkpoint (a file or a run's folder).
+
+    Raises ValueError with one line if it is not a checkpoint of super-resolution.
+    """
     spec, weights = _averaged(checkpoint.read(path, SuperResolution.name)[1])
     net = spec.build()
     net.load_state_dict(weights)

@@ -9,16 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers.command_line import ROOT, TINY, Refused, Run
 from PIL import Image
-from torch import Tensor
-
-ROOT = Path(__file__).parents[1]
-
-# The smallest training run that goes through everything: pictures, measurements, checkpoints, adversary.
-TINY = (
-    "--encoder alexnet --size 64 --batch 4 --steps 6 --adversarial-start 2 --log-every 2 --show-every 3 --eval-every 3 "
-    "--save-every 2 --eval-images 2 --device cpu"
-).split()
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -35,7 +27,7 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 @pytest.fixture(scope="session")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of 24 JPEGs, each a smooth field of color with an edge, so that holes can be guessed from around."""
+    """A folder of 24 JPEGs, each a smooth color field with an edge, so that holes can be guessed from around."""
     folder = tmp_path_factory.mktemp("photos")
     rng = np.random.default_rng(0)
     y, x = np.mgrid[0:1:72j, 0:1:96j]
@@ -49,7 +41,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory, photos: Path) -> Path:
-    """A checkpoint of the inpainter after one step on ``photos``, 64 px, for commands that take one."""
+    """A checkpoint of the inpainter after one step on ``photos``, 64 px, for commands that read one."""
     from kintsugi.recon.inpainting import main
 
     folder = tmp_path_factory.mktemp("trained") / "run"
@@ -58,12 +50,9 @@ def trained(tmp_path_factory: pytest.TempPathFactory, photos: Path) -> Path:
     return file
 
 
-Run = Callable[..., subprocess.CompletedProcess[str]]
-
-
 @pytest.fixture
 def run(tmp_path: Path) -> Run:
-    """Runs ``python -m MODULE ARGS`` as a person would, in an empty folder."""
+    """Runs ``python -m MODULE ARGS`` as a person does, in an empty folder."""
 
     def call(module: str, *args: str | Path, timeout: float = 120) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
@@ -79,22 +68,9 @@ def run(tmp_path: Path) -> Run:
     return call
 
 
-def refusal(done: subprocess.CompletedProcess[str]) -> str:
-    """The one line with which a command refuses bad input; checks that it is one line, with exit code 2."""
-    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-    assert done.returncode == 2, done.stderr
-    assert "Traceback" not in done.stderr
-    assert len(errors) == 1, done.stderr
-    assert done.stderr.rstrip().splitlines()[-1] == errors[0]
-    return errors[0]
-
-
-Refused = Callable[[Callable[[list[str]], None], list[str | Path]], str]
-
-
 @pytest.fixture
 def refused(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Refused:
-    """As ``refusal`` of ``run``, in this process, which is faster: ``refused(main, args)`` -> the one line."""
+    """Runs ``main(args)`` in this process, which is faster than ``run``; returns the error line, like ``refusal``."""
     monkeypatch.chdir(tmp_path)
 
     def call(main: Callable[[list[str]], None], args: list[str | Path]) -> str:
@@ -106,11 +82,3 @@ def refused(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pyt
         return line
 
     return call
-
-
-def tensors(value: object) -> list[Tensor]:
-    """All that are anywhere in nested dicts and lists."""
-    if isinstance(value, Tensor):
-        return [value]
-    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else []
-    return [t for v in inner for t in tensors(v)]

@@ -1,1 +1,1 @@
-"""What mends without learning."""
+"""Methods that fill holes without learning."""

@@ -1,4 +1,4 @@
-"""Classical fills, which need no learning: the mean color, biharmonic continuation."""
+"""Classical fills, which need no learning: the mean color, and biharmonic inpainting."""
 
 from __future__ import annotations
 
@@ -13,18 +13,19 @@ Fill = Callable[[Tensor, Tensor], Tensor]
 
 
 def mean_color(image: Tensor, mask: Tensor) -> Tensor:
-    """Each hole in the mean color of what is seen around it."""
+    """Fills holes with the mean color of the image outside them. Shapes as in ``Fill``."""
     seen = 1 - mask
     color = (image * seen).sum((2, 3), keepdim=True) / seen.sum((2, 3), keepdim=True).clamp(min=1)
     return image * seen + color * mask
 
 
 def biharmonic(image: Tensor, mask: Tensor) -> Tensor:
-    """The smoothest continuation of what is seen (Chui and Mhaskar 2010), by scikit-image.
+    """Fills holes with the smoothest continuation of their surroundings (Chui and Mhaskar 2010), by scikit-image.
 
-    The classical method of the tables: on central holes of photos it has a little more PSNR than Telea's.
+    The classical method in the project's tables: on central holes of photos its PSNR is slightly above that of Telea's
+    method. Shapes as in ``Fill``.
     """
-    from skimage.restoration import inpaint_biharmonic  # here: it takes time, which --help need not wait for
+    from skimage.restoration import inpaint_biharmonic  # imported here: slow, and --help does not need it
 
     filled = [
         inpaint_biharmonic(picture.permute(1, 2, 0).numpy(), hole[0].numpy() > 0.5, channel_axis=-1)
@@ -34,4 +35,4 @@ def biharmonic(image: Tensor, mask: Tensor) -> Tensor:
 
 
 CLASSICAL: Mapping[str, Fill] = {"mean color": mean_color, "biharmonic": biharmonic}
-"""The baselines of mending, which need no learning."""
+"""Baselines without learning, by name."""

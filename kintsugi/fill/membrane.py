@@ -1,4 +1,4 @@
-"""Fills that meet what is seen around a hole without a seam: membranes, Poisson image editing."""
+"""Fills without a visible seam at the border of a hole: membranes, Poisson image editing."""
 
 from __future__ import annotations
 
@@ -8,24 +8,25 @@ from torch.nn.functional import avg_pool2d, interpolate, pad
 
 
 def mend(painted: Tensor, image: Tensor, mask: Tensor) -> Tensor:
-    """The painting where the hole is, the image where it is not; (N,3,S,S)."""
+    """``painted`` inside the hole, ``image`` outside it. Images (N,3,H,W) in [0,1], mask (N,1,H,W)."""
     return torch.where(mask > 0.5, painted, image)
 
 
 def seamless(painted: Tensor, image: Tensor, mask: Tensor) -> Tensor:
-    """As ``mend``, without a seam: the painting keeps its gradients but meets what is seen around the hole.
+    """Like ``mend``, without a seam: ``painted`` keeps its gradients but meets the image at the border of the hole.
 
-    What the painting misses by at the hole's edge is continued into it as a membrane (the Laplace equation) and
-    added: Poisson image editing (Perez, Gangnet and Blake 2003, eq. 4), a step after the paper's method.
+    The difference at the border is continued into the hole as a membrane (the Laplace equation) and added to
+    ``painted``: Poisson image editing (Perez, Gangnet and Blake 2003, eq. 4).
     """
-    missed = membrane((image - painted) * (1 - mask), mask)
-    return mend((painted + missed).clamp(0, 1), image, mask)
+    correction = membrane((image - painted) * (1 - mask), mask)
+    return mend((painted + correction).clamp(0, 1), image, mask)
 
 
 def membrane(values: Tensor, mask: Tensor, rounds: int = 24) -> Tensor:
-    """Values (N,C,H,W) continued into the holes of mask (N,1,H,W) so that each is the mean of its four neighbors.
+    """Values (N,C,H,W) continued into the holes of mask (N,1,H,W), where each becomes the mean of its four neighbors.
 
-    By relaxation from coarse to fine: the solution at half the size is where the next one begins.
+    Computed by relaxation from coarse to fine, ``rounds`` at each size: the solution at half the size is the first
+    guess for the next one.
     """
     height, width = mask.shape[-2:]
     seen = 1 - mask

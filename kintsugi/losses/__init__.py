@@ -1,1 +1,1 @@
-"""Losses as pure functions, and the networks that perceptual ones need."""
+"""Losses as pure functions, and the networks of perceptual ones."""

@@ -1,6 +1,6 @@
-"""Adversarial losses, pure functions of a discriminator's logits, and what keeps its training clean.
+"""Adversarial losses as pure functions of a discriminator's logits, and contexts for a discriminator's training.
 
-Logits have any shape; above 0 means "real". ``Kind``:
+Logits have any shape; above 0 means real. ``Kind``:
 - ``bce``: Goodfellow et al. 2014 (arXiv:1406.2661), with the non-saturating generator loss -log D(fake);
 - ``hinge``: Lim and Ye 2017 (arXiv:1705.02894), as in SNGAN and SAGAN.
 """
@@ -35,7 +35,7 @@ def fake_loss(logits: Tensor, kind: Kind = "bce") -> Tensor:
 
 
 def generator_loss(logits: Tensor, kind: Kind = "bce") -> Tensor:
-    """The generator's loss, from the discriminator's logits on what it made; mean over all logits, ().
+    """The generator's loss from the discriminator's logits on generated images, mean over all logits, ().
 
     bce: -log sigmoid(x) = softplus(-x); hinge: -x.
 
@@ -48,9 +48,9 @@ def generator_loss(logits: Tensor, kind: Kind = "bce") -> Tensor:
 def r1_penalty(discriminator: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
     """R1 gradient penalty on real images (Mescheder 2018, arXiv:1801.04406, eq. 9, without its gamma), ().
 
-    1/2 * E ||d logit / d image||^2, for images (N,3,H,W) and a discriminator that judges each by itself. With
-    batch normalization it does not: there the gradient also counts what an image does to the others' logits.
-    Of a compiled network pass ``network.forward``, as torch.compile cannot differentiate twice.
+    1/2 * E ||d logit / d image||^2, for images (N,3,H,W). The logit of an image must depend on that image alone; with
+    batch normalization the gradient would also include its effect on the others' logits. For a compiled network pass
+    ``network.forward``, because torch.compile cannot differentiate twice.
     """
     images = images.detach().requires_grad_()
     logits = discriminator(images)
@@ -59,10 +59,10 @@ def r1_penalty(discriminator: Callable[[Tensor], Tensor], images: Tensor) -> Ten
 
 
 @contextmanager
-def untracked(network: nn.Module) -> Iterator[None]:
-    """Within it, batch norms in training mode use each batch's statistics but don't update their averages.
+def no_statistics_update(network: nn.Module) -> Iterator[None]:
+    """A context in which batch norms in training mode use the batch's statistics but do not update their averages.
 
-    So a discriminator's averages describe real images alone, not a mixture that no batch looks like.
+    So a discriminator's averages describe real images alone, not a mixture with fake ones that no batch has.
     """
     norms = [m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
     for norm in norms:
@@ -76,12 +76,12 @@ def untracked(network: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def frozen(network: nn.Module) -> Iterator[None]:
-    """Within it, gradients pass through the network but not into its weights, and it is ``untracked``."""
+    """A context in which gradients pass through the network but not into its weights, with ``no_statistics_update``."""
     weights = [p for p in network.parameters() if p.requires_grad]
     for weight in weights:
         weight.requires_grad_(False)
     try:
-        with untracked(network):
+        with no_statistics_update(network):
             yield
     finally:
         for weight in weights:

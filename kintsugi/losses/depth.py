@@ -1,4 +1,4 @@
-"""Losses of depth and surface normals over the pixels whose truth is known."""
+"""Losses of depth and surface normals, over the pixels whose truth is known, and of contours."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch.nn.functional import binary_cross_entropy_with_logits
 
 MaskedMean = Callable[[Tensor, Tensor], Tensor]
 """Values and a bool mask of the same shape -> the mean over the mask, (), 0 if the mask is empty."""
@@ -38,3 +39,14 @@ def normal_loss(normal: Tensor, truth: Tensor, mean: MaskedMean = masked_mean) -
     """
     cosine = (normal * truth).sum(1)  # (B,H,W)
     return mean(1 - cosine, truth.any(1))
+
+
+def contour_loss(logits: Tensor, contour: Tensor) -> Tensor:
+    """Cross-entropy of contours, weighted so that few contours in an image count as much as many; ().
+
+    logits, contour: (N,1,S,S); contour is 1 on contours, else 0. The weight of an image is its number of other pixels
+    divided by its number of contour pixels, at most S, as in the code of Ren and Lee 2018 (arXiv:1711.09082).
+    """
+    pixels, count = contour[0].numel(), contour.sum((1, 2, 3), keepdim=True)
+    weight = (pixels - count) / count.clamp(min=contour.shape[-1])
+    return binary_cross_entropy_with_logits(logits, contour, weight=weight.expand_as(contour))

@@ -1,4 +1,4 @@
-"""InfoNCE and what shows whether it learns or collapses: pure functions of embeddings and logits."""
+"""InfoNCE and figures that show how training goes: pure functions of embeddings and logits."""
 
 from __future__ import annotations
 
@@ -8,18 +8,19 @@ from torch.nn.functional import cross_entropy, normalize
 
 
 def info_nce(logits: Tensor, positive: Tensor) -> Tensor:
-    """-log of the softmax of the positive among all candidates, mean, () (van den Oord 2018, arXiv:1807.03748, eq. 4).
+    """The mean of -log softmax(logits)[positive] over rows, () (van den Oord 2018, arXiv:1807.03748, eq. 4).
 
-    logits (N,K), similarities over temperature; positive (N,) the number of each row's positive; -inf is no candidate.
+    logits (N,K): similarities over temperature; -inf marks what is no candidate. positive (N,): the index of each row's
+    positive.
     """
     return cross_entropy(logits, positive)
 
 
 def nt_xent_logits(first: Tensor, second: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """SimCLR's candidates: of 2N views all but itself, its positive being the other view of its image.
+    """SimCLR's logits: each of 2N views against all others; its positive is the other view of its image.
 
-    first, second (N,D): two views of the same images. Returns logits (2N,2N), -inf on the diagonal, and the positives'
-    numbers (2N,) (Chen 2020, arXiv:2002.05709, eq. 1).
+    first, second: embeddings (N,D) of two views of the same images. Returns logits (2N,2N), which are cosines over
+    temperature with -inf on the diagonal, and the positives' indices (2N,) (Chen 2020, arXiv:2002.05709, eq. 1).
 
     >>> logits, positive = nt_xent_logits(torch.eye(3), torch.eye(3), temperature=0.1)
     >>> logits.shape, positive.tolist()
@@ -34,7 +35,10 @@ def nt_xent_logits(first: Tensor, second: Tensor, temperature: float) -> tuple[T
 
 
 def retrieval(logits: Tensor, positive: Tensor, temperature: float) -> dict[str, Tensor]:
-    """What to log of a contrast: how often the positive is the nearest candidate, and the mean similarities."""
+    """Figures to log: how often the positive is the nearest candidate, and the mean similarities.
+
+    logits (N,K) and positive (N,) as in ``info_nce``. Returns 0-d tensors.
+    """
     logits = logits.detach()
     chosen = logits.gather(1, positive[:, None])[:, 0]
     others = logits.scatter(1, positive[:, None], -torch.inf)

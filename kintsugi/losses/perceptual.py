@@ -1,4 +1,4 @@
-"""Perceptual distances, LPIPS and VGG's features, with weights that are at hand."""
+"""Perceptual distances: LPIPS and VGG's features, with weights from a file or torch.hub's cache."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from kintsugi.nets.backbones import IMAGENET_MEAN, IMAGENET_STD
 class Lpips(nn.Module):
     """LPIPS, AlexNet, version 0.1 (Zhang 2018, arXiv:1801.03924), as a map: two images (N,3,H,W) in [0,1] -> (N,1,H,W).
 
-    The linear layers come with the lpips package, the trunk is ImageNet's AlexNet in torchvision's names.
+    The linear layers come from the lpips package. trunk: the weights of ImageNet's AlexNet, with torchvision's names.
     """
 
     def __init__(self, trunk: dict[str, Tensor]) -> None:
-        import lpips  # here, and torchvision below: they take a second, which --help need not wait for
+        import lpips  # imported here: slow, and --help does not need it
 
         super().__init__()
         self.distance = lpips.LPIPS(net="alex", spatial=True, pnet_rand=True, verbose=False).eval()
@@ -33,21 +33,19 @@ class Lpips(nn.Module):
 
 
 def open_lpips(trunk: str) -> tuple[Lpips | None, str]:
-    """LPIPS, or None with the reason why not, in one line.
+    """LPIPS and one line that names its weights, or None and one line that gives the reason.
 
-    trunk: ``off``; ``auto``, the weights torch.hub has in its cache, nothing is downloaded; ``download``; or a file
-    (.pth, .safetensors) of torchvision's AlexNet. Raises ValueError for a file that is none, OSError where a
+    trunk: ``off``; ``auto``: weights in torch.hub's cache, nothing is downloaded; ``download``; or a file (.pth,
+    .safetensors) of torchvision's AlexNet. Raises ValueError if the file does not hold these weights, OSError if the
     download fails.
     """
     from torchvision.models import AlexNet_Weights
 
     if trunk == "off":
         return None, "LPIPS is off"
-    file = _weights_file(trunk, AlexNet_Weights.IMAGENET1K_V1.url)
+    file = _weights_file("--lpips", trunk, "AlexNet", AlexNet_Weights.IMAGENET1K_V1.url)
     if file is None:
         return None, "no LPIPS: its AlexNet is not on this machine; add --lpips download, or --lpips FILE"
-    if not file.is_file():
-        raise ValueError(f"--lpips {trunk}: no such file; give AlexNet's weights, or auto, download or off")
     try:
         return Lpips(_load(file)), f"LPIPS with AlexNet from {file}"
     except Exception as error:  # torch and safetensors raise many kinds for a damaged or foreign file
@@ -58,14 +56,15 @@ def open_lpips(trunk: str) -> tuple[Lpips | None, str]:
 
 
 ContentLayer = Literal["relu2_2", "relu3_4", "relu5_4"]
-_CONTENT_LAYERS: dict[str, int] = {"relu2_2": 9, "relu3_4": 18, "relu5_4": 36}  # layers of torchvision's VGG19 up to it
+_CONTENT_LAYERS: dict[str, int] = {"relu2_2": 9, "relu3_4": 18, "relu5_4": 36}  # number of torchvision's layers
 
 
 class ContentFeatures(nn.Module):
     """VGG19's map after a ReLU, before the next pooling: RGB (N,3,H,W) in [0,1] -> (N,C,h,w).
 
-    SRGAN's content (Ledig 2017, arXiv:1609.04802, eq. 5): phi_2,2 is relu2_2, phi_5,4 is relu5_4. The image is brought
-    to ImageNet's mean and deviation first. Gradients pass through it, its weights stay.
+    The features of SRGAN's content loss (Ledig 2017, arXiv:1609.04802, eq. 5): phi_2,2 is relu2_2, phi_5,4 is relu5_4.
+    Images are normalized by ImageNet's mean and standard deviation inside. Gradients pass through; the weights are
+    frozen.
     """
 
     mean: Tensor
@@ -75,7 +74,7 @@ class ContentFeatures(nn.Module):
         from torchvision.models import vgg19
 
         super().__init__()
-        with torch.device("meta"):  # no time for weights that are replaced, nor for the classifier's
+        with torch.device("meta"):  # saves the time to initialize weights that are replaced or not used
             self.layers = vgg19().features[: _CONTENT_LAYERS[layer]]
         for module in self.layers:
             if isinstance(module, nn.ReLU):
@@ -90,26 +89,27 @@ class ContentFeatures(nn.Module):
         return self.layers((image - self.mean) / self.std)
 
     def distance(self, image: Tensor, truth: Tensor) -> Tensor:
-        """Mean squared distance of the two images' maps, as part of the truth's mean square; 0-d.
+        """Mean squared difference of the two images' maps, relative to the mean square of the truth's map; 0-d.
 
-        So it is the same for weights in Caffe's scale, whose maps are hundreds of times larger than torchvision's.
+        It has the same scale for weights from Caffe, whose maps are hundreds of times larger than torchvision's.
         """
         with torch.no_grad():
-            there = self(truth).float()
-        return mse_loss(self(image).float(), there) / there.square().mean().clamp(min=1e-12)
+            target = self(truth).float()
+        return mse_loss(self(image).float(), target) / target.square().mean().clamp(min=1e-12)
 
 
 def open_content(layer: ContentLayer, weights: str) -> tuple[ContentFeatures | None, str]:
-    """VGG19's features, or None with the reason why not, in one line; ``weights`` as ``trunk`` of ``open_lpips``."""
+    """VGG19's features and one line that names their weights, or None and one line that gives the reason.
+
+    weights: of torchvision's VGG19, with the values of ``trunk`` in ``open_lpips``, which has the same errors.
+    """
     from torchvision.models import VGG19_Weights
 
     if weights == "off":
         return None, "VGG19 is off"
-    file = _weights_file(weights, VGG19_Weights.IMAGENET1K_V1.url)
+    file = _weights_file("--content-weights", weights, "VGG19", VGG19_Weights.IMAGENET1K_V1.url)
     if file is None:
         return None, "VGG19 is not on this machine; add --content-weights download, or FILE"
-    if not file.is_file():
-        raise ValueError(f"--content-weights {weights}: no such file; give VGG19's weights, or auto, download or off")
     try:
         return ContentFeatures(layer, _load(file)), f"VGG19's {layer} from {file}"
     except KeyError:
@@ -123,15 +123,17 @@ def open_content(layer: ContentLayer, weights: str) -> tuple[ContentFeatures | N
         ) from None
 
 
-def _weights_file(asked: str, url: str) -> Path | None:
-    """The file of weights that ``auto``, ``download`` or a path means; None where auto finds nothing."""
+def _weights_file(option: str, value: str, network: str, url: str) -> Path | None:
+    """The file of weights for ``auto``, ``download`` or a path; None if auto finds none in the cache."""
     cached = Path(torch.hub.get_dir()) / "checkpoints" / Path(url).name
-    if asked == "auto":
+    if value == "auto":
         return cached if cached.is_file() else None
-    if asked == "download":
+    if value == "download":
         torch.hub.load_state_dict_from_url(url, weights_only=True, check_hash=True)
         return cached
-    return Path(asked)
+    if not Path(value).is_file():
+        raise ValueError(f"{option} {value}: no such file; give {network}'s weights, or auto, download or off")
+    return Path(value)
 
 
 def _load(file: Path) -> dict[str, Tensor]:

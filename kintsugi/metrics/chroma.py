@@ -1,4 +1,4 @@
-"""How far predicted colors are from the truth, as ab of Lab (Zhang 2016, arXiv:1603.08511, section 3.1)."""
+"""Errors of predicted colors as ab of Lab (Zhang 2016, arXiv:1603.08511, section 3.1)."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from kintsugi.color import ab_bins, count_bins, soft_encode
 
 
 def ab_auc(predicted: Tensor, truth: Tensor, bins: Tensor) -> tuple[Tensor, Tensor]:
-    """Area under the cumulative histogram of ab errors from 0 to 150, per cent: raw, and of each bin (section 3.1).
+    """Area under the cumulative histogram of ab errors from 0 to 150, in percent, for the pixels of each bin.
 
-    ab (N,2,H,W). An error e counts max(0, 1 - e / 150), which is that area. Returns sums over the pixels of each true
-    bin, (Q,), and their numbers, (Q,): raw is the sums' total over the numbers' total; rebalanced, where every color
-    counts alike (the paper's weights 1/p), is the mean over the bins that occur of sum / number.
+    predicted, truth: ab (N,2,H,W); bins (Q,2). A pixel with error e has the area max(0, 1 - e / 150). Returns the sums
+    over the pixels of each true bin, (Q,), and the numbers of pixels, (Q,). The paper's raw figure is the total of the
+    sums over the total of the numbers. Its rebalanced figure, in which all colors have equal weight, is the mean of sum
+    / number over the bins that occur.
     """
     score = (1 - (predicted - truth).norm(dim=1) / 150).clamp(min=0).flatten()  # (N*H*W,)
     nearest = soft_encode(truth, bins, neighbors=1)[0].flatten()
@@ -22,20 +23,20 @@ def ab_auc(predicted: Tensor, truth: Tensor, bins: Tensor) -> tuple[Tensor, Tens
 
 
 class AbErrors:
-    """Both areas of ``ab_auc`` over many batches."""
+    """Both figures of ``ab_auc`` over many batches."""
 
     def __init__(self) -> None:
         self.sums = torch.zeros(len(ab_bins()))
         self.numbers = torch.zeros_like(self.sums)
 
     def add(self, predicted: Tensor, truth: Tensor) -> None:
-        """ab (N,2,H,W)."""
+        """predicted, truth: ab (N,2,H,W)."""
         sums, numbers = ab_auc(predicted, truth, ab_bins().to(truth.device))
         self.sums += sums.cpu()
         self.numbers += numbers.cpu()
 
     def means(self) -> dict[str, float]:
-        """auc, of all pixels, and auc_rebalanced, the mean over the bins that occur, per cent."""
+        """In percent: auc over all pixels, and auc_rebalanced, the mean over the bins that occur."""
         present = self.numbers > 0
         return {
             "auc": (self.sums.sum() / self.numbers.sum()).item(),
@@ -44,5 +45,5 @@ class AbErrors:
 
 
 def mean_chroma(ab: Tensor) -> Tensor:
-    """Mean length of ab (N,2,H,W) of each image, (N,): 0 is gray, photos have about 10 to 25."""
+    """Mean length of the ab vectors (N,2,H,W) of each image, (N,): 0 for gray images, about 10 to 25 for photos."""
     return ab.norm(dim=1).mean((1, 2))

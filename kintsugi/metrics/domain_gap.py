@@ -1,4 +1,4 @@
-"""How far apart the features of two kinds of images are. Pure functions of features (N,C), a row for each position."""
+"""Distances between the features of two kinds of images. Features are (N,C), with a row for each position."""
 
 from __future__ import annotations
 
@@ -7,27 +7,29 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-SIGNIFICANT = 1e-10  # variance below which a channel says nothing, as part of the mean variance
+from kintsugi.losses.domain_adversarial import domain_accuracy
+
+SIGNIFICANT = 1e-10  # least variance for the scaling of a channel, relative to the mean variance
 
 
 def probe_accuracy(one: list[Tensor], other: list[Tensor], ridge: float = 1e-3) -> float:
-    """How often a linear classifier tells the two apart, in [0.5, 1] but for chance: 0.5 = it cannot.
+    """Accuracy of a linear classifier that separates the two kinds of images: about 0.5 = it cannot, 1 = always right.
 
-    The idea of the proxy A-distance, 2 (2 accuracy - 1) (Ben-David 2007; Ganin 2016, arXiv:1505.07818, section
-    5.1.5), with ridge regression for the linear SVM. ``one`` and ``other``: for each image its features (P,C), at
-    least two images of each. Fitted on every second image and tried on the rest, and the other way round, so that no
-    image is in both; mean over the two kinds, so that their numbers do not matter.
+    The proxy A-distance is 2 (2 accuracy - 1) (Ben-David 2007; Ganin 2016, arXiv:1505.07818, section 5.1.5), here with
+    ridge regression instead of a linear SVM. one, other: the features (P,C) of each image, at least two images of each
+    kind. The classifier is fitted on every second image and tested on the rest, and the other way round. The result is
+    the mean over the two kinds, so that their sizes do not matter.
     """
     folds = [[torch.cat(kind[i::2]).double() for kind in (one, other)] for i in (0, 1)]
-    right = []
-    for fitted, tried in (folds, folds[::-1]):
+    accuracies = []
+    for fitted, tested in (folds, folds[::-1]):
         classify = _ridge_classifier(fitted[0], fitted[1], ridge)
-        right += [(classify(tried[0]) > 0).double().mean(), (classify(tried[1]) < 0).double().mean()]
-    return torch.stack(right).mean().item()
+        accuracies += [(classify(tested[0]) > 0).double().mean(), (classify(tested[1]) < 0).double().mean()]
+    return torch.stack(accuracies).mean().item()
 
 
 def _ridge_classifier(one: Tensor, other: Tensor, ridge: float) -> Callable[[Tensor], Tensor]:
-    """Linear least squares for +1 and -1, each kind with half of the weight; a function (N,C) -> (N,)."""
+    """Ridge regression to +1 and -1, each kind with half of the weight. Returns a function (N,C) -> (N,)."""
     mean, scale = _scaling(one, other)
     a, b = (one - mean) / scale, (other - mean) / scale
     gram = (a.mT @ a / len(a) + b.mT @ b / len(b)) / 2  # (C,C)
@@ -37,11 +39,10 @@ def _ridge_classifier(one: Tensor, other: Tensor, ridge: float) -> Callable[[Ten
 
 
 def frechet_distance(one: Tensor, other: Tensor) -> float:
-    """The squared Frechet distance of two sets of features (N,C), (M,C) taken as Gaussian, for each channel.
+    """The squared Frechet distance between two sets of features (N,C) and (M,C), as Gaussians, per channel; 0 = equal.
 
-    |m1 - m2|^2 + tr(S1 + S2 - 2 (S1 S2)^(1/2)) (Heusel 2017, arXiv:1706.08500, eq. 6), divided by C, of features
-    scaled to unit variance over the two sets: so that it does not shrink where a network merely scales its features
-    down. 0 = alike.
+    |m1 - m2|^2 + tr(S1 + S2 - 2 (S1 S2)^(1/2)) (Heusel 2017, arXiv:1706.08500, eq. 6), divided by C. The features are
+    scaled to unit variance over the two sets, so that a network does not lower the distance by smaller features.
     """
     one, other = one.double(), other.double()
     mean, scale = _scaling(one, other)
@@ -56,7 +57,32 @@ def frechet_distance(one: Tensor, other: Tensor) -> float:
 
 
 def _scaling(one: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and deviation of each channel (C,), the two sets counting alike."""
+    """Mean and standard deviation of each channel, (C,), with equal weight for the two sets."""
     mean = (one.mean(0) + other.mean(0)) / 2
     variance = ((one - mean).square().mean(0) + (other - mean).square().mean(0)) / 2
     return mean, variance.clamp(min=max(SIGNIFICANT * variance.mean().item(), 1e-30)).sqrt()
+
+
+class DomainGap:
+    """How far apart the features of real and synthetic images are, over many batches."""
+
+    def __init__(self) -> None:
+        self.features: dict[str, list[Tensor]] = {"synthetic": [], "real": []}  # (P,C) of each image
+        self.logits: dict[str, list[Tensor]] = {"synthetic": [], "real": []}
+
+    def add(self, domain: str, features: Tensor, logits: Tensor) -> None:
+        """Features (n,C,s,s) of images of a domain, and the discriminator's logits on them, (n,...)."""
+        self.features[domain] += features.flatten(2).mT.cpu().unbind()
+        self.logits[domain].append(logits.flatten(1))
+
+    def means(self) -> dict[str, float]:
+        """domain_accuracy of the discriminator, .5 where it cannot tell the domains apart; and two figures that do not
+        depend on how well the discriminator has learned: domain_probe (``probe_accuracy``), and domain_frechet
+        (``frechet_distance``). These need two images of each domain and are left out if there are fewer."""
+        real, synthetic = self.features["real"], self.features["synthetic"]
+        accuracy = domain_accuracy(torch.cat(self.logits["real"]), torch.cat(self.logits["synthetic"]))
+        figures = {"domain_accuracy": accuracy.item()}
+        if min(len(real), len(synthetic)) > 1:
+            figures["domain_probe"] = probe_accuracy(real, synthetic)
+            figures["domain_frechet"] = frechet_distance(torch.cat(real), torch.cat(synthetic))
+        return figures

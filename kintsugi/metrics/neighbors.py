@@ -1,4 +1,4 @@
-"""Votes of nearest neighbors (Wu 2018, arXiv:1805.01978, section 3.4)."""
+"""Nearest-neighbor classification by weighted votes (Wu 2018, arXiv:1805.01978, section 3.4)."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from torch.nn.functional import normalize
 
 
 def vote(similarity: Tensor, labels: Tensor, classes: int, neighbors: int, temperature: float = 0.1) -> Tensor:
-    """The class (M,) into which the ``neighbors`` most similar of N known images vote each of M.
+    """The predicted classes (M,) of M images, by a vote of the ``neighbors`` most similar of N labeled images.
 
-    similarity (M,N): cosines s, which weigh exp(s / temperature); labels (N,): classes of the known ones.
+    similarity (M,N): cosines s; each vote has the weight exp(s / temperature). labels (N,): classes of the N images.
     """
     near, index = similarity.topk(min(neighbors, len(labels)), dim=1)
     votes = torch.zeros(len(similarity), classes, device=similarity.device)
@@ -19,19 +19,18 @@ def vote(similarity: Tensor, labels: Tensor, classes: int, neighbors: int, tempe
 
 
 def leave_one_out(features: Tensor, labels: Tensor, neighbors: int = 20) -> float:
-    """Part of images, of features (N,D), whose label (N,) their nearest others vote for."""
+    """Fraction of images with features (N,D) whose labels (N,) a vote of their nearest other images predicts."""
     unit = normalize(features.float(), dim=1)
     similarity = (unit @ unit.T).fill_diagonal_(-torch.inf)
-    said = vote(similarity, labels, int(labels.amax()) + 1, min(neighbors, len(unit) - 1))
-    return (said == labels).float().mean().item()
+    predicted = vote(similarity, labels, int(labels.amax()) + 1, min(neighbors, len(unit) - 1))
+    return (predicted == labels).float().mean().item()
 
 
-CHUNK = 512  # test images compared at once: what bounds memory is a chunk's similarities
+CHUNK = 512  # images that are compared at once, which limits the memory for similarities
 
 
-def classify(known: Tensor, labels: Tensor, asked: Tensor, classes: int, neighbors: int) -> Tensor:
-    """The class (M,) that each of ``asked`` (M,C) is voted into by its ``neighbors`` nearest of ``known`` (N,C), whose
-    classes are ``labels`` (N,)."""
+def classify(known: Tensor, labels: Tensor, queries: Tensor, classes: int, neighbors: int) -> Tensor:
+    """The predicted classes (M,) of queries (M,C), by votes of their neighbors in known (N,C), with labels (N,)."""
     unit = normalize(known, dim=1)
-    chunks = normalize(asked, dim=1).split(CHUNK)
+    chunks = normalize(queries, dim=1).split(CHUNK)
     return torch.cat([vote(x @ unit.T, labels, classes, neighbors) for x in chunks])

@@ -1,4 +1,4 @@
-"""How good a reconstruction is beside the truth, in a hole or as a whole; pure functions, and a running mean."""
+"""Figures that compare a reconstruction with the truth, in a hole or as a whole."""
 
 from __future__ import annotations
 
@@ -8,19 +8,20 @@ from kintsugi.losses.perceptual import Lpips
 
 
 def in_hole(values: Tensor, mask: Tensor) -> Tensor:
-    """Means (N,) of ``values`` (N,C,H,W) over each image's hole, mask (N,1,H,W); over all of it where there is none."""
+    """Mean of ``values`` (N,C,H,W) over each image's hole, mask (N,1,H,W) -> (N,). Without a hole: over all pixels."""
     mask = mask + (mask.amax((1, 2, 3), keepdim=True) == 0).to(mask)
     return (values.mean(1, keepdim=True) * mask).sum((1, 2, 3)) / mask.sum((1, 2, 3))
 
 
 def hole_figures(mended: Tensor, truth: Tensor, mask: Tensor, lpips: Lpips | None = None) -> dict[str, Tensor]:
-    """Figures of each image, (N,): images (N,3,H,W) in [0,1], masks (N,1,H,W).
+    """Figures of each image, (N,), over the pixels of its hole. mended, truth (N,3,H,W) in [0,1], mask (N,1,H,W).
 
-    psnr (dB), l1 (%) and l2 (%) over the hole's pixels: with the central hole these are the Paris StreetView figures
-    of Pathak 2016 (table 1), where l1 and l2 are mean |d| and mean d^2 in per cent of a range of 1. ssim (11x11
-    windows, sigma 1.5) and lpips are the means of their maps over the hole.
+    psnr in dB; l1 and l2 in percent: the means of |d| and d^2 for values in [0,1]. With the central hole these are the
+    Paris StreetView figures of Pathak 2016 (table 1). ssim (11x11 windows, sigma 1.5) and lpips are the means of their
+    maps over the hole.
     """
-    from torchmetrics.functional.image import structural_similarity_index_measure as similarity  # here: takes seconds
+    # Imported here: slow, and --help does not need it.
+    from torchmetrics.functional.image import structural_similarity_index_measure as similarity
 
     difference = mended - truth
     squared = in_hole(difference.square(), mask)
@@ -37,15 +38,16 @@ def hole_figures(mended: Tensor, truth: Tensor, mask: Tensor, lpips: Lpips | Non
 
 
 def luma(image: Tensor) -> Tensor:
-    """Y of BT.601 YCbCr in 16..235, (N,1,H,W), of RGB (N,3,H,W) in [0,1], on which super-resolution is measured."""
+    """Y of BT.601 YCbCr, RGB (N,3,H,W) in [0,1] -> (N,1,H,W) in 16..235. Super-resolution is measured on it."""
     red, green, blue = image.unbind(1)
     return (16 + 65.481 * red + 128.553 * green + 24.966 * blue).unsqueeze(1)
 
 
 def luma_figures(image: Tensor, truth: Tensor, shave: int = 4) -> dict[str, Tensor]:
-    """PSNR (dB) and SSIM of luma, each (N,): RGB (N,3,H,W) in [0,1], rounded to 8 bits, ``shave`` px cut off around.
+    """PSNR in dB and SSIM of luma, each (N,). image, truth: RGB (N,3,H,W) in [0,1].
 
-    The protocol of SRGAN's tables (Ledig 2017, arXiv:1609.04802, section 3.1). SSIM with 11x11 windows of sigma 1.5.
+    The protocol of SRGAN's tables (Ledig 2017, arXiv:1609.04802, section 3.1): images are rounded to 8 bits, and
+    ``shave`` px are cut off at each border. SSIM has 11x11 windows, sigma 1.5.
     """
     from torchmetrics.functional.image import structural_similarity_index_measure as similarity
 
@@ -58,7 +60,7 @@ def luma_figures(image: Tensor, truth: Tensor, shave: int = 4) -> dict[str, Tens
 
 
 class HoleQuality:
-    """The mean of ``hole_figures`` over images that come in batches."""
+    """The means of ``hole_figures`` over many batches."""
 
     def __init__(self, lpips: Lpips | None = None) -> None:
         self.lpips, self.count = lpips, 0

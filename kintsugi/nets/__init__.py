@@ -1,1 +1,1 @@
-"""Networks that methods share: backbones with one feature contract, decoders, discriminators."""
+"""Networks that methods share: encoders with one contract, decoders, discriminators."""

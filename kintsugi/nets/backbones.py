@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from kintsugi.nets.encoder import Encoder
-from kintsugi.nets.layers import Norm, normal_init, normalization
+from kintsugi.nets.layers import Norm, normal_init, normalization, stage_maps
 
 __all__ = ["Backbone", "Encoder"]
 
@@ -25,14 +25,15 @@ class Backbone:
     name: Literal["resnet18", "resnet50", "alexnet", "dcgan"] = "resnet18"
     norm: Norm = "batch"
     width: float = 1.0
-    """Part of the channels: 1, or .5 for each half of a split-brain net."""
+    """Fraction of the channels: 1, or .5 for each half of a split-brain network."""
     stem: Literal["large", "small"] = "large"
-    """small, of the ResNets: a 3x3 convolution without stride and pooling, for images of about 32 px; the strides are
-    then 1, 2, 4, 8."""
+    """small, for ResNets only: a 3x3 convolution without stride and without pooling, for images of about 32 px. The
+    strides are then 1, 2, 4, 8."""
 
     def build(self) -> Encoder:
+        """Raises ValueError with one line for settings that do not fit."""
         if self.stem == "small" and not self.name.startswith("resnet"):
-            raise ValueError(f"a small stem is for ResNets only, not for {self.name}")
+            raise ValueError(f"{self.name} has no small stem: use a ResNet")
         kinds = {"resnet18": ResNet, "resnet50": ResNet, "alexnet": AlexNet, "dcgan": DCGAN}
         if self.name in kinds:
             encoder = kinds[self.name](self)
@@ -44,7 +45,7 @@ class Backbone:
 
 
 def _thinned(encoder: Encoder, width: float) -> Encoder:
-    """The same network with ``width`` times the channels everywhere but in its input; weights drawn anew."""
+    """The same network with ``width`` times the channels everywhere except in its input, and with fresh weights."""
     for parent in list(encoder.modules()):
         for name, layer in list(parent.named_children()):
             if isinstance(layer, nn.Conv2d):
@@ -69,7 +70,7 @@ def _thinned(encoder: Encoder, width: float) -> Encoder:
 
 
 class _ImageNetNormalized(Encoder):
-    """An encoder whose input is brought to ImageNet's mean 0 and deviation 1."""
+    """An encoder that normalizes its input by ImageNet's mean and standard deviation."""
 
     mean: Tensor
     std: Tensor
@@ -81,14 +82,15 @@ class _ImageNetNormalized(Encoder):
         self.register_buffer("std", torch.tensor(IMAGENET_STD).view(1, 3, 1, 1), persistent=False)
 
     def normalized(self, image: Tensor) -> Tensor:
+        """Images (N,3,H,W) in [0,1], normalized by ImageNet's mean and standard deviation."""
         return (image - self.mean) / self.std
 
 
 class ResNet(_ImageNetNormalized):
-    """torchvision's ResNet without its classifier, weights' names kept (He et al. 2016, arXiv:1512.03385)."""
+    """torchvision's ResNet without its classifier (He 2016, arXiv:1512.03385). The weights keep torchvision's names."""
 
     def __init__(self, spec: Backbone) -> None:
-        from torchvision.models import resnet18, resnet50  # here: it takes a second, which --help need not wait for
+        from torchvision.models import resnet18, resnet50  # imported here: slow, and --help does not need it
 
         super().__init__(spec)
         make = resnet18 if spec.name == "resnet18" else resnet50
@@ -96,7 +98,7 @@ class ResNet(_ImageNetNormalized):
         self.conv1, self.bn1, self.relu, self.maxpool = net.conv1, net.bn1, net.relu, net.maxpool
         self.layer1, self.layer2, self.layer3, self.layer4 = net.layer1, net.layer2, net.layer3, net.layer4
         finest = 4
-        if spec.stem == "small":  # as for CIFAR (Chen 2020, appendix B.9)
+        if spec.stem == "small":  # as for CIFAR in SimCLR (Chen 2020, arXiv:2002.05709, appendix B.9)
             self.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
             nn.init.kaiming_normal_(self.conv1.weight, mode="fan_out", nonlinearity="relu")
             self.maxpool = nn.Identity()
@@ -107,30 +109,26 @@ class ResNet(_ImageNetNormalized):
     def forward(self, image: Tensor) -> dict[int, Tensor]:
         x = self.normalized(image)
         x = self.maxpool(self.relu(self.bn1(self.conv1(x))))  # (N,64,H/4,W/4), or (N,64,H,W)
-        features = {}
-        layers = (self.layer1, self.layer2, self.layer3, self.layer4)
-        for stride, layer in zip(self.channels, layers, strict=True):
-            x = features[stride] = layer(x)
-        return features
+        return stage_maps(x, self.channels, (self.layer1, self.layer2, self.layer3, self.layer4))
 
 
 class AlexNet(_ImageNetNormalized):
-    """torchvision's AlexNet to pool5 (Krizhevsky 2014, arXiv:1404.5997): conv1, conv2, conv5, pool5.
+    """torchvision's AlexNet up to pool5 (Krizhevsky 2014, arXiv:1404.5997): conv1, conv2, conv5, pool5.
 
     The convolutions' weights have torchvision's names and shapes. Two deviations: a normalization after each
-    convolution replaces local response normalization, as in later self-supervised work; and the pools are
-    padded by 1, so that sides are H/8, H/16, H/32 as elsewhere, and 32-px images reach pool5.
+    convolution replaces local response normalization, as in later self-supervised work; and the pools are padded by 1,
+    so that the maps have sides H/8, H/16, H/32 as in the other encoders, and images of 32 px reach pool5.
     """
 
-    channels = {4: 64, 8: 192, 16: 256, 32: 256}  # noqa: RUF012  (the contract's attribute, here the same for all)
+    channels = {4: 64, 8: 192, 16: 256, 32: 256}  # noqa: RUF012  (the contract's attribute, the same for all instances)
 
     def __init__(self, spec: Backbone) -> None:
-        from torchvision.models import alexnet  # here: see ResNet
+        from torchvision.models import alexnet  # imported here: slow, and --help does not need it
 
         super().__init__(spec)
         self.features = alexnet().features
         for i, layer in enumerate(self.features):
-            if isinstance(layer, nn.Conv2d):  # the norm goes in with the ReLU, so that no index changes
+            if isinstance(layer, nn.Conv2d):  # the norm joins the ReLU, so that no index changes
                 norm = normalization(spec.norm, layer.out_channels)
                 self.features[i + 1] = nn.Sequential(norm, nn.ReLU(inplace=True))
             elif isinstance(layer, nn.MaxPool2d):
@@ -145,7 +143,7 @@ class AlexNet(_ImageNetNormalized):
 
 
 class DCGAN(_ImageNetNormalized):
-    """The encoder of the context encoder's released 128-px net, without its bottleneck (Pathak 2016)."""
+    """The encoder of the context encoder's released 128-px network, without its bottleneck (Pathak 2016)."""
 
     channels = {2: 64, 4: 64, 8: 128, 16: 256, 32: 512}  # noqa: RUF012
 
@@ -166,8 +164,4 @@ class DCGAN(_ImageNetNormalized):
         normal_init(self)
 
     def forward(self, image: Tensor) -> dict[int, Tensor]:
-        x = self.normalized(image)
-        features = {}
-        for stride, layer in zip(self.channels, self.layers, strict=True):
-            x = features[stride] = layer(x)
-        return features
+        return stage_maps(self.normalized(image), self.channels, self.layers)

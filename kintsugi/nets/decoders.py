@@ -1,4 +1,4 @@
-"""From features back to pictures."""
+"""Decoders: from features to pictures and maps."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ from kintsugi.nets.layers import Norm, normal_init, normalization
 
 
 class ChannelwiseLinear(nn.Module):
-    """Channel-wise fully connected layer (Pathak 2016, section 3.1): each map mixed over its own positions.
+    """Channel-wise fully connected layer (Pathak 2016, arXiv:1604.07379, section 3.1).
 
-    (N,C,h,w) with h*w = ``positions_in`` -> (N,C,s,s) with s*s = ``positions_out``. Each of the C maps has a
-    matrix of its own and none sees another: C*h*w*s*s weights, where a dense layer takes C times more.
+    (N,C,h,w) with h*w = ``positions_in`` -> (N,C,s,s) with s*s = ``positions_out``. Each of the C maps has its own
+    matrix from positions to positions, and maps are not mixed: C*h*w*s*s weights, a C-th of a dense layer's. Raises
+    ValueError if ``positions_out`` is no square number.
     """
 
     def __init__(self, channels: int, positions_in: int, positions_out: int) -> None:
@@ -25,7 +26,7 @@ class ChannelwiseLinear(nn.Module):
         self.side = isqrt(positions_out)
         if self.side**2 != positions_out:
             raise ValueError(f"positions_out must be a square number, not {positions_out}")
-        # This deviation keeps the mean square of what passes through.
+        # With this standard deviation outputs have the mean square of the inputs.
         self.weight = nn.Parameter(torch.randn(channels, positions_out, positions_in) / positions_in**0.5)
         self.bias = nn.Parameter(torch.zeros(channels, positions_out))
 
@@ -37,8 +38,8 @@ class ChannelwiseLinear(nn.Module):
 class Pyramid(nn.Module):
     """A feature pyramid (Lin 2017, arXiv:1612.03144): {stride: map} -> (N,out,H/s,W/s), s the finest stride.
 
-    From coarse to fine: what is known so far, doubled, plus a 1x1 convolution of the finer map, through a 3x3
-    convolution, norm and ReLU of ``width`` channels.
+    From coarse to fine: the result so far, enlarged twice, plus a 1x1 convolution of the finer map, then a 3x3
+    convolution, norm and ReLU with ``width`` channels.
     """
 
     def __init__(self, channels: dict[int, int], out: int, width: int = 128, norm: Norm = "batch") -> None:
@@ -52,7 +53,7 @@ class Pyramid(nn.Module):
         self.last = nn.Conv2d(width, out, 1)
 
     def forward(self, features: dict[int, Tensor], added: dict[int, Tensor] | None = None) -> Tensor:
-        """``added``: maps (N,width,...) by stride, added where the laterals are."""
+        """added: maps (N,width,H/stride,W/stride) by stride, which are added to the lateral ones."""
         x: Tensor | None = None
         for stride, lateral, smooth in zip(self.strides, self.lateral, self.smooth, strict=True):
             y = lateral(features[stride])
@@ -65,8 +66,8 @@ class Pyramid(nn.Module):
 class Decoder(nn.Module):
     """Up-convolutions: features (N,C,h,w) -> RGB (N,3,H,W) in [0,1], where H = h * 2 ** (len(widths) + 1).
 
-    Each is a 4x4 transposed convolution that doubles the side; a norm and a ReLU follow all but the last, a
-    sigmoid the last. ``widths`` are the channels between them. Weights start as DCGAN's (``normal_init``).
+    Each is a 4x4 transposed convolution that doubles the side. A sigmoid follows the last one, a norm and a ReLU each
+    other one. ``widths`` are the channels between them. Weights start like DCGAN's (``normal_init``).
     """
 
     def __init__(self, channels_in: int, widths: Sequence[int], norm: Norm = "batch") -> None:
@@ -83,4 +84,4 @@ class Decoder(nn.Module):
         normal_init(self)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.layers(x).float().sigmoid()  # not in bf16, whose steps near 1 are those of 8-bit pixels
+        return self.layers(x).float().sigmoid()  # in fp32, because bf16 near 1 is only as fine as 8-bit pixels

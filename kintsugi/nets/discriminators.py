@@ -1,4 +1,4 @@
-"""DCGAN's discriminator (Radford 2016, arXiv:1511.06434), and SRGAN's; their features can be moved too."""
+"""DCGAN's discriminator (Radford 2016, arXiv:1511.06434), and SRGAN's. Their features can be transferred too."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
 from kintsugi.nets.encoder import Encoder
-from kintsugi.nets.layers import Norm, normal_init, normalization
+from kintsugi.nets.layers import Norm, normal_init, normalization, stage_maps
 
 DiscriminatorNorm = Literal["batch", "group", "spectral"]
 
@@ -19,11 +19,12 @@ class DiscriminatorSpec:
     """Settings of a discriminator; ``build()`` makes it, with fresh weights."""
 
     size: int
-    """Side of the square images it judges, px; from 8."""
+    """Side of the square input images, px; at least 8."""
     width: int = 64
-    """Channels of the first convolution; they double up to 8 times this."""
+    """Channels of the first convolution. They double with each one, up to 8 times this number."""
     norm: DiscriminatorNorm = "batch"
-    """After each convolution but the first; spectral: none, all weights are normalized (Miyato 2018)."""
+    """Normalization after each convolution except the first; spectral: spectral normalization of all weights instead
+    (Miyato 2018, arXiv:1802.05957)."""
 
     def build(self) -> Discriminator:
         if self.size < 8:
@@ -35,7 +36,7 @@ class DiscriminatorSpec:
 
 
 class DiscriminatorEncoder(Encoder):
-    """All but the discriminator's last layer: 4x4 convolutions of stride 2 until the side is 4 to 7."""
+    """The discriminator without its last layer: 4x4 convolutions of stride 2 until the side is 4 to 7."""
 
     def __init__(self, spec: DiscriminatorSpec) -> None:
         super().__init__()
@@ -52,77 +53,11 @@ class DiscriminatorEncoder(Encoder):
         normal_init(self)
 
     def forward(self, image: Tensor) -> dict[int, Tensor]:
-        x = 2 * image - 1  # [0,1] -> [-1,1]
-        features = {}
-        for stride, layer in zip(self.channels, self.layers, strict=True):
-            x = features[stride] = layer(x)
-        return features
-
-
-@dataclass(frozen=True)
-class SRGANDiscriminatorSpec:
-    """Settings of SRGAN's discriminator (Ledig 2017, arXiv:1609.04802, figure 4)."""
-
-    size: int
-    """Side of the square images it judges, px; a multiple of 16."""
-    width: int = 64
-    norm: Literal["batch", "group"] = "batch"
-
-    def build(self) -> SRGANDiscriminator:
-        if self.size % 16:
-            raise ValueError(f"SRGAN's discriminator needs sides of a multiple of 16 px, not {self.size}")
-        return SRGANDiscriminator(self)
-
-    def plain(self) -> dict[str, Any]:
-        return {"kind": "srgan-discriminator", **asdict(self)}
-
-
-class SRGANDiscriminatorEncoder(Encoder):
-    """Its eight 3x3 convolutions: width, twice that, four, eight times, each once plain and once with stride 2."""
-
-    def __init__(self, spec: SRGANDiscriminatorSpec) -> None:
-        super().__init__()
-        self.spec: SRGANDiscriminatorSpec = spec
-        self.channels = {2 << i: spec.width << i for i in range(4)}
-        layers, channels_in = [], 3
-        for stride, channels in self.channels.items():
-            layers.append(
-                nn.Sequential(
-                    *_convolution(channels_in, channels, 1, None if stride == 2 else spec.norm),
-                    *_convolution(channels, channels, 2, spec.norm),
-                )
-            )
-            channels_in = channels
-        self.layers = nn.ModuleList(layers)
-
-    def forward(self, image: Tensor) -> dict[int, Tensor]:
-        x = 2 * image - 1  # [0,1] -> [-1,1]
-        features = {}
-        for stride, layer in zip(self.channels, self.layers, strict=True):
-            x = features[stride] = layer(x)
-        return features
-
-
-class SRGANDiscriminator(nn.Module):
-    """RGB (N,3,S,S) in [0,1], S = ``spec.size`` -> logits (N,), above 0 = real. ``encoder``: any size."""
-
-    def __init__(self, spec: SRGANDiscriminatorSpec) -> None:
-        super().__init__()
-        self.encoder = SRGANDiscriminatorEncoder(spec)
-        flat = self.encoder.channels[16] * (spec.size // 16) ** 2
-        self.head = nn.Sequential(nn.Linear(flat, 1024), nn.LeakyReLU(0.2, inplace=True), nn.Linear(1024, 1))
-
-    def forward(self, image: Tensor) -> Tensor:
-        return self.head(self.encoder(image)[16].flatten(1))[:, 0]
-
-
-def _convolution(channels_in: int, channels: int, stride: int, norm: Norm | None) -> list[nn.Module]:
-    conv = nn.Conv2d(channels_in, channels, 3, stride, 1, bias=norm is None)
-    return [conv, *([] if norm is None else [normalization(norm, channels)]), nn.LeakyReLU(0.2, inplace=True)]
+        return stage_maps(2 * image - 1, self.channels, self.layers)  # [0,1] -> [-1,1]
 
 
 class Discriminator(nn.Module):
-    """RGB (N,3,S,S) in [0,1], S = ``spec.size`` -> logits (N,), above 0 = real. ``encoder``: any size."""
+    """RGB (N,3,S,S) in [0,1], S = ``spec.size`` -> logits (N,), above 0 = real. Its ``encoder`` takes any size."""
 
     def __init__(self, spec: DiscriminatorSpec) -> None:
         super().__init__()
@@ -142,9 +77,70 @@ class Discriminator(nn.Module):
 
 
 def _block(channels_in: int, channels: int, norm: DiscriminatorNorm, first: bool) -> nn.Sequential:
-    """4x4 convolution of stride 2, norm, LeakyReLU; no norm on the first, which sees the image."""
+    """4x4 convolution of stride 2, norm, LeakyReLU; no norm in the first one, whose input is the image."""
     if first or norm == "spectral":
         conv = nn.Conv2d(channels_in, channels, 4, stride=2, padding=1)
         return nn.Sequential(conv, nn.LeakyReLU(0.2, inplace=True))
     conv = nn.Conv2d(channels_in, channels, 4, stride=2, padding=1, bias=False)
     return nn.Sequential(conv, normalization(norm, channels), nn.LeakyReLU(0.2, inplace=True))
+
+
+# --- SRGAN ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class SRGANDiscriminatorSpec:
+    """Settings of SRGAN's discriminator (Ledig 2017, arXiv:1609.04802, figure 4)."""
+
+    size: int
+    """Side of the square input images, px; a multiple of 16."""
+    width: int = 64
+    norm: Literal["batch", "group"] = "batch"
+
+    def build(self) -> SRGANDiscriminator:
+        if self.size % 16:
+            raise ValueError(f"SRGAN's discriminator needs sides of a multiple of 16 px, not {self.size}")
+        return SRGANDiscriminator(self)
+
+    def plain(self) -> dict[str, Any]:
+        return {"kind": "srgan-discriminator", **asdict(self)}
+
+
+class SRGANDiscriminatorEncoder(Encoder):
+    """SRGAN's eight 3x3 convolutions: pairs of 1, 2, 4 and 8 times ``width`` channels; the second has stride 2."""
+
+    def __init__(self, spec: SRGANDiscriminatorSpec) -> None:
+        super().__init__()
+        self.spec: SRGANDiscriminatorSpec = spec
+        self.channels = {2 << i: spec.width << i for i in range(4)}
+        layers, channels_in = [], 3
+        for stride, channels in self.channels.items():
+            layers.append(
+                nn.Sequential(
+                    *_convolution(channels_in, channels, 1, None if stride == 2 else spec.norm),
+                    *_convolution(channels, channels, 2, spec.norm),
+                )
+            )
+            channels_in = channels
+        self.layers = nn.ModuleList(layers)
+
+    def forward(self, image: Tensor) -> dict[int, Tensor]:
+        return stage_maps(2 * image - 1, self.channels, self.layers)  # [0,1] -> [-1,1]
+
+
+class SRGANDiscriminator(nn.Module):
+    """RGB (N,3,S,S) in [0,1], S = ``spec.size`` -> logits (N,), above 0 = real. Its ``encoder`` takes any size."""
+
+    def __init__(self, spec: SRGANDiscriminatorSpec) -> None:
+        super().__init__()
+        self.encoder = SRGANDiscriminatorEncoder(spec)
+        flat = self.encoder.channels[16] * (spec.size // 16) ** 2
+        self.head = nn.Sequential(nn.Linear(flat, 1024), nn.LeakyReLU(0.2, inplace=True), nn.Linear(1024, 1))
+
+    def forward(self, image: Tensor) -> Tensor:
+        return self.head(self.encoder(image)[16].flatten(1))[:, 0]
+
+
+def _convolution(channels_in: int, channels: int, stride: int, norm: Norm | None) -> list[nn.Module]:
+    conv = nn.Conv2d(channels_in, channels, 3, stride, 1, bias=norm is None)
+    return [conv, *([] if norm is None else [normalization(norm, channels)]), nn.LeakyReLU(0.2, inplace=True)]

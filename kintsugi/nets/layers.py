@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Literal
 
 import torch
@@ -13,8 +14,11 @@ Norm = Literal["batch", "group", "split"]
 
 
 def normalization(norm: Norm, channels: int) -> nn.Module:
-    """Batch normalization, the same of each half of the batch, or group normalization in 32 groups (fewer if 32 does
-    not divide the channels)."""
+    """A normalization layer for maps of ``channels``.
+
+    batch: batch normalization. split: ``SplitBatchNorm``. group: group normalization with 32 groups, or fewer if 32
+    does not divide the channels. Raises ValueError for another name.
+    """
     if norm == "batch":
         return nn.BatchNorm2d(channels)
     if norm == "split":
@@ -37,11 +41,19 @@ def normal_init(module: nn.Module) -> None:
             nn.init.zeros_(layer.bias)
 
 
-class SplitBatchNorm(nn.Module):
-    """Batch normalization of each of ``splits`` parts of the batch by itself: on one device what several give MoCo.
+def stage_maps(x: Tensor, strides: Iterable[int], stages: Iterable[nn.Module]) -> dict[int, Tensor]:
+    """Passes ``x`` through the stages, one after the other. Returns each stage's output by its stride."""
+    maps = {}
+    for stride, stage in zip(strides, stages, strict=True):
+        x = maps[stride] = stage(x)
+    return maps
 
-    Not a subclass of torch's, so that it is never made to span the devices. The running statistics are those of the
-    parts, averaged.
+
+class SplitBatchNorm(nn.Module):
+    """Batch normalization of each of ``splits`` parts of the batch alone, as MoCo has it on several devices.
+
+    Not a subclass of torch's batch norm, so that it is never synchronized over devices. Its running statistics are the
+    means over the parts.
     """
 
     running_mean: Tensor
@@ -58,7 +70,7 @@ class SplitBatchNorm(nn.Module):
         if not self.training:
             return batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias)
         count, channels = x.shape[:2]
-        # As many parts as asked for, if the batch divides into them with at least two images in each.
+        # The largest number of parts up to self.splits that divides the batch, with at least two images in each.
         splits = next(s for s in range(self.splits, 0, -1) if s == 1 or (count % s == 0 and count >= 2 * s))
         # The parts become channels: (N,C,H,W) -> (N/S,S*C,H,W)
         parts = x.view(splits, count // splits, *x.shape[1:]).transpose(0, 1).flatten(1, 2)

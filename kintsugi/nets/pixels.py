@@ -1,4 +1,4 @@
-"""Raw pixels as an encoder: what images are worth without any network."""
+"""Raw pixels as an encoder: a baseline without a network."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ STRIDE = 8
 
 @dataclass(frozen=True)
 class Pixels:
-    """Has no settings."""
+    """The spec of ``PixelEncoder``, which has no settings."""
 
     def build(self) -> PixelEncoder:
         return PixelEncoder(self)
@@ -25,7 +25,7 @@ class Pixels:
 
 
 class PixelEncoder(Encoder):
-    """Blocks of 8x8 pixels, each as one position of 192 channels; sides are padded with 0 to whole blocks."""
+    """Each block of 8x8 pixels as one position with 192 channels. Sides are padded with 0 to whole blocks."""
 
     def __init__(self, spec: Pixels) -> None:
         super().__init__()
@@ -38,6 +38,6 @@ class PixelEncoder(Encoder):
         return {STRIDE: pixel_unshuffle(whole, STRIDE)}
 
     def vector(self, maps: dict[int, Tensor]) -> Tensor:
-        """The image at 32 px, (N,3072)."""
+        """The image at 32x32 px, (N,3072)."""
         image = pixel_shuffle(maps[STRIDE], STRIDE)
         return interpolate(image.float(), (32, 32), mode="bilinear", antialias=True).flatten(1)

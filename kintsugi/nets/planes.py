@@ -1,6 +1,6 @@
-"""Encoders that look at some of an image's planes, its lightness, say; from RGB like all others, or from RGB and HHA.
+"""Encoders that use some planes of an image, such as its lightness, and encoders of RGB and HHA.
 
-A method that trains on planes so offers features that ``eval`` moves like any other's.
+All take RGB or RGB and HHA, so that ``eval`` transfers features of methods that train on planes like any others.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from kintsugi.nets.encoder import Encoder
 
 @dataclass(frozen=True)
 class Planes:
-    """A backbone that sees lightness alone, chroma alone, or lightness's gradients alone."""
+    """A backbone whose input is lightness (L), chroma (ab), or the gradients of lightness (sobel) alone."""
 
     planes: Literal["L", "ab", "sobel"]
     backbone: Backbone
@@ -33,7 +33,7 @@ class Planes:
 
 @dataclass(frozen=True)
 class Joined:
-    """Encoders side by side, their maps concatenated (Zhang 2017, arXiv:1611.09842, section 3.2)."""
+    """Several encoders whose maps are concatenated (Zhang 2017, arXiv:1611.09842, section 3.2)."""
 
     parts: tuple[Planes, ...]
 
@@ -46,7 +46,7 @@ class Joined:
 
 @dataclass(frozen=True)
 class Rgbd:
-    """A backbone for RGB and one for HHA (``kintsugi.data.hha``), side by side."""
+    """A backbone for RGB and one for HHA (``kintsugi.data.hha``), whose maps are concatenated."""
 
     rgb: Backbone
     hha: Backbone
@@ -59,6 +59,8 @@ class Rgbd:
 
 
 class PlaneEncoder(Encoder):
+    """The encoder of ``Planes``: converts RGB to Lab inside."""
+
     def __init__(self, spec: Planes) -> None:
         super().__init__()
         self.spec: Planes = spec
@@ -66,14 +68,14 @@ class PlaneEncoder(Encoder):
         self.channels = self.backbone.channels
 
     def forward(self, image: Tensor) -> dict[int, Tensor]:
-        return self.backbone(self.seen(rgb_to_lab(image)))
+        return self.backbone(self.backbone_input(rgb_to_lab(image)))
 
-    def seen(self, lab: Tensor) -> Tensor:
-        """What the backbone sees of Lab (N,3,H,W), as three planes (N,3,H,W) in about [0,1]."""
+    def backbone_input(self, lab: Tensor) -> Tensor:
+        """Lab (N,3,H,W) -> the backbone's input, three planes (N,3,H,W) in about [0,1]."""
         if self.spec.planes == "L":
             return (lab[:, :1] / 100).expand(-1, 3, -1, -1)
         if self.spec.planes == "sobel":
-            from kornia.filters import spatial_gradient  # here: --help need not wait for it
+            from kornia.filters import spatial_gradient  # imported here: slow, and --help does not need it
 
             gradient = spatial_gradient(lab[:, :1] / 100, "sobel", 1)[:, 0]  # (N,2,H,W): along x, along y
             return torch.cat([torch.full_like(lab[:, :1], 0.5), gradient + 0.5], 1)
@@ -82,7 +84,7 @@ class PlaneEncoder(Encoder):
 
 
 class JoinedEncoder(Encoder):
-    """Of encoders built from ``Planes``, trained elsewhere or fresh."""
+    """The encoder of ``Joined``, from encoders built from ``Planes``, trained or fresh."""
 
     def __init__(self, parts: Sequence[Encoder]) -> None:
         super().__init__()
@@ -98,12 +100,12 @@ class JoinedEncoder(Encoder):
 
 
 class RgbdEncoder(Encoder):
-    """RGB and HHA (N,6,H,W) in [0,1] -> both encoders' maps, concatenated."""
+    """The encoder of ``Rgbd``: RGB and HHA (N,6,H,W) in [0,1] -> the concatenated maps of both encoders."""
 
     planes = 6
 
     def __init__(self, rgb: Encoder, hha: Encoder) -> None:
-        """Both built from a ``Backbone``."""
+        """rgb, hha: encoders built from a ``Backbone``."""
         super().__init__()
         assert isinstance(rgb.spec, Backbone)
         assert isinstance(hha.spec, Backbone)

@@ -1,4 +1,4 @@
-"""Other people's convolutional networks as encoders, torchvision's and timm's by name, and their published weights."""
+"""Convolutional networks of torchvision and timm as encoders, by name, and their published weights."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ from kintsugi.nets.backbones import IMAGENET_MEAN, IMAGENET_STD, Backbone
 from kintsugi.nets.encoder import Encoder
 
 _TIMM = "timm/"
-_CLASSIFIERS = ("classifier", "fc")  # what torchvision's convolutional networks call theirs
+_CLASSIFIERS = ("classifier", "fc")  # the names of classifiers in torchvision's convolutional networks
 _OWN = {"resnet18": Backbone("resnet18"), "resnet50": Backbone("resnet50")}
 _TRANSFORMERS = ("vit_", "swin_", "maxvit_")
-_LEAST, _MOST = 32, 128  # px between which the smallest side that a network can take is looked for
+_LEAST, _MOST = 32, 128  # px, the range in which the smallest possible side of a network's input is searched
 
 
 @dataclass(frozen=True)
 class Published:
-    """A convolutional network of torchvision, or of timm where torchvision has none of that name."""
+    """A convolutional network of torchvision, or of timm if torchvision has none of that name."""
 
     name: str
-    """As in ``torchvision.models`` or in timm; ``timm/NAME`` where both have it and timm's is meant."""
+    """The name in ``torchvision.models`` or timm; ``timm/NAME`` for timm's network if both have it."""
 
     def build(self) -> PublishedEncoder:
-        """With fresh weights. ValueError of one line where there is no such network."""
+        """The encoder with fresh weights. Raises ValueError with one line if there is no such network."""
         if self.name in _torchvision_names():
             return _from_torchvision(self)
         return _from_timm(self)
@@ -44,10 +44,11 @@ class Published:
 
 
 class PublishedEncoder(Encoder):
-    """The network before its classifier, ``trunk``, after bringing its input to the mean and deviation it expects.
+    """A network without its classifier, ``trunk``. The input is normalized by the mean and std that it expects.
 
-    Strides are powers of two from 2 up. Networks that do not pad give somewhat smaller maps: 224 px become 109, 54, 27
-    and 13 in squeezenet1_0; and some need more than 32 px (``least``): less is a ValueError.
+    Strides are powers of two, from 2. Maps of networks that do not pad are slightly smaller: 224 px become 109, 54, 27
+    and 13 in squeezenet1_0. Some networks need sides of more than 32 px, at least ``least``; smaller images raise
+    ValueError.
     """
 
     mean: Tensor
@@ -62,7 +63,7 @@ class PublishedEncoder(Encoder):
         mean: Sequence[float],
         std: Sequence[float],
     ) -> None:
-        """``trunk``: images -> its maps, a list or a dict, of these strides and channels."""
+        """trunk: images -> a list or dict of maps with these strides and channels. mean, std: of the input, for RGB."""
         super().__init__()
         self.spec: Published = spec
         self.trunk = trunk
@@ -75,7 +76,7 @@ class PublishedEncoder(Encoder):
     def forward(self, image: Tensor) -> dict[int, Tensor]:
         if min(image.shape[-2:]) < self.least:
             height, width = image.shape[-2:]
-            raise ValueError(f"{self.spec.name} takes images from {self.least} px, not {height}x{width}")
+            raise ValueError(f"{self.spec.name} needs images of at least {self.least} px, not {height}x{width}")
         maps = self.trunk((image - self.mean) / self.std)
         maps = maps.values() if isinstance(maps, dict) else maps
         return {s: x for s, x in zip(self.strides, maps, strict=True) if s in self.channels}
@@ -85,8 +86,8 @@ class PublishedEncoder(Encoder):
 
 
 def _torchvision_names() -> list[str]:
-    """Of its classifiers that are convolutional."""
-    import torchvision  # here, as below: it takes a second, which --help need not wait for
+    """The names of torchvision's convolutional classifiers."""
+    import torchvision  # imported here: slow, and --help does not need it
     from torchvision.models import list_models
 
     return [name for name in list_models(module=torchvision.models) if not name.startswith(_TRANSFORMERS)]
@@ -96,7 +97,7 @@ def _torchvision(name: str) -> nn.Module:
     from torchvision.models import get_model
 
     options: dict[str, bool] = {}
-    if name in ("googlenet", "inception_v3"):  # published for inputs in [-1,1], to which they bring them
+    if name in ("googlenet", "inception_v3"):  # their weights are for inputs in [-1,1], which they compute
         options = {"transform_input": True, "aux_logits": False, "init_weights": False}
     return get_model(name, weights=None, **options)
 
@@ -112,10 +113,10 @@ def _from_torchvision(spec: Published) -> PublishedEncoder:
 
 
 def _levels(net: nn.Module) -> dict[int, tuple[str, int]]:
-    """Stride, fine to coarse -> the node of its last map from which alone all later maps come, and its channels.
+    """Stride -> node and channels of its last map on which alone all later maps depend; strides from fine to coarse.
 
-    So a map is what a block puts out, never one branch within it. The strides are seen in one forward pass, without
-    numbers, of a picture 64 times as wide as high: nothing but a map of the picture has such sides.
+    So a map is the output of a block, never of a branch within one. The strides are found by one forward pass on the
+    meta device, of an image 64 times as wide as high: only maps of the image have such sides.
     """
     from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
 
@@ -127,7 +128,7 @@ def _levels(net: nn.Module) -> dict[int, tuple[str, int]]:
     name_of = {node: name for name, node in cast(dict[str, Any], output.args[0]).items()}
     place = {node: i for i, node in enumerate(nodes)}
     levels: dict[int, tuple[str, int]] = {}
-    reach = 0  # the last place at which anything so far is used
+    reach = 0  # the last place at which any node so far is used
     for i, node in enumerate(nodes):
         alone = reach <= i
         reach = max([reach, *(place[user] for user in node.users if user is not output)])
@@ -142,9 +143,9 @@ def _levels(net: nn.Module) -> dict[int, tuple[str, int]]:
 
 
 def _smallest_side(name: str, trunk: nn.Module) -> int:
-    """Of square images, px, that leave something of each map. ValueError where ``trunk`` takes one size only."""
+    """The smallest side of square images, px, for which no map is empty. Raises ValueError if only one size works."""
     trunk = copy.deepcopy(trunk).to("meta").eval()
-    with contextlib.redirect_stderr(io.StringIO()):  # torch.fx reports each failure there
+    with contextlib.redirect_stderr(io.StringIO()):  # torch.fx prints each failure there
         for side in range(_LEAST, _MOST + 1):
             with contextlib.suppress(RuntimeError, AssertionError):
                 trunk(torch.empty(1, 3, side, side, device="meta"))
@@ -181,19 +182,20 @@ def _from_timm(spec: Published) -> PublishedEncoder:
 
 def _near(name: str, names: Sequence[str]) -> str:
     near = difflib.get_close_matches(name, names, n=3)
-    return f" (near it: {', '.join(near)})" if near else ""
+    return f" (similar: {', '.join(near)})" if near else ""
 
 
 # --- weights --------------------------------------------------------------------------------------------------
 
 
 def load_published(name: str, file: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """The spec, as a plain dict, and the state of network ``name`` as an encoder, with weights from ``file``.
+    """Reads published weights: the spec of an encoder as a plain dict, and its state dict.
 
-    file: a state dict in torchvision's or timm's names, .safetensors, or .pth or .pt, also within ``state_dict`` or
-    ``model``, and with a prefix such as ``module.``; what belongs to the classifier is left. resnet18 and resnet50
-    become the project's own, so that random weights of them are those of its methods. ValueError of one line where the
-    file is none, or of another network.
+    name: as in ``Published``; resnet18 and resnet50 become the project's own encoders, so that a comparison with random
+    weights is the one of the project's methods. file: a state dict with torchvision's or timm's names, as .safetensors,
+    .pth or .pt. It may be inside ``state_dict`` or ``model``, and its names may have a prefix such as ``module.``.
+    Weights of the classifier are ignored. Raises ValueError with one line if the file holds no weights, or those of
+    another network.
     """
     spec = _OWN.get(name) or Published(name)
     state = spec.build().state_dict()
@@ -202,36 +204,42 @@ def load_published(name: str, file: Path) -> tuple[dict[str, Any], dict[str, Ten
     prefix = _prefix(given, list(wanted.values()))
     for key, value in state.items():
         if prefix + wanted[key] not in given:
-            if key.endswith("num_batches_tracked"):  # which older files lack, and no network needs
+            if key.endswith("num_batches_tracked"):  # missing in older files, and not needed
                 continue
-            raise ValueError(f"{file} has no {key.removeprefix('trunk.')}: is it of another network than {name}?")
+            raise ValueError(
+                f"{file} has no {key.removeprefix('trunk.')}: does it belong to a network other than {name}?"
+            )
         theirs, weights = given[prefix + wanted[key]]
         if weights.shape != value.shape:
             raise ValueError(
-                f"{file}: {theirs} is {tuple(weights.shape)}, but {tuple(value.shape)} in {name}: is it "
-                "of another network?"
+                f"{file}: {theirs} is {tuple(weights.shape)}, but {tuple(value.shape)} in {name}: does it belong to "
+                "another network?"
             )
         state[key] = weights.to(value.dtype)
     if foreign := _foreign(name, prefix, list(given), list(wanted.values())):
-        raise ValueError(f"{file} has {given[foreign][0]}, which {name} has not: is it of another network?")
+        raise ValueError(
+            f"{file} has {given[foreign][0]}, which {name} does not have: does it belong to another network?"
+        )
     return spec.plain(), state
 
 
 def _flat(key: str) -> str:
-    """timm's encoders have ``stages_0.blocks`` where the whole network has ``stages.0.blocks``."""
+    """A name with _ for each dot: timm's encoders have ``stages_0.blocks`` for the network's ``stages.0.blocks``."""
     return key.replace(".", "_")
 
 
 def _prefix(given: Collection[str], wanted: Sequence[str]) -> str:
-    """With which most of the wanted names are among the given ones."""
+    """The prefix with which most of the wanted names are among the given ones."""
     first = wanted[0]
     prefixes = [key[: -len(first)] for key in given if key == first or key.endswith(f"_{first}")]
     return max(prefixes, key=lambda prefix: sum(prefix + key in given for key in wanted), default="")
 
 
 def _foreign(name: str, prefix: str, given: Sequence[str], wanted: Sequence[str]) -> str | None:
-    """The first given name that lies in a part of which the encoder is made, but is not the network's: a deeper one's
-    weights would else go into a shallower one."""
+    """The first given name that belongs to a part of the encoder but is not a name of the network.
+
+    Without this check a shallow network would accept the weights of a deeper one.
+    """
     net = _torchvision(name) if name in _torchvision_names() else _timm(name, features_only=False)
     parts = [f"{_flat(part)}_" for part, _ in net.named_children()]
     ours = tuple(prefix + part for part in parts if any(key.startswith(part) for key in wanted))
@@ -248,7 +256,7 @@ def _read(file: Path) -> dict[str, Tensor]:
         content = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # torch and safetensors raise many kinds for a damaged or foreign file
         raise ValueError(
-            f"{file} is not a file of tensors alone ({type(error).__name__}): save the network's state_dict()"
+            f"{file} is not a file of tensors only ({type(error).__name__}): save the network's state_dict()"
         ) from None
     for name in ("state_dict", "model"):
         content = content.get(name, content) if isinstance(content, dict) else content

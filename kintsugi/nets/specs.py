@@ -1,4 +1,4 @@
-"""From a checkpoint's plain dict to the encoder it describes."""
+"""Builds encoders from the plain dicts in checkpoints."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from kintsugi.nets.srresnet import SRResNetSpec
 
 
 def build_spec(spec: dict[str, Any]) -> Encoder:
-    """The encoder, with fresh weights, that a checkpoint's plain dict describes. ValueError if unknown."""
+    """The encoder that a plain dict (``Spec.plain``) describes, with fresh weights. Raises ValueError if unknown."""
     kind = spec.get("kind")
     try:
         if kind == "backbone":
@@ -43,7 +43,7 @@ def build_spec(spec: dict[str, Any]) -> Encoder:
 
 
 def fresh(encoder: Encoder, seed: int) -> Encoder:
-    """A network like ``encoder`` with random weights, on its device and in evaluation mode."""
+    """A network like ``encoder`` with fresh weights from ``seed``, on its device and in evaluation mode."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         built = build_spec(encoder.spec.plain())

@@ -1,4 +1,4 @@
-"""SRResNet, SRGAN's generator (Ledig et al. 2017, arXiv:1609.04802, figure 4): four times as many pixels a side."""
+"""SRResNet, SRGAN's generator (Ledig 2017, arXiv:1609.04802, figure 4): enlarges images 4 times."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SCALE = 4
 
 @dataclass(frozen=True)
 class SRResNetSpec:
-    """Settings of the generator; the paper's are 16 blocks of 64 channels with batch norm."""
+    """Settings of the generator. The paper's are 16 blocks of 64 channels with batch norm."""
 
     blocks: int = 16
     width: int = 64
@@ -33,15 +33,15 @@ class SRResNetSpec:
 
     @property
     def reach(self) -> int:
-        """How far, in px of the small image, what an output pixel depends on may lie: that of all convolutions."""
-        return 4 + 2 * self.blocks + 1 + 1 + 1 + 1 + 3  # 9x9, blocks, 3x3, two up, 9x9 of the large one, bicubic
+        """The largest distance, px of the small image, at which a pixel can change an output pixel."""
+        return 4 + 2 * self.blocks + 1 + 1 + 1 + 1 + 3  # 9x9, blocks, 3x3, two up, 9x9 at 4 times the size, bicubic
 
 
 class Trunk(Encoder):
-    """Everything before the pixels are multiplied.
+    """All layers before the enlargement.
 
-    As an encoder it takes an image as large as what the net puts out: shrunk four times, as in training, its features
-    have stride 4; those of strides 8 and 16 are means of them.
+    As an encoder it takes images of the size of the network's output and shrinks them 4 times, as in training. So its
+    features have stride 4; those of strides 8 and 16 are means of them.
     """
 
     def __init__(self, spec: SRResNetSpec) -> None:
@@ -55,7 +55,7 @@ class Trunk(Encoder):
         )
 
     def small(self, image: Tensor) -> Tensor:
-        """(N,3,h,w) in [0,1] -> (N,C,h,w), with the long skip."""
+        """Small images (N,3,h,w) in [0,1] -> features (N,C,h,w), with the long skip connection."""
         x = self.first(image)
         return x + self.last(self.blocks(x))
 
@@ -66,10 +66,10 @@ class Trunk(Encoder):
 
 
 class SRResNet(nn.Module):
-    """RGB (N,3,h,w) in [0,1] -> (N,3,4h,4w), about in [0,1], not clipped.
+    """RGB (N,3,h,w) in [0,1] -> (N,3,4h,4w) in about [0,1], not clipped.
 
-    Deviation: it adds to the bicubic enlargement instead of painting from nothing (as Kim 2016, arXiv:1511.04587),
-    which begins at the floor to be beaten and learns faster.
+    Deviation: it predicts the difference from the bicubic enlargement (as Kim 2016, arXiv:1511.04587), so that training
+    starts at the baseline and is faster.
     """
 
     def __init__(self, spec: SRResNetSpec) -> None:
@@ -84,7 +84,7 @@ class SRResNet(nn.Module):
             ]
         )
         self.last = nn.Conv2d(spec.width, 3, 9, padding=4)
-        nn.init.zeros_(self.last.weight)  # so that it begins as the bicubic enlargement
+        nn.init.zeros_(self.last.weight)  # so that the first outputs are the bicubic enlargement
         assert self.last.bias is not None
         nn.init.zeros_(self.last.bias)
 
@@ -93,7 +93,7 @@ class SRResNet(nn.Module):
 
 
 class _Block(nn.Module):
-    """3x3, norm, PReLU, 3x3, norm, added to what was given."""
+    """A residual block: 3x3 convolution, norm, PReLU, 3x3 convolution, norm."""
 
     def __init__(self, width: int, norm: Norm) -> None:
         super().__init__()

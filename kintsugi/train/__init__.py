@@ -1,1 +1,1 @@
-"""The training loop and what it needs: settings, checkpoints, ranks, logging."""
+"""The training loop and its parts: settings, checkpoints, ranks, optimizers, logging."""

@@ -1,8 +1,8 @@
 """Checkpoints: files of plain tensors and plain settings, written whole or not at all, never unpickled.
 
-A file holds ``{"format", "method", "step", "config", "state", "encoders", ...}``: everything training changes, and
-each encoder that can be moved to other tasks as ``{"spec": plain dict, "state": tensors}``, so that ``eval`` rebuilds
-it without importing the method.
+A file holds ``{"format", "method", "step", "config", "state", "encoders", ...}``: everything that training changes, and
+each encoder that can be transferred, as ``{"spec": plain dict, "state": tensors}``. So ``eval`` rebuilds an encoder
+without importing the method.
 """
 
 from __future__ import annotations
@@ -22,15 +22,16 @@ from kintsugi.nets.specs import build_spec
 
 FORMAT = 2
 LATEST = "latest"
-"""A file of this name in a method's folder holds the name of its newest run."""
+"""Name of the file in a method's folder that holds the name of the newest run."""
 _KEYS = frozenset("method step config state encoders".split())
 _STEP_FILE = re.compile(r"step-(\d+)\.pt")
 
 
 def save(path: Path, content: dict[str, Any]) -> None:
-    """Writes under a temporary name, flushes to the disk and renames: a crash leaves the old file or the new one.
+    """Writes a checkpoint under a temporary name, flushes it to the disk and renames it.
 
-    Raises OSError of one line where the disk is full or the folder cannot be written; no partial file stays behind.
+    A crash leaves the old file or the new one, never a partial one under ``path``. Raises OSError with one line if the
+    disk is full or the folder cannot be written; then no partial file is left.
     """
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
@@ -51,17 +52,20 @@ def save(path: Path, content: dict[str, Any]) -> None:
 
 
 def load(path: Path, method: str | None = None) -> dict[str, Any]:
-    """Reads a checkpoint onto the CPU. ValueError of one line for a missing, broken or foreign file."""
+    """Reads a checkpoint onto the CPU, of ``method`` if it is given.
+
+    Raises ValueError with one line if the file is missing or damaged, is no checkpoint, or belongs to another method.
+    """
     if not path.is_file():
-        raise ValueError(f"no checkpoint at {path}: train one (make help lists how), or name another")
+        raise _missing(path)
     try:
-        with zipfile.ZipFile(path) as archive:  # torch writes its checksums and never reads them
+        with zipfile.ZipFile(path) as archive:  # torch writes the archive's checksums but does not check them
             if damaged := archive.testzip():
                 raise zipfile.BadZipFile(damaged)
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # zipfile and torch raise many kinds for a damaged file
         others = [p for p in newest(path.parent) if p != path]
-        hint = f"use the one before it, {others[0]}" if others else "train anew, or name another"
+        hint = f"use the one before it, {others[0]}" if others else "train again, or name another"
         raise ValueError(f"{path} is not a whole checkpoint ({type(error).__name__}): {hint}") from None
     format = content.get("format") if isinstance(content, dict) else None
     if format is not None and format != FORMAT:
@@ -70,18 +74,22 @@ def load(path: Path, method: str | None = None) -> dict[str, Any]:
         )
     if format is None or not content.keys() >= _KEYS:
         raise ValueError(f"{path} is not a checkpoint of this project: name a file that a train command wrote")
-    return _of(content, path, method)
+    return _checked(content, path, method)
 
 
-def _of(content: dict[str, Any], path: Path, method: str | None) -> dict[str, Any]:
-    """The same; ValueError where it is of another method."""
+def _missing(path: Path) -> ValueError:
+    return ValueError(f"no checkpoint at {path}: train one (make help lists how), or name another")
+
+
+def _checked(content: dict[str, Any], path: Path, method: str | None) -> dict[str, Any]:
+    """Returns ``content``. Raises ValueError if it belongs to another method."""
     if method is not None and content["method"] != method:
         raise ValueError(f"{path} is a checkpoint of {content['method']}, not of {method}: name one of {method}")
     return content
 
 
 def resolve(path: Path) -> Path:
-    """``path`` with the pointer ``latest`` in it replaced by the run that it names."""
+    """``path`` with the pointer file ``latest``, if it is a part of it, replaced by the run that it names."""
     for place in (path, *path.parents):
         if place.name == LATEST and place.is_file():
             return place.with_name(place.read_text().strip()) / path.relative_to(place)
@@ -89,14 +97,17 @@ def resolve(path: Path) -> Path:
 
 
 def find(path: Path) -> Path:
-    """The checkpoint that ``path`` means: itself if a file; of a run's folder the newest whole one, or where it was
-    ended before its first step file, the newest other, such as best.pt."""
+    """The checkpoint file for a path: the path itself if it is a file, else the newest whole one in that run's folder.
+
+    A folder without step files (the run ended before its first one) gives the newest other file, such as best.pt.
+    Damaged files are skipped with a warning. Raises ValueError with one line if there is none.
+    """
     path = resolve(path)
     return path if path.is_file() else read(path)[0]
 
 
 def read(path: Path, method: str | None = None) -> tuple[Path, dict[str, Any]]:
-    """The checkpoint that ``path`` means, as in ``find``, and what ``load`` gives of it."""
+    """The checkpoint file for a path, as in ``find``, and its content, as in ``load``."""
     path = resolve(path)
     if path.is_file():
         return path, load(path, method)
@@ -108,14 +119,14 @@ def read(path: Path, method: str | None = None) -> tuple[Path, dict[str, Any]]:
         except ValueError as error:
             print(f"warning: {error}", file=sys.stderr)
         else:
-            return candidate, _of(content, candidate, method)
+            return candidate, _checked(content, candidate, method)
     if not path.exists():
-        raise ValueError(f"no checkpoint at {path}: train one (make help lists how), or name another")
+        raise _missing(path)
     raise ValueError(f"no whole checkpoint in {path}: train one (make help lists how), or name another")
 
 
 def chosen(ckpt: Path | None, method: str) -> Path:
-    """The file that ``--ckpt`` names; without it the method's newest run's, which is said on stderr."""
+    """The checkpoint file for ``--ckpt``; without it the one of the method's newest run, which is printed to stderr."""
     file = find(ckpt or Path("runs") / method / "latest")
     if ckpt is None:
         print(f"using {file.resolve()}", file=sys.stderr)
@@ -123,13 +134,16 @@ def chosen(ckpt: Path | None, method: str) -> Path:
 
 
 def load_encoder(path: str | Path, role: str = "") -> Encoder:
-    """An encoder of a checkpoint (a file or a run's folder), in eval mode. Without ``role`` the first: a GAN's
-    generator, a contrastive method's only one. ValueError of one line where there is none."""
+    """An encoder from a checkpoint (a file or a run's folder), in evaluation mode.
+
+    role: ``encoder``, or ``generator`` or ``discriminator`` for a GAN; default: the first, which is a GAN's generator.
+    Raises ValueError with one line if there is no such checkpoint or role.
+    """
     return encoder_of(read(Path(path))[1], role)[1]
 
 
 def encoder_of(content: dict[str, Any], role: str = "") -> tuple[str, Encoder]:
-    """Of what ``load`` gave: the role, and the encoder of ``load_encoder``."""
+    """The role, and the encoder as in ``load_encoder``, from the content of a checkpoint (``load``)."""
     encoders = content["encoders"]
     role = role or next(iter(encoders), "encoder")
     if role not in encoders:
@@ -140,20 +154,22 @@ def encoder_of(content: dict[str, Any], role: str = "") -> tuple[str, Encoder]:
 
 
 def weights_of(content: dict[str, Any], module: str) -> dict[str, Tensor]:
-    """The weights of one submodule of the method, such as ``average.module``, under its own names; content: of
-    ``load``."""
+    """The weights of one submodule of the method, such as ``average.module``, under the submodule's own names.
+
+    content: a checkpoint's, as in ``load``.
+    """
     weights = content["state"]["weights"]
     return {name.removeprefix(f"{module}."): value for name, value in weights.items() if name.startswith(f"{module}.")}
 
 
 def prune(folder: Path, keep: int) -> None:
-    """Deletes all but the ``keep`` newest step files; files under other names (best, before the adversary) stay."""
+    """Deletes all but the ``keep`` newest step files. Other files, such as best.pt, stay."""
     for old in newest(folder)[keep:]:
         old.unlink(missing_ok=True)
 
 
 def sweep(folder: Path) -> None:
-    """Deletes the partial files of processes that were killed in ``save``; no other may be writing there."""
+    """Deletes the partial files of processes that were killed in ``save``. No process may be writing there."""
     for part in folder.glob(".*.part"):
         part.unlink(missing_ok=True)
 

@@ -11,7 +11,7 @@ from kintsugi.train.method import C, Method
 
 
 def run_method(method: type[Method[C]], presets: Sequence[Callable[[], C]], argv: Sequence[str] | None = None) -> None:
-    """Reads the command line, trains and says what may come next. A user's mistake is one line and exit code 2.
+    """Reads the command line, trains, and prints what to do next. A user's mistake ends in one line and exit code 2.
 
     presets: the functions ``demo``, ``small`` and ``paper`` of the method's file.
     """
@@ -24,5 +24,5 @@ def run_method(method: type[Method[C]], presets: Sequence[Callable[[], C]], argv
 
 
 def named(presets: Sequence[Callable[[], C]]) -> dict[Preset, Callable[[], C]]:
-    """Presets by the names of their functions."""
+    """The presets by name, which is the name of the function."""
     return {preset.__name__: preset for preset in presets}  # type: ignore[misc]

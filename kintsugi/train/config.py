@@ -29,65 +29,65 @@ Preset = Literal["demo", "small", "paper"]
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """What every training run can be told. Methods add their own fields and set their presets."""
+    """Options of every training run. Methods add their own fields and set their presets."""
 
     preset: Preset = "demo"
-    """demo: minutes on two cores; small: one GPU, tens of minutes; paper: the paper's own recipe."""
+    """demo: minutes on two cores; small: tens of minutes on one GPU; paper: the paper's settings."""
 
     data: str = "scenes"
-    """scenes, a folder of images, cifar10, stl10, voc2012, imagenet:PATH, or webdataset's shards:SET-{000..099}.tar (a
-    path or a URL) and shards:FOLDER."""
+    """scenes, a folder of images, cifar10, stl10, voc2012, imagenet:PATH, or WebDataset shards: shards:FOLDER or
+    shards:SET-{000..099}.tar (a path or a URL)."""
     scenes: int = 4096
-    """How many built-in scenes to render (once; they are cached)."""
+    """Number of built-in scenes to render. They are rendered once and cached."""
     size: int = 64
     """Side of the training crops, px."""
     short_side: int = 0
-    """Short side to which images are stored, px; 0 = 1.5 times --size."""
+    """Short side of the stored images, px; 0 = 1.5 times --size."""
     cache: Path | None = None
-    """Where decoded images are kept; default $KINTSUGI_CACHE or ~/.cache/kintsugi."""
+    """Folder for decoded images; default: $KINTSUGI_CACHE or ~/.cache/kintsugi."""
     cache_gb: float = 8.0
-    """Largest decoded data set to keep on disk; beyond it images are decoded at each use."""
+    """Largest decoded data set to keep on disk, GB; images of a larger one are decoded at each use."""
     device_gb: float = -1
-    """Largest decoded data set to keep on the GPU as well, padded to its largest image; -1 = a quarter of the GPU's
-    free memory, 0 = none."""
+    """Largest decoded data set to keep in GPU memory as well, GB, with all images padded to the largest one; -1 = a
+    quarter of the free GPU memory, 0 = none."""
 
     steps: int = 2000
     """Optimization steps."""
     batch: int = 64
-    """Images per step, over all ranks together."""
+    """Images per step, on all ranks together."""
     seed: int = 0
-    """Everything random follows from it."""
+    """Seed of all random numbers."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: the GPU if there is one."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """auto: bf16 autocast on a GPU, fp32 elsewhere. bf16 also pays on CPUs with AMX."""
+    """auto: bf16 autocast on a GPU, fp32 elsewhere. bf16 is also faster on CPUs with AMX."""
     channels_last: bool = True
-    """Keep activations as NHWC, which convolutions like on GPU and CPU."""
+    """Store activations as NHWC, in which convolutions are faster, on GPUs and CPUs."""
     compile: bool = False
-    """torch.compile the networks."""
+    """Compile the networks with torch.compile."""
 
     runs: Path = Path("runs")
-    """Folder under which METHOD/DATE-TIME is made for each run."""
+    """Folder in which each run makes its own folder, METHOD/DATE-TIME."""
     out: Path | None = None
-    """This run's own folder, instead of a new one under --runs."""
+    """This run's own folder, instead of a new one in --runs."""
     resume: bool = False
-    """Go on from the newest checkpoint of --out (default: of the latest run), with its settings."""
+    """Continue from the newest checkpoint in --out (default: of the latest run), with its settings."""
     accept_changes: bool = False
-    """With --resume: take options that differ from the run's own, though they change what is trained."""
+    """With --resume: accept options that differ from the run's own and change what is trained."""
 
     log_every: int = 20
-    """Steps between scalars."""
+    """Steps between logged scalars."""
     show_every: int = 250
-    """Steps between pictures."""
+    """Steps between logged pictures."""
     eval_every: int = 500
-    """Steps between held-out measurements."""
+    """Steps between evaluations on held-out images."""
     save_every: int = 500
     """Steps between checkpoints."""
     keep: int = 3
-    """How many of the newest checkpoints to keep (the best is kept besides)."""
+    """Number of newest checkpoints to keep. The best one is kept in addition."""
     eval_images: int = 256
-    """Held-out images measured at each --eval-every."""
+    """Number of held-out images in each evaluation."""
 
     def __post_init__(self) -> None:
         counts = "scenes size batch steps log_every show_every eval_every save_every keep eval_images".split()
@@ -100,7 +100,10 @@ class TrainConfig:
 
 
 def within(settings: object, **ranges: float | tuple[float, float]) -> None:
-    """ValueError of one line for the first setting below its least value, or outside its two ends, which are in."""
+    """Checks settings. Each range is the least value, or the least and the largest value, which are allowed.
+
+    Raises ValueError with one line for the first setting outside its range.
+    """
     for name, allowed in ranges.items():
         least, most = allowed if isinstance(allowed, tuple) else (allowed, math.inf)
         value = getattr(settings, name)
@@ -109,7 +112,7 @@ def within(settings: object, **ranges: float | tuple[float, float]) -> None:
             raise ValueError(f"{_flag(name)} must be {limits}, not {value:g}")
 
 
-# What may differ between a run and its continuation without changing what is trained.
+# Options that may change at --resume, because they do not change what is trained.
 _FREE_AT_RESUME = frozenset(
     "steps device runs out resume accept_changes cache cache_gb device_gb log_every show_every eval_every save_every "
     "keep eval_images".split()
@@ -117,16 +120,16 @@ _FREE_AT_RESUME = frozenset(
 
 
 def parse_training(method: str, presets: Mapping[Preset, Callable[[], C]], argv: Sequence[str] | None = None) -> C:
-    """The settings of a training run: preset, then the checkpoint's at --resume, then the command line's.
+    """The settings of a training run: those of the preset, or of the checkpoint at --resume, and the command line's.
 
-    Raises ValueError where --resume finds nothing or would silently change what is trained.
+    Raises ValueError with one line for a mistake, or if --resume finds no checkpoint or would change what is trained.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     kind = type(presets["demo"]())
-    where = _resumed(argv)
-    if where is None:
+    resumed = _resumed_run(argv)
+    if resumed is None:
         return parse_command(kind, argv, default=presets[_preset(argv)]())
-    saved_from, content = checkpoint.read(where.out or where.runs / method / checkpoint.LATEST, method)
+    saved_from, content = checkpoint.read(resumed.out or resumed.runs / method / checkpoint.LATEST, method)
     before = from_plain(kind, content["config"])
     default = dataclasses.replace(before, out=saved_from.parent, accept_changes=False)
     now = parse_command(kind, argv, default=default)
@@ -141,24 +144,28 @@ def parse_training(method: str, presets: Mapping[Preset, Callable[[], C]], argv:
             "leave them out, start a new run without --resume, or add --accept-changes"
         )
     if changed and int(os.environ.get("RANK", 0)) == 0:
-        print(f"note: the run goes on with other settings: {', '.join(changed)}", file=sys.stderr)
+        print(f"note: the run continues with other settings: {', '.join(changed)}", file=sys.stderr)
     return now
 
 
 def parse_command(config: type[T], argv: Sequence[str] | None = None, *, default: T | None = None) -> T:
-    """Reads ``config`` from the command line. A mistake is a ValueError of one line, naming the nearest option."""
+    """Reads a dataclass of settings from the command line.
+
+    default: the values of options that are not given; otherwise those of the dataclass. Raises ValueError with one line
+    for a mistake; for an unknown option it names the nearest one. ``--help`` prints the help and raises SystemExit.
+    """
     argv = list(sys.argv[1:] if argv is None else argv)
     known = {*_flags(config), "--help", "-h"}
     if any(word.startswith("--tyro-") for word in argv):  # tyro's own options, which write files
-        raise ValueError("options that begin with --tyro- are not for use here: see --help")
-    said = io.StringIO()
+        raise ValueError("options that begin with --tyro- are not supported: see --help")
+    message = io.StringIO()
     try:
-        with contextlib.redirect_stderr(said):
+        with contextlib.redirect_stderr(message):
             value, unknown = tyro.cli(config, args=argv, default=default, return_unknown_args=True)
     except SystemExit as stop:
         if stop.code in (0, None):  # --help
             raise
-        raise ValueError(_one_line(said.getvalue())) from None
+        raise ValueError(_one_line(message.getvalue())) from None
     if unknown:
         option = unknown[0].split("=")[0]
         near = difflib.get_close_matches(option.replace("_", "-"), sorted(known), n=1)
@@ -169,26 +176,30 @@ def parse_command(config: type[T], argv: Sequence[str] | None = None, *, default
 
 @contextlib.contextmanager
 def user_errors() -> Iterator[None]:
-    """Turns what a user can mend into one line on stderr: exit code 2, or 1 where training itself broke down."""
+    """Turns errors that a user can fix into one line on stderr.
+
+    The exit code is 2 for ValueError and OSError (bad input), 1 for FloatingPointError and ConnectionError (training
+    failed), and 130 for Ctrl-C.
+    """
     try:
         yield
     except (FloatingPointError, ConnectionError) as error:
         _fail(str(error), 1)
     except (ValueError, OSError) as error:
         _fail(str(error), 2)
-    except KeyboardInterrupt:  # before training, which has its own way of stopping
+    except KeyboardInterrupt:  # before training; the training loop handles signals itself
         _fail("stopped", 130)
 
 
 def run_command(config: type[T], run: Callable[[T], int], argv: Sequence[str] | None = None) -> None:
-    """A command on a person's files: ends with code 1 where ``run`` returns that some have failed."""
+    """Runs a command on a person's files. ``run`` returns how many failed; if any did, the exit code is 1."""
     with user_errors():
         failed = run(parse_command(config, argv))
     sys.exit(1 if failed else 0)
 
 
 def to_plain(config: Any) -> dict[str, Any]:
-    """A dataclass as numbers, strings and lists, fit for a checkpoint that loads with weights_only."""
+    """A dataclass as a dict of numbers, strings and lists, which a checkpoint can hold and load with weights_only."""
 
     def plain(value: Any) -> Any:
         if isinstance(value, Path):
@@ -199,7 +210,7 @@ def to_plain(config: Any) -> dict[str, Any]:
 
 
 def from_plain(config: type[T], values: Mapping[str, Any]) -> T:
-    """The inverse of ``to_plain``; unknown fields (of another version) are a ValueError."""
+    """The inverse of ``to_plain``. Raises ValueError for unknown fields, which come from another version."""
     hints = typing.get_type_hints(config)
     if unknown := sorted(set(values) - set(hints)):
         raise ValueError(f"the checkpoint has settings this version does not know: {', '.join(unknown)}")
@@ -213,30 +224,30 @@ def from_plain(config: type[T], values: Mapping[str, Any]) -> T:
     return config(**{name: typed(name, value) for name, value in values.items()})
 
 
-def _resumed(argv: Sequence[str]) -> _Run | None:
-    """What is said of the run to go on with; None where a new one is asked for.
+def _resumed_run(argv: Sequence[str]) -> _ResumedRun | None:
+    """The options that name the run to resume; None for a new run.
 
-    Read before everything else: options given with --resume are to fit the run's own settings, not a preset's.
+    Read before everything else, because options given with --resume must fit the run's own settings, not a preset's.
     """
     if not any(word.partition("=")[0] in ("--resume", "--no-resume") for word in argv):
         return None
     with contextlib.redirect_stderr(io.StringIO()), contextlib.suppress(SystemExit):
         found, _ = tyro.cli(
-            _Run, args=[word for word in argv if word not in ("-h", "--help")], return_unknown_args=True
+            _ResumedRun, args=[word for word in argv if word not in ("-h", "--help")], return_unknown_args=True
         )
         return found if found.resume else None
     return None
 
 
 @dataclass(frozen=True)
-class _Run:
+class _ResumedRun:
     runs: Path = Path("runs")
     out: Path | None = None
     resume: bool = False
 
 
 def _preset(argv: Sequence[str]) -> Preset:
-    """The preset is read before everything else, because it sets every other default."""
+    """The preset that the command line names. Read before everything else, because it sets all defaults."""
     for i, word in enumerate(argv):
         value = word.partition("=")[2] if word.startswith("--preset=") else None
         if word == "--preset" and i + 1 < len(argv):
@@ -252,7 +263,7 @@ def _flag(field: str) -> str:
 
 
 def _flags(config: type) -> list[str]:
-    """A field's option is called like it, unless ``tyro.conf.arg(name=...)`` says otherwise (``in`` is a keyword)."""
+    """All options, named like the fields unless ``tyro.conf.arg(name=...)`` renames one (``in`` is a keyword)."""
     hints = typing.get_type_hints(config, include_extras=True)
     renamed = {
         field: note.name
@@ -264,9 +275,9 @@ def _flags(config: type) -> list[str]:
 
 
 def _one_line(box: str) -> str:
-    """tyro explains a mistake in a framed box: title, message, rule, help. Only the message is kept.
+    """The message in tyro's explanation of a mistake, a framed box with a title, the message, a rule, and a hint.
 
-    Where the locale is ASCII, there is no frame, and a rule below the title too.
+    In an ASCII locale there is no frame, but a rule below the title.
     """
     lines = [re.sub(r"\x1b\[[0-9;]*m|[│╭╮╰╯─]|^ *-+ *$", "", line).strip() for line in box.splitlines()]
     message = itertools.takewhile(bool, itertools.dropwhile(lambda line: not line, lines[1:]))

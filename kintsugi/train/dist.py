@@ -19,9 +19,9 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-# Before any process group is made: the functions in it take the group of the moment as a default, and torch's
-# optimizers import it when the first is built. Then the group, and gloo's threads, would outlive the training, and one
-# that still lets go of a tensor while Python ends aborts the process.
+# Imported before any process group exists, because its functions hold the current group as a default argument, and
+# torch's optimizers import it when the first one is built. Imported then, it would keep the group and gloo's threads
+# alive after training, and a thread that frees a tensor while Python ends aborts the process.
 import torch.distributed.nn
 from torch import Tensor, nn
 
@@ -40,30 +40,33 @@ class World(Compute):
         return self.rank == 0
 
     def slice(self, whole: Tensor) -> Tensor:
-        """This rank's part of what was drawn for the global batch."""
+        """This rank's part (N/size,...) of a tensor (N,...) that was drawn for the global batch."""
         return whole[self.part(len(whole))]
 
     def part(self, count: int) -> builtins.slice:
-        """Where this rank's part of a global batch of ``count`` lies."""
+        """The slice of a global batch of ``count`` samples that is this rank's part."""
         share = count // self.size
         return builtins.slice(self.rank * share, (self.rank + 1) * share)
 
     def gather(self, mine: Tensor) -> Tensor:
-        """The ranks' equal parts as one global batch; gradients flow back to each rank's own part.
+        """The equal parts (n,...) of all ranks as one global batch (n*size,...), on every rank.
 
-        Where every rank computes the same loss of the whole, its gradients come back added up over the ranks, and
-        ``mean_gradients`` divides by their number: the gradient of one process with the whole batch.
+        Gradients flow back to each rank's own part, summed over the ranks. If every rank computes the same loss of the
+        global batch, ``mean_gradients`` then gives the gradient of one process with the global batch.
         """
         if self.size == 1:
             return mine
         return _Gather.apply(mine)
 
     def place(self, networks: Iterable[nn.Module], *, channels_last: bool, compile: bool) -> None:
-        """Moves networks to the device in place and makes them equal on all ranks; parameters keep their identity."""
+        """Moves networks to the device, in place, and copies the main rank's weights to all ranks.
+
+        The parameters stay the same objects, so that optimizers may be built before.
+        """
         for net in networks:
             net.to(self.device)
             if self.size > 1 and self.device.type == "cuda":
-                nn.SyncBatchNorm.convert_sync_batchnorm(net)  # swaps the layers inside; torch has it for GPUs only
+                nn.SyncBatchNorm.convert_sync_batchnorm(net)  # replaces the layers inside; GPUs only
             if self.size > 1:
                 for tensor in net.state_dict().values():
                     dist.broadcast(tensor, src=0)
@@ -73,7 +76,7 @@ class World(Compute):
                 net.compile()
 
     def mean_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Averages gradients over the ranks, in one message. With equal slices this is the global batch's gradient."""
+        """Averages gradients over the ranks, in one message. With equal parts this is the global batch's gradient."""
         if self.size == 1:
             return
         grads = [p.grad for p in parameters if p.grad is not None]
@@ -91,16 +94,17 @@ class World(Compute):
         return values
 
     def weighted_mean(self, values: Tensor, weights: Tensor) -> Tensor:
-        """This rank's share in the weighted mean of the global batch: its own sum over the ranks' mean sum of weights.
+        """A loss whose mean over the ranks is the weighted mean of the global batch, however the weights are spread.
 
-        So the mean over the ranks, of losses and of gradients, is that of one process with the whole batch, however
-        unevenly the weights are spread. values, weights: of one shape; returns (), 0 where there are no weights.
+        It is this rank's weighted sum divided by the ranks' mean sum of weights, so the mean over the ranks, of losses
+        and of gradients, is that of one process with the global batch. values, weights: of one shape. Returns (), 0 if
+        all weights are 0.
         """
         total = self.mean(weights.detach().sum().float())
         return (values * weights).sum() / total.clamp(min=1)
 
     def any(self, flag: bool) -> bool:
-        """Whether any rank says so; all ranks must ask together."""
+        """Whether ``flag`` is true on any rank. All ranks must call it together."""
         if self.size == 1:
             return flag
         votes = torch.tensor([float(flag)], device=self.device)
@@ -116,12 +120,12 @@ class World(Compute):
         return box[0]
 
     def main_first(self) -> contextlib.AbstractContextManager[None]:
-        """The main rank runs the body first (it builds a cache, say), the others after it."""
+        """A context in which the main rank runs the body first, to build a cache for example, and then the others."""
         return _main_first(self)
 
 
 class _Gather(torch.autograd.Function):
-    """All ranks' parts, one after the other; backward: the sum over the ranks of the gradients of this rank's part."""
+    """Concatenates all ranks' parts. Backward: the gradient of this rank's part, summed over the ranks."""
 
     @staticmethod
     def forward(context: Any, mine: Tensor) -> Tensor:
@@ -142,20 +146,20 @@ def _main_first(world: World) -> Iterator[None]:
         dist.barrier()
     try:
         yield
-    finally:  # also when the main rank fails: the others must meet the same error, not wait for it
+    finally:  # also if the main rank fails: the others must meet the same error, not wait
         if world.size > 1 and world.is_main:
             dist.barrier()
 
 
 def keep_freed_memory() -> None:
-    """Has this process keep the memory that tensors give back, for those of the next step.
+    """Makes this process keep the memory of freed tensors for the tensors of the next step.
 
-    glibc hands large blocks back to the system at once, which clears them anew, page by page, whenever they are asked
-    for again: a tenth of a training step on a CPU. Other C libraries are left as they are.
+    By default glibc returns large blocks to the system at once, which clears them page by page when they are allocated
+    again: a tenth of a training step on a CPU. Other C libraries are left as they are.
     """
     with contextlib.suppress(OSError, AttributeError, TypeError):
         libc = ctypes.CDLL(None)
-        trim_threshold, mmap_max = -1, -4  # of malloc.h
+        trim_threshold, mmap_max = -1, -4  # constants of malloc.h
         libc.mallopt(mmap_max, 0)
         libc.mallopt(trim_threshold, 2**31 - 1)
 
@@ -177,7 +181,7 @@ def open_world(device: Device, precision: Precision, batch: int) -> Iterator[Wor
     place = torch.device(kind, int(os.environ["LOCAL_RANK"])) if kind == "cuda" else torch.device("cpu")
     if kind == "cuda":
         torch.cuda.set_device(place)
-    if rank > 0:  # what all would print, the main rank prints, to the end of the process
+    if rank > 0:  # only the main rank prints
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
     # Rank 0 may render or decode a whole data set before the others' first message.
     dist.init_process_group("nccl" if kind == "cuda" else "gloo", timeout=timedelta(hours=2))
@@ -189,7 +193,7 @@ def open_world(device: Device, precision: Precision, batch: int) -> Iterator[Wor
         why = str(error).splitlines()[0][:200]
         raise ConnectionError(
             f"another process of this run has ended, so rank {rank} ends too: "
-            f"see what that one has said, and go on with --resume ({why})"
+            f"see its messages above, and continue with --resume ({why})"
         ) from None
     finally:
         dist.destroy_process_group()

@@ -14,21 +14,21 @@ M = TypeVar("M", bound=nn.Module)
 
 
 def ema_copy(network: M) -> M:
-    """A copy that gets no gradients, to be moved by ``ema_update``."""
+    """A copy without gradients, which ``ema_update`` changes."""
     return copy.deepcopy(network).requires_grad_(False)
 
 
 @torch.no_grad()
 def ema_update(target: nn.Module, network: nn.Module, momentum: float) -> None:
-    """target <- momentum * target + (1 - momentum) * network, weights alone (He 2020, arXiv:1911.05722, eq. 2).
+    """target <- momentum * target + (1 - momentum) * network, in place (He 2020, arXiv:1911.05722, eq. 2).
 
-    Batch norms' statistics are not touched: the target sees images of its own.
+    Only weights change. The target keeps its own batch norms' statistics, because it gets images of its own.
     """
     torch._foreach_lerp_(list(target.parameters()), [p.detach() for p in network.parameters()], 1 - momentum)
 
 
 def cosine_momentum(base: float, step: int, steps: int) -> float:
-    """Momentum that rises from ``base`` to 1 along a cosine (Grill 2020, arXiv:2006.07733, section 3.2)."""
+    """A momentum that rises from ``base`` at step 0 to 1 at ``steps`` along a cosine (Grill 2020, arXiv:2006.07733)."""
     return 1 - (1 - base) * (math.cos(math.pi * step / steps) + 1) / 2
 
 
@@ -36,9 +36,9 @@ Tensors = tuple[Tensor, ...] | list[Tensor]
 
 
 def warmed_average(decay: float) -> Callable[[Tensors, Tensors, Tensor | int], None]:
-    """Running averages for torch's ``AveragedModel(multi_avg_fn=...)``: decay min(``decay``, (1 + n) / (10 + n)).
+    """An update for torch's ``AveragedModel(multi_avg_fn=...)``: its decay is min(``decay``, (1 + n) / (10 + n)).
 
-    n counts the updates: a young average forgets its beginnings quickly, so that short runs are averaged too.
+    n is the number of updates so far. At first the average forgets quickly, so that it is of use in short runs too.
     """
 
     @torch.no_grad()
@@ -48,7 +48,7 @@ def warmed_average(decay: float) -> Callable[[Tensors, Tensors, Tensor | int], N
             return
         count = torch.as_tensor(count)
         weight = (1 - ((1 + count) / (10 + count)).clamp(max=decay)).to(averages[0])
-        if weight.device.type == "cpu":  # in one pass over the memory; on a GPU that would be a launch for each tensor
+        if weight.device.type == "cpu":  # one pass over the memory; on a GPU this would launch a kernel for each tensor
             torch._foreach_lerp_(averages, values, [weight] * len(averages))
             return
         change = torch._foreach_sub(values, averages)

@@ -1,4 +1,4 @@
-"""What methods with a generator and an adversarial discriminator share: its step, and what they offer to the loop."""
+"""What GAN methods share: their settings, their part of the contract with the loop, the discriminator's step."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from kintsugi.train.method import Method
 
 @dataclass(frozen=True, kw_only=True)
 class GanConfig(TrainConfig):
-    """Settings of every method with a generator and a discriminator."""
+    """Settings of methods with a generator and a discriminator."""
 
     adversarial_start: int = 0
-    """Steps on pixels alone before the discriminator joins; the weights then are kept as before-adversary.pt."""
+    """Steps without the discriminator at the beginning. The weights after them are kept as before-adversary.pt."""
 
     @property
     def has_adversary(self) -> bool:
-        """Whether a discriminator joins at all."""
+        """Whether the run has a discriminator."""
         raise NotImplementedError
 
 
@@ -38,9 +38,9 @@ class Gan(Method[G]):
     """A generator with an adversarial discriminator. A subclass sets both attributes below."""
 
     average: AveragedModel
-    """Running average of a generator that has an ``encoder``; it is shown, measured and transferred."""
+    """Running average of the generator, which has an ``encoder``. It is shown, evaluated and transferred."""
     discriminator: nn.Module
-    """One with an ``encoder``, if the config has an adversary."""
+    """Has an ``encoder``. Needed only if the config has an adversary."""
 
     def milestones(self) -> dict[int, str]:
         start = self.config.adversarial_start
@@ -67,17 +67,17 @@ def update_discriminator(
     r1: float = 0.0,
     step: int = 0,
 ) -> dict[str, Tensor]:
-    """One step of a discriminator on images (N,3,H,W), ``fake`` detached; returns scalars to log.
+    """One training step of a discriminator. Returns scalars to log.
 
-    Real and fake pass one after the other, each with its own backward: two batches never share statistics. With
-    ``r1``, the weight of ``r1_penalty``, that is taken every 16 steps at 16 times the weight (lazy regularization,
-    Karras 2020, arXiv:1912.04958).
+    real, fake: images (N,3,H,W) in [0,1], ``fake`` detached. They pass one after the other, each with its own backward
+    pass, so that batch norms never mix them. r1: the weight of ``r1_penalty``, which is computed every 16 steps with 16
+    times the weight (lazy regularization, Karras 2020, arXiv:1912.04958).
     """
     with world.autocast():
         on_real = discriminator(real)
     loss_real = adversarial.real_loss(on_real.float(), kind)
     loss_real.backward()
-    with adversarial.untracked(discriminator), world.autocast():
+    with adversarial.no_statistics_update(discriminator), world.autocast():
         on_fake = discriminator(fake)
     loss_fake = adversarial.fake_loss(on_fake.float(), kind)
     loss_fake.backward()
@@ -94,12 +94,26 @@ def update_discriminator(
     return scalars
 
 
+def adversarial_loss(
+    discriminator: nn.Module, fake: Tensor, world: World, weight: float, kind: adversarial.Kind = "bce"
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The generator's adversarial loss on its images (N,3,H,W), times ``weight``, 0-d; and scalars to log.
+
+    Gradients reach ``fake`` but leave the discriminator's weights alone.
+    """
+    with adversarial.frozen(discriminator), world.autocast():
+        logits = discriminator(fake)
+    loss = adversarial.generator_loss(logits.float(), kind)
+    weighted = weight * loss
+    return weighted, {"loss/adversarial": loss.detach(), "loss/adversarial_weighted": weighted.detach()}
+
+
 def collapse_warning(
     scalars: Mapping[str, float], advice: str = "--discriminator-norm spectral, or a lower --lr-discriminator"
 ) -> list[str]:
-    """What to say where a discriminator's logged loss has gone to nothing; for ``Method.warnings``.
+    """For ``Method.warnings``: a line if the logged loss of the discriminator is almost 0.
 
-    ``advice``: which of the method's options to try.
+    advice: the method's options to try.
     """
     if scalars.get("loss/discriminator", 1.0) < 1e-4:
         return [

@@ -1,4 +1,4 @@
-"""What a person sees of a run: a progress bar, TensorBoard, and one line for each thing worth saying."""
+"""What a person sees of a run: a progress bar, TensorBoard, and lines on the terminal."""
 
 from __future__ import annotations
 
@@ -23,8 +23,11 @@ _HEALTH = ("grad_norm", "weight_norm", "lr", "speed")
 
 
 def panel(name: str) -> str:
-    """The TensorBoard tag of a scalar. TensorBoard groups tags by what stands before the first slash: held-out figures,
-    losses, pictures, training (what a method logs besides), training health (norms, learning rates, speed)."""
+    """The TensorBoard tag of a scalar. TensorBoard groups tags by the words before the first slash.
+
+    The groups are: held-out figures, losses, pictures, training health (norms, learning rates, speed), and training,
+    for everything else that a method logs.
+    """
     group, _, rest = name.partition("/")
     if group in _PANELS:
         return f"{_PANELS[group]}/{rest}"
@@ -34,10 +37,10 @@ def panel(name: str) -> str:
 
 
 class Log:
-    """Progress bar and TensorBoard of the main rank; the other ranks' calls do nothing.
+    """Progress bar and TensorBoard of the main rank; on the other ranks all calls do nothing.
 
-    Training does not depend on TensorBoard: where its files can no longer be written, that is said once, and the calls
-    do nothing from then on.
+    Training does not depend on TensorBoard: if its files cannot be written, one warning is printed and nothing more is
+    logged there.
     """
 
     def __init__(self, folder: Path, title: str, steps: int, start: int, batch: int, *, main: bool) -> None:
@@ -57,20 +60,20 @@ class Log:
         self.folder, self.start, self.batch, self.main = folder, start, batch, main
 
     def __enter__(self) -> Log:
-        self.report = threading.excepthook
-        threading.excepthook = self._report
+        self.previous_hook = threading.excepthook
+        threading.excepthook = self._ignore_writer_errors
         if self.main:
-            from torch.utils.tensorboard import SummaryWriter  # here: --help need not wait for it
+            from torch.utils.tensorboard import SummaryWriter  # imported here: slow, and --help does not need it
 
             with self._writing():
-                # purge_step hides what an interrupted run had logged past the checkpoint it continues from.
+                # purge_step hides what an interrupted run logged after the checkpoint from which this one continues.
                 self.writer = SummaryWriter(str(self.folder), purge_step=self.start or None)
         return self
 
-    def _report(self, args: threading.ExceptHookArgs) -> None:
-        """Of an OSError in the writer's thread nothing is printed there, because it is raised in the next call."""
+    def _ignore_writer_errors(self, args: threading.ExceptHookArgs) -> None:
+        """Does not print an OSError of the writer's thread, because the writer's next call raises it."""
         if not issubclass(args.exc_type, OSError):
-            self.report(args)
+            self.previous_hook(args)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -78,35 +81,38 @@ class Log:
         if self.writer is not None:
             with self._writing():
                 self.writer.close()
-        threading.excepthook = self.report
+        threading.excepthook = self.previous_hook
         self.bar.close()
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
         try:
             yield
-        except OSError as error:  # the disk is full, say, or the folder gone
+        except OSError as error:  # the disk is full or the folder gone, for example
             self.writer = None
-            self.say(
+            self.print(
                 f"warning: TensorBoard's files cannot be written ({error.strerror or error}): "
                 "training goes on without them"
             )
 
-    def stepped(self) -> None:
+    def step_done(self) -> None:
+        """Advances the progress bar by one step."""
         self.bar.update(self.batch)
 
-    def say(self, line: str) -> None:
+    def print(self, line: str) -> None:
+        """Prints a line to stderr, above the progress bar."""
         if not self.bar.disable:
             self.bar.write(line, file=sys.stderr)
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:
+        """Logs scalars, grouped by ``panel``."""
         if self.writer is not None:
             with self._writing():
                 for name, value in values.items():
                     self.writer.add_scalar(panel(name), value, step)
 
     def images(self, pictures: Mapping[str, Tensor], step: int) -> None:
-        """Pictures (3,H,W) in [0,1]; flushed at once, so that a person waiting for the first one sees it."""
+        """Logs pictures (3,H,W) in [0,1]. Flushes them, so that the first one shows at once."""
         if self.writer is not None:
             with self._writing():
                 for name, picture in pictures.items():
@@ -114,14 +120,14 @@ class Log:
                 self.writer.flush()
 
     def embedding(self, features: Tensor, images: Tensor, labels: list[int] | None, step: int) -> None:
-        """Features (n,D) for the projector, each with its image (n,3,S,S) as a thumbnail and its label."""
+        """Logs features (n,D) for the projector, each with its image (n,3,S,S) in [0,1] as thumbnail, and its label."""
         if self.writer is not None:
             small = interpolate(images.float(), (32, 32), mode="bilinear", antialias=True).clamp(0, 1)
             with self._writing():
                 self.writer.add_embedding(features.float().cpu(), labels, small.cpu(), step, "features")
 
     def settings(self, config: Mapping[str, object], figures: Mapping[str, float]) -> None:
-        """The run's settings beside its final figures, in TensorBoard's HParams tab."""
+        """Logs the run's settings with its final figures, for TensorBoard's HParams tab."""
         if self.writer is not None:
             plain = {k: v if isinstance(v, (bool, int, float, str)) else str(v) for k, v in config.items()}
             with self._writing():

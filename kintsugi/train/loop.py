@@ -26,20 +26,20 @@ from kintsugi.train.method import Batch, C, Data, Method
 from kintsugi.train.run_folder import open_folder, point_latest, resume
 
 SHOWN = 8  # held-out images in each picture
-_STOP_POLL = 10  # steps between the ranks' agreement to stop: asking is a message
+_STOP_POLL = 10  # with several ranks, steps between checks whether to stop, each of which costs a message
 
 
 def train(method_class: type[Method[C]], config: C) -> Path:
-    """Trains a method to ``config.steps`` and returns the run's folder (on every rank).
+    """Trains a method to ``config.steps`` and returns the run's folder, on every rank.
 
-    Bit for bit on a CPU, a resumed run ends with the weights of one that was never stopped: data order, crops, masks
+    On a CPU a resumed run ends with the weights of one that was never stopped, bit for bit: data order, crops, masks
     and dropout are functions of (seed, step), and everything else that training changes is in the checkpoint.
 
-    Raises FloatingPointError where a logged value is not finite; SystemExit (130, 143) after saving on SIGINT and
-    SIGTERM; ValueError and OSError of one line for what the user can mend.
+    Raises FloatingPointError if a logged value is not finite; SystemExit (130, 143) after saving on SIGINT and SIGTERM;
+    ValueError and OSError with one line for errors that the user can fix.
     """
     with open_world(config.device, config.precision, config.batch) as world:
-        folder = open_folder(method_class.name, config, world)  # first, because it is the cheapest to refuse
+        folder = open_folder(method_class.name, config, world)  # first, because this check is the cheapest one
         with world.main_first():
             data = method_class.open_data(config, not world.is_main)
         torch.manual_seed(derive_seed(config.seed))
@@ -54,13 +54,15 @@ def train(method_class: type[Method[C]], config: C) -> Path:
 
 
 class _Loop:
+    """One run: its steps, and what is done between them."""
+
     def __init__(
         self, config: TrainConfig, method: Method, world: World, data: Data, folder: Path, log: Log, best: float
     ) -> None:
         self.config, self.method, self.world = config, method, world
         self.data, self.folder, self.log = data, folder, log
         self.pending: list[tuple[int, dict[str, Tensor]]] = []  # scalars still on the device
-        self.read: dict[str, list[float]] = {}  # read and found finite, not yet logged
+        self.values: dict[str, list[float]] = {}  # scalars that are finite and not yet logged
         self.figures: dict[str, float] = {}
         self.best = best
 
@@ -78,7 +80,7 @@ class _Loop:
                     self._save(step, f"{milestones[step]}.pt")
                 torch.manual_seed(derive_seed(config.seed, step, world.rank))  # dropout and the like
                 self.pending.append((step, self.method.update(batch, step)))
-                self.log.stepped()
+                self.log.step_done()
                 done = step + 1
                 last = done == steps
                 if last or done % config.log_every == 0:
@@ -93,15 +95,15 @@ class _Loop:
                 polled = world.size == 1 or done % _STOP_POLL == 0
                 if polled and not last and world.any(signals.caught is not None):
                     self._save(done, f"step-{done:08d}.pt")
-                    self.log.say(f"stopped at step {done} and saved: go on with --resume --out {self.folder}")
+                    self.log.print(f"stopped at step {done} and saved: continue with --resume --out {self.folder}")
                     raise SystemExit(128 + (signals.caught or signal.SIGTERM))
         self.log.settings(to_plain(config), self.figures)
         self._conclude()
 
     def _log(self, done: int, clock: _Clock) -> None:
         self._read_pending()
-        means = {name: statistics.fmean(values) for name, values in self.read.items()}
-        self.read.clear()
+        means = {name: statistics.fmean(values) for name, values in self.values.items()}
+        self.values.clear()
         means["speed/images_per_second"] = clock.rate(done) * self.config.batch
         for name, net in self.method.named_children():
             means[f"weight_norm/{name}"] = nn.utils.get_total_norm(list(net.parameters())).item()
@@ -109,7 +111,7 @@ class _Loop:
             means[f"lr/{name}"] = optimizer.param_groups[0]["lr"]
         self.log.scalars(means, done)
         for warning in self.method.warnings(means):
-            self.log.say(f"warning: step {done}: {warning}")
+            self.log.print(f"warning: step {done}: {warning}")
 
     def _show(self, done: int) -> None:
         if self.world.is_main:
@@ -117,29 +119,28 @@ class _Loop:
             self.log.images(self.method.show(batch), done)
 
     def _evaluate(self, done: int) -> None:
-        """Held-out figures after ``done`` steps; the best checkpoint so far is kept as best.pt."""
+        """Evaluates after ``done`` steps. Saves best.pt if the score is the best so far."""
         self._read_pending()
         if not self.world.is_main:
             return
-        self.figures = self.method.evaluate(self._measured())
+        self.figures = self.method.evaluate(self._heldout_batches())
         self.log.scalars({f"heldout/{name}": value for name, value in self.figures.items()}, done)
-        self.log.say(f"step {done}: " + ", ".join(f"{name} {value:.4g}" for name, value in self.figures.items()))
+        self.log.print(f"step {done}: " + ", ".join(f"{name} {value:.4g}" for name, value in self.figures.items()))
         if self.figures[self.method.score] > self.best:
             self.best = self.figures[self.method.score]
             self._write(done, "best.pt")
 
-    def _measured(self) -> Iterator[Batch]:
-        """The held-out images that are measured, in batches."""
+    def _heldout_batches(self) -> Iterator[Batch]:
+        """The held-out images for evaluation, in batches of up to 64."""
         count = min(self.config.eval_images, len(self.data.heldout))
         for first in range(0, count, 64):
             yield self._heldout(first, min(first + 64, count))
 
     def _conclude(self) -> None:
-        """Prints the method's figures beside those of what needs no learning, leaves them in the run's folder, and
-        shows the features."""
+        """Writes and prints a table of the method's and the baselines' figures; logs features for the projector."""
         if not self.world.is_main:
             return
-        rows = self.method.baselines(self._measured())
+        rows = self.method.baselines(self._heldout_batches())
         if rows:
             rows = {**rows, self.method.name: self.figures}
             table.write(rows, self.folder, "quality", "held-out images")
@@ -148,7 +149,7 @@ class _Loop:
 
     def _embed(self) -> None:
         features, images, labels = [], [], []
-        for batch in self._measured():
+        for batch in self._heldout_batches():
             found = self.method.embed(batch)
             if found is None:
                 return
@@ -162,7 +163,7 @@ class _Loop:
         return {name: value.to(self.world.device) for name, value in batch.items()}
 
     def _save(self, done: int, name: str) -> None:
-        self._read_pending()  # no checkpoint may hold the weights of a step whose values were not finite
+        self._read_pending()  # no checkpoint may hold the weights after a step with values that are not finite
         if self.world.is_main:
             self._write(done, name)
             checkpoint.prune(self.folder, self.config.keep)
@@ -185,13 +186,14 @@ class _Loop:
             },
         )
         if not self.config.out:
-            # Only now: a run that failed before its first checkpoint must not hide the one before.
+            # Only now, so that a run that fails before its first checkpoint does not hide the one before.
             point_latest(self.folder)
 
     def _read_pending(self) -> None:
-        """Reads the scalars of the last steps from the device, all ranks together, and checks them.
+        """Reads the scalars of the last steps from the device and averages them over the ranks.
 
-        Once for many steps, because each reading waits for the device. FloatingPointError where one is not finite.
+        Reads them once for many steps, because each reading waits for the device. Raises FloatingPointError if one is
+        not finite.
         """
         if not self.pending:
             return
@@ -206,11 +208,11 @@ class _Loop:
                     f"step {step}: {name} is {value}; training stopped, {good}: "
                     "try a lower learning rate, or --precision fp32"
                 )
-            self.read.setdefault(name, []).append(value)
+            self.values.setdefault(name, []).append(value)
 
 
 class _Clock:
-    """Steps per second of training itself: pictures, measurements and checkpoints are not counted."""
+    """Measures steps per second of training alone, without pictures, evaluations and checkpoints."""
 
     def __init__(self, step: int) -> None:
         self.step, self.since = step, time.perf_counter()
@@ -229,7 +231,7 @@ class _Clock:
 
 
 class _Signals:
-    """Remembers the first SIGINT or SIGTERM for the loop to act on between steps; a second one acts at once."""
+    """Remembers the first SIGINT or SIGTERM, which the loop handles after the step. A second one ends the process."""
 
     kinds = (signal.SIGINT, signal.SIGTERM)
 
@@ -242,7 +244,7 @@ class _Signals:
 
     def _note(self, kind: int, frame: FrameType | None) -> None:
         if self.caught is not None:
-            print("stopped at once, without saving: --resume goes on from the last checkpoint", file=sys.stderr)
+            print("stopped at once, without saving: --resume continues from the last checkpoint", file=sys.stderr)
             raise SystemExit(128 + kind)
         self.caught = kind
 

@@ -1,5 +1,7 @@
-"""The contract between a method and the loop: the method owns its networks, optimizers and one update; the loop owns
-time."""
+"""The contract between a method and the loop.
+
+The method owns its networks, its optimizers and one update. The loop owns time.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,7 @@ C = TypeVar("C", bound=TrainConfig)
 
 
 class Data(Protocol):
-    """Training samples and held-out samples: a ``Split`` of images, or something richer."""
+    """Training samples and held-out samples: a ``Split`` of images, or a data set with more than images."""
 
     @property
     def train(self) -> Indexed: ...
@@ -34,15 +36,15 @@ class Method(nn.Module, ABC, Generic[C]):
     """Base class of every method, generic in its config.
 
     The constructor creates the networks as submodules, on the CPU, and fills ``optimizers``. Everything that training
-    changes is then in ``state_dict`` (submodules, buffers, ``get_extra_state``) and in the optimizers. A module that is
-    not trained and not saved, such as LPIPS, is kept out of ``state_dict``: hold a function that calls it.
+    changes must be in ``state_dict`` (submodules, buffers, ``get_extra_state``) or in the optimizers. To keep a module
+    that is neither trained nor saved, such as LPIPS, out of ``state_dict``, hold a function that calls it.
     """
 
     name: ClassVar[str]
     score: ClassVar[str]
-    """The held-out figure of ``evaluate`` that selects the best checkpoint; higher is better."""
+    """Name of the figure in ``evaluate`` that selects the best checkpoint; higher is better."""
     next_step: ClassVar[str] = "transfer its features: make eval-segmentation CKPT={folder}"
-    """What a person may do with a finished run; ``{folder}`` becomes the run's folder."""
+    """What a person can do with a finished run. ``{folder}`` is replaced by the run's folder."""
 
     def __init__(self, config: C, world: World) -> None:
         super().__init__()
@@ -53,61 +55,66 @@ class Method(nn.Module, ABC, Generic[C]):
 
     @classmethod
     def check(cls, config: C) -> None:
-        """Called before anything is written. ValueError of one line for settings that cannot work in this run."""
+        """Called before anything is written. Raises ValueError with one line for settings that cannot work."""
 
     @classmethod
     def open_data(cls, config: C, quiet: bool = False) -> Data:
-        """The data to train on and to measure on; by default the images that ``config.data`` names."""
+        """The data for training and evaluation; by default the images that ``config.data`` names."""
         return open_data(config, quiet)
 
     @classmethod
     def build(cls, config: C, world: World, data: Data) -> Method[C]:
-        """The method with fresh weights, on the CPU; ``data`` for methods that need to know it, such as its classes."""
+        """The method with fresh weights, on the CPU. Some methods need something from ``data``, such as its classes."""
         return cls(config, world)
 
     def on_train_data(self, data: Indexed) -> None:
-        """Receives the training data once, when the networks are on the device and before a checkpoint is loaded. For
-        methods that read all of it between steps (clustering)."""
+        """Receives the training data, for methods that read all of it between steps, such as clustering.
+
+        Called once, after the networks are moved to the device and before a checkpoint is loaded.
+        """
 
     # --- training ---------------------------------------------------------------------------------------------
 
     @abstractmethod
     def update(self, batch: Batch, step: int) -> dict[str, Tensor]:
-        """One optimization step of all its networks. Returns 0-d tensors to log; in a healthy run all are finite.
+        """One optimization step of all networks on this rank's part of the batch.
 
-        Random numbers come from ``kintsugi.rng.generator(seed, step, ...)``, drawn for the global batch.
+        Returns 0-d tensors to log; one that is not finite stops the run. Random numbers must come from
+        ``kintsugi.rng.generator(seed, step, ...)`` and be drawn for the global batch.
         """
 
     def warnings(self, scalars: Mapping[str, float]) -> list[str]:
-        """Lines to print about these logged means, for example that the discriminator has collapsed."""
+        """Warnings about the logged means, for example that the discriminator has collapsed, one line each."""
         return []
 
     def milestones(self) -> dict[int, str]:
-        """Steps before which a checkpoint is saved under this name and never deleted."""
+        """Step -> name of a checkpoint that is saved before this step and never deleted."""
         return {}
 
-    # --- looking and measuring --------------------------------------------------------------------------------
+    # --- pictures and evaluation ------------------------------------------------------------------------------
 
     @abstractmethod
     def show(self, batch: Batch) -> dict[str, Tensor]:
-        """Pictures by which a person judges the method: title -> (3,H,W) in [0,1]."""
+        """Pictures from which a person sees how well the method works: title -> (3,H,W) in [0,1]."""
 
     @abstractmethod
     def evaluate(self, batches: Iterable[Batch]) -> dict[str, float]:
-        """Held-out figures, with the same crops and masks at every call."""
+        """Figures on held-out batches. Must use the same crops and masks at every call."""
 
     def baselines(self, batches: Iterable[Batch]) -> dict[str, dict[str, float]]:
-        """What needs no training, by name, in the figures of ``evaluate``: rows of the table at the end of a run."""
+        """Baselines without training: name -> figures as in ``evaluate``. They are rows of the table after a run."""
         return {}
 
     def embed(self, batch: Batch) -> tuple[Tensor, Tensor] | None:
-        """For TensorBoard's projector at the end of a run: features (n,D) of held-out images, and the images (n,3,S,S)
-        in [0,1]. None: this method shows no projector."""
+        """For TensorBoard's projector after a run: features (n,D) of the batch, and its images (n,3,S,S) in [0,1].
+
+        None if this method has nothing to show there.
+        """
         return None
 
     @abstractmethod
     def encoders(self) -> dict[str, Encoder]:
-        """The encoders that ``eval`` transfers, by role: ``generator``, ``discriminator`` (GANs) or ``encoder``."""
+        """The encoders that ``eval`` transfers, by role: ``encoder``, or ``generator`` and ``discriminator`` (GANs)."""
 
     # --- state ------------------------------------------------------------------------------------------------
 
@@ -117,13 +124,13 @@ class Method(nn.Module, ABC, Generic[C]):
         return {"weights": self.state_dict(), "optimizers": optimizers}
 
     def load_training_state(self, state: Mapping[str, Any]) -> None:
-        """Restores ``training_state``. RuntimeError, ValueError or KeyError where it belongs to other networks."""
+        """Restores ``training_state``. Raises RuntimeError, ValueError or KeyError if it belongs to other networks."""
         self.load_state_dict(state["weights"])
         for name, optimizer in self.optimizers.items():
             saved, groups = state["optimizers"][name], optimizer.state_dict()["param_groups"]
             pairs = zip(saved["param_groups"], groups, strict=False)
             same = all(was.keys() <= now.keys() and was["params"] == now["params"] for was, now in pairs)
             if not same or len(saved["param_groups"]) != len(groups):
-                raise ValueError(f"its optimizer of {name} is another one")
-            # Learning rates and the like come from the config: saved ones would undo what --accept-changes asks for.
+                raise ValueError(f"its optimizer of {name} is of another kind or has other parameters")
+            # Learning rates and the like come from the config, so that --accept-changes can change them.
             optimizer.load_state_dict({**saved, "param_groups": groups})

@@ -1,4 +1,4 @@
-"""One optimizer step, learning rates, LARS, and a running average of weights."""
+"""Optimizers and their steps: learning rates, LARS, gradients averaged over the ranks."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from kintsugi.train.dist import World
 
 
 def take_step(optimizer: torch.optim.Optimizer, world: World) -> Tensor:
-    """Averages the gradients over the ranks, steps, clears them; returns their total norm, a 0-d tensor."""
+    """Averages the gradients over the ranks, takes one step, and clears them. Returns their total norm, 0-d."""
     parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
     for p in parameters:
-        # Fused optimizers take a gradient's memory for laid out as its weight's, and do not look.
+        # Fused optimizers assume that a gradient has the memory layout of its weight, and do not check it.
         if p.grad is not None and p.grad.stride() != p.stride():
             p.grad = torch.empty_like(p).copy_(p.grad)
     world.mean_gradients(parameters)
@@ -38,12 +38,13 @@ def warmup_cosine(step: int, steps: int, warmup: int, *, cosine_from: int | None
 
 
 def set_lr(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Sets the learning rate of all parameter groups."""
     for group in optimizer.param_groups:
         group["lr"] = rate
 
 
-def decayed(network: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Parameter groups for ``Lars``: biases and norms (one dimension) are neither decayed nor adapted."""
+def lars_groups(network: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Parameter groups for ``Lars``: biases and norms (one dimension) have no weight decay and no scaling."""
     weights = [p for p in network.parameters() if p.requires_grad and p.ndim > 1]
     rest = [p for p in network.parameters() if p.requires_grad and p.ndim <= 1]
     return [
@@ -56,16 +57,19 @@ Rule = Literal["lars", "sgd", "adam"]
 
 
 def scaled_lr(rule: Rule, lr: float, batch: int) -> float:
-    """The learning rate: for LARS and SGD ``lr`` is that of 256 images, for Adam it is as it is."""
+    """The learning rate for a batch: for LARS and SGD ``lr`` is the rate per 256 images, for Adam the rate."""
     return lr if rule == "adam" else lr * batch / 256
 
 
 def make_optimizer(
     rule: Rule, network: nn.Module, rate: float, weight_decay: float, *, nesterov: bool = False
 ) -> torch.optim.Optimizer:
-    """LARS; SGD with momentum .9, Nesterov's or not, all weights decayed; or Adam, its decay decoupled (AdamW)."""
+    """LARS; SGD with momentum .9 and weight decay of all parameters; or Adam with decoupled weight decay (AdamW).
+
+    rate: the learning rate. nesterov: for SGD only.
+    """
     if rule == "lars":
-        return Lars(decayed(network, weight_decay), rate)
+        return Lars(lars_groups(network, weight_decay), rate)
     if rule == "sgd":
         return torch.optim.SGD(
             network.parameters(), rate, momentum=0.9, weight_decay=weight_decay, nesterov=nesterov, fused=True
@@ -74,10 +78,10 @@ def make_optimizer(
 
 
 class Lars(torch.optim.Optimizer):
-    """SGD with momentum whose step is scaled, tensor by tensor, to the weights' norm (You 2017, arXiv:1708.03888).
+    """SGD with momentum and a gradient scaled, for each tensor, to the weights' norm (You 2017, arXiv:1708.03888).
 
-    As SimCLR has it: the scale is eta |w| / |g + wd w|, applied to the gradient before momentum, and 1 where either
-    norm is 0. In foreach operations, without waiting for the device.
+    As in SimCLR's code: the scale is eta |w| / |g + wd w|, applied before momentum; it is 1 if either norm is 0. Uses
+    foreach operations and does not wait for the device.
     """
 
     def __init__(self, groups: Iterable[dict[str, Any]], lr: float, momentum: float = 0.9, eta: float = 0.001) -> None:

@@ -1,4 +1,4 @@
-"""A run's folder: made, resumed, and pointed to by ``latest``."""
+"""A run's folder: opens it, resumes from it, and makes ``latest`` point to it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ from kintsugi.train.method import Method
 
 
 def open_folder(name: str, config: TrainConfig, world: World) -> Path:
-    """The run's folder, made or taken up again. ValueError, OSError where that cannot be."""
+    """The run's folder, the same on every rank; made if it does not exist.
+
+    Raises ValueError if it already holds a run and --resume is not given, and OSError if it cannot be made.
+    """
     made = datetime.now().strftime("%Y%m%d-%H%M%S")
     folder = Path(world.from_main(str(config.out or config.runs / name / made)))
     if world.is_main:
@@ -23,7 +26,7 @@ def open_folder(name: str, config: TrainConfig, world: World) -> Path:
     if not world.is_main or config.resume:
         return folder
     if any(folder.glob("*.pt")):
-        raise ValueError(f"{folder} already holds a run: add --resume to go on with it, or choose another --out")
+        raise ValueError(f"{folder} already holds a run: add --resume to continue it, or choose another --out")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -32,30 +35,33 @@ def open_folder(name: str, config: TrainConfig, world: World) -> Path:
 
 
 def resume(folder: Path, config: TrainConfig, method: Method[Any], world: World) -> tuple[int, float]:
-    """Loads the newest checkpoint into the method; the step to go on from, and the best score so far."""
+    """Loads the newest checkpoint into the method. Returns the step from which to continue, and the best score so far.
+
+    Raises ValueError with one line if there is no checkpoint, if it has all steps already, or does not fit the method.
+    """
     file, content = checkpoint.read(folder, method.name)
     if content["step"] >= config.steps:
-        raise ValueError(f"{file} already has {content['step']} steps: ask for more with --steps")
+        raise ValueError(f"{file} already has {content['step']} steps: set a higher --steps")
     try:
         method.load_training_state(content["state"])
     except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
-        why = str(error).partition("\n\t")[2].partition("\n")[0] or error  # torch puts a title above its list
+        why = str(error).partition("\n\t")[2].partition("\n")[0] or error  # torch's message is a title and a list
         raise ValueError(
             f"{file} does not fit the networks of these settings ({why}): resume without changes, "
             "with the version that wrote it"
         ) from None
     if world.is_main and (ranks := content.get("ranks", world.size)) != world.size:
         print(
-            f"note: {file} is of {ranks} ranks, this is a run of {world.size}: it sees the same images and draws, "
-            "but adds up in another order and normalizes other parts of the batch, so that its weights are no longer "
-            "bit for bit those of a run that was never stopped",
+            f"note: {file} was written by {ranks} ranks, this run has {world.size}: images and random numbers are the "
+            "same, but sums have another order and batch norms other parts of the batch, so the weights will not be "
+            "those of an uninterrupted run bit for bit",
             file=sys.stderr,
         )
     return content["step"], content["score"]
 
 
 def point_latest(folder: Path) -> None:
-    """Makes ``latest``, a file in the folder above, name this run; replaced in one rename.
+    """Writes this run's name into ``latest``, a file in the parent folder, which is replaced in one rename.
 
     A file and not a link, because TensorBoard follows links and would show the run twice.
     """

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import Run, refusal
+from helpers.command_line import Run, refusal
 from PIL import Image
 from torch import Tensor
 
@@ -15,15 +15,15 @@ S = 16
 
 
 def average_painter(image: Tensor, mask: Tensor) -> Tensor:
-    """Each hole in the mean color of what is seen in its square; checks what it is given."""
+    """Fills each hole with the mean color of the visible pixels in its square; checks its inputs."""
     assert image.shape[1:] == (3, S, S)
     assert mask.shape == (len(image), 1, S, S)
     assert len(image) <= 16
     assert (image * mask).abs().max() == 0
     assert set(mask.unique().tolist()) <= {0.0, 1.0}
-    seen = 1 - mask
-    color = (image * seen).sum((2, 3), keepdim=True) / seen.sum((2, 3), keepdim=True).clamp(min=1)
-    return image * seen + color * mask
+    visible = 1 - mask
+    color = (image * visible).sum((2, 3), keepdim=True) / visible.sum((2, 3), keepdim=True).clamp(min=1)
+    return image * visible + color * mask
 
 
 def noise(height: int, width: int, seed: int = 0) -> Tensor:
@@ -46,7 +46,7 @@ SHAPES = {
 
 
 @pytest.mark.parametrize("name", SHAPES)
-def test_all_of_the_hole_is_painted_and_nothing_else(name: str):
+def test_the_whole_hole_is_painted_and_nothing_else(name: str):
     image, mask = SHAPES[name]
 
     def red(image: Tensor, mask: Tensor) -> Tensor:
@@ -68,15 +68,15 @@ def test_a_constant_image_stays_constant_and_the_holes_content_is_ignored(name: 
     torch.testing.assert_close(mend(damaged, mask, average_painter, S), constant, atol=1e-5, rtol=0)
 
 
-def test_no_window_has_an_edge_in_the_picture():
-    """A painter that answers each window with a level of its own: the steps between neighbors stay small."""
+def test_windows_leave_no_edges_in_the_picture():
+    """The painter fills each window with a random gray level: the differences between neighboring pixels stay small."""
     levels = iter(torch.rand(10_000, generator=torch.Generator().manual_seed(0)))
 
     def flat(image: Tensor, mask: Tensor) -> Tensor:
         return torch.stack([level.expand(3, S, S) for level in (next(levels) for _ in image)])
 
     mask = torch.ones(1, 96, 96)
-    mask[:, ::4] = 0  # a grille: three quarters is hole, so nothing but the whole fits
+    mask[:, ::4] = 0  # a grid: three quarters are hole, so only the whole photo fits
     mask[:, 40:] = 0
     mask[:, 60:, 20:70] = disc(36, 50, 18, 25, 14)
     result = mend(torch.zeros(3, 96, 96), mask, flat, S)
@@ -85,26 +85,26 @@ def test_no_window_has_an_edge_in_the_picture():
     assert (result[0, :, 1:] - result[0, :, :-1])[both].abs().max() < 0.2  # a Hann window of 16 rises by 0.1
 
 
-def test_windows_hold_little_hole_and_are_as_small_as_that_allows():
+def test_windows_are_as_small_as_their_fraction_of_hole_allows():
     image = torch.full((3, 128, 128), 0.5)
-    shares: list[float] = []
+    fractions: list[float] = []
 
     def record(image: Tensor, mask: Tensor) -> Tensor:
-        shares.extend(mask.mean((1, 2, 3)).tolist())
+        fractions.extend(mask.mean((1, 2, 3)).tolist())
         return image
 
     line = torch.zeros(1, 128, 128)
     line[:, 60:63, 20:100] = 1
     mend(image, line, record, S)
-    assert max(shares) <= 3 / S + 1e-6  # all at full resolution: elsewhere the line would bleed into more
+    assert max(fractions) <= 3 / S + 1e-6  # all at full resolution: in shrunk windows the line would fill more
 
-    shares.clear()
+    fractions.clear()
     mend(image, disc(128, 128, 64, 64, 20), record, S)
-    assert max(shares) < 0.4  # a third, of shrunk pixels
-    assert len(shares) > 4
+    assert max(fractions) < 0.4  # a third, of shrunk pixels
+    assert len(fractions) > 4
 
 
-def test_windows_go_in_batches():
+def test_windows_are_painted_in_batches():
     sizes: list[int] = []
 
     def count(image: Tensor, mask: Tensor) -> Tensor:
@@ -137,12 +137,12 @@ def hole(height: int = 40, width: int = 30) -> np.ndarray:
     return mask
 
 
-def test_pixels_outside_are_bit_exact_with_alpha_and_color_profile_kept(tmp_path: Path):
+def test_pixels_outside_the_hole_alpha_and_color_profile_are_kept(tmp_path: Path):
     before, mask = pixels(channels=4), hole()
     mask[20, 20], mask[20, 21] = 128, 127  # above 127 is hole
     photo = save(tmp_path / "p.png", before, icc_profile=b"a profile")
-    said = mend_file(photo, save(tmp_path / "m.png", mask), tmp_path / "o.png", average_painter, S)
-    assert said == ""
+    note = mend_file(photo, save(tmp_path / "m.png", mask), tmp_path / "o.png", average_painter, S)
+    assert note == ""
     with Image.open(tmp_path / "o.png") as image:
         assert image.mode == "RGBA"
         assert image.info["icc_profile"] == b"a profile"
@@ -153,7 +153,7 @@ def test_pixels_outside_are_bit_exact_with_alpha_and_color_profile_kept(tmp_path
     assert sorted(p.name for p in tmp_path.iterdir()) == ["m.png", "o.png", "p.png"]
 
 
-def test_invert_takes_black_for_the_hole(tmp_path: Path):
+def test_with_invert_black_is_the_hole(tmp_path: Path):
     photo = save(tmp_path / "p.png", pixels())
     mend_file(photo, save(tmp_path / "m.png", hole()), tmp_path / "white.png", average_painter, S)
     mask = save(tmp_path / "n.png", 255 - hole())
@@ -164,7 +164,7 @@ def test_invert_takes_black_for_the_hole(tmp_path: Path):
 
 def test_the_photo_is_mended_upright(tmp_path: Path):
     exif = Image.Exif()
-    exif[0x0112] = 6  # lies on its side: to be turned by 90 degrees clockwise
+    exif[0x0112] = 6  # stored on its side: turn it by 90 degrees clockwise
     stored = pixels(30, 40)
     photo = save(tmp_path / "p.png", stored, exif=exif)
     mend_file(photo, save(tmp_path / "m.png", hole()), tmp_path / "o.png", average_painter, S)
@@ -175,18 +175,18 @@ def test_the_photo_is_mended_upright(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    ("before", "said"),
+    ("before", "kind"),
     [(pixels(channels=1), "grayscale"), (pixels(channels=1).astype(np.uint16) * 257, "16-bit grayscale")],
 )
-def test_other_depths_become_8_bit_rgb_and_it_is_said(before: np.ndarray, said: str, tmp_path: Path):
+def test_other_bit_depths_become_8_bit_rgb_with_a_note(before: np.ndarray, kind: str, tmp_path: Path):
     photo, mask = save(tmp_path / "p.png", before), save(tmp_path / "m.png", hole())
-    assert mend_file(photo, mask, tmp_path / "o.png", average_painter, S) == f"8-bit RGB, converted from {said}"
+    assert mend_file(photo, mask, tmp_path / "o.png", average_painter, S) == f"8-bit RGB, converted from {kind}"
     after = np.asarray(Image.open(tmp_path / "o.png"))
     expected = np.repeat(pixels(channels=1)[..., None], 3, 2)
     assert np.array_equal(after[hole() == 0], expected[hole() == 0])
 
 
-def test_a_transparent_mask_has_its_hole_where_it_was_painted(tmp_path: Path):
+def test_a_transparent_mask_has_its_hole_where_it_is_opaque(tmp_path: Path):
     photo = save(tmp_path / "p.png", pixels())
     layer = np.dstack([np.full((40, 30, 3), 255, np.uint8), hole()])  # white everywhere, opaque in the hole
     mend_file(photo, save(tmp_path / "layer.png", layer), tmp_path / "a.png", average_painter, S)
@@ -202,7 +202,7 @@ def test_a_transparent_mask_has_its_hole_where_it_was_painted(tmp_path: Path):
         (np.full((40, 30), 255, np.uint8), "all hole"),
     ],
 )
-def test_masks_that_make_no_sense_are_refused_in_one_line(mask: np.ndarray, message: str, tmp_path: Path):
+def test_unusable_masks_give_an_error_of_one_line(mask: np.ndarray, message: str, tmp_path: Path):
     photo = save(tmp_path / "p.png", pixels())
     with pytest.raises(ValueError, match=message) as refused:
         mend_file(photo, save(tmp_path / "m.png", mask), tmp_path / "o.png", average_painter, S)
@@ -213,7 +213,7 @@ def test_masks_that_make_no_sense_are_refused_in_one_line(mask: np.ndarray, mess
 # --- the command ----------------------------------------------------------------------------------------------
 
 
-def test_the_newest_run_is_used_and_named(run: Run, tmp_path: Path, trained: Path):
+def test_the_newest_run_is_used_and_printed(run: Run, tmp_path: Path, trained: Path):
     folder = tmp_path / "runs/inpainting/today"
     folder.mkdir(parents=True)
     (folder / trained.name).symlink_to(trained)
@@ -229,7 +229,7 @@ def test_the_newest_run_is_used_and_named(run: Run, tmp_path: Path, trained: Pat
     assert np.array_equal(after[outside], pixels(90, 70)[outside])
 
 
-def test_a_folder_names_what_failed_and_does_the_rest(
+def test_in_a_folder_failures_are_printed_and_the_rest_is_done(
     tmp_path: Path, trained: Path, capsys: pytest.CaptureFixture[str]
 ):
     photos, masks, out = (tmp_path / name for name in ("photos", "masks", "out"))
@@ -238,17 +238,17 @@ def test_a_folder_names_what_failed_and_does_the_rest(
         save(masks / f"{name}.png", hole(70, 66))
     (photos / "c.jpg").write_text("no image")
     (masks / "d.png").unlink()
-    (photos / "notes.txt").write_text("not looked at")
+    (photos / "notes.txt").write_text("not a photo")
     options = ["--out", str(out), "--ckpt", str(trained), "--device", "cpu"]
     with pytest.raises(SystemExit) as stop:
         main(["--in", str(photos), "--mask", str(masks), *options])
     assert stop.value.code == 1
-    said = capsys.readouterr().err.splitlines()
-    assert len(said) == 3
-    assert "c.jpg cannot be read" in said[0]
-    assert "no such file" in said[1]
-    assert "d.png" in said[1]
-    assert said[2] == "2 of 4 photos failed"
+    errors = capsys.readouterr().err.splitlines()
+    assert len(errors) == 3
+    assert "c.jpg cannot be read" in errors[0]
+    assert "no such file" in errors[1]
+    assert "d.png" in errors[1]
+    assert errors[2] == "2 of 4 photos failed"
     assert sorted(p.name for p in out.iterdir()) == ["a.png", "b.png"]
 
     (photos / "c.jpg").unlink()
@@ -263,15 +263,15 @@ def test_a_folder_names_what_failed_and_does_the_rest(
     [
         ("none.png", "m.png", "o.png", "--in none.png: no such file"),
         ("p.png", "none.png", "o.png", "--mask none.png: no such file"),
-        ("p.png", "m.png", "o.jpg", "only PNG is written, which loses nothing; name it o.png"),
+        ("p.png", "m.png", "o.jpg", "results are written as PNG, which is lossless; name it o.png"),
         ("p.png", "m.png", "p.png", "would overwrite p.png"),
-        ("empty", "m.png", "out", "the folder holds no images"),
+        ("empty", "m.png", "out", "there are no images in this folder"),
         ("twice", "m.png", "out", "rename all but one"),
         ("twice", "m.png", "p.png", "name a folder"),
         ("p.png", "m.png", "o.png", "no checkpoint at runs/inpainting/latest"),
     ],
 )
-def test_bad_paths_are_refused_in_one_line(
+def test_bad_paths_give_an_error_of_one_line(
     source: str, mask: str, out: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
 ):
     monkeypatch.chdir(tmp_path)
@@ -282,11 +282,11 @@ def test_bad_paths_are_refused_in_one_line(
     Path("empty").mkdir()
     with pytest.raises(SystemExit) as stop:
         main(["--in", source, "--mask", mask, "--out", out])
-    said = capsys.readouterr().err
+    error = capsys.readouterr().err
     assert stop.value.code == 2
-    assert said.startswith("error: ")
-    assert said.count("\n") == 1
-    assert message in said
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+    assert message in error
 
 
 def test_bad_input_through_the_real_command(run: Run, tmp_path: Path, trained: Path):

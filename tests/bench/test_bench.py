@@ -9,7 +9,7 @@ import torch
 from bench import growth, loaders, reading, steps
 
 
-def test_loaders_measures_all_who_are_there(photos: Path, tmp_path: Path):
+def test_loaders_measures_all_installed_loaders(photos: Path, tmp_path: Path):
     loaders.run(
         loaders.LoadersConfig(
             data=photos, sizes=(32,), batch=4, workers=2, rounds=1, epochs=2, images=12, out=tmp_path / "out"
@@ -22,7 +22,7 @@ def test_loaders_measures_all_who_are_there(photos: Path, tmp_path: Path):
     assert (tmp_path / "out" / "loaders.png").is_file()
 
 
-def test_steps_sets_whole_steps_beside_their_parts(tmp_path: Path):
+def test_steps_compares_whole_steps_with_their_parts(tmp_path: Path):
     steps.run(steps.StepsConfig(size=64, batch=4, rounds=1, scenes=8, out=tmp_path))
     found = json.loads((tmp_path / "steps.json").read_text())
     assert set(found["contrastive, ms"]) == {"simclr", "moco", "byol"}

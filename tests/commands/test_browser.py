@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT
+from helpers.command_line import ROOT
 
 from kintsugi.train.log import Log
 

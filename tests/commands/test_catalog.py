@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from helpers.command_line import ROOT
 
 from kintsugi.apps import cli
 from kintsugi.catalog import METHODS, PROGRAMS, Program, make_help

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT
+from helpers.command_line import ROOT
 
 from kintsugi import load_encoder
 from kintsugi.nets.backbones import Backbone

@@ -11,7 +11,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from helpers.command_line import ROOT
 
 from kintsugi.catalog import METHODS, PROGRAMS, Program
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
-from conftest import ROOT
+from helpers.command_line import ROOT
 
 HEAVY = "kornia lpips scipy skimage sympy tensorboard torch._dynamo torchmetrics torchvision webdataset".split()
 COMMANDS = (

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from conftest import TINY, Run
+from helpers.command_line import TINY, Run
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from kintsugi.train import checkpoint

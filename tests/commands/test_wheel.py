@@ -12,7 +12,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from helpers.command_line import ROOT
 
 from kintsugi import __version__
 from kintsugi.catalog import PROGRAMS

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import Refused, tensors
+from helpers.command_line import Refused
+from helpers.nested import tensors
 from helpers.tiny_runs import OPTIONS, PROGRAMS, arguments, class_of, module_of
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator

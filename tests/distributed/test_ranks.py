@@ -1,44 +1,19 @@
-"""Two gloo processes under torchrun train to the weights of one process on the same global batch."""
+"""Two gloo processes under torchrun learn what one process learns from the same global batch."""
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, TINY, Run
-from helpers import faults
+from helpers import faulty_runs
+from helpers.command_line import TINY, Run, torchrun
 
 from kintsugi.train import checkpoint
 
-
-def torchrun(folder: Path, ranks: int, module: str, *args: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "torch.distributed.run",
-            "--standalone",
-            f"--nproc-per-node={ranks}",
-            "-m",
-            module,
-            *args,
-        ],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=180,
-        check=False,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (ROOT, ROOT / "tests")))},
-    )
-
-
-# Group norm, because torch has batch statistics over several processes for GPUs only. Two steps, because from step to
-# step training multiplies what rounding leaves.
+# Group norm, because torch synchronizes batch norms on GPUs only. Only two steps, because rounding errors grow with the
+# steps.
 FEW = "--size 64 --batch 4 --steps 2 --log-every 1 --eval-images 2 --norm group --device cpu".split()
 METHODS = {
     "kintsugi.recon.inpainting": [
@@ -61,10 +36,10 @@ def test_two_ranks_equal_one(module: str, run: Run, photos: Path, tmp_path: Path
     assert one.returncode == 0, one.stderr
     two = torchrun(tmp_path, 2, module, *args, "--out", "two")
     assert two.returncode == 0, two.stderr
-    assert two.stdout.count("look: ") == 1  # one rank speaks for all
+    assert two.stdout.count("look: ") == 1  # only one rank prints
     states = [checkpoint.load(checkpoint.find(tmp_path / name))["state"] for name in ("one", "two")]
     for net in states[0]["optimizers"]:
-        # Adam's running means are the gradients of both steps, before anything divides by their size.
+        # Adam's first moments hold the gradients of both steps, before the division by their size.
         a, b = (
             torch.cat([moments["exp_avg"].flatten() for moments in s["optimizers"][net]["state"].values()])
             for s in states
@@ -73,31 +48,31 @@ def test_two_ranks_equal_one(module: str, run: Run, photos: Path, tmp_path: Path
         assert (a - b).norm() < 2e-3 * a.norm(), net
 
 
-def test_a_batch_that_does_not_split_is_one_line(photos: Path, tmp_path: Path):
+def test_a_batch_that_does_not_split_gives_one_line(photos: Path, tmp_path: Path):
     done = torchrun(tmp_path, 2, "kintsugi.recon.inpainting", *TINY, "--batch", "3", "--data", str(photos))
     assert done.returncode != 0
     assert "error: --batch 3 does not split over 2 ranks" in done.stderr
 
 
-def test_where_one_rank_is_killed_the_other_leaves_and_the_run_goes_on_alone(tmp_path: Path):
+def test_if_one_rank_is_killed_the_other_ends_and_the_run_can_be_resumed(tmp_path: Path):
     args = ["1", "step", "5", "--steps", "100000", "--out", "run"]
-    done = torchrun(tmp_path, 2, "helpers.faults", *args)
-    assert time.time() - (tmp_path / "run/step-00000004.pt").stat().st_mtime < 60  # the last thing before its death
+    done = torchrun(tmp_path, 2, "helpers.faulty_runs", *args)
+    assert time.time() - (tmp_path / "run/step-00000004.pt").stat().st_mtime < 60  # the last file before the kill
     assert done.returncode != 0
     (line,) = (line for line in done.stderr.splitlines() if line.startswith("error: "))
     assert "another process of this run has ended, so rank 0 ends too" in line
     assert "--resume" in line
     assert "[rank0]: Traceback" not in done.stderr
-    process = faults.start(
-        "helpers.tiny", ["--resume", "--out", str(tmp_path / "run"), "--steps", "8"], tmp_path / "said"
+    process = faulty_runs.start(
+        "helpers.tiny_method", ["--resume", "--out", str(tmp_path / "run"), "--steps", "8"], tmp_path / "output"
     )
-    assert faults.finish(process) == 0
-    assert "is of 2 ranks, this is a run of 1" in (tmp_path / "said").read_text()
-    assert "from step 4" in (tmp_path / "said").read_text()
+    assert faulty_runs.finish(process) == 0
+    assert "was written by 2 ranks, this run has 1" in (tmp_path / "output").read_text()
+    assert "from step 4" in (tmp_path / "output").read_text()
 
 
 def test_no_thread_of_gloo_outlives_the_training(tmp_path: Path):
-    done = torchrun(tmp_path, 2, "helpers.world_ends")
+    done = torchrun(tmp_path, 2, "helpers.group_is_freed")
     assert done.returncode == 0, done.stderr
 
 

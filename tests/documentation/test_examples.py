@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from helpers.command_line import ROOT
 
 import kintsugi
 from bench.tables import pages

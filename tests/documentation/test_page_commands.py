@@ -8,7 +8,7 @@ import shlex
 from collections.abc import Iterator
 
 import pytest
-from conftest import ROOT
+from helpers.command_line import ROOT
 
 from bench.tables import pages
 from kintsugi.catalog import METHODS, PROGRAMS, Program

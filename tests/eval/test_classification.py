@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import Refused
+from helpers.command_line import Refused
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize

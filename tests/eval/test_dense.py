@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from helpers.knowing import Pooled
+from helpers.informed_features import Pooled
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d
 

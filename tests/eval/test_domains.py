@@ -15,7 +15,6 @@ from kintsugi.apps import surfaces
 from kintsugi.eval import domains
 from kintsugi.eval.domains import DomainsConfig, markdown
 from kintsugi.recon import synthetic
-from kintsugi.recon.synthetic import pictures
 from kintsugi.train import checkpoint
 
 TINY = (
@@ -163,8 +162,8 @@ def test_surfaces_of_a_photo_are_those_of_the_net(compared: Path, photos: Path, 
     image = torch.from_numpy(photo.copy()).permute(2, 0, 1)[None] / 255
     small = torch.nn.functional.interpolate(image, (64, 96), mode="bilinear", antialias=True)[:, 1:2]
     with torch.no_grad():
-        _, guess = net(small.expand(-1, 3, -1, -1))
-    normals = torch.nn.functional.interpolate(pictures(guess)[1], (72, 96), mode="bilinear")[0]
+        _, predicted = net(small.expand(-1, 3, -1, -1))
+    normals = torch.nn.functional.interpolate(predicted.pictures()[1], (72, 96), mode="bilinear")[0]
     shown = sheet[2:-2, 2 + 2 * 98 : 2 + 2 * 98 + 96] / 255
     assert np.abs(shown - normals.permute(1, 2, 0).numpy()).max() < 1 / 255
 

@@ -13,7 +13,7 @@ import onnxruntime
 import pytest
 import timm
 import torch
-from conftest import Refused
+from helpers.command_line import Refused
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn

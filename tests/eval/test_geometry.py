@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import Refused, Run, refusal
-from helpers.knowing import Knowing
+from helpers.command_line import Refused, Run, refusal
+from helpers.informed_features import Knowing
 from helpers.random_surfaces import random_surfaces
 from PIL import Image
 from torch import nn

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import Run, refusal
+from helpers.command_line import Run, refusal
 from skimage.metrics import structural_similarity
 from torch import Tensor
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import Refused, Run, refusal
-from helpers.knowing import Knowing
+from helpers.command_line import Refused, Run, refusal
+from helpers.informed_features import Knowing
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import Refused
+from helpers.command_line import Refused
 from PIL import Image
 from safetensors.torch import save_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -143,7 +143,7 @@ def test_missing_methods_are_trained_on_request(
         return subprocess.CompletedProcess(command, 0)
 
     monkeypatch.setattr(subprocess, "run", train)
-    config = transfer.Config(runs=tmp_path / "runs", train="demo", train_data="photos")
+    config = transfer.TransferConfig(runs=tmp_path / "runs", train="demo", train_data="photos")
     assert [name for name, _ in transfer._latest(config)] == [""]
     assert len(started) == len(METHODS)
     assert started[0][1:] == [

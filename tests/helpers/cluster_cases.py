@@ -14,12 +14,12 @@ from kintsugi.train.dist import World
 
 COUNT = 8
 WORLD = World(torch.device("cpu"))
-# Group norm, because torch has batch statistics over several processes for GPUs only.
+# Group norm, because torch synchronizes batch statistics of several processes on GPUs only.
 SAME = {"size": 32, "batch": COUNT, "encoder": "alexnet", "norm": "group", "optimizer": "sgd", "lr": 0.05}
 
 
 class Noise:
-    """``Indexed``: 25 images, which do not split evenly over two ranks, with labels, some unknown."""
+    """A data set (``Indexed``) of 25 images, which two ranks cannot share evenly; some of the labels are unknown."""
 
     images = torch.randint(0, 256, (25, 3, 40, 44), generator=generator(0), dtype=torch.uint8)
     labels = torch.arange(25) % 4 - 1

@@ -1,5 +1,7 @@
-"""One step of every method whose loss or labels go over ranks: in the test's process, and, under torchrun, in each of
-several ranks."""
+"""One training step of every method whose loss or labels combine the ranks.
+
+Runs in the test's process, and under torchrun in each of several ranks.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,7 @@ def photos(height: int, width: int) -> dict[str, Tensor]:
 
 
 def with_depth() -> dict[str, Tensor]:
-    """RGB, HHA, and a depth that is known nearly everywhere in the first images and next to nowhere in the last."""
+    """RGB, HHA, and a mask of known depth: nearly everywhere in the first images, almost nowhere in the last."""
     image = photos(40, 44)["image"].repeat(1, 3, 1, 1)[:, :7]
     image[:, 6] = 0
     for number in range(COUNT):
@@ -42,7 +44,7 @@ def with_depth() -> dict[str, Tensor]:
 
 
 def moco_with_keys(world: World) -> moco.MoCo:
-    """With something in its queue, for a first step knows no other image, and its loss is 0."""
+    """With keys in its queue: with an empty queue the first step has no negatives, and its loss is 0."""
     method = moco.MoCo(replace(moco.demo(), **SAME, size=32, queue=20, symmetric=True), world)
     method.queue.push(normalize(torch.randn(20, method.config.dim, generator=generator(1)), dim=1))
     return method
@@ -51,7 +53,7 @@ def moco_with_keys(world: World) -> moco.MoCo:
 SMALL, LARGE = photos(40, 44), photos(48, 52)
 CLUSTERED = cluster_cases.Noise().batch(Loader(cluster_cases.Noise(), COUNT, 0).indices(0))
 Case = tuple[Callable[[World], Method], Batch]
-"""What builds the method, and the global batch that it sees."""
+"""A function that builds the method, and the global batch."""
 CASES: dict[str, Case] = {
     "simclr": (lambda w: simclr.SimCLR(replace(simclr.demo(), **SAME, size=32, optimizer="lars"), w), SMALL),
     "moco": (moco_with_keys, SMALL),
@@ -79,8 +81,8 @@ CASES: dict[str, Case] = {
 
 
 def one_step(name: str, world: World) -> dict[str, Tensor]:
-    """What a step on the same global batch leaves: the loss, the gradients (LARS's scaled ones), and what else goes
-    over all ranks: MoCo's keys, what is found of all images before the step."""
+    """Trains one step on the global batch. Returns the loss, the gradients (LARS: scaled ones), and what else the ranks
+    share: MoCo's keys, and the clusters of all images."""
     torch.manual_seed(0)
     build, whole = CASES[name]
     method = build(world)
@@ -91,19 +93,19 @@ def one_step(name: str, world: World) -> dict[str, Tensor]:
     states = [inner for optimizer in method.optimizers.values() for inner in optimizer.state.values()]
     moments = [inner.get("exp_avg", inner.get("momentum_buffer")) for inner in states]
     loss = next(value for key, value in scalars.items() if key.startswith("loss/"))
-    left = {"loss": world.mean(loss), "gradients": torch.cat([m.flatten() for m in moments])}
+    result = {"loss": world.mean(loss), "gradients": torch.cat([m.flatten() for m in moments])}
     if isinstance(method, moco.MoCo):
-        left["keys"] = method.queue.keys
+        result["keys"] = method.queue.keys
     elif isinstance(method, cluster_cases.ClustersMethod):
-        left |= {key: value for key, value in method.clusters.items() if key in ("labels", "members")}
-    if world.is_main:  # alone: waiting here for the others would be for ever
+        result |= {key: value for key, value in method.clusters.items() if key in ("labels", "members")}
+    if world.is_main:  # these must not wait for the other ranks, which do not run them
         method.show(batch)
         method.evaluate([batch])
-    return left
+    return result
 
 
 if __name__ == "__main__":
     with open_world("cpu", "fp32", COUNT) as world:
-        left = {name: one_step(name, world) for name in CASES}
+        result = {name: one_step(name, world) for name in CASES}
         if world.is_main:
-            torch.save(left, Path(sys.argv[1]))
+            torch.save(result, Path(sys.argv[1]))

@@ -1,4 +1,4 @@
-"""Bad input gets one clear line that says what to do, and exit code 2."""
+"""Bad input gives one clear line that says what to do, and exit code 2."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT, TINY, Run, refusal
+from helpers.command_line import ROOT, TINY, Run, refusal
 from PIL import Image
 
 from kintsugi.train import checkpoint
@@ -28,8 +28,8 @@ def test_a_folder_with_no_readable_image(run: Run, tmp_path: Path):
     (tmp_path / "bad").mkdir()
     for name in ("a.jpg", "b.png"):
         (tmp_path / "bad" / name).write_text("this is no image")
-    said = refusal(run("kintsugi.recon.inpainting", *TINY, "--data", "bad"))
-    assert "bad" in said
+    output = refusal(run("kintsugi.recon.inpainting", *TINY, "--data", "bad"))
+    assert "bad" in output
 
 
 def test_images_smaller_than_the_crop(run: Run, tmp_path: Path):
@@ -50,15 +50,15 @@ def test_an_unknown_option_names_the_nearest(run: Run):
 def test_checkpoints_of_another_method_and_broken_ones(run: Run, photos: Path, tmp_path: Path):
     other = {"method": "colorization", "step": 1, "config": {}, "state": {}, "encoders": {}}
     checkpoint.save(tmp_path / "other/step-00000001.pt", other)
-    said = refusal(run("kintsugi.recon.inpainting", "--resume", "--out", "other"))
-    assert "is a checkpoint of colorization, not of inpainting" in said
+    output = refusal(run("kintsugi.recon.inpainting", "--resume", "--out", "other"))
+    assert "is a checkpoint of colorization, not of inpainting" in output
     (tmp_path / "broken.pt").write_bytes(b"PK\x03\x04 not really")
     Image.new("RGB", (70, 70)).save(tmp_path / "photo.png")
     Image.new("L", (70, 70), 255).save(tmp_path / "mask.png")
-    said = refusal(
+    output = refusal(
         run("kintsugi.apps.mend", "--in", "photo.png", "--mask", "mask.png", "--out", "o.png", "--ckpt", "broken.pt")
     )
-    assert "broken.pt is not a whole checkpoint" in said
+    assert "broken.pt is not a whole checkpoint" in output
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
@@ -69,7 +69,7 @@ def test_a_folder_that_cannot_be_written(run: Run, photos: Path, tmp_path: Path)
     )
 
 
-def test_a_runs_folder_that_is_a_file(run: Run, photos: Path, tmp_path: Path):
+def test_a_folder_of_runs_that_is_a_file(run: Run, photos: Path, tmp_path: Path):
     (tmp_path / "file").write_text("")
     assert "choose another folder" in refusal(
         run("kintsugi.recon.inpainting", *TINY, "--data", photos, "--runs", "file")
@@ -77,7 +77,7 @@ def test_a_runs_folder_that_is_a_file(run: Run, photos: Path, tmp_path: Path):
 
 
 def test_no_space_left_keeps_the_last_good_checkpoint(photos: Path, tmp_path: Path):
-    """A limit on the size of files stands for the full disk: the write fails half-way, as it would there."""
+    """A limit on the size of files stands for the full disk: the write fails halfway, too."""
     (tmp_path / "full").mkdir()
     checkpoint.save(tmp_path / "full/old/step-00000001.pt", {"method": "inpainting", "state": {}})
     limited = (
@@ -98,7 +98,7 @@ def test_no_space_left_keeps_the_last_good_checkpoint(photos: Path, tmp_path: Pa
 
 
 def test_nan_stops_with_the_step_and_the_last_good_checkpoint(run: Run, photos: Path, tmp_path: Path):
-    """The checkpoint is poisoned by hand, so that the step at which it shows is known."""
+    """A nan is put into the checkpoint, so that the step at which it shows is known."""
     assert run("kintsugi.recon.inpainting", *TINY, "--data", photos, "--out", "nan", "--steps", "2").returncode == 0
     file = checkpoint.find(tmp_path / "nan")
     content = checkpoint.load(file)

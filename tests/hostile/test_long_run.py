@@ -1,4 +1,4 @@
-"""Memory, files and threads do not grow with the steps, and none is left at the end."""
+"""Memory, open files and threads do not grow with the steps, and none is left at the end."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import threading
 from pathlib import Path
 
 import pytest
-from helpers import faults, tiny
+from helpers import faulty_runs, tiny_method
 
 STEPS = 5_000
 
@@ -16,20 +16,20 @@ STEPS = 5_000
 def test_memory_and_files_stay_flat(tmp_path: Path):
     args = f"--steps {STEPS} --log-every 10 --show-every 50 --eval-every 50 --save-every 50 --keep 2 --out run".split()
     args[-1] = str(tmp_path / "run")
-    process = faults.start("helpers.tiny", args, tmp_path / "said", ("measure", STEPS // 5))
-    assert faults.finish(process, 1200) == 0, (tmp_path / "said").read_text()
-    lines = [line for line in (tmp_path / "said").read_text().splitlines() if line.startswith("measured: ")]
+    process = faulty_runs.start("helpers.tiny_method", args, tmp_path / "output", ("measure", STEPS // 5))
+    assert faulty_runs.finish(process, 1200) == 0, (tmp_path / "output").read_text()
+    lines = [line for line in (tmp_path / "output").read_text().splitlines() if line.startswith("measured: ")]
     print(*lines, sep="\n")
     figures = [list(map(int, line.split()[2:])) for line in lines]  # memory, files, threads
-    first, last = figures[1], figures[-1]  # at the beginning, everything is allocated for the first time
+    first, last = figures[1], figures[-1]  # at the first figure not everything is allocated yet
     assert last[0] < first[0] + 10_000  # kB
     assert last[1:] == first[1:]
 
 
 def test_nothing_is_left_at_the_end(tmp_path: Path):
-    tiny.main(["--out", str(tmp_path / "before")])  # opens what stays open for good
+    tiny_method.main(["--out", str(tmp_path / "before")])  # opens what stays open
     before = left()
-    tiny.main(["--out", str(tmp_path / "run")])
+    tiny_method.main(["--out", str(tmp_path / "run")])
     assert left() == before
 
 

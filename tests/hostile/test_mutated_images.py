@@ -1,4 +1,4 @@
-"""Image files with anything wrong with them: none crashes or hangs the run, and each is counted."""
+"""Damaged image files of many kinds: none crashes or hangs the run, and each is counted."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def originals() -> list[tuple[str, bytes]]:
 
 
 def mutated(draw: random.Random, whole: bytes) -> bytes:
-    """One of the ways in which files are spoilt, at random places."""
+    """A copy with one kind of damage, at random places."""
     data, way = bytearray(whole), draw.randrange(7)
     if way == 0:  # flipped bits
         for _ in range(draw.choice([1, 3, 30])):
@@ -82,7 +82,7 @@ def test_mutated_files_are_skipped_and_counted(
     for i in range(count - 10):
         suffix, whole = sources[i % len(sources)]
         if i % 10 == 9:
-            suffix = draw.choice(list(SUFFIXES.values()))  # whatever it holds
+            suffix = draw.choice(list(SUFFIXES.values()))  # of any format
         name = f"{i}{draw.choice(['', ' ', '%s', os.sep + 'x', chr(10), 'é'])}".replace(os.sep, "-") + suffix
         (folder / draw.choice(["", "more"]) / name).write_bytes(mutated(draw, whole))
     for i, (suffix, whole) in enumerate(sources[:4]):
@@ -96,12 +96,12 @@ def test_mutated_files_are_skipped_and_counted(
     os.mkfifo(folder / "f.png")
 
     longest = [0.0]
-    really = decoding.decode
+    original = decoding.decode
 
     def timed(file: Path, short_side: int) -> object:
         begun = time.thread_time()
         try:
-            return really(file, short_side)
+            return original(file, short_side)
         finally:
             longest[0] = max(longest[0], time.thread_time() - begun)
 
@@ -125,14 +125,14 @@ def test_of_many_threads_one_decodes_a_large_image(tmp_path: Path, monkeypatch: 
     """Several images just below Pillow's limit would take all memory."""
     for i in range(12):
         Image.new("RGB", (60, 50)).save(tmp_path / f"{i}.{'png' if i % 2 else 'webp'}")
-    inside, most, really = [0], [0], decoding.crop_and_shrink
+    inside, most, original = [0], [0], decoding.crop_and_shrink
 
     def counted(*args: object) -> np.ndarray:
         inside[0] += 1
         most[0] = max(most[0], inside[0])
         time.sleep(0.01)
         inside[0] -= 1
-        return really(*args)  # type: ignore[arg-type]
+        return original(*args)  # type: ignore[arg-type]
 
     monkeypatch.setattr(decoding, "crop_and_shrink", counted)
     threads = ThreadPoolExecutor(4)
@@ -148,13 +148,13 @@ def test_of_many_threads_one_decodes_a_large_image(tmp_path: Path, monkeypatch: 
 
 
 @pytest.mark.parametrize("depth", [0.0, 5.0])
-def test_depth_that_is_all_holes_or_nearly(depth: float):
+def test_depth_that_is_missing_almost_everywhere(depth: float):
     import torch
 
     from kintsugi.data.hha import hha
 
     holes = torch.zeros(2, 1, 24, 32)
-    holes[:, :, 5, 7] = depth  # a single pixel says something
+    holes[:, :, 5, 7] = depth  # depth of a single pixel is known
     planes = hha(holes, torch.tensor([[[30.0, 0, 16], [0, 30, 12], [0, 0, 1]]]).repeat(2, 1, 1))
     assert planes.dtype == torch.uint8
     known = holes > 0

@@ -1,4 +1,7 @@
-"""Nothing is unpickled, started, listened at or written outside its folder: read in the source, heard at run time."""
+"""Nothing is unpickled, no process started, no port opened, nothing written outside its folder.
+
+Checked in the source, and at run time by Python's audit events.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, TINY
-from helpers import faults
+from helpers import faulty_runs
+from helpers.command_line import ROOT, TINY
 
 SOURCES = [
     f
@@ -25,7 +28,7 @@ NEVER = re.compile(
 
 
 def calls(file: Path) -> Iterator[tuple[str, dict[str, str]]]:
-    """The full names of what a module calls, and the keyword arguments."""
+    """The full name and the keyword arguments of each call in a module."""
     tree = ast.parse(file.read_text())
     names = {}
     for node in ast.walk(tree):
@@ -54,7 +57,7 @@ def test_the_source_unpickles_nothing_and_calls_no_shell():
     assert loads >= 3
 
 
-def test_the_reader_of_sources_finds_what_it_looks_for(tmp_path: Path):
+def test_calls_are_found_by_their_full_names(tmp_path: Path):
     (tmp_path / "a.py").write_text(
         "import pickle as p\nfrom torch import load\np.load(x)\nload(y)\neval('1')\nnet.eval()\n"
     )
@@ -72,27 +75,28 @@ CHANGES = ("open", "os.mkdir", "os.rename", "os.remove", "os.symlink")
 
 
 def events(module: str, args: list[str], folder: Path) -> list[tuple[str, str]]:
-    """What Python's audit hears of a run: (event, its first argument)."""
-    said = folder / "said"
-    assert faults.finish(faults.start(module, args, said, ("audit", 0))) == 0, said.read_text()
-    return re.findall(r"^audit: (\S+) (.*)$", said.read_text(), re.M)
+    """The audit events of a run: (event, its first argument)."""
+    output = folder / "output"
+    assert faulty_runs.finish(faulty_runs.start(module, args, output, ("audit", 0))) == 0, output.read_text()
+    return re.findall(r"^audit: (\S+) (.*)$", output.read_text(), re.M)
 
 
 @pytest.mark.parametrize(
-    ("module", "args"), [("helpers.tiny", []), pytest.param("kintsugi.recon.inpainting", TINY, marks=pytest.mark.slow)]
+    ("module", "args"),
+    [("helpers.tiny_method", []), pytest.param("kintsugi.recon.inpainting", TINY, marks=pytest.mark.slow)],
 )
 def test_a_run_writes_into_its_folders_alone_and_starts_listens_and_unpickles_nothing(
     module: str, args: list[str], photos: Path, tmp_path: Path
 ):
     folder = tmp_path / "runs"
     options = ["--data", str(photos), "--cache", str(tmp_path / "cache"), "--runs", str(folder)]
-    heard = events(module, [*args, *options], tmp_path)
-    heard += events(module, ["--resume", *options, "--steps", "8"], tmp_path)
-    written = [Path(path) for event, path in heard if event in CHANGES]
+    recorded = events(module, [*args, *options], tmp_path)
+    recorded += events(module, ["--resume", *options, "--steps", "8"], tmp_path)
+    written = [Path(path) for event, path in recorded if event in CHANGES]
     assert {"step-00000008.pt", "step-00000006.pt"} <= {path.name for path in folder.rglob("*.pt")}
     assert any(path.name == "pixels.bin" for path in written)
     assert sum(path.name.endswith(".part") for path in written) >= 4
     outside = [p for p in written if not p.is_relative_to(folder) and not p.is_relative_to(tmp_path / "cache")]
-    # matplotlib, which torchmetrics imports, makes folders of its own, and Python tries whether it may write to /tmp.
+    # matplotlib, which torchmetrics imports, makes folders of its own; Python checks whether /tmp can be written.
     assert not [p for p in outside if p.name != "matplotlib" and str(p.parent) != tempfile.gettempdir()]
-    assert not [(event, what) for event, what in heard if event not in CHANGES]
+    assert not [(event, what) for event, what in recorded if event not in CHANGES]

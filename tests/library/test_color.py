@@ -1,4 +1,4 @@
-"""Color: against scikit-image, nested loops, and the authors' bins where they are at hand, beside KINTSUGI_DATA."""
+"""Color against scikit-image, nested loops, and the authors' bins if their file lies next to KINTSUGI_DATA."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_bins_are_313_in_order_on_a_grid_of_ten_and_hold_every_color():
 
 
 @pytest.mark.realdata
-@pytest.mark.skipif("KINTSUGI_DATA" not in os.environ, reason="needs the authors' file beside the data")
+@pytest.mark.skipif("KINTSUGI_DATA" not in os.environ, reason="needs the authors' file next to the data")
 def test_bins_equal_the_authors():
     file = Path(os.environ["KINTSUGI_DATA"]).parent / "weights/pts_in_hull.npy"
     assert torch.equal(BINS, torch.from_numpy(np.load(file)).float())

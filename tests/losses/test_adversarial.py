@@ -64,7 +64,7 @@ def test_r1_equals_finite_differences() -> None:
 
 
 @pytest.mark.parametrize("norm", ["group", "spectral"])
-def test_r1_moves_the_discriminator_alone(norm: DiscriminatorNorm) -> None:
+def test_r1_has_gradients_for_the_discriminator_alone(norm: DiscriminatorNorm) -> None:
     torch.manual_seed(0)
     net = DiscriminatorSpec(16, width=8, norm=norm).build()
     images = torch.rand(2, 3, 16, 16)
@@ -78,25 +78,25 @@ def statistics(net: nn.Module) -> dict[str, torch.Tensor]:
     return {name: b.clone() for name, b in net.named_buffers()}
 
 
-def test_untracked_uses_the_batch_but_keeps_the_averages() -> None:
+def test_no_statistics_update_uses_the_batch_but_keeps_the_averages() -> None:
     torch.manual_seed(0)
     net = DiscriminatorSpec(16, width=8).build().train()
     twin = copy.deepcopy(net)
     images = torch.rand(4, 3, 16, 16)
     before = statistics(net)
-    with adversarial.untracked(net):
+    with adversarial.no_statistics_update(net):
         logits = net(images)
     assert torch.equal(logits, twin(images))
     assert all(torch.equal(before[name], b) for name, b in net.named_buffers())
     assert any(not torch.equal(before[name], b) for name, b in twin.named_buffers())
     net(images)
-    assert all(torch.equal(b, c) for b, c in zip(net.buffers(), twin.buffers(), strict=True))  # tracks again
+    assert all(torch.equal(b, c) for b, c in zip(net.buffers(), twin.buffers(), strict=True))  # updates again
 
 
 def test_frozen_passes_gradients_through_but_collects_none() -> None:
     torch.manual_seed(0)
     net = DiscriminatorSpec(16, width=8).build().train()
-    net.head.bias.requires_grad_(False)  # someone else's choice
+    net.head.bias.requires_grad_(False)  # was frozen before
     images = torch.rand(4, 3, 16, 16, requires_grad=True)
     before = statistics(net)
     with adversarial.frozen(net):

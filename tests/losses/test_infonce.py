@@ -58,7 +58,7 @@ def test_retrieval_equals_nested_loops():
     assert found["similarity/negative"].item() == pytest.approx(far / 12, abs=1e-6)
 
 
-def test_spread_of_what_is_known():
+def test_spread_of_known_distributions():
     even = spread(random(20_000, 16))
     assert even["spread/deviation"].item() == pytest.approx(1, abs=0.01)
     assert even["spread/rank"].item() == pytest.approx(16, abs=0.05)
@@ -88,18 +88,18 @@ def test_leave_one_out_equals_nested_loops():
     assert leave_one_out(features, labels, neighbors=7) == pytest.approx(right / 30)
 
 
-def test_places_without_a_key_are_no_candidates():
+def test_empty_places_of_the_queue_are_no_candidates():
     queue, query = Queue(5, 4), random(2, 4, seed=1)
     assert queue.similarities(query).tolist() == [[-torch.inf] * 5] * 2
-    for count in (2, 4, 5, 5):  # the third push fills it, the fourth begins anew
+    for count in (2, 4, 5, 5):  # the third push fills it, the fourth starts again at its head
         queue.push(random(2, 4, seed=count))
         found = queue.similarities(query)
         for q, row in zip(query, found, strict=True):
             assert row[:count].tolist() == pytest.approx([float(q @ k) for k in queue.keys[:count]], abs=1e-6)
         assert (found[:, count:] == -torch.inf).all()
     logits = torch.cat([torch.ones(2, 1), Queue(5, 4).similarities(query)], 1)
-    said = retrieval(logits, torch.zeros(2, dtype=torch.int64), 1.0)
-    assert all(value.isfinite() for value in said.values())
+    logged = retrieval(logits, torch.zeros(2, dtype=torch.int64), 1.0)
+    assert all(value.isfinite() for value in logged.values())
 
 
 def test_the_queue_is_a_ring():
@@ -113,10 +113,10 @@ def test_the_queue_is_a_ring():
     again.load_state_dict(queue.state_dict())
     again.push(random(3, 3, seed=9))
     queue.push(random(3, 3, seed=9))
-    assert torch.equal(queue.keys, again.keys)  # where to write next is in the state too
+    assert torch.equal(queue.keys, again.keys)  # the next place to write is in the state too
 
 
-def test_follow_is_an_average_and_leaves_statistics_alone():
+def test_the_ema_update_is_an_average_and_keeps_statistics():
     net = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
     target = ema_copy(net)
     before = [p.clone() for p in target.parameters()]
@@ -145,7 +145,7 @@ def test_split_norm_is_batch_norm_of_each_part():
     means = [x[i : i + 3].mean((0, 2, 3)) for i in range(0, 12, 3)]
     torch.testing.assert_close(norm.running_mean, 0.1 * torch.stack(means).mean(0))
     pair = random(2, 5, 1, 1)
-    torch.testing.assert_close(SplitBatchNorm(5)(pair), nn.BatchNorm2d(5)(pair))  # too few to be split
+    torch.testing.assert_close(SplitBatchNorm(5)(pair), nn.BatchNorm2d(5)(pair))  # too few images to split
     plain.load_state_dict(norm.state_dict(), strict=False)
     torch.testing.assert_close(norm.eval()(x), plain.eval()(x))
 
@@ -153,7 +153,7 @@ def test_split_norm_is_batch_norm_of_each_part():
 def test_lars_equals_one_tensor_at_a_time():
     net = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
     twin = ema_copy(net).requires_grad_(True)
-    ours = optim.Lars(optim.decayed(net, 0.1), lr=0.5, momentum=0.9, eta=0.02)
+    ours = optim.Lars(optim.lars_groups(net, 0.1), lr=0.5, momentum=0.9, eta=0.02)
     speeds = [torch.zeros_like(p) for p in twin.parameters()]
     for step in range(3):
         x = random(6, 3, seed=step)
@@ -172,7 +172,7 @@ def test_lars_equals_one_tensor_at_a_time():
         torch.testing.assert_close(a, b)
 
 
-def test_the_rate_warms_up_and_falls_to_nothing():
+def test_the_learning_rate_warms_up_and_falls_to_zero():
     rates = [optim.warmup_cosine(step, 100, 10) for step in range(100)]
     assert rates[:10] == pytest.approx([0.1 * (i + 1) for i in range(10)])
     assert rates[55] == pytest.approx(0.5)
@@ -192,14 +192,14 @@ def test_heads_have_the_papers_layers():
     assert not any(isinstance(layer, (nn.BatchNorm1d, nn.BatchNorm2d)) for layer in layers)
 
 
-def test_rules_decay_what_they_say():
+def test_each_rule_decays_the_right_parameters():
     net = nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4))
     before = [p.clone() for p in net.parameters()]
     for rule, changed in (("lars", [True, False, False, False]), ("sgd", [True] * 3 + [False])):
         for p, old in zip(net.parameters(), before, strict=True):
             p.data.copy_(old)
             p.grad = torch.zeros_like(p)
-        optim.make_optimizer(rule, net, 0.1, 0.5).step()  # only the decay moves them; a fresh norm's bias is 0
+        optim.make_optimizer(rule, net, 0.1, 0.5).step()  # only the weight decay changes them; a fresh norm's bias is 0
         moved = [not torch.equal(p, old) for p, old in zip(net.parameters(), before, strict=True)]
         assert moved == changed, rule
     assert isinstance(optim.make_optimizer("adam", net, 0.1, 0.5), torch.optim.AdamW)

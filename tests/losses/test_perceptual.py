@@ -26,8 +26,8 @@ def trunk() -> dict[str, torch.Tensor]:
 def test_is_the_lpips_package_with_the_trunk_of_the_file(suffix: str, trunk, tmp_path: Path):
     file = tmp_path / f"alexnet{suffix}"
     torch.save(trunk, file) if suffix == ".pth" else save_file(trunk, file)
-    ours, said = open_lpips(str(file))
-    assert str(file) in said
+    ours, message = open_lpips(str(file))
+    assert str(file) in message
 
     reference = lpips.LPIPS(net="alex", spatial=True, pnet_rand=True, verbose=False).eval()
     layers = [layer for i in range(1, 6) for layer in getattr(reference.net, f"slice{i}")]  # AlexNet's features
@@ -43,30 +43,30 @@ def test_is_the_lpips_package_with_the_trunk_of_the_file(suffix: str, trunk, tmp
     assert not any(p.requires_grad for p in ours.parameters())
 
 
-def test_auto_says_why_not_and_downloads_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_auto_explains_why_there_is_no_lpips_and_downloads_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     def network(*args: object, **kwargs: object) -> None:
-        raise AssertionError("the network was asked")
+        raise AssertionError("a download was tried")
 
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     monkeypatch.setattr(torch.hub, "load_state_dict_from_url", network)
     monkeypatch.setattr("socket.socket.connect", network)
-    measure, said = open_lpips("auto")
+    measure, message = open_lpips("auto")
     assert measure is None
-    assert "--lpips download" in said
-    assert "\n" not in said
+    assert "--lpips download" in message
+    assert "\n" not in message
     assert open_lpips("off") == (None, "LPIPS is off")
 
 
-def test_auto_takes_what_torch_hub_has_in_its_cache(trunk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_auto_uses_the_cache_of_torch_hub(trunk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     (tmp_path / "checkpoints").mkdir()
     torch.save(trunk, tmp_path / "checkpoints/alexnet-owt-7be5be79.pth")
-    measure, said = open_lpips("auto")
+    measure, message = open_lpips("auto")
     assert measure is not None
-    assert "alexnet-owt-7be5be79.pth" in said
+    assert "alexnet-owt-7be5be79.pth" in message
 
 
-def test_missing_foreign_and_broken_files_are_one_line(trunk, tmp_path: Path):
+def test_missing_foreign_and_broken_files_give_one_line(trunk, tmp_path: Path):
     torch.save({"other": torch.zeros(3)}, tmp_path / "foreign.pth")
     torch.save({n: v[..., :1] for n, v in trunk.items()}, tmp_path / "shapes.pth")
     (tmp_path / "broken.pth").write_bytes(b"no weights")

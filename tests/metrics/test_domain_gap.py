@@ -31,7 +31,7 @@ def test_frechet_does_not_depend_on_the_features_scale():
     assert frechet_distance(one * scale, other * scale) == pytest.approx(frechet_distance(one, other), rel=1e-5)
 
 
-def test_a_probe_tells_apart_what_differs_and_nothing_else():
+def test_a_probe_separates_what_differs_and_nothing_else():
     alike = [list(normal(seed, 40, 20, 6)) for seed in (1, 2)]
     assert 0.45 < probe_accuracy(*alike) < 0.55
     apart = [alike[0], [x + 4 for x in alike[1]]]
@@ -41,8 +41,8 @@ def test_a_probe_tells_apart_what_differs_and_nothing_else():
     assert probe_accuracy(*near) == pytest.approx(0.691, abs=0.03)
 
 
-def test_a_probe_does_not_count_what_it_has_learnt_by_heart():
-    """More channels than images: a classifier tried on what it was fitted to would be always right."""
+def test_a_probe_is_tested_on_other_images_than_it_was_fitted_to():
+    """With more channels than images, a classifier tested on its own training images would always be right."""
     images = [list(normal(seed, 10, 1, 500)) for seed in (1, 2)]
     assert probe_accuracy(*images) < 0.8
 

@@ -4,6 +4,7 @@ import io
 
 import pytest
 import torch
+from helpers.networks import pictures, randomize_statistics
 from torch import nn
 from torchvision.models import alexnet, resnet18, resnet50
 from torchvision.models.feature_extraction import create_feature_extractor
@@ -12,23 +13,8 @@ from torchvision.transforms.v2.functional import normalize
 from kintsugi.nets.backbones import Backbone
 from kintsugi.nets.discriminators import DiscriminatorSpec
 from kintsugi.nets.specs import build_spec
-from kintsugi.rng import generator
 
 NAMES = ["resnet18", "resnet50", "alexnet", "dcgan"]
-
-
-def pictures(*shape: int) -> torch.Tensor:
-    return torch.rand(*shape, generator=generator(0))
-
-
-def randomize_statistics(net: nn.Module) -> None:
-    """Running averages as after some training, so that a confusion of them is seen."""
-    for layer in net.modules():
-        if isinstance(layer, nn.BatchNorm2d):
-            assert layer.running_mean is not None
-            assert layer.running_var is not None
-            layer.running_mean.normal_(0, 0.1)
-            layer.running_var.uniform_(0.5, 1.5)
 
 
 @pytest.mark.parametrize("norm", ["batch", "group"])
@@ -55,8 +41,7 @@ def test_sides_of_the_coarsest_map_are_exact_for_multiples_of_32() -> None:
 @pytest.mark.parametrize(("name", "make"), [("resnet18", resnet18), ("resnet50", resnet50)])
 def test_resnets_equal_torchvision_with_its_weights(name, make) -> None:
     torch.manual_seed(0)
-    reference = make().eval()
-    randomize_statistics(reference)
+    reference = randomize_statistics(make())
     encoder = Backbone(name).build().eval()
     state = {key: value for key, value in reference.state_dict().items() if not key.startswith("fc.")}
     encoder.load_state_dict(state)  # strict: the names are the same
@@ -73,7 +58,7 @@ def test_resnets_equal_torchvision_with_its_weights(name, make) -> None:
 
 
 def test_alexnet_equals_torchvision_with_its_weights_and_padded_pools() -> None:
-    """The fresh norms are the identity in eval mode, but for their eps."""
+    """In evaluation mode fresh norms are the identity, except for their eps."""
     torch.manual_seed(0)
     reference = alexnet().features.eval()
     encoder = Backbone("alexnet").build().eval()
@@ -81,7 +66,7 @@ def test_alexnet_equals_torchvision_with_its_weights_and_padded_pools() -> None:
         {f"features.{key}": value for key, value in reference.state_dict().items()}, strict=False
     )
     assert not unexpected
-    assert all(int(key.split(".")[1]) in (1, 4, 7, 9, 11) for key in missing)  # the norms, beside the ReLUs
+    assert all(int(key.split(".")[1]) in (1, 4, 7, 9, 11) for key in missing)  # the norms, next to the ReLUs
 
     image = pictures(2, 3, 96, 96)
     for layer in reference:
@@ -96,7 +81,7 @@ def test_alexnet_equals_torchvision_with_its_weights_and_padded_pools() -> None:
 
 
 def test_batch_norms_have_the_default_momentum_and_eps() -> None:
-    """BatchNorm2d's second positional argument is eps: a momentum passed there passes unseen."""
+    """BatchNorm2d's second positional argument is eps: a momentum passed there would go unnoticed."""
     for name in NAMES:
         net = Backbone(name).build()  # type: ignore[arg-type]
         norms = [m for m in net.modules() if isinstance(m, nn.BatchNorm2d)]

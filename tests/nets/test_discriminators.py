@@ -4,14 +4,10 @@ import copy
 
 import pytest
 import torch
+from helpers.networks import pictures
 from torch import nn
 
 from kintsugi.nets.discriminators import DiscriminatorSpec
-from kintsugi.rng import generator
-
-
-def pictures(*shape: int) -> torch.Tensor:
-    return torch.rand(*shape, generator=generator(0))
 
 
 @pytest.mark.parametrize("norm", ["batch", "group", "spectral"])
@@ -38,7 +34,7 @@ def test_one_logit_an_image_and_features_at_any_size(size, channels, norm) -> No
     }
 
 
-def test_it_sees_minus_one_to_one() -> None:
+def test_its_input_is_scaled_to_minus_one_to_one() -> None:
     """The first convolution is the reference's on the rescaled image."""
     torch.manual_seed(0)
     net = DiscriminatorSpec(16, width=8).build()

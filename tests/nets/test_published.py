@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+from helpers.networks import pictures, randomize_statistics
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torchvision.models import get_model, resnet18, resnet34, squeezenet1_0
@@ -17,26 +18,10 @@ from kintsugi.nets.backbones import IMAGENET_MEAN, IMAGENET_STD, Backbone
 from kintsugi.nets.encoder import Encoder
 from kintsugi.nets.published import Published, load_published
 from kintsugi.nets.specs import build_spec
-from kintsugi.rng import generator
-
-
-def pictures(*shape: int) -> Tensor:
-    return torch.rand(*shape, generator=generator(0))
 
 
 def imagenet(image: Tensor) -> Tensor:
     return normalize(image, list(IMAGENET_MEAN), list(IMAGENET_STD))
-
-
-def trained(net: nn.Module) -> nn.Module:
-    """With running averages as after some training, so that a confusion of them is seen."""
-    for layer in net.modules():
-        if isinstance(layer, nn.BatchNorm2d):
-            assert layer.running_mean is not None
-            assert layer.running_var is not None
-            layer.running_mean.normal_(0, 0.1)
-            layer.running_var.uniform_(0.5, 1.5)
-    return net.eval()
 
 
 def loaded(name: str, file: Path) -> Encoder:
@@ -46,7 +31,7 @@ def loaded(name: str, file: Path) -> Encoder:
     return encoder.eval()
 
 
-# What each network's own code puts out at its coarsest stride, before the pooling and the classifier.
+# Each network's output at its coarsest stride by its own code, before the pooling and the classifier.
 TRUNKS: dict[str, Callable[[nn.Module, Tensor], Tensor]] = {
     "squeezenet1_0": lambda net, x: net.features(x),
     "mobilenet_v3_small": lambda net, x: net.features(x),
@@ -65,7 +50,7 @@ SLOW = ("densenet121", "convnext_tiny")
 )
 def test_the_coarsest_map_is_that_of_torchvisions_own_code(name: str, tmp_path: Path):
     torch.manual_seed(0)
-    net = trained(get_model(name, weights=None))
+    net = randomize_statistics(get_model(name, weights=None))
     torch.save(net.state_dict(), tmp_path / "net.pth")
     encoder = loaded(name, tmp_path / "net.pth")
     image = pictures(1, 3, 101, 75)
@@ -79,7 +64,7 @@ def test_the_coarsest_map_is_that_of_torchvisions_own_code(name: str, tmp_path: 
             assert abs(x.shape[3] - width / stride) < 3.5
 
 
-def test_maps_are_what_blocks_put_out_never_a_branch_within_one():
+def test_maps_are_outputs_of_blocks_never_of_a_branch_within_one():
     """The first convolution of a later resnet50 layer has the size of the layer before it, with half its channels."""
     assert Published("resnet50").build().channels == {2: 64, 4: 256, 8: 512, 16: 1024, 32: 2048}
 
@@ -96,12 +81,12 @@ def test_the_same_seed_gives_the_same_weights():
 def test_an_image_too_small_for_the_network_is_refused():
     encoder = Published("alexnet").build()
     assert encoder(pictures(1, 3, 63, 80))[32].shape == (1, 256, 1, 1)
-    with pytest.raises(ValueError, match="alexnet takes images from 63 px, not 32x80"):
+    with pytest.raises(ValueError, match="alexnet needs images of at least 63 px, not 32x80"):
         encoder(pictures(1, 3, 32, 80))
 
 
 @pytest.mark.realdata
-@pytest.mark.skipif("KINTSUGI_DATA" not in os.environ, reason="needs the published weights beside the data")
+@pytest.mark.skipif("KINTSUGI_DATA" not in os.environ, reason="needs the published weights next to the data")
 @torch.no_grad()
 def test_published_weights_give_torchvisions_features():
     file = Path(os.environ["KINTSUGI_DATA"]).parent / "weights/squeezenet1_0_imagenet.safetensors"
@@ -119,9 +104,9 @@ def test_published_weights_give_torchvisions_features():
 
 @torch.no_grad()
 @pytest.mark.parametrize(("prefix", "within"), [("", ""), ("module.encoder_q.", "state_dict"), ("", "model")])
-def test_a_resnet_becomes_the_projects_own_whatever_it_is_wrapped_in(prefix: str, within: str, tmp_path: Path):
+def test_a_resnet_becomes_the_projects_own_with_any_prefix_and_wrapper(prefix: str, within: str, tmp_path: Path):
     torch.manual_seed(0)
-    net = trained(resnet18())
+    net = randomize_statistics(resnet18())
     state = {prefix + name: value for name, value in net.state_dict().items()}
     state |= {f"module.encoder_k.{name}": value + 1 for name, value in net.state_dict().items()}
     torch.save({within: state, "epoch": 3} if within else state, tmp_path / "net.pth")
@@ -134,9 +119,9 @@ def test_a_resnet_becomes_the_projects_own_whatever_it_is_wrapped_in(prefix: str
 @torch.no_grad()
 @pytest.mark.parametrize("name", ["timm/convnext_atto", "ghostnet_050", "timm/resnet18", "mobilenetv3_small_050"])
 def test_timms_networks_and_weights(name: str, tmp_path: Path):
-    """ghostnet's last block lies within its blocks, but not in its features."""
+    """ghostnet's last block is one of its blocks, but not one of its features."""
     torch.manual_seed(0)
-    net = trained(timm.create_model(name.removeprefix("timm/"), num_classes=7))
+    net = randomize_statistics(timm.create_model(name.removeprefix("timm/"), num_classes=7))
     save_file(net.state_dict(), tmp_path / "net.safetensors")
     encoder = loaded(name, tmp_path / "net.safetensors")
     image = pictures(1, 3, 64, 96)
@@ -152,9 +137,13 @@ def test_weights_of_another_network_are_refused(tmp_path: Path):
     save_file(resnet34().state_dict(), deep)
     save_file(resnet18().state_dict(), shallow)
     save_file({"w": torch.zeros(1)}, none)
-    with pytest.raises(ValueError, match=r"resnet34.safetensors has layer1.2.\S+, which resnet18 has not: is it of"):
+    with pytest.raises(
+        ValueError, match=r"resnet34.safetensors has layer1.2.\S+, which resnet18 does not have: does it belong"
+    ):
         load_published("resnet18", deep)
-    with pytest.raises(ValueError, match=r"resnet18.safetensors has no layer1.2.conv1.weight: is it of .* resnet34"):
+    with pytest.raises(
+        ValueError, match=r"resnet18.safetensors has no layer1.2.conv1.weight: does it belong to .* resnet34"
+    ):
         load_published("resnet34", shallow)
     with pytest.raises(
         ValueError, match=r"layer1.0.conv1.weight is \(64, 64, 3, 3\), but \(64, 64, 1, 1\) in resnet50"
@@ -164,36 +153,36 @@ def test_weights_of_another_network_are_refused(tmp_path: Path):
         load_published("squeezenet1_0", none)
 
 
-def test_files_that_are_no_weights_are_refused(tmp_path: Path):
+def test_files_without_weights_are_refused(tmp_path: Path):
     (tmp_path / "text.safetensors").write_text("no weights")
     torch.save({"state_dict": {}}, tmp_path / "empty.pth")
     torch.save({"state_dict": resnet18()}, tmp_path / "module.pth")
-    for name, said in {
+    for name, message in {
         "none.pth": "no weights at",
-        "text.safetensors": "is not a file of tensors alone",
+        "text.safetensors": "is not a file of tensors only",
         "empty.pth": "holds no state dict",
-        "module.pth": "is not a file of tensors alone",  # and is never unpickled
+        "module.pth": "is not a file of tensors only",  # and is never unpickled
     }.items():
-        with pytest.raises(ValueError, match=said) as error:
+        with pytest.raises(ValueError, match=message) as error:
             load_published("resnet18", tmp_path / name)
         assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(
-    ("name", "said"),
+    ("name", "message"),
     [
-        ("resnet19", "neither torchvision nor timm .* 'resnet19' .*near it: resnet18"),
+        ("resnet19", "neither torchvision nor timm .* 'resnet19' .*similar: resnet18"),
         ("vit_b_16", "neither torchvision nor timm has a convolutional network"),
         ("vit_tiny_patch16_224", "does not take images of any size: name a convolutional network"),
         ("resnet18.none", "timm cannot make resnet18.none"),
     ],
 )
-def test_names_of_no_convolutional_network_are_refused(name: str, said: str):
-    with pytest.raises(ValueError, match=said):
+def test_names_that_are_no_convolutional_network_are_refused(name: str, message: str):
+    with pytest.raises(ValueError, match=message):
         Published(name).build()
 
 
-def test_without_timm_its_absence_is_said(monkeypatch: pytest.MonkeyPatch):
+def test_without_timm_the_message_names_it(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "timm", None)
-    with pytest.raises(ValueError, match=r"'sqeezenet1_0' \(near it: squeezenet1_0.*pip install timm"):
+    with pytest.raises(ValueError, match=r"'sqeezenet1_0' \(similar: squeezenet1_0.*pip install timm"):
         Published("sqeezenet1_0").build()

@@ -1,23 +1,22 @@
-"""Jigsaw: its permutations, its tiles, that what the defences remove is removed, its pictures and its command."""
+"""Jigsaw: its permutations, its tiles, that its shortcuts are closed, its pictures and its command."""
 
 from __future__ import annotations
 
 import itertools
-import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from conftest import Refused, tensors
+from helpers.command_line import Refused
+from helpers.puzzle_cases import check_exact_resume, check_shares_of_two_ranks, linear_accuracy
 from torch import Tensor
 from torch.nn.functional import interpolate, one_hot
 
 from kintsugi.pictures import GREEN, RED
 from kintsugi.pretext import jigsaw
 from kintsugi.rng import generator
-from kintsugi.train import checkpoint
 from kintsugi.train.dist import World
 
 WORLD = World(torch.device("cpu"))
@@ -38,7 +37,7 @@ def apart(one: tuple[int, ...], other: tuple[int, ...]) -> int:
 
 
 @pytest.mark.parametrize("distance", ["least", "mean"])
-def test_permutations_are_those_of_a_nested_loop(distance: jigsaw.Farthest):
+def test_permutations_equal_a_nested_loop(distance: jigsaw.Farthest):
     found = [tuple(p) for p in jigsaw.choose_permutations(12, distance, generator(7), tiles=4).tolist()]
     every = list(itertools.permutations(range(4)))
     chosen = [found[0]]
@@ -57,7 +56,7 @@ def test_permutations_are_those_of_a_nested_loop(distance: jigsaw.Farthest):
 
 
 @pytest.mark.parametrize(("distance", "least"), [("least", 7), ("mean", 4)])
-def test_sixty_four_permutations_differ_by_what_is_promised(distance: jigsaw.Farthest, least: int):
+def test_least_and_mean_distance_of_sixty_four_permutations(distance: jigsaw.Farthest, least: int):
     orders = jigsaw.choose_permutations(64, distance, generator(0))
     assert torch.equal(orders.sort(1).values, torch.arange(9).expand(64, 9))
     upper = torch.ones(64, 64).triu(1).bool()
@@ -81,12 +80,12 @@ def test_tiles_are_cut_as_by_a_loop_inside_their_cells():
         torch.testing.assert_close(tiles[n, place, channel], plane[top : top + 32, left : left + 32])
 
 
-def test_offsets_are_anywhere_and_channels_shift_a_little():
+def test_offsets_are_uniform_and_channels_shift_a_little():
     config = replace(CONFIG, shift=1)
     corner = jigsaw.draw(500, config, generator(3)).corner  # (n,9,3,2)
     counts = corner[:, :, 1, 0].flatten().bincount(minlength=7)
     assert (counts[2:] > 0.15 * counts.sum()).all()
-    assert (corner.amax(2) - corner.amin(2)).amax() == 2  # one a px up, one a px down
+    assert (corner.amax(2) - corner.amin(2)).amax() == 2  # one channel a px up, one a px down
     fixed = jigsaw.draw(500, replace(config, offset=False, shift=0), generator(3)).corner
     assert (fixed == 4).all()
 
@@ -105,15 +104,15 @@ def test_normalized_tiles_have_no_mean_and_no_deviation_for_the_encoder():
 # --- shortcuts ------------------------------------------------------------------------------------------------
 
 
-def match_borders(shown: Tensor, orders: Tensor) -> Tensor:
-    """The order (n,) whose put back tiles' borders fit best, without any learning."""
-    tiles = shown.transpose(0, 1)  # (9,n,3,t,t)
+def match_borders(inputs: Tensor, orders: Tensor) -> Tensor:
+    """The permutation (n,) after whose inversion the tiles' borders match best, without any learning."""
+    tiles = inputs.transpose(0, 1)  # (9,n,3,t,t)
     fits = {
         (a, b, axis): (tiles[a].select(axis, -1) - tiles[b].select(axis, 0)).abs().mean((1, 2))  # (n,)
         for a, b, axis in itertools.product(range(9), range(9), (-1, -2))
     }
     costs = []
-    for order in orders.argsort(1).tolist():  # which of the shown tiles comes to each place
+    for order in orders.argsort(1).tolist():  # the input tile that comes to each place
         across = [fits[order[p], order[p + 1], -1] for p in range(9) if p % 3 < 2]
         down = [fits[order[p], order[p + 3], -2] for p in range(6)]
         costs.append(torch.stack(across + down).sum(0))
@@ -121,35 +120,27 @@ def match_borders(shown: Tensor, orders: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize(
-    ("settings", "told"), [({"tile": 40, "margin": 0}, (0.95, 1)), ({"margin": 0}, (0.19, 0.4)), ({}, (0.05, 0.19))]
+    ("settings", "limits"), [({"tile": 40, "margin": 0}, (0.95, 1)), ({"margin": 0}, (0.19, 0.4)), ({}, (0.05, 0.19))]
 )
-def test_borders_tell_the_order_only_where_tiles_touch(settings: dict[str, Any], told: tuple[float, float]):
-    """Noise whose neighboring pixels are alike: borders are all there is. One order in eight is chance."""
+def test_borders_reveal_the_order_only_if_tiles_touch(settings: dict[str, Any], limits: tuple[float, float]):
+    """Smooth noise, in which only borders can be matched. Chance is one in eight permutations."""
     image = interpolate(torch.rand(200, 3, 60, 60, generator=generator(5)), scale_factor=2, mode="bilinear")
     method = small(normalize=False, gray=0.0, shift=0, **settings)
-    shown, truth = method.question(image, generator(6), 200, slice(None))
-    right = (match_borders(shown, method.orders) == truth).float().mean()
-    assert told[0] <= right <= told[1]
-
-
-def linear_accuracy(features: Tensor, truth: Tensor, answers: int) -> float:
-    """On the second half, of a least-squares classifier of the first; features (n,D)."""
-    features = torch.cat([features, torch.ones(len(features), 1)], 1).double()
-    half = len(features) // 2
-    weights = torch.linalg.lstsq(features[:half], one_hot(truth[:half], answers).double()).solution
-    return ((features[half:] @ weights).argmax(1) == truth[half:]).float().mean().item()
+    inputs, truth = method.puzzle(image, generator(6), 200, slice(None))
+    right = (match_borders(inputs, method.orders) == truth).float().mean()
+    assert limits[0] <= right <= limits[1]
 
 
 @pytest.mark.parametrize("normalize", [False, True])
-def test_means_and_deviations_tell_the_order_only_where_they_are_left(normalize: bool):
-    """Noise that is lighter above and of more contrast at the left, as in many photos."""
+def test_means_and_deviations_reveal_the_order_only_if_they_are_kept(normalize: bool):
+    """Noise that is lighter at the top and has more contrast at the left, as in many photos."""
     count = 400
     lighter = torch.linspace(0.7, 0.3, 120).view(1, 1, -1, 1)
     contrast = torch.linspace(0.3, 0.1, 120).view(1, 1, 1, -1)
     image = lighter + contrast * (torch.rand(count, 3, 120, 120, generator=generator(8)) - 0.5)
     method = small(normalize=normalize)
-    shown, truth = method.question(image, generator(9), count, slice(None))
-    statistics = torch.cat([shown.mean((-1, -2)), shown.std((-1, -2))], 2).flatten(1)  # (n,54)
+    inputs, truth = method.puzzle(image, generator(9), count, slice(None))
+    statistics = torch.cat([inputs.mean((-1, -2)), inputs.std((-1, -2))], 2).flatten(1)  # (n,54)
     accuracy = linear_accuracy(statistics, truth, 8)
     assert abs(accuracy - 1 / 8) < 0.08 if normalize else accuracy > 0.95
 
@@ -157,35 +148,29 @@ def test_means_and_deviations_tell_the_order_only_where_they_are_left(normalize:
 # --- the method -----------------------------------------------------------------------------------------------
 
 
-def test_a_place_holds_the_tile_that_its_permutation_names():
+def test_each_place_holds_the_tile_of_its_permutation():
     method = small(normalize=False, gray=0.0)
-    cell = torch.arange(9).view(3, 3).repeat_interleave(40, 0).repeat_interleave(40, 1) / 10  # its number
-    shown, truth = method.question(cell.expand(6, 3, 120, 120), generator(1), 6, slice(None))
+    cell = torch.arange(9).view(3, 3).repeat_interleave(40, 0).repeat_interleave(40, 1) / 10  # the cell's number
+    inputs, truth = method.puzzle(cell.expand(6, 3, 120, 120), generator(1), 6, slice(None))
     for n in range(6):
         for place in range(9):
-            assert torch.equal(shown[n, place], torch.full((3, 32, 32), method.orders[truth[n], place].item() / 10))
+            assert torch.equal(inputs[n, place], torch.full((3, 32, 32), method.orders[truth[n], place].item() / 10))
     assert len(set(truth.tolist())) > 1
 
 
-def test_each_rank_asks_its_part_of_the_same_questions():
-    method, image = small(), torch.rand(4, 3, 120, 120, generator=generator(1))
-    shown, truth = method.question(image, generator(2), 4, slice(None))
-    for rank in (0, 1):
-        mine = World(torch.device("cpu"), rank, 2).part(4)
-        found = method.question(image[mine], generator(2), 4, mine)
-        assert torch.equal(found[0], shown[mine])
-        assert torch.equal(found[1], truth[mine])
+def test_each_rank_makes_its_share_of_the_puzzles():
+    check_shares_of_two_ranks(small(), torch.rand(4, 3, 120, 120, generator=generator(1)))
 
 
-def test_tiles_are_coded_alone():
-    """Context-free: another tile changes no other's code, and the order of tiles is all that their places change."""
+def test_tiles_are_encoded_on_their_own():
+    """Context-free: a tile does not change the features of other tiles."""
     method = small()
-    shown = torch.rand(1, 9, 3, 32, 32, generator=generator(1))
+    inputs = torch.rand(1, 9, 3, 32, 32, generator=generator(1))
     method.encoder.eval()
     codes: list[Tensor] = []
-    method.fusion.part.register_forward_hook(lambda _, __, out: codes.append(out))
-    method.logits(shown)
-    other = shown.clone()
+    method.fusion.single.register_forward_hook(lambda _, __, out: codes.append(out))
+    method.logits(inputs)
+    other = inputs.clone()
     other[:, 4] = 0
     method.logits(other)
     same = (codes[0] - codes[1]).abs().amax(1) < 1e-5
@@ -199,44 +184,39 @@ BATCH = {
 
 
 @pytest.mark.parametrize("right", [True, False])
-def test_the_picture_puts_tiles_where_the_net_says(right: bool, monkeypatch: pytest.MonkeyPatch):
+def test_the_picture_reorders_tiles_as_predicted(right: bool, monkeypatch: pytest.MonkeyPatch):
     method = small()
     _, random = method.shown_images(BATCH)
     puzzles = jigsaw.draw(4, method.config, random)
-    said = puzzles.order if right else (puzzles.order + 1) % 8
-    monkeypatch.setattr(method, "answer", lambda _: one_hot(said, 8).float())
+    predicted = puzzles.order if right else (puzzles.order + 1) % 8
+    monkeypatch.setattr(method, "predict", lambda _: one_hot(predicted, 8).float())
     ((title, picture),) = method.show(BATCH).items()
     assert torch.equal(method.show(BATCH)[title], picture)  # the same at every call
-    side, tile = (2 * (3 * 34 + 6), 2 * 34)  # tiles of 32 px in white, three in a row, more white around, all zoomed
+    # Three tiles of 32 px in a row, with white lines and margins, all enlarged twice.
+    side, tile = (2 * (3 * 34 + 6), 2 * 34)
     rows = picture[:, 2:].unfold(1, side, side + 2)  # (3,4,W,side)
     columns = rows[:, :, 2:].unfold(2, side, side + 2)[..., 6:-6, 6:-6].permute(1, 2, 0, 3, 4)
     pieces = columns.unfold(3, tile, tile).unfold(4, tile, tile).flatten(3, 4).permute(0, 1, 3, 2, 4, 5)
     shuffled, back, truth = pieces[:, 0], pieces[:, 2], pieces[:, 3]  # (4,9,3,68,68)
     orders = method.orders
     for n in range(4):
-        true, guessed = orders[puzzles.order[n]].tolist(), orders[said[n]].tolist()
+        true, inferred = orders[puzzles.order[n]].tolist(), orders[predicted[n]].tolist()
         for place in range(9):
             assert torch.equal(shuffled[n, place], truth[n, true[place]])
-            fits = true[place] == guessed[place]
-            there = back[n, guessed[place]]
+            fits = true[place] == inferred[place]
+            there = back[n, inferred[place]]
             torch.testing.assert_close(there[:, 3, 30], torch.tensor(GREEN if fits else RED))
             assert torch.equal(there[:, 6:62, 6:62], shuffled[n, place, :, 6:62, 6:62])
             assert fits or not right
 
 
 def test_the_command_resumes_bit_for_bit(photos: Path, tmp_path: Path):
-    jigsaw.main([*TINY, "--data", str(photos), "--out", str(tmp_path / "whole")])
-    shutil.copytree(tmp_path / "whole", tmp_path / "parts")
-    (tmp_path / "parts/step-00000002.pt").unlink()
-    jigsaw.main(["--resume", "--out", str(tmp_path / "parts")])
-    whole, parts = (checkpoint.load(checkpoint.find(tmp_path / run))["state"] for run in ("whole", "parts"))
-    assert len(tensors(whole)) > 100
-    assert all(torch.equal(a, b) for a, b in zip(tensors(whole), tensors(parts), strict=True))
+    check_exact_resume(jigsaw.main, [*TINY, "--data", str(photos)], tmp_path)
     assert "| chance" in (tmp_path / "whole/quality.md").read_text()
 
 
 @pytest.mark.parametrize(
-    ("args", "said"),
+    ("args", "message"),
     [
         (["--size", "100"], "--size 100: use a multiple of 3"),
         (["--tile", "41"], "--tile must be from 2 to 40, a third of --size, not 41"),
@@ -248,10 +228,10 @@ def test_the_command_resumes_bit_for_bit(photos: Path, tmp_path: Path):
         (["--distance", "far"], "'far'"),
     ],
 )
-def test_bad_settings_are_one_line(args: list[str | Path], said: str, refused: Refused):
-    assert said in refused(jigsaw.main, args)
+def test_bad_settings_are_one_line(args: list[str | Path], message: str, refused: Refused):
+    assert message in refused(jigsaw.main, args)
 
 
-def test_presets_are_called_by_their_names():
+def test_presets_have_the_names_of_their_functions():
     for preset in (jigsaw.demo, jigsaw.small, jigsaw.paper):
         assert preset().preset == preset.__name__

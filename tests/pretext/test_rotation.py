@@ -1,10 +1,9 @@
-"""Rotation: its turns are exact, and that turns are all there is to learn; its command; what all puzzles share."""
+"""Rotation: its rotations are exact and leave no other trace; its command; what all puzzle methods share."""
 
 from __future__ import annotations
 
 import json
 import math
-import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,12 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import Refused, tensors
+from helpers.command_line import Refused
+from helpers.puzzle_cases import check_exact_resume
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.nn.functional import cross_entropy, interpolate
 
 from kintsugi.augment import cropping
-from kintsugi.pictures import GREEN, RED, framed, judged
+from kintsugi.pictures import GREEN, RED, framed, right_wrong_colors
 from kintsugi.pretext import rotation
 from kintsugi.pretext.puzzles import captioned, square_crops
 from kintsugi.rng import generator
@@ -46,7 +46,7 @@ def test_turns_are_exact_and_counterclockwise(turns: int):
     image = torch.rand(2, 3, 5, 5, generator=generator(1))
     found = rotation.turned(image, turns)
     expected = image.clone()
-    for _ in range(turns % 4):  # what was at the right of the top row comes to its left, going up
+    for _ in range(turns % 4):  # the right column becomes the top row
         before = expected.clone()
         for i in range(5):
             for j in range(5):
@@ -56,19 +56,19 @@ def test_turns_are_exact_and_counterclockwise(turns: int):
     np.testing.assert_array_equal(found[0, 0].numpy(), np.rot90(image[0, 0].numpy(), turns))
 
 
-def test_all_four_turns_of_each_image_are_in_a_question():
+def test_a_puzzle_has_all_four_rotations_of_each_image():
     image = torch.rand(3, 3, 32, 32, generator=generator(1))
-    shown, turns = small().question(image, generator(2), 3, slice(None))
-    assert shown.shape == (12, 3, 32, 32)
+    inputs, turns = small().puzzle(image, generator(2), 3, slice(None))
+    assert inputs.shape == (12, 3, 32, 32)
     for i in range(12):
-        assert torch.equal(shown[i], rotation.turned(image[i % 3][None], i // 3)[0])
+        assert torch.equal(inputs[i], rotation.turned(image[i % 3][None], i // 3)[0])
         assert turns[i] == i // 3
 
 
-def test_no_statistic_of_pixels_or_of_steps_between_them_tells_the_turn():
-    """Exact turns keep every value, and between neighbors every step: an interpolation would smooth some of them."""
-    shown, _ = small().question(cropping.center_crops(BATCH, 32), generator(0), 8, slice(None))
-    turns = shown.unflatten(0, (4, 8))
+def test_no_statistic_of_pixels_or_of_their_differences_reveals_the_rotation():
+    """Exact rotations keep every value and every difference of neighbors; interpolation would smooth some of them."""
+    inputs, _ = small().puzzle(cropping.center_crops(BATCH, 32), generator(0), 8, slice(None))
+    turns = inputs.unflatten(0, (4, 8))
     values = turns.flatten(3).sort().values
     steps = torch.cat([turns.diff(dim=-1).abs().flatten(2), turns.diff(dim=-2).abs().flatten(2)], 2)
     for k in range(1, 4):
@@ -77,7 +77,7 @@ def test_no_statistic_of_pixels_or_of_steps_between_them_tells_the_turn():
 
 
 def test_crops_resample_both_axes_alike():
-    """Of noise a square's steps down and across are equally large; those of a box made a square are not."""
+    """In squares of noise, differences down and across are equally large; in stretched boxes they are not."""
     coarse = torch.rand(64, 3, 24, 24, generator=generator(3))
     noise = interpolate(coarse, scale_factor=4, mode="bilinear").mul(255).byte()
     batch = {"image": noise, "extent": torch.tensor([[96, 96]]).repeat(64, 1)}
@@ -92,7 +92,7 @@ def test_crops_resample_both_axes_alike():
     assert imbalance(boxes) > 2 * imbalance(squares)
 
 
-def test_each_rank_has_its_part_of_the_same_crops():
+def test_each_rank_has_its_share_of_the_crops():
     one = square_crops(BATCH, 32, 8, slice(None), generator(4), 0.35)
     halves = [{name: value[4 * rank : 4 * rank + 4] for name, value in BATCH.items()} for rank in (0, 1)]
     two = [
@@ -102,7 +102,7 @@ def test_each_rank_has_its_part_of_the_same_crops():
     torch.testing.assert_close(torch.cat(two), one)
 
 
-def test_accuracy_and_loss_are_those_of_a_loop():
+def test_accuracy_and_loss_equal_a_loop():
     method = small()
     halves = [{name: value[part] for name, value in BATCH.items()} for part in (slice(5), slice(5, 8))]
     found = method.evaluate(halves)
@@ -120,8 +120,8 @@ def test_accuracy_and_loss_are_those_of_a_loop():
     assert method.baselines([]) == {"chance": {"accuracy": 25, "loss": math.log(4)}}
 
 
-def test_it_learns_which_way_is_up():
-    """Images that are light at the top: after a few steps each turn is told."""
+def test_it_learns_which_side_is_up():
+    """Images that are light at the top: after a few steps all rotations are predicted."""
     method = small(warmup=1)
     shade = torch.linspace(220, 30, 40).view(1, 1, 40, 1) + torch.randn(8, 3, 40, 56, generator=generator(5)) * 8
     batch = {**BATCH, "image": shade.clamp(0, 255).byte()}
@@ -130,9 +130,9 @@ def test_it_learns_which_way_is_up():
     assert scalars["accuracy/training"] > 90
 
 
-def test_the_papers_rates_fall_at_its_epochs():
-    rates = [rotation.staged(step, 50) for step in (0, 14, 15, 29, 30, 44, 45, 49)]
-    assert rates == pytest.approx([1, 1, 0.1, 0.1, 0.01, 0.01, 0.001, 0.001])
+def test_the_papers_learning_rate_falls_at_its_epochs():
+    factors = [rotation.step_schedule(step, 50) for step in (0, 14, 15, 29, 30, 44, 45, 49)]
+    assert factors == pytest.approx([1, 1, 0.1, 0.1, 0.01, 0.01, 0.001, 0.001])
     method = small(optimizer="sgd", lr=0.01, steps=10)
     method.update(BATCH, 6)
     (group,) = method.optimizers["all"].param_groups
@@ -143,7 +143,7 @@ def test_the_papers_rates_fall_at_its_epochs():
 def test_pictures_are_the_same_at_every_call():
     method = small()
     ((title, picture),) = method.show(BATCH).items()
-    assert title.startswith("shown | turned back by the net")
+    assert title.startswith("input | turned back as predicted")
     method.update(BATCH, 0)
     method.load_training_state(small().training_state())
     assert torch.equal(method.show(BATCH)[title], picture)
@@ -151,13 +151,13 @@ def test_pictures_are_the_same_at_every_call():
 
 def test_frames_and_captions():
     image = torch.full((2, 3, 24, 64), 0.5)
-    marked = framed(image, judged(torch.tensor([True, False])), line=2)
+    marked = framed(image, right_wrong_colors(torch.tensor([True, False])), line=2)
     for i, color in enumerate((GREEN, RED)):
         for place in (marked[i, :, 0, 5], marked[i, :, 23, 63], marked[i, :, 9, 1], marked[i, :, 1, 30]):
             torch.testing.assert_close(place, torch.tensor(color))
         assert (marked[i, :, 2:22, 2:62] == 0.5).all()
     assert (image == 0.5).all()
-    below = captioned(image, ["said 90°", ""])
+    below = captioned(image, ["turn 90°", ""])
     assert below.shape == (2, 3, 40, 64)
     assert torch.equal(below[:, :, :24], image)
     dark = (below[0, 0, 24:] < 0.5).any(0).nonzero()
@@ -166,14 +166,8 @@ def test_frames_and_captions():
     assert (below[1, :, 24:] == 1).all()
 
 
-def test_the_command_resumes_bit_for_bit_and_leaves_what_is_moved(photos: Path, tmp_path: Path):
-    rotation.main([*TINY, "--data", str(photos), "--out", str(tmp_path / "whole")])
-    shutil.copytree(tmp_path / "whole", tmp_path / "parts")
-    (tmp_path / "parts/step-00000002.pt").unlink()
-    rotation.main(["--resume", "--out", str(tmp_path / "parts")])
-    whole, parts = (checkpoint.load(checkpoint.find(tmp_path / run))["state"] for run in ("whole", "parts"))
-    assert len(tensors(whole)) > 100
-    assert all(torch.equal(a, b) for a, b in zip(tensors(whole), tensors(parts), strict=True))
+def test_the_command_resumes_bit_for_bit_and_saves_what_is_transferred(photos: Path, tmp_path: Path):
+    check_exact_resume(rotation.main, [*TINY, "--data", str(photos)], tmp_path)
     tags = EventAccumulator(str(tmp_path / "whole"), size_guidance={"images": 0}).Reload().Tags()
     assert len(tags["images"]) == 1
     assert {"training/accuracy/training", "losses/cross_entropy", "held-out figures/accuracy"} <= set(tags["scalars"])
@@ -184,7 +178,7 @@ def test_the_command_resumes_bit_for_bit_and_leaves_what_is_moved(photos: Path, 
 
 
 @pytest.mark.parametrize(
-    ("args", "said"),
+    ("args", "message"),
     [
         (["--smallest-crop", "0"], "--smallest-crop must be in [0.001, 1], not 0"),
         (["--lr", "-1"], "--lr must be at least 0, not -1"),
@@ -194,10 +188,10 @@ def test_the_command_resumes_bit_for_bit_and_leaves_what_is_moved(photos: Path, 
         (["--turns", "8"], "unknown option --turns"),
     ],
 )
-def test_bad_settings_are_one_line(args: list[str | Path], said: str, refused: Refused):
-    assert said in refused(rotation.main, args)
+def test_bad_settings_are_one_line(args: list[str | Path], message: str, refused: Refused):
+    assert message in refused(rotation.main, args)
 
 
-def test_presets_are_called_by_their_names():
+def test_presets_have_the_names_of_their_functions():
     for preset in (rotation.demo, rotation.small, rotation.paper):
         assert preset().preset == preset.__name__

@@ -6,14 +6,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import Refused, tensors
+from helpers.command_line import Refused
+from helpers.nested import tensors
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from kintsugi import color
 from kintsugi.apps import colorize
+from kintsugi.augment.hints import draw_hints
 from kintsugi.recon import colorization
-from kintsugi.recon.colorization import Colorization, classification_loss, demo, draw_hints
+from kintsugi.recon.colorization import Colorization, classification_loss, demo
 from kintsugi.rng import generator
 from kintsugi.train import checkpoint
 from kintsugi.train.config import parse_training
@@ -43,7 +45,7 @@ def method(**settings: object) -> Colorization:
 def test_the_classification_loss_equals_nested_loops():
     bins, weights = color.ab_bins(), torch.rand(313, generator=generator(1))
     ab = 60 * (2 * torch.rand(2, 2, 2, 3, generator=generator(2)) - 1)
-    ab[1] = 3  # as good as gray: counts nothing
+    ab[1] = 3  # almost gray: has weight 0
     logits = torch.randn(2, 313, 2, 3, generator=generator(3))
     weighted, plain, nearest = classification_loss(logits, ab, bins, weights, 5)
     total = raw = 0.0
@@ -63,14 +65,14 @@ def test_the_classification_loss_equals_nested_loops():
 
 
 @pytest.mark.parametrize("settings", [{"loss": "l2"}, {"loss": "classification"}, {"loss": "l2", "hints": True}])
-def test_every_weight_moves(settings: dict[str, object]):
+def test_every_weight_changes(settings: dict[str, object]):
     trained = method(**settings)
     before = [p.clone() for p in trained.colorizer.parameters()]
     trained.update(BATCH, 0)
     assert not any(torch.equal(a, b) for a, b in zip(before, trained.colorizer.parameters(), strict=True))
 
 
-def test_the_class_loss_moves_the_encoder_and_needs_labels():
+def test_the_class_loss_changes_the_encoder_and_needs_labels():
     weights = []
     for weight in (0.0, 1.0):
         trained = method(classes=3, class_weight=weight)
@@ -78,9 +80,9 @@ def test_the_class_loss_moves_the_encoder_and_needs_labels():
         weights.append(torch.cat([p.flatten() for p in trained.colorizer.encoder.parameters()]))
         assert scalars["loss/class"] > 0
     assert not torch.equal(*weights)
-    with pytest.raises(ValueError, match="these have no classes"):
+    with pytest.raises(ValueError, match="--classes needs images in class folders, and this data has none"):
         method(classes=3).update(BATCH, 0)
-    with pytest.raises(ValueError, match="--classes 3: the data has more, at least 6"):
+    with pytest.raises(ValueError, match="--classes 3: the data has more classes, at least 6"):
         method(classes=3).update({**BATCH, "label": torch.tensor([0, 1, 5, 0])}, 0)
 
 
@@ -90,7 +92,7 @@ def test_the_prior_counts_the_data():
     assert trained.colorizer.counts.sum().item() == 313 + 4 * 15 * 15  # alexnet's first map
 
 
-def test_the_net_sees_lightness_alone():
+def test_the_network_sees_lightness_alone():
     net = method().colorizer.eval()
     image = torch.rand(1, 3, 64, 64, generator=generator(4))
     lab = color.rgb_to_lab(image)
@@ -99,11 +101,11 @@ def test_the_net_sees_lightness_alone():
     torch.testing.assert_close(net(image)[0], net(gray)[0], atol=1e-3, rtol=1e-3)
 
 
-def test_hints_are_patches_around_the_middle_and_change_the_picture():
+def test_hints_are_patches_around_the_center_and_change_the_picture():
     where = draw_hints(torch.zeros(2000, 2, 64, 64), 2000, generator(5), slice(None))
-    share = where.mean((1, 2, 3))
-    assert 0.08 < (share == 0).float().mean() < 0.17  # geometric: none with probability 1/8
-    assert 0.003 < (share == 1).float().mean() < 0.02
+    known = where.mean((1, 2, 3))
+    assert 0.08 < (known == 0).float().mean() < 0.17  # geometric: none with probability 1/8
+    assert 0.003 < (known == 1).float().mean() < 0.02
     assert where.mean((0, 1))[24:40, 24:40].mean() > 2 * where.mean((0, 1))[:8, :8].mean()
     part = draw_hints(torch.zeros(500, 2, 64, 64), 2000, generator(5), slice(500, 1000))
     assert torch.equal(part, where[500:1000])
@@ -113,26 +115,26 @@ def test_hints_are_patches_around_the_middle_and_change_the_picture():
     ab, place = color.rgb_to_lab(image)[:, 1:], torch.zeros(1, 1, 64, 64)
     place[..., 20:26, 30:36] = 1
     assert not torch.allclose(net(image, ab, place)[0], net(image, ab, 0 * place)[0])
-    other = torch.where(place > 0, ab, -ab)  # what is not given is not seen
+    other = torch.where(place > 0, ab, -ab)  # colors outside the hints are not used
     torch.testing.assert_close(net(image, ab, place)[0], net(image, other, place)[0])
 
 
-def test_it_learns_what_lightness_tells():
-    """Dark is blue, light is yellow: a few steps find it, and the figures say so."""
+def test_it_learns_colors_that_depend_on_lightness():
+    """Dark is blue, light is yellow: after a few steps the figures are better than the baselines'."""
     trained = method(loss="l2", lr=3e-3, warmup=5, steps=60)
     dark = torch.rand(4, 1, 8, 8, generator=generator(7)).repeat_interleave(9, 2).repeat_interleave(10, 3) > 0.5
     blue, yellow = torch.tensor([20, 30, 90]).view(1, 3, 1, 1), torch.tensor([220, 200, 90]).view(1, 3, 1, 1)
     batch = {**BATCH, "image": torch.where(dark, blue, yellow).byte()}
     for step in range(30):
         trained.update(batch, step)
-    figures, floors = trained.evaluate([batch]), trained.baselines([batch])
-    assert figures["auc"] > floors["mean ab"]["auc"] + 3
-    assert figures["psnr"] > floors["gray"]["psnr"] + 1
+    figures, baselines = trained.evaluate([batch]), trained.baselines([batch])
+    assert figures["auc"] > baselines["mean ab"]["auc"] + 3
+    assert figures["psnr"] > baselines["gray"]["psnr"] + 1
     assert figures["chroma"] > 0.5 * figures["chroma_truth"]
-    assert floors["gray"]["chroma"] == 0
+    assert baselines["gray"]["chroma"] == 0
 
 
-def test_the_floors_do_not_depend_on_how_images_are_batched():
+def test_the_baselines_do_not_depend_on_how_images_are_batched():
     trained = method(loss="l2")
     parts = [{name: value[i] for name, value in BATCH.items()} for i in (slice(0, 3), slice(3, 4))]
     whole, split = trained.baselines([BATCH]), trained.baselines(parts)
@@ -149,7 +151,7 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory, photos: Path) -> Path:
     return folder
 
 
-def test_what_a_run_leaves(run_folder: Path):
+def test_a_run_writes_pictures_figures_a_table_and_an_encoder(run_folder: Path):
     events = EventAccumulator(str(run_folder), size_guidance={"images": 0}).Reload().Tags()
     assert {"pictures/gray | colorized | truth", "pictures/gray with hints | colorized | truth"} < set(events["images"])
     assert any(title.startswith("pictures/temperature") for title in events["images"])
@@ -161,11 +163,11 @@ def test_what_a_run_leaves(run_folder: Path):
 
 
 def test_a_resumed_run_ends_with_the_same_weights(run_folder: Path, photos: Path, tmp_path: Path):
-    part = tmp_path / "part"
-    colorization.main([*TINY, "--hints", "--data", str(photos), "--out", str(part)])
-    (part / "step-00000004.pt").unlink()
-    colorization.main(["--resume", "--out", str(part)])
-    states = [tensors(checkpoint.load(checkpoint.find(f))["state"]) for f in (run_folder, part)]
+    resumed = tmp_path / "resumed"
+    colorization.main([*TINY, "--hints", "--data", str(photos), "--out", str(resumed)])
+    (resumed / "step-00000004.pt").unlink()
+    colorization.main(["--resume", "--out", str(resumed)])
+    states = [tensors(checkpoint.load(checkpoint.find(f))["state"]) for f in (run_folder, resumed)]
     assert len(states[0]) > 20
     assert all(torch.equal(a, b) for a, b in zip(*states, strict=True))
 
@@ -185,7 +187,7 @@ def test_colorizing_keeps_lightness_size_and_alpha(run_folder: Path, tmp_path: P
     assert (lab[:, 1:] - before[:, 1:]).abs().mean() > 3
 
 
-def test_rows_at_a_time_equal_the_whole(run_folder: Path, monkeypatch: pytest.MonkeyPatch):
+def test_joining_some_rows_at_a_time_equals_the_whole(run_folder: Path, monkeypatch: pytest.MonkeyPatch):
     net = colorization.load_colorizer(run_folder, torch.device("cpu"))
     image = torch.rand(3, 80, 100, generator=generator(8))
     whole = colorize.colorize(image, net, 64)
@@ -211,18 +213,18 @@ def test_a_hint_colors_its_neighborhood(run_folder: Path, tmp_path: Path):
 def test_bad_input_is_one_line(refused: Refused, run_folder: Path, trained: Path, tmp_path: Path):
     Image.fromarray(np.full((40, 50, 3), 120, np.uint8)).save(tmp_path / "p.png")
     paths = ("--in", "p.png", "--out", "o.png")
-    said = refused(colorize.main, [*paths, "--ckpt", trained])
-    assert "inpainting" in said
-    assert "colorization" in said
+    message = refused(colorize.main, [*paths, "--ckpt", trained])
+    assert "inpainting" in message
+    assert "colorization" in message
     assert "no such file" in refused(colorize.main, ["--in", "q.png", "--out", "o.png"])
     Image.new("RGBA", (9, 9)).save(tmp_path / "h.png")
-    said = refused(colorize.main, [*paths, "--ckpt", run_folder, "--hints", "h.png"])
-    assert "make it as large" in said
+    message = refused(colorize.main, [*paths, "--ckpt", run_folder, "--hints", "h.png"])
+    assert "make it as large" in message
     assert "--side must be" in refused(colorize.main, [*paths, "--ckpt", run_folder, "--side", "-1"])
 
 
 @pytest.mark.parametrize(
-    ("args", "said"),
+    ("args", "message"),
     [
         (["--size", "70"], "use a multiple of 32"),
         (["--rebalance", "0"], "--rebalance must be in"),
@@ -231,6 +233,6 @@ def test_bad_input_is_one_line(refused: Refused, run_folder: Path, trained: Path
         (["--classes", "-1"], "--classes must be at least 0"),
     ],
 )
-def test_bad_settings(args: list[str], said: str):
-    with pytest.raises(ValueError, match=said):
+def test_bad_settings(args: list[str], message: str):
+    with pytest.raises(ValueError, match=message):
         parse_training("colorization", {"demo": demo}, args)

@@ -10,15 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from kintsugi.fill.membrane import membrane, mend, seamless
+from kintsugi.nets.context_encoder import MEAN_COLOR, ContextEncoder
 from kintsugi.recon import inpainting
-from kintsugi.recon.inpainting import (
-    MEAN_COLOR,
-    Generator,
-    Inpainting,
-    InpaintingConfig,
-    load_mender,
-    reconstruction_loss,
-)
+from kintsugi.recon.inpainting import Inpainting, InpaintingConfig, load_mender, reconstruction_loss
 from kintsugi.train.dist import World
 
 TINY = InpaintingConfig(size=64, batch=2, steps=4, lpips="off", norm="group", discriminator_norm="group", device="cpu")
@@ -46,12 +40,12 @@ def equal(some: list[Tensor], other: list[Tensor]) -> bool:
 
 
 @pytest.mark.parametrize("band", [0, 1, 2])
-def test_the_loss_is_that_of_a_loop(band: int):
+def test_the_loss_equals_that_of_a_loop(band: int):
     random = torch.Generator().manual_seed(band)
     painted, truth = torch.rand(2, 2, 3, 9, 9, generator=random).unbind(0)
     mask = torch.zeros(2, 1, 9, 9)
     mask[0, 0, 3:6, 2:5] = 1
-    mask[1, 0, 0:2, 6:9] = 1  # at the border, and of another size
+    mask[1, 0, 0:2, 6:9] = 1  # at the border, and with another size
     expected = []
     for n in range(2):
         hole = {(y, x) for y in range(9) for x in range(9) if mask[n, 0, y, x]}
@@ -69,13 +63,13 @@ def test_the_loss_is_that_of_a_loop(band: int):
     assert loss.item() == pytest.approx(sum(expected) / 2, rel=1e-5)
 
 
-def test_without_a_hole_the_loss_is_of_the_whole_image():
+def test_without_a_hole_the_loss_covers_the_whole_image():
     painted, truth = torch.rand(2, 2, 3, 8, 8, generator=torch.Generator().manual_seed(0)).unbind(0)
     loss = reconstruction_loss(painted, truth, torch.zeros(2, 1, 8, 8), 1, 10.0)
     torch.testing.assert_close(loss, 4 * nn.functional.mse_loss(painted, truth))
 
 
-def test_mend_takes_the_painting_in_the_hole_alone():
+def test_mend_uses_the_painting_only_in_the_hole():
     painted, image, mask = torch.ones(1, 3, 4, 4), torch.zeros(1, 3, 4, 4), torch.zeros(1, 1, 4, 4)
     mask[..., 1, 2] = 1
     assert mend(painted, image, mask).sum() == 3
@@ -85,8 +79,8 @@ def test_mend_takes_the_painting_in_the_hole_alone():
 # --- the networks ---------------------------------------------------------------------------------------------
 
 
-def test_the_encoder_sees_the_mean_color_in_the_hole_and_nothing_of_the_truth():
-    net = Generator(TINY)
+def test_the_encoder_sees_the_mean_color_in_the_hole_and_not_the_truth():
+    net = ContextEncoder(TINY.backbone, TINY.size)
     seen: list[Tensor] = []
     net.encoder.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
     image = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
@@ -101,14 +95,14 @@ def test_the_encoder_sees_the_mean_color_in_the_hole_and_nothing_of_the_truth():
 
 @pytest.mark.parametrize("encoder", ["resnet18", "resnet50", "alexnet", "dcgan"])
 @pytest.mark.parametrize("mask", ["center", "blocks", "regions", "none"])
-def test_every_encoder_learns_with_every_hole(encoder, mask):
+def test_every_encoder_trains_with_every_kind_of_hole(encoder, mask):
     config = replace(TINY, encoder=encoder, mask=mask, size=128 if encoder == "dcgan" else 64, norm="batch")
     trained = method(config)
     before = weights(trained.generator)
     scalars = trained.update(BATCH, 0)
     assert all(value.shape == () and value.isfinite() for value in scalars.values())
-    moved = [not torch.equal(a, b) for a, b in zip(before, trained.generator.parameters(), strict=True)]
-    assert all(moved)
+    changed = [not torch.equal(a, b) for a, b in zip(before, trained.generator.parameters(), strict=True)]
+    assert all(changed)
     assert ("discriminator/real" in scalars) == (mask != "none")
     roles = {"generator"} if mask == "none" else {"generator", "discriminator"}
     assert set(trained.encoders()) == roles
@@ -140,7 +134,7 @@ def test_each_image_and_each_step_has_its_own_hole():
         assert torch.equal(first, trained.holes(2, 0, 0)[0])
 
 
-def test_the_logged_losses_are_the_parts_of_the_whole():
+def test_the_logged_losses_add_up():
     scalars = method(replace(TINY, adversarial=0.1)).update(BATCH, 0)
     assert scalars["loss/adversarial_weighted"].item() == pytest.approx(0.1 * scalars["loss/adversarial"].item())
     whole = 0.9 * scalars["loss/reconstruction"] + scalars["loss/adversarial_weighted"]
@@ -170,7 +164,7 @@ def test_every_term_reaches_every_weight_of_the_generator():
         assert not any(torch.equal(some, other) for some, other in pairs)
 
 
-def test_the_adversary_alone_moves_the_generator(monkeypatch: pytest.MonkeyPatch):
+def test_the_adversarial_loss_alone_changes_the_generator(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("kintsugi.recon.inpainting.reconstruction_loss", lambda painted, *args: 0 * painted.sum())
     trained = method(replace(TINY, adversarial=0.5))
     before = weights(trained.generator)
@@ -178,7 +172,7 @@ def test_the_adversary_alone_moves_the_generator(monkeypatch: pytest.MonkeyPatch
     assert not any(torch.equal(a, b) for a, b in zip(before, trained.generator.parameters(), strict=True))
 
 
-def test_the_generators_step_leaves_the_discriminator_alone(monkeypatch: pytest.MonkeyPatch):
+def test_the_generators_step_does_not_change_the_discriminator(monkeypatch: pytest.MonkeyPatch):
     trained = method(replace(TINY, discriminator_norm="batch"))
     update, after = inpainting.update_discriminator, {}
 
@@ -196,7 +190,7 @@ def test_the_generators_step_leaves_the_discriminator_alone(monkeypatch: pytest.
     assert any(not torch.equal(before[name], now[name]) for name in now)
 
 
-def test_the_discriminators_averages_are_of_real_images_alone():
+def test_the_discriminators_averages_come_from_real_images_alone():
     trained = method(replace(TINY, discriminator_norm="batch"))
     alone = copy.deepcopy(trained.discriminator)
     alone(trained._judged(trained.crops(BATCH, 0)))
@@ -205,25 +199,25 @@ def test_the_discriminators_averages_are_of_real_images_alone():
         torch.testing.assert_close(found, expected, msg=name)
 
 
-def test_before_its_start_the_adversary_changes_nothing_but_the_loss_scale():
-    """Weight 0 against an adversary that never starts: the losses differ by the factor 1 - weight. Here it is 1/2,
-    and plain gradient descent takes twice the rate for it, because doubling is exact in floating point."""
+def test_before_its_start_the_discriminator_changes_only_the_scale_of_the_loss():
+    """Compares weight 0 with a discriminator that never starts: the losses differ by the factor 1 - weight, here 1/2.
+    Gradient descent makes up for it with twice the learning rate, because doubling is exact in floating point."""
     without, waiting = replace(TINY, adversarial=0.0), replace(TINY, adversarial=0.5, adversarial_start=99)
     results = []
     for config in (without, waiting):
         trained = method(config)
-        rate = 0.01 / (1 - config.adversarial)
-        trained.optimizers["generator"] = torch.optim.SGD(trained.generator.parameters(), rate)
+        lr = 0.01 / (1 - config.adversarial)
+        trained.optimizers["generator"] = torch.optim.SGD(trained.generator.parameters(), lr)
         losses = [trained.update(BATCH, step)["loss/generator"] for step in range(3)]
         results.append((losses, weights(trained.generator), weights(trained.average)))
     (losses, net, average), (half, same_net, same_average) = results
     assert torch.equal(torch.stack(losses), 2 * torch.stack(half))
-    assert len(set(torch.stack(losses).tolist())) == 3  # it does learn
+    assert len(set(torch.stack(losses).tolist())) == 3  # the weights do change
     assert equal(net, same_net)
     assert equal(average, same_average)
 
 
-def test_the_average_follows_weights_and_batch_norms():
+def test_the_average_is_taken_over_weights_and_batch_norms():
     trained = method(replace(TINY, norm="batch", adversarial=0.0))
     start = copy.deepcopy(trained.generator.state_dict())
     states = []
@@ -263,7 +257,7 @@ def test_the_options_for_a_stable_gan_run(options: dict[str, object]):
         assert scalars["loss/r1"] > 0
 
 
-def test_a_discriminator_that_has_won_is_said_so():
+def test_a_collapsed_discriminator_gives_a_warning():
     trained = method(TINY)
     (warning,) = trained.warnings({"loss/discriminator": 1e-5})
     assert "--discriminator-norm spectral" in warning
@@ -271,7 +265,7 @@ def test_a_discriminator_that_has_won_is_said_so():
     assert trained.warnings({"loss/reconstruction": 0.0}) == []
 
 
-# --- looking, measuring, using --------------------------------------------------------------------------------
+# --- pictures, figures, use -----------------------------------------------------------------------------------
 
 
 def test_pictures_and_figures_are_the_same_at_every_call():
@@ -285,7 +279,7 @@ def test_pictures_and_figures_are_the_same_at_every_call():
     assert set(trained.evaluate([BATCH])) == {"psnr", "ssim", "l1", "l2"}
 
 
-def test_the_mender_of_a_checkpoint_changes_holes_alone(trained):
+def test_the_mender_of_a_checkpoint_changes_only_holes(trained):
     mender = load_mender(trained, torch.device("cpu"))
     image = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     mask = torch.zeros(2, 1, 64, 64)
@@ -297,8 +291,8 @@ def test_the_mender_of_a_checkpoint_changes_holes_alone(trained):
     assert not torch.equal(result[hole], image[hole])
 
 
-def test_membrane_is_the_mean_of_its_neighbors_and_the_solution_of_laplace():
-    """Against a dense linear solve of the same equations."""
+def test_membrane_solves_the_laplace_equation():
+    """Each value is the mean of its neighbors: compared with a dense linear solve of the same equations."""
     torch.manual_seed(0)
     size = 12
     image = torch.rand(1, 1, size, size, dtype=torch.float64)
@@ -319,12 +313,12 @@ def test_membrane_is_the_mean_of_its_neighbors_and_the_solution_of_laplace():
     assert torch.equal(quick[~hole], image[0, 0][~hole])
 
 
-def test_seamless_takes_a_constant_error_away_and_keeps_what_is_seen():
+def test_seamless_removes_a_constant_error_and_keeps_visible_pixels():
     torch.manual_seed(0)
     image = 0.2 + 0.6 * torch.rand(2, 3, 32, 32)
     mask = torch.zeros(2, 1, 32, 32)
     mask[..., 8:24, 8:24] = 1
-    painted = image - 0.1  # right but for its brightness
+    painted = image - 0.1  # right except for its brightness
     result = seamless(painted, image, mask)
     assert torch.equal(result * (1 - mask), image * (1 - mask))
     assert (result - image).abs().max() < 0.01

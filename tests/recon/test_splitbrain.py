@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import Refused, tensors
+from helpers.command_line import Refused
+from helpers.nested import tensors
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.nn.functional import cross_entropy
@@ -17,7 +18,7 @@ from kintsugi import color
 from kintsugi.data import hha_images
 from kintsugi.data.store import Store
 from kintsugi.recon import splitbrain, splitbrain_hha
-from kintsugi.recon.splitbrain import SplitBrain, ab_loss, lightness_loss, said_ab, said_lightness
+from kintsugi.recon.splitbrain import SplitBrain, ab_loss, decode_ab, decode_lightness, lightness_loss
 from kintsugi.recon.splitbrain_hha import SplitBrainHha, masked_l2
 from kintsugi.rng import generator
 from kintsugi.train import checkpoint
@@ -50,36 +51,36 @@ def with_depth() -> tuple[SplitBrainHha, dict[str, torch.Tensor]]:
 # --- losses ---------------------------------------------------------------------------------------------------
 
 
-def test_losses_are_those_of_a_loop_over_pixels():
+def test_losses_equal_those_of_a_loop_over_pixels():
     ab = 60 * torch.randn(2, 2, 3, 4, generator=generator(2)).clamp(-1.5, 1.5)
     light = 100 * torch.rand(2, 1, 3, 4, generator=generator(3))
-    of_ab, of_light = (torch.randn(2, n, 3, 4, generator=generator(n)) for n in (313, 50))
+    ab_logits, light_logits = (torch.randn(2, n, 3, 4, generator=generator(n)) for n in (313, 50))
     bins, sums = color.ab_bins(), torch.zeros(2)
     for n in range(2):
         for y in range(3):
             for x in range(4):
                 nearest = (bins - ab[n, :, y, x]).norm(dim=1).argmin()
                 step = torch.tensor(int(light[n, 0, y, x] // 2))
-                sums[0] += cross_entropy(of_ab[n, :, y, x], nearest) / 24
-                sums[1] += cross_entropy(of_light[n, :, y, x], step) / 24
-    torch.testing.assert_close(torch.stack([ab_loss(of_ab, ab), lightness_loss(of_light, light)]), sums)
+                sums[0] += cross_entropy(ab_logits[n, :, y, x], nearest) / 24
+                sums[1] += cross_entropy(light_logits[n, :, y, x], step) / 24
+    torch.testing.assert_close(torch.stack([ab_loss(ab_logits, ab), lightness_loss(light_logits, light)]), sums)
 
 
-def test_sure_logits_say_their_bins():
+def test_confident_logits_decode_to_their_bins():
     ab = torch.tensor([20.0, -30]).view(1, 2, 1, 1)
     index = color.soft_encode(ab, color.ab_bins(), 1)[0]
     logits = torch.zeros(1, 313, 1, 1).scatter_(1, index, 50.0)
-    torch.testing.assert_close(said_ab(logits), ab)
+    torch.testing.assert_close(decode_ab(logits), ab)
     logits = torch.zeros(1, 50, 1, 1).index_fill_(1, torch.tensor([17]), 50.0)
-    torch.testing.assert_close(said_lightness(logits), torch.full((1, 1, 1, 1), 35.0))
+    torch.testing.assert_close(decode_lightness(logits), torch.full((1, 1, 1, 1), 35.0))
 
 
-def test_missing_depth_counts_for_nothing():
+def test_missing_depth_is_left_out_of_the_loss():
     hha = torch.rand(2, 3, 16, 16, generator=generator(4))
     known = torch.rand(2, 1, 16, 16, generator=generator(5)) < 0.6
     known[:, :, :4, :4] = False
-    said = torch.rand(2, 3, 4, 4, generator=generator(6), requires_grad=True)
-    loss = masked_l2(said, hha, known, WORLD)
+    predicted = torch.rand(2, 3, 4, 4, generator=generator(6), requires_grad=True)
+    loss = masked_l2(predicted, hha, known, WORLD)
     expected, weight = 0.0, 0.0
     for n in range(2):
         for y in range(4):
@@ -87,36 +88,36 @@ def test_missing_depth_counts_for_nothing():
                 here = known[n, 0, 4 * y : 4 * y + 4, 4 * x : 4 * x + 4]
                 if here.any():
                     truth = hha[n, :, 4 * y : 4 * y + 4, 4 * x : 4 * x + 4][:, here].mean(1)
-                    share = here.float().mean().item()
-                    expected += share * (said[n, :, y, x] - truth).square().mean().item()
-                    weight += share
+                    fraction = here.float().mean().item()
+                    expected += fraction * (predicted[n, :, y, x] - truth).square().mean().item()
+                    weight += fraction
     assert loss.item() == pytest.approx(expected / weight, rel=1e-4)
     loss.backward()
-    assert said.grad is not None
-    assert not said.grad[:, :, 0, 0].any()
+    assert predicted.grad is not None
+    assert not predicted.grad[:, :, 0, 0].any()
     noise = torch.where(known, hha, torch.rand(hha.shape, generator=generator(7)))
-    assert masked_l2(said, noise, known, WORLD).item() == pytest.approx(loss.item(), rel=1e-6)
-    assert masked_l2(said, hha, torch.zeros_like(known), WORLD).item() == 0
+    assert masked_l2(predicted, noise, known, WORLD).item() == pytest.approx(loss.item(), rel=1e-6)
+    assert masked_l2(predicted, hha, torch.zeros_like(known), WORLD).item() == 0
 
 
 # --- what each half sees --------------------------------------------------------------------------------------
 
 
-def test_no_half_sees_what_it_says():
-    """Other chroma, the same lightness: what is said of chroma stays; and the other way round."""
+def test_no_half_sees_what_it_predicts():
+    """With other chroma and the same lightness, the predicted chroma stays the same; and vice versa."""
     trained = method()
     lab = color.rgb_to_lab(torch.rand(1, 3, 64, 64, generator=generator(8)) * 0.2 + 0.4)
     tinted = torch.cat([lab[:, :1], lab[:, 1:].flip(1)], 1)
     lighter = torch.cat([lab[:, :1] + 5, lab[:, 1:]], 1)
-    said, of_tinted, of_lighter = (trained.predict(color.lab_to_rgb(x)) for x in (lab, tinted, lighter))
-    torch.testing.assert_close(of_tinted[:, 1:], said[:, 1:], atol=0.05, rtol=0)
-    torch.testing.assert_close(of_lighter[:, :1], said[:, :1], atol=0.05, rtol=0)
-    assert (of_tinted[:, :1] - said[:, :1]).abs().max() > 0.1
-    assert (of_lighter[:, 1:] - said[:, 1:]).abs().max() > 0.1
+    plain, from_tinted, from_lighter = (trained.predict(color.lab_to_rgb(x)) for x in (lab, tinted, lighter))
+    torch.testing.assert_close(from_tinted[:, 1:], plain[:, 1:], atol=0.05, rtol=0)
+    torch.testing.assert_close(from_lighter[:, :1], plain[:, :1], atol=0.05, rtol=0)
+    assert (from_tinted[:, :1] - plain[:, :1]).abs().max() > 0.1
+    assert (from_lighter[:, 1:] - plain[:, 1:]).abs().max() > 0.1
 
 
 @pytest.mark.parametrize("loss", ["classification", "l2"])
-def test_it_learns(loss: str):
+def test_both_losses_fall(loss: str):
     trained = method(loss=loss)
     first = trained.update(BATCH, 0)
     for step in range(1, 7):
@@ -125,15 +126,15 @@ def test_it_learns(loss: str):
         assert last[f"loss/{name}"] < first[f"loss/{name}"]
 
 
-def test_depth_learns_and_says_both():
+def test_with_depth_all_losses_fall_and_both_are_predicted():
     trained, batch = with_depth()
     first = trained.update(batch, 0)
     for step in range(1, 7):
         last = trained.update(batch, step)
     for name in ("hha", "lab", "lightness", "ab"):
         assert last[f"loss/{name}"] < first[f"loss/{name}"]
-    said_hha, said_lab = trained.predict(*trained.centered(batch)[:2])
-    assert said_hha.shape == said_lab.shape == (4, 3, 64, 64)
+    predicted_hha, predicted_lab = trained.predict(*trained.centered(batch)[:2])
+    assert predicted_hha.shape == predicted_lab.shape == (4, 3, 64, 64)
 
 
 def test_features_of_both_halves_and_of_depth():
@@ -148,7 +149,7 @@ def test_features_of_both_halves_and_of_depth():
 
 
 @pytest.mark.parametrize("kind", ["lab", "hha"])
-def test_the_floor_does_not_depend_on_how_images_are_batched(kind: str):
+def test_the_baseline_does_not_depend_on_how_images_are_batched(kind: str):
     trained, batch = (method(), BATCH) if kind == "lab" else with_depth()
     parts = [{name: value[i] for name, value in batch.items()} for i in (slice(0, 3), slice(3, 4))]
     (whole,), (split,) = trained.baselines([batch]).values(), trained.baselines(parts).values()
@@ -160,7 +161,7 @@ def test_the_floor_does_not_depend_on_how_images_are_batched(kind: str):
 
 @pytest.fixture(scope="module")
 def frames(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """24 frames with depth: a wall with a darker box before it, and a hole in what is known."""
+    """24 frames with depth: a wall with a darker box in front of it, and an area where depth is missing."""
     folder = tmp_path_factory.mktemp("frames")
     for name in ("rgb", "depth"):
         (folder / name).mkdir()
@@ -184,14 +185,15 @@ def run_folder(
     return folder
 
 
-def test_what_a_run_leaves(run_folder: Path):
+def test_a_run_writes_pictures_a_table_and_an_encoder(run_folder: Path):
     tags = EventAccumulator(str(run_folder), size_guidance={"images": 0}).Reload().Tags()
     rows = json.loads((run_folder / "quality.json").read_text())
     if "hha" in str(run_folder):
-        assert tags["images"] == ["pictures/image | HHA said of it | HHA | image said of that"]
+        assert tags["images"] == ["pictures/image | HHA predicted from it | HHA | image predicted from HHA"]
         assert list(rows) == ["mean of each plane", "splitbrain-hha"]
     else:
-        assert tags["images"] == ["pictures/L | L with ab said | ab | ab with L said | joined | truth"]
+        title = "L | ab predicted from L | ab | L predicted from ab | both predicted | truth"
+        assert tags["images"] == [f"pictures/{title}"]
         assert list(rows) == ["mean color", "splitbrain"]
     encoder = checkpoint.load_encoder(run_folder)
     assert encoder(torch.rand(1, 3, 64, 64))[16].shape[2:] == (4, 4)
@@ -199,12 +201,12 @@ def test_what_a_run_leaves(run_folder: Path):
 
 def test_a_resumed_run_ends_with_the_same_weights(run_folder: Path, photos: Path, frames: Path, tmp_path: Path):
     module, data = (splitbrain_hha, frames) if "hha" in str(run_folder) else (splitbrain, photos)
-    part = tmp_path / "part"
-    module.main([*TINY, "--data", str(data), "--out", str(part)])
+    resumed = tmp_path / "resumed"
+    module.main([*TINY, "--data", str(data), "--out", str(resumed)])
     for file in ("step-00000006.pt", "step-00000004.pt"):
-        (part / file).unlink()
-    module.main(["--resume", "--out", str(part)])
-    states = [tensors(checkpoint.load(checkpoint.find(f))["state"]) for f in (run_folder, part)]
+        (resumed / file).unlink()
+    module.main(["--resume", "--out", str(resumed)])
+    states = [tensors(checkpoint.load(checkpoint.find(f))["state"]) for f in (run_folder, resumed)]
     assert len(states[0]) > 20
     assert all(torch.equal(a, b) for a, b in zip(*states, strict=True))
 

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import Refused, tensors
+from helpers.command_line import Refused
+from helpers.nested import tensors
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
@@ -17,6 +18,7 @@ from torchvision.models import vgg19
 from kintsugi.apps import upscale
 from kintsugi.augment.bicubic import enlarge
 from kintsugi.eval import upscaling_quality
+from kintsugi.losses import adversarial, perceptual
 from kintsugi.losses.perceptual import ContentFeatures, open_content
 from kintsugi.nets import srresnet
 from kintsugi.nets.discriminators import SRGANDiscriminatorSpec
@@ -52,19 +54,19 @@ def weights(net: torch.nn.Module) -> list[Tensor]:
 # --- networks -------------------------------------------------------------------------------------------------
 
 
-def test_the_papers_nets_have_the_papers_layers():
+def test_the_networks_have_the_papers_layers():
     net = SRResNetSpec().build()
     convolutions = [m for m in net.modules() if isinstance(m, torch.nn.Conv2d)]
     assert [m.kernel_size[0] for m in convolutions] == [9] + [3] * 33 + [3] * 2 + [9]
     assert {m.out_channels for m in convolutions[:34]} == {64}
     assert [m.out_channels for m in convolutions[34:]] == [256, 256, 3]
-    judge = SRGANDiscriminatorSpec(96).build()
-    layers = [(m.out_channels, m.stride[0]) for m in judge.modules() if isinstance(m, torch.nn.Conv2d)]
+    discriminator = SRGANDiscriminatorSpec(96).build()
+    layers = [(m.out_channels, m.stride[0]) for m in discriminator.modules() if isinstance(m, torch.nn.Conv2d)]
     assert layers == [(c, s) for c in (64, 128, 256, 512) for s in (1, 2)]
-    assert judge(torch.rand(2, 3, 96, 96)).shape == (2,)
+    assert discriminator(torch.rand(2, 3, 96, 96)).shape == (2,)
 
 
-def test_an_untrained_net_is_bicubic():
+def test_an_untrained_network_is_bicubic():
     small = torch.rand(2, 3, 10, 12, generator=generator(1))
     torch.testing.assert_close(SRResNetSpec(2, 8).build()(small), enlarge(small, 4))
 
@@ -79,7 +81,7 @@ def test_features_of_whole_images_by_stride():
 
 
 def vgg_layers() -> torch.nn.Module:
-    """torchvision's VGG19 up to relu2_2, with weights of which all signal passes."""
+    """torchvision's VGG19 up to relu2_2, with random weights that keep the signal's scale."""
     with torch.device("meta"):
         layers = vgg19().features[:9]
     layers.to_empty(device="cpu")
@@ -92,33 +94,34 @@ def vgg() -> dict[str, Tensor]:
     return {f"features.{name}": weight for name, weight in vgg_layers().state_dict().items()}
 
 
-def test_every_term_of_the_loss_moves_the_generator(monkeypatch: pytest.MonkeyPatch):
-    """Content alone, then the verdict alone: neither is wrapped in something that carries no gradient."""
-    for silent in ("mse_loss", "generator_loss"):
+def test_every_term_of_the_loss_changes_the_generator(monkeypatch: pytest.MonkeyPatch):
+    """With the other terms at 0: the adversarial loss alone; the content loss alone, of pixels and of VGG features."""
+    for silent, with_vgg in ((perceptual, True), (superresolution, False), (adversarial, True), (adversarial, False)):
         trained = method(adversarial=1.0)
-        trained.content = ContentFeatures("relu2_2", vgg())
+        if with_vgg:
+            trained.content_distance = ContentFeatures("relu2_2", vgg()).distance
         with torch.no_grad():
             trained.generator.last.weight.normal_(0, 0.01)
-        owner = superresolution if silent == "mse_loss" else superresolution.adversarial
+        term = "generator_loss" if silent is adversarial else "mse_loss"
         with monkeypatch.context() as patch:
-            patch.setattr(owner, silent, lambda a, *_: 0 * a.sum())
+            patch.setattr(silent, term, lambda a, *_: 0 * a.sum())
             before = weights(trained.generator)
             trained.update(BATCH, 0)
         assert not any(torch.equal(a, b) for a, b in zip(before, trained.generator.parameters(), strict=True))
 
 
-def test_content_is_vggs_map_of_normalized_images():
+def test_content_features_are_vggs_map_of_normalized_images():
     net, image = vgg_layers(), torch.rand(1, 3, 32, 32, generator=generator(2))
     mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
     expected = net((image - mean.view(1, 3, 1, 1)) / std.view(1, 3, 1, 1))
     torch.testing.assert_close(ContentFeatures("relu2_2", vgg())(image), expected)
 
 
-def test_vgg_from_a_file_and_its_refusals(tmp_path: Path):
+def test_vgg_from_a_file_and_its_errors(tmp_path: Path):
     torch.save(vgg(), tmp_path / "v.pth")
-    content, said = open_content("relu2_2", str(tmp_path / "v.pth"))
+    content, report = open_content("relu2_2", str(tmp_path / "v.pth"))
     assert content is not None
-    assert "relu2_2" in said
+    assert "relu2_2" in report
     with pytest.raises(ValueError, match="does not reach VGG19's relu5_4: choose a lower --content-layer"):
         open_content("relu5_4", str(tmp_path / "v.pth"))
     (tmp_path / "bad.pth").write_text("no weights")
@@ -128,10 +131,10 @@ def test_vgg_from_a_file_and_its_refusals(tmp_path: Path):
         open_content("relu2_2", str(tmp_path / "none.pth"))
 
 
-def test_before_its_start_the_adversary_changes_nothing():
+def test_before_phase_2_the_discriminator_changes_nothing():
     never, later = method(adversarial_start=8), method(adversarial_start=4)
     later.generator.load_state_dict(never.generator.state_dict())
-    later.config = replace(later.config, adversarial_start=8)  # the rate's schedule is phase 1's
+    later.config = replace(later.config, adversarial_start=8)  # which the learning rate of phase 1 depends on
     for trained in (never, later):
         trained.update(BATCH, 0)
         trained.update(BATCH, 1)
@@ -139,7 +142,7 @@ def test_before_its_start_the_adversary_changes_nothing():
     assert all(torch.equal(a, b) for a, b in pairs)
 
 
-def test_rates_of_the_two_phases():
+def test_learning_rates_of_the_two_phases():
     trained = method(steps=400, adversarial_start=200, lr=1e-3, lr_adversarial=1e-4)
     assert trained.rate(100) == pytest.approx(1e-3)
     assert trained.rate(199) < 2e-5
@@ -155,8 +158,8 @@ def test_crops_are_the_images_own_pixels():
         assert min(both[0].min(), both[1].amax((0, 3, 4)).min()) < 1e-5
 
 
-def test_it_learns_more_than_bicubic():
-    """Stripes that bicubic blurs."""
+def test_it_becomes_better_than_bicubic():
+    """On stripes, which bicubic enlargement blurs."""
     x = torch.arange(80) // 5 % 2
     stripes = (40 + 170 * x).expand(4, 3, 72, 80).byte()
     trained = method(steps=60, adversarial_start=60, lr=5e-3, width=16)
@@ -176,7 +179,7 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory, photos: Path) -> Path:
     return folder
 
 
-def test_what_a_run_leaves(run_folder: Path):
+def test_a_run_writes_pictures_losses_a_table_and_encoders(run_folder: Path):
     tags = EventAccumulator(str(run_folder), size_guidance={"images": 0}).Reload().Tags()
     assert tags["images"] == ["pictures/small | bicubic | super-resolved | truth"]
     assert {"losses/pixels", "losses/content", "losses/adversarial", "training/discriminator/real"} < set(
@@ -189,17 +192,17 @@ def test_what_a_run_leaves(run_folder: Path):
 
 
 def test_a_resumed_run_ends_with_the_same_weights(run_folder: Path, photos: Path, tmp_path: Path):
-    part = tmp_path / "part"
-    superresolution.main([*TINY, "--data", str(photos), "--out", str(part)])
+    resumed = tmp_path / "resumed"
+    superresolution.main([*TINY, "--data", str(photos), "--out", str(resumed)])
     for file in ("step-00000006.pt", "step-00000004.pt"):
-        (part / file).unlink()
-    superresolution.main(["--resume", "--out", str(part)])
-    states = [tensors(checkpoint.load(checkpoint.find(f))["state"]) for f in (run_folder, part)]
+        (resumed / file).unlink()
+    superresolution.main(["--resume", "--out", str(resumed)])
+    states = [tensors(checkpoint.load(checkpoint.find(f))["state"]) for f in (run_folder, resumed)]
     assert len(states[0]) > 20
     assert all(torch.equal(a, b) for a, b in zip(*states, strict=True))
 
 
-def test_phase_2_from_anothers_weights(run_folder: Path, photos: Path, tmp_path: Path):
+def test_phase_2_from_the_weights_of_another_run(run_folder: Path, photos: Path, tmp_path: Path):
     args = [*TINY, "--data", str(photos), "--steps", "1", "--adversarial-start", "0", "--init", str(run_folder)]
     superresolution.main([*args, "--lr-adversarial", "1e-12", "--out", str(tmp_path / "two")])
     one, two = (upscale.load_upscaler(f, torch.device("cpu")) for f in (run_folder, tmp_path / "two"))
@@ -209,7 +212,7 @@ def test_phase_2_from_anothers_weights(run_folder: Path, photos: Path, tmp_path:
         superresolution.main([*args, "--blocks", "2", "--out", str(tmp_path / "three")])
 
 
-def test_phase_2_from_the_latest_run_and_its_resume_without_that(
+def test_phase_2_from_the_latest_run_and_its_resume_without_that_run(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.chdir(tmp_path)
@@ -229,8 +232,8 @@ def test_phase_2_from_the_latest_run_and_its_resume_without_that(
     assert checkpoint.load(checkpoint.find(tmp_path / "other"))["step"] == 3
 
 
-def test_a_run_of_phase_1_goes_on_as_phase_2(photos: Path, tmp_path: Path):
-    """With the weights of a run that was to have both from the start."""
+def test_a_run_of_phase_1_continues_into_phase_2(photos: Path, tmp_path: Path):
+    """It ends with the weights of a run that had both phases from the start."""
     both, one = tmp_path / "both", tmp_path / "one"
     args = [*TINY, "--data", str(photos), "--adversarial-start", "4"]
     superresolution.main([*args, "--steps", "6", "--out", str(both)])
@@ -240,10 +243,10 @@ def test_a_run_of_phase_1_goes_on_as_phase_2(photos: Path, tmp_path: Path):
     assert all(torch.equal(a, b) for a, b in zip(*states, strict=True))
 
 
-def test_a_collapse_is_said_with_options_there_are():
-    (said,) = method().warnings({"loss/discriminator": 0.0})
-    assert "--lr-adversarial" in said
-    assert "--discriminator-norm" not in said
+def test_the_warning_of_a_collapse_names_options_that_exist():
+    (warning,) = method().warnings({"loss/discriminator": 0.0})
+    assert "--lr-adversarial" in warning
+    assert "--discriminator-norm" not in warning
 
 
 @pytest.mark.parametrize("tile", [5, 16, 40])
@@ -288,12 +291,11 @@ def test_upscaling_files(run_folder: Path, tmp_path: Path):
     assert (found[3:] - alpha)[..., 8:-8, 8:-8].abs().max() < 5 / 255
 
 
-def test_the_benchmark_prints_bicubic_beside_the_net(run_folder: Path, photos: Path, capsys, tmp_path: Path):
+def test_the_benchmark_prints_bicubic_and_the_network(run_folder: Path, photos: Path, capsys, tmp_path: Path):
     upscaling_quality.main(
         ["--data", str(photos), "--ckpt", str(run_folder), "--content-weights", "off", "--out", str(tmp_path / "new")]
     )
-    said = capsys.readouterr().out
-    assert "| bicubic " in said
+    assert "| bicubic " in capsys.readouterr().out
     rows = json.loads((tmp_path / "new/upscale.json").read_text())
     assert rows["bicubic"]["psnr"] > 30  # the photos are smooth
     assert 20 < rows[str(run_folder)]["psnr"] != rows["bicubic"]["psnr"]

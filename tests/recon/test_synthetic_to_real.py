@@ -8,29 +8,23 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import Run, refusal
+from helpers.command_line import Run, refusal
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor, nn
 
 from kintsugi.data.labeled import Labels, contours, pack
+from kintsugi.losses.depth import contour_loss
+from kintsugi.losses.domain_adversarial import domain_accuracy, reverse_gradient
 from kintsugi.metrics.surface_errors import SurfaceErrors
 from kintsugi.nets.specs import build_spec
+from kintsugi.nets.surface_net import SurfacePrediction, depth_picture
 from kintsugi.recon import synthetic
-from kintsugi.recon.synthetic import (
-    Guess,
-    Pool,
-    Synthetic,
-    accuracy,
-    add_errors,
-    contour_loss,
-    demo,
-    depth_picture,
-    reverse_gradient,
-)
+from kintsugi.recon.synthetic import Synthetic, add_errors, demo
 from kintsugi.rng import generator
 from kintsugi.scenes import rendering
 from kintsugi.train import checkpoint
 from kintsugi.train.dist import World
+from kintsugi.train.domain_adversary import FeaturePool
 from kintsugi.train.log import panel
 
 TINY = (
@@ -73,7 +67,7 @@ def equal(some: Sequence[Tensor], other: Sequence[Tensor]) -> bool:
 # --- the losses -----------------------------------------------------------------------------------------------
 
 
-def test_the_contour_loss_weighs_images_by_how_rare_their_contours_are():
+def test_the_contour_loss_weights_images_by_how_rare_their_contours_are():
     logits = torch.randn(2, 1, 4, 4, generator=generator(1))
     truth = torch.zeros(2, 1, 4, 4)
     truth[0, 0, :2] = 1  # 8 of 16
@@ -86,7 +80,7 @@ def test_the_contour_loss_weighs_images_by_how_rare_their_contours_are():
     assert contour_loss(logits, truth).item() == pytest.approx(total / 32, rel=1e-5)
 
 
-def test_reversal_changes_the_gradient_alone():
+def test_reversal_changes_only_the_gradient():
     x = torch.tensor([1.0, -2.0], requires_grad=True)
     y = reverse_gradient(x, 0.25)
     assert torch.equal(y, x)
@@ -98,8 +92,8 @@ def test_reversal_changes_the_gradient_alone():
 # --- the pool -------------------------------------------------------------------------------------------------
 
 
-def test_the_pool_gives_half_of_a_batch_from_what_it_kept_and_keeps_what_it_took():
-    pool = Pool(6)
+def test_the_pool_swaps_half_of_a_batch_with_what_it_kept():
+    pool = FeaturePool(6)
     seen: set[float] = set()
     for step in range(20):
         batch = torch.arange(4.0) + 4 * step + 1
@@ -111,11 +105,11 @@ def test_the_pool_gives_half_of_a_batch_from_what_it_kept_and_keeps_what_it_took
             given = [v for v in mixed if v not in batch.tolist()]
             assert len(given) == 2
             assert all(v in before for v in given)
-            assert sorted(before + batch.tolist()) == sorted(after + mixed)  # nothing is lost, nothing doubled
+            assert sorted(before + batch.tolist()) == sorted(after + mixed)  # nothing is lost or duplicated
         seen |= set(mixed)
-    assert len(seen) > 60  # of 80: nearly everything is shown at some time
+    assert len(seen) > 60  # of 80: nearly everything is returned at some time
     whole = torch.rand(4, 1, 1, 1)
-    assert torch.equal(Pool(0).exchange(whole, generator(0)), whole)
+    assert torch.equal(FeaturePool(0).exchange(whole, generator(0)), whole)
 
 
 # --- one update -----------------------------------------------------------------------------------------------
@@ -123,7 +117,7 @@ def test_the_pool_gives_half_of_a_batch_from_what_it_kept_and_keeps_what_it_took
 
 @pytest.mark.parametrize("encoder", ["alexnet", "resnet18"])
 @pytest.mark.parametrize("adversary", ["alternate", "reversal"])
-def test_every_weight_moves(encoder: str, adversary: str, batch: dict[str, Tensor]):
+def test_every_weight_changes(encoder: str, adversary: str, batch: dict[str, Tensor]):
     trained = method(encoder=encoder, adversary=adversary)
     before = weights(trained.net), weights(trained.discriminator)
     scalars = trained.update(batch, 1)
@@ -134,7 +128,7 @@ def test_every_weight_moves(encoder: str, adversary: str, batch: dict[str, Tenso
 
 
 @pytest.mark.parametrize("only", ["depth", "normal", "contour", "adversarial"])
-def test_each_loss_moves_the_encoder(only: str, batch: dict[str, Tensor]):
+def test_each_loss_changes_the_encoder(only: str, batch: dict[str, Tensor]):
     names = {"depth": "depth_weight", "normal": "normal_weight", "contour": "contour_weight"}
     settings = {name: 0.0 for name in (*names.values(), "adversarial")} | {names.get(only, only): 1.0}
     trained = method(**settings)
@@ -144,20 +138,20 @@ def test_each_loss_moves_the_encoder(only: str, batch: dict[str, Tensor]):
 
 
 @pytest.mark.parametrize("adversary", ["alternate", "reversal"])
-def test_at_weight_0_the_encoder_does_not_hear_the_discriminator(adversary: str, batch: dict[str, Tensor]):
-    silent, other = (method(adversary=adversary, adversarial=0.0, lr_discriminator=lr) for lr in (1e-3, 0.0))
-    heard = method(adversary=adversary, adversarial=0.5)
-    for trained in (silent, other, heard):
+def test_at_weight_0_the_discriminator_has_no_effect_on_the_encoder(adversary: str, batch: dict[str, Tensor]):
+    without, other = (method(adversary=adversary, adversarial=0.0, lr_discriminator=lr) for lr in (1e-3, 0.0))
+    with_effect = method(adversary=adversary, adversarial=0.5)
+    for trained in (without, other, with_effect):
         for step in (1, 2):
             trained.update(batch, step)
-    assert not equal(weights(silent.discriminator), weights(other.discriminator))
-    assert equal(weights(silent.net), weights(other.net))
-    assert not equal(weights(silent.net), weights(heard.net))
+    assert not equal(weights(without.discriminator), weights(other.discriminator))
+    assert equal(weights(without.net), weights(other.net))
+    assert not equal(weights(without.net), weights(with_effect.net))
 
 
 @pytest.mark.parametrize("adversary", ["alternate", "reversal"])
 def test_the_encoder_learns_to_make_synthetic_images_look_real(adversary: str, batch: dict[str, Tensor]):
-    """Against a discriminator that stands still, the verdict on synthetic images rises."""
+    """Against a fixed discriminator, its probabilities for synthetic images rise."""
     trained = method(
         adversary=adversary,
         adversarial=1.0,
@@ -169,11 +163,11 @@ def test_the_encoder_learns_to_make_synthetic_images_look_real(adversary: str, b
         discriminator_norm="group",
         norm="group",
     )
-    verdicts = [trained.update(batch, 3)["discriminator/fake"].item() for _ in range(6)]
-    assert verdicts[-1] > verdicts[0] + 0.01
+    probabilities = [trained.update(batch, 3)["discriminator/fake"].item() for _ in range(6)]
+    assert probabilities[-1] > probabilities[0] + 0.01
 
 
-def test_images_are_seen_by_one_channel_and_photos_too(batch: dict[str, Tensor]):
+def test_the_encoder_sees_one_channel_of_images_and_of_photos(batch: dict[str, Tensor]):
     trained = method()
     image, labels = trained._labeled(batch, generator(5))
     photo = trained._photos(batch, generator(5))
@@ -187,7 +181,7 @@ def test_images_are_seen_by_one_channel_and_photos_too(batch: dict[str, Tensor])
 
 
 def test_labels_are_cropped_and_mirrored_with_their_image(batch: dict[str, Tensor]):
-    """A scene that paints each pixel in the color of its own normal, depth and instance."""
+    """The colors of each pixel are set to its own normal, depth and instance."""
     planes = batch["synthetic/image"].clone()
     planes[:, 0], planes[:, 1], planes[:, 2] = planes[:, 5], planes[:, 4], planes[:, 9]
     trained = method(channels="all")
@@ -206,7 +200,7 @@ def test_labels_are_cropped_and_mirrored_with_their_image(batch: dict[str, Tenso
     assert 0 < mirrored < 16
 
 
-# --- looking and measuring ------------------------------------------------------------------------------------
+# --- pictures and figures -------------------------------------------------------------------------------------
 
 
 def test_figures_of_known_errors():
@@ -218,7 +212,7 @@ def test_figures_of_known_errors():
     tilted[0, :, 0, 3] = torch.tensor([math.sin(math.radians(40)), 0, -math.cos(math.radians(40))])
     instance = torch.tensor([[[1, 1, 2, 2]]])
     contour = torch.tensor([-2.0, 2.0, 2.0, -2.0]).view(1, 1, 1, 4)
-    add_errors(errors, Guess(guess, tilted, contour), Labels(depth, normal, instance))
+    add_errors(errors, SurfacePrediction(guess, tilted, contour), Labels(depth, normal, instance))
     found = errors.means()
     assert found["depth_rms"] == pytest.approx(math.sqrt((math.log(1.2) ** 2 + math.log(2) ** 2) / 3), rel=1e-5)
     assert found["depth_within_25"] == pytest.approx(2 / 3)
@@ -227,11 +221,11 @@ def test_figures_of_known_errors():
     assert found["contour_ap"] == pytest.approx(1)
 
 
-def test_accuracy_counts_both_kinds_alike():
-    assert accuracy(torch.tensor([1.0, 2, 3, -1]), torch.tensor([-1.0])).item() == pytest.approx(0.875)
+def test_accuracy_gives_both_domains_equal_weight():
+    assert domain_accuracy(torch.tensor([1.0, 2, 3, -1]), torch.tensor([-1.0])).item() == pytest.approx(0.875)
 
 
-def test_near_is_white_far_is_black_and_so_is_missing():
+def test_near_is_white_and_far_or_missing_is_black():
     gray = depth_picture(torch.tensor([1.0, 8.0, 1e-3]).log().view(3, 1, 1, 1))[:, 0].flatten()
     torch.testing.assert_close(gray, torch.tensor([1.0, 0.0, 0.0]))
 
@@ -242,13 +236,13 @@ def test_evaluation_is_the_same_twice_and_counts_no_image_twice(batch: dict[str,
     assert found == trained.evaluate([batch])
     assert 0.0 <= found["domain_probe"] <= 1.0
     again = {**batch, "real/image": batch["real/image"].clone()}
-    again["real/image"][3] = 0  # wrapped around: not to be counted
+    again["real/image"][3] = 0  # a repeated image: not counted
     assert trained.evaluate([again]) == found
 
 
-def test_the_floor_is_the_best_that_does_not_look(batch: dict[str, Tensor]):
-    (floor,) = method().baselines([batch]).values()
-    assert 0 < floor["depth_rms"] < 1
+def test_the_baseline_is_the_mean_scene(batch: dict[str, Tensor]):
+    (baseline,) = method().baselines([batch]).values()
+    assert 0 < baseline["depth_rms"] < 1
     one = {name: value[:1] for name, value in batch.items()}
     (exact,) = method().baselines([one]).values()  # the mean of one scene is that scene
     assert exact["depth_rms"] == pytest.approx(0, abs=1e-4)
@@ -256,7 +250,7 @@ def test_the_floor_is_the_best_that_does_not_look(batch: dict[str, Tensor]):
     assert exact["contour_ap"] == pytest.approx(1, abs=1e-3)
 
 
-def test_pictures_are_those_of_the_truth_where_it_is_shown(batch: dict[str, Tensor]):
+def test_the_pictures_show_the_truth(batch: dict[str, Tensor]):
     shown = method().show(batch)
     assert [p.shape[0] for p in shown.values()] == [3, 3]
     sheet = shown["synthetic: image | depth, truth | normals, truth | contours, truth"]
@@ -275,7 +269,7 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory, photos: Path) -> Path:
     return folder
 
 
-def test_the_command_leaves_pictures_scalars_table_and_an_encoder(run_folder: Path):
+def test_the_command_writes_pictures_scalars_a_table_and_an_encoder(run_folder: Path):
     events = EventAccumulator(str(run_folder), size_guidance={"images": 0}).Reload()
     assert len(events.Tags()["images"]) == 2
     for name in (
@@ -297,7 +291,9 @@ def test_the_command_leaves_pictures_scalars_table_and_an_encoder(run_folder: Pa
 
 
 @pytest.mark.parametrize("adversary", ["alternate", "reversal"])
-def test_a_resumed_run_equals_one_never_stopped(adversary: str, run_folder: Path, photos: Path, tmp_path: Path):
+def test_a_resumed_run_equals_one_that_was_never_stopped(
+    adversary: str, run_folder: Path, photos: Path, tmp_path: Path
+):
     options = [*TINY, "--real", str(photos), "--adversary", adversary]
     whole = run_folder
     if adversary == "reversal":
@@ -323,11 +319,11 @@ def leaves(value: object) -> list[Tensor]:
     return [t for v in inner for t in leaves(v)]
 
 
-def test_bad_input_is_refused_in_one_line(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_bad_input_gives_an_error_of_one_line(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert "--real is missing: name a folder" in refusal(run("kintsugi.recon.synthetic", "--preset", "small"))
     assert not list(tmp_path.glob("runs/*"))
     (tmp_path / "half" / "rgb").mkdir(parents=True)
-    for option, value, said in (
+    for option, value, message in (
         ("--real", str(tmp_path / "nowhere"), "nowhere: no such folder"),
         ("--data", str(tmp_path / "half"), "no depth/ in it"),
     ):
@@ -335,9 +331,9 @@ def test_bad_input_is_refused_in_one_line(run: Run, tmp_path: Path, capsys: pyte
             synthetic.main([*TINY, "--runs", str(tmp_path / "runs"), option, value])
         (line,) = capsys.readouterr().err.splitlines()
         assert line.startswith(f"error: {option}")
-        assert said in line
+        assert message in line
 
 
-def test_the_demo_does_with_sample_photos(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_the_demo_runs_on_sample_photos(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     synthetic.main([*TINY, "--steps", "1", "--out", str(tmp_path / "run")])
     assert "no --real given" in capsys.readouterr().out

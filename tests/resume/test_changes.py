@@ -1,4 +1,4 @@
-"""What --resume finds in a run's folder, and what it is asked to change: taken, named or refused in one line."""
+"""What --resume does with damaged checkpoints and with changed settings: it uses, names or refuses them in one line."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import Refused, tensors
-from helpers import tiny
+from helpers import tiny_method
+from helpers.command_line import Refused
+from helpers.nested import tensors
 
 from kintsugi.train import checkpoint
 
@@ -17,13 +18,13 @@ from kintsugi.train import checkpoint
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("whole") / "run"
-    tiny.main(["--out", str(folder)])
+    tiny_method.main(["--out", str(folder)])
     return folder
 
 
 @pytest.fixture
 def run(whole: Path, tmp_path: Path) -> Path:
-    """A copy of that run, of six steps, to be spoilt."""
+    """A copy of that run, which has six steps, for a test to damage."""
     return Path(shutil.copytree(whole, tmp_path / "run"))
 
 
@@ -41,32 +42,32 @@ def same(one: list[torch.Tensor], other: list[torch.Tensor]) -> bool:
     return all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
 
 
-def test_changed_settings_are_refused_unless_they_are_asked_for(
+def test_changed_settings_are_refused_without_accept_changes(
     run: Path, refused: Refused, capsys: pytest.CaptureFixture[str]
 ):
     resume = ["--resume", "--out", str(run)]
-    line = refused(tiny.main, [*resume, "--steps", "8", "--lr", "0.5", "--batch", "8"])
+    line = refused(tiny_method.main, [*resume, "--steps", "8", "--lr", "0.5", "--batch", "8"])
     assert "--lr 0.01 -> 0.5" in line
     assert "--batch 4 -> 8" in line
     assert "--accept-changes" in line
-    tiny.main([*resume, "--steps", "8", "--lr", "0.5", "--accept-changes"])
+    tiny_method.main([*resume, "--steps", "8", "--lr", "0.5", "--accept-changes"])
     assert "other settings: --lr 0.01 -> 0.5" in capsys.readouterr().err
     content = checkpoint.load(checkpoint.find(run))
     assert content["step"] == 8
-    assert content["state"]["optimizers"]["net"]["param_groups"][0]["lr"] == 0.5  # and it is what is trained with
-    # It is now the run's own; and changes are to be asked for again.
-    assert "--lr 0.5 -> 0.1" in refused(tiny.main, [*resume, "--steps", "9", "--lr", "0.1"])
+    assert content["state"]["optimizers"]["net"]["param_groups"][0]["lr"] == 0.5  # the new value is used
+    # It is now the run's own setting; further changes need --accept-changes again.
+    assert "--lr 0.5 -> 0.1" in refused(tiny_method.main, [*resume, "--steps", "9", "--lr", "0.1"])
 
 
 @pytest.mark.parametrize("change", [["--width", "8"], ["--optimizer", "sgd"], ["--optimizer", "lars"]])
 def test_changes_that_the_saved_weights_do_not_allow(change: list[str], run: Path, refused: Refused):
-    line = refused(tiny.main, ["--resume", "--out", str(run), "--steps", "8", "--accept-changes", *change])
+    line = refused(tiny_method.main, ["--resume", "--out", str(run), "--steps", "8", "--accept-changes", *change])
     assert "does not fit the networks of these settings" in line
     assert len(line) < 500
 
 
 @pytest.mark.parametrize(
-    "spoilt",
+    "damaged",
     [
         {"state": {}},
         {"state": 3},
@@ -75,13 +76,15 @@ def test_changes_that_the_saved_weights_do_not_allow(change: list[str], run: Pat
         {"config": {"color": 1}},
     ],
 )
-def test_a_checkpoint_with_other_things_in_it_is_one_line(spoilt: dict[str, Any], run: Path, refused: Refused):
-    rewrite(checkpoint.find(run), **spoilt)
-    assert refused(tiny.main, ["--resume", "--out", str(run), "--steps", "8"])
+def test_a_checkpoint_with_wrong_content_gives_one_line(damaged: dict[str, Any], run: Path, refused: Refused):
+    rewrite(checkpoint.find(run), **damaged)
+    assert refused(tiny_method.main, ["--resume", "--out", str(run), "--steps", "8"])
 
 
 @pytest.mark.parametrize("damage", ["truncated", "flipped", "foreign", "of another version"])
-def test_the_one_before_a_damaged_one_is_taken(damage: str, whole: Path, run: Path, capsys: pytest.CaptureFixture[str]):
+def test_the_checkpoint_before_a_damaged_one_is_used(
+    damage: str, whole: Path, run: Path, capsys: pytest.CaptureFixture[str]
+):
     newest = checkpoint.find(run)
     whole_bytes = newest.read_bytes()
     if damage == "truncated":
@@ -93,9 +96,9 @@ def test_the_one_before_a_damaged_one_is_taken(damage: str, whole: Path, run: Pa
         torch.save({"w": torch.zeros(3)}, newest)
     else:
         torch.save({**checkpoint.load(newest), "format": checkpoint.FORMAT + 1}, newest)
-    (run / "best.pt").write_bytes(b"")  # which is not needed for it
-    tiny.main(["--resume", "--out", str(run)])
-    said = capsys.readouterr().err
-    assert f"warning: {newest}" in said
-    assert "from step 4" in said
+    (run / "best.pt").write_bytes(b"")  # not needed to resume
+    tiny_method.main(["--resume", "--out", str(run)])
+    output = capsys.readouterr().err
+    assert f"warning: {newest}" in output
+    assert "from step 4" in output
     assert same(state(whole), state(run))

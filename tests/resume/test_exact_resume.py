@@ -1,4 +1,4 @@
-"""A run that is stopped and resumed ends with the weights of one that was never stopped, bit for bit."""
+"""A stopped and resumed run ends with the weights of one that was never stopped, bit for bit."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, TINY, Run, refusal
+from helpers.command_line import ROOT, TINY, Run, refusal
 
 from kintsugi.data.loader import Resident
 from kintsugi.recon import inpainting
@@ -59,7 +59,7 @@ def wait_for(path: Path, process: subprocess.Popen[str], seconds: float = 60) ->
 
 @pytest.fixture(scope="module")
 def whole(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that nothing stopped."""
+    """A run that was never stopped."""
     folder = tmp_path_factory.mktemp("whole") / "run"
     inpainting.main([*TINY, "--data", str(photos), "--out", str(folder)])
     return folder
@@ -72,7 +72,7 @@ def test_killed_run_resumes_bit_for_bit(whole: Path, run: Run, photos: Path, tmp
     process.kill()
     process.wait()
     newest = checkpoint.newest(tmp_path / "killed")[0]
-    if newest.name == "step-00000006.pt":  # it was faster than the kill
+    if newest.name == "step-00000006.pt":  # the run was faster than the kill
         newest.unlink()
     resumed = run("kintsugi.recon.inpainting", "--resume", "--out", "killed")
     assert resumed.returncode == 0, resumed.stderr
@@ -94,15 +94,15 @@ def test_data_that_stays_on_the_device_changes_nothing(
 
 
 @pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_saves_and_leaves(kind: signal.Signals, run: Run, photos: Path, tmp_path: Path):
+def test_a_signal_saves_and_ends_the_run(kind: signal.Signals, run: Run, photos: Path, tmp_path: Path):
     args = [*TINY, "--data", str(photos), "--out", "stopped", "--steps", "100000", "--save-every", "100000"]
     process = start(tmp_path, *args)
     wait_for(tmp_path / "stopped/before-adversary.pt", process)
     process.send_signal(kind)
-    said = process.communicate(timeout=60)[1]
+    output = process.communicate(timeout=60)[1]
     assert process.returncode == 128 + kind
-    assert "Traceback" not in said
-    assert "go on with --resume --out stopped" in said
+    assert "Traceback" not in output
+    assert "continue with --resume --out stopped" in output
     stopped_at = int(checkpoint.newest(tmp_path / "stopped")[0].stem.split("-")[1])
     assert 2 <= stopped_at < 100000
     resumed = run("kintsugi.recon.inpainting", "--resume", "--out", "stopped", "--steps", str(stopped_at + 2))
@@ -110,10 +110,10 @@ def test_a_signal_saves_and_leaves(kind: signal.Signals, run: Run, photos: Path,
     assert checkpoint.load(checkpoint.find(tmp_path / "stopped"))["step"] == stopped_at + 2
 
 
-def test_what_changes_what_is_trained_is_refused(whole: Path, run: Run):
-    said = refusal(run("kintsugi.recon.inpainting", "--resume", "--out", whole, "--steps", "9", "--lr", "0.5"))
-    assert "--lr 0.0005 -> 0.5" in said
-    said = refusal(run("kintsugi.recon.inpainting", "--resume", "--out", whole))
-    assert "already has 6 steps" in said
-    said = refusal(run("kintsugi.recon.inpainting", *TINY, "--out", whole))
-    assert "already holds a run" in said
+def test_changed_settings_and_finished_or_existing_runs_are_refused(whole: Path, run: Run):
+    output = refusal(run("kintsugi.recon.inpainting", "--resume", "--out", whole, "--steps", "9", "--lr", "0.5"))
+    assert "--lr 0.0005 -> 0.5" in output
+    output = refusal(run("kintsugi.recon.inpainting", "--resume", "--out", whole))
+    assert "already has 6 steps" in output
+    output = refusal(run("kintsugi.recon.inpainting", *TINY, "--out", whole))
+    assert "already holds a run" in output

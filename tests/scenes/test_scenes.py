@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import Run
+from helpers.command_line import Run
 from torch import Tensor
 
 from kintsugi import rng, scenes

@@ -24,21 +24,21 @@ def test_what_is_saved_is_loaded_and_nothing_else_stays(tmp_path: Path):
     assert [p.name for p in path.parent.iterdir()] == [path.name]
 
 
-def test_find_takes_the_newest_whole_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_find_returns_the_newest_whole_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     for step in (2, 10, 9):
         checkpoint.save(tmp_path / f"step-{step:08d}.pt", content(step))
     newest = tmp_path / "step-00000010.pt"
     assert checkpoint.find(tmp_path) == newest
-    newest.write_bytes(newest.read_bytes()[:200])  # killed in a write that was not ours
+    newest.write_bytes(newest.read_bytes()[:200])  # as if another program had been killed while it copied the file
     assert checkpoint.find(tmp_path) == tmp_path / "step-00000009.pt"
     assert "not a whole checkpoint" in capsys.readouterr().err
-    assert checkpoint.find(newest) == newest  # a named file is taken as it is; load says what is wrong
+    assert checkpoint.find(newest) == newest  # a named file is returned as it is; load reports the damage
     with pytest.raises(ValueError, match=r"use the one before it, .*step-00000009.pt"):
         checkpoint.load(newest)
 
 
 def test_a_flipped_bit_is_refused_or_changes_nothing(tmp_path: Path):
-    """torch itself would load flipped weights without a word: it never reads the sums that it writes."""
+    """torch itself would load flipped weights silently: it never checks the checksums that it writes."""
     path = tmp_path / "step-00000001.pt"
     weights = torch.arange(500.0)
     checkpoint.save(path, {**content(), "state": {"w": weights}})
@@ -52,7 +52,7 @@ def test_a_flipped_bit_is_refused_or_changes_nothing(tmp_path: Path):
         except ValueError:
             refused += 1
         else:
-            assert torch.equal(found["state"]["w"], weights)  # in padding, a date or the like
+            assert torch.equal(found["state"]["w"], weights)  # the flipped bit was in padding, a date or the like
             assert {**found, "state": 0} == {**content(), "format": checkpoint.FORMAT, "state": 0}
     assert refused > 100
 
@@ -129,7 +129,7 @@ def test_an_encoder_is_rebuilt_without_its_method(tmp_path: Path):
 
 
 @pytest.mark.parametrize("roles", [["generator", "discriminator"], ["encoder"]])
-def test_without_a_role_the_first_encoder_is_meant(roles: list[str], tmp_path: Path):
+def test_without_a_role_the_first_encoder_is_loaded(roles: list[str], tmp_path: Path):
     specs = [Backbone(name="dcgan", width=0.25), Backbone(name="dcgan", width=0.125)]
     encoders = {
         role: {"spec": spec.plain(), "state": spec.build().state_dict()}

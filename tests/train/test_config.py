@@ -22,33 +22,33 @@ from kintsugi.train.config import (
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(TrainConfig):
+class ToyConfig(TrainConfig):
     width: int = 8
     rates: tuple[float, ...] = (0.1, 0.2)
 
 
-def demo() -> Config:
-    return Config()
+def demo() -> ToyConfig:
+    return ToyConfig()
 
 
-def small() -> Config:
-    return Config(preset="small", width=64, steps=7)
+def small() -> ToyConfig:
+    return ToyConfig(preset="small", width=64, steps=7)
 
 
-def paper() -> Config:
-    return Config(preset="paper", width=512)
+def paper() -> ToyConfig:
+    return ToyConfig(preset="paper", width=512)
 
 
 PRESETS: dict[Preset, object] = {"demo": demo, "small": small, "paper": paper}
 
 
-def parse(*argv: str) -> Config:
+def parse(*argv: str) -> ToyConfig:
     return parse_training("toy", PRESETS, argv)  # type: ignore[arg-type]
 
 
 def test_a_preset_sets_defaults_and_options_override_it():
     assert parse() == demo()
-    assert parse("--preset", "small", "--steps", "9") == Config(preset="small", width=64, steps=9)
+    assert parse("--preset", "small", "--steps", "9") == ToyConfig(preset="small", width=64, steps=9)
     assert parse("--preset=paper").width == 512
 
 
@@ -68,12 +68,12 @@ def test_a_preset_sets_defaults_and_options_override_it():
 def test_a_mistake_is_one_line(argv: list[str], message: str, capsys: pytest.CaptureFixture[str]):
     with pytest.raises(SystemExit) as stop, user_errors():
         parse(*argv)
-    said = capsys.readouterr()
+    output = capsys.readouterr()
     assert stop.value.code == 2
-    assert said.out == ""
-    assert said.err.startswith("error: ")
-    assert said.err.count("\n") == 1
-    assert message in said.err
+    assert output.out == ""
+    assert output.err.startswith("error: ")
+    assert output.err.count("\n") == 1
+    assert message in output.err
 
 
 def test_a_mistake_is_one_line_in_an_ascii_terminal_too():
@@ -85,7 +85,7 @@ ODD = st.sampled_from(
     ["", "-", "--", "nan", "-1", "1e400", "0x1", "9" * 40, "None", "a b", "\n", "é\x00", "--steps", "'"]
 )
 ARGUMENT = (
-    st.sampled_from([*_flags(Config), "--steps=", "--widht", "--no-resume", "--tyro-print-completion", "-h"]) | ODD
+    st.sampled_from([*_flags(ToyConfig), "--steps=", "--widht", "--no-resume", "--tyro-print-completion", "-h"]) | ODD
 )
 
 
@@ -98,13 +98,13 @@ def test_any_arguments_give_settings_or_one_line(
     capsys.readouterr()
     try:
         with user_errors():
-            assert isinstance(parse(*argv), Config)
+            assert isinstance(parse(*argv), ToyConfig)
     except SystemExit as stop:
-        said = capsys.readouterr()
+        output = capsys.readouterr()
         if stop.code == 2:
-            assert said.err.startswith("error: ")
-            assert said.err.count("\n") == 1
-            assert said.out == ""
+            assert output.err.startswith("error: ")
+            assert output.err.count("\n") == 1
+            assert output.out == ""
         else:
             assert not stop.code  # noqa: PT017
             assert {"-h", "--help"} & {word.partition("=")[0] for word in argv}
@@ -118,14 +118,14 @@ def test_help_lists_the_options_and_succeeds(capsys: pytest.CaptureFixture[str])
 
 
 def test_settings_survive_a_checkpoint(tmp_path: Path):
-    config = Config(out=tmp_path, rates=(0.5,), width=3)
-    assert from_plain(Config, to_plain(config)) == config
+    config = ToyConfig(out=tmp_path, rates=(0.5,), width=3)
+    assert from_plain(ToyConfig, to_plain(config)) == config
     with pytest.raises(ValueError, match=r"does not know: color"):
-        from_plain(Config, {**to_plain(config), "color": 1})
+        from_plain(ToyConfig, {**to_plain(config), "color": 1})
 
 
-def test_resume_takes_the_saved_settings_and_refuses_others(tmp_path: Path):
-    saved = Config(width=5, steps=10, batch=4)
+def test_resume_uses_the_saved_settings_and_refuses_others(tmp_path: Path):
+    saved = ToyConfig(width=5, steps=10, batch=4)
     content = {"method": "toy", "config": to_plain(saved), "step": 10, "state": {}, "encoders": {}}
     checkpoint.save(tmp_path / "step-00000010.pt", content)
     resumed = parse("--resume", "--out", str(tmp_path), "--steps", "20")
@@ -134,7 +134,7 @@ def test_resume_takes_the_saved_settings_and_refuses_others(tmp_path: Path):
         parse("--resume", "--out", str(tmp_path), "--width", "6")
 
 
-def test_options_at_resume_are_to_fit_the_runs_settings_not_the_presets(tmp_path: Path):
+def test_options_at_resume_must_fit_the_runs_settings_not_the_presets(tmp_path: Path):
     @dataclass(frozen=True, kw_only=True)
     class Late(TrainConfig):
         start: int = 8
@@ -154,7 +154,7 @@ def test_options_at_resume_are_to_fit_the_runs_settings_not_the_presets(tmp_path
         parse_training("toy", presets, ["--steps", "6"])  # type: ignore[arg-type]
 
 
-def test_resume_without_a_run_says_how_to_get_one(tmp_path: Path):
+def test_resume_without_a_run_gives_a_hint(tmp_path: Path):
     with pytest.raises(ValueError, match=r"no checkpoint at .*train one"):
         parse("--resume", "--runs", str(tmp_path / "none"))
 

@@ -15,8 +15,8 @@ WORLD = World(torch.device("cpu"))
 
 
 @pytest.mark.parametrize("rule", [torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD])
-def test_a_gradient_laid_out_otherwise_than_its_weight_counts_the_same(rule: type[torch.optim.Optimizer]):
-    """Fused optimizers read both in the order of the memory."""
+def test_a_gradient_with_another_memory_layout_than_its_weight_gives_the_same_step(rule: type[torch.optim.Optimizer]):
+    """Fused optimizers read both in the order in which they lie in memory."""
     weights = torch.randn(8, 4, 3, 3, generator=torch.Generator().manual_seed(0))
     ends = []
     for fused in (True, False):
@@ -32,7 +32,7 @@ def test_a_gradient_laid_out_otherwise_than_its_weight_counts_the_same(rule: typ
     torch.testing.assert_close(ends[0], ends[1])
 
 
-def test_running_average_forgets_its_beginning_and_then_decays_as_asked():
+def test_a_running_average_forgets_its_first_values_and_then_decays_as_set():
     net = nn.Linear(1, 1, bias=False)
     average = AveragedModel(net, multi_avg_fn=warmed_average(0.6), use_buffers=True)
     expected = 0.0

@@ -1,15 +1,12 @@
-"""Two ranks learn as one does from the global batch: losses and gradients, and what is found of all images."""
+"""Two ranks have the losses and gradients of one process with the global batch, and the same queues and clusters."""
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT
+from helpers.command_line import torchrun
 from helpers.one_step import CASES, one_step
 from torch import Tensor
 
@@ -19,24 +16,7 @@ from kintsugi.train.dist import World
 @pytest.fixture(scope="module")
 def of_two(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Tensor]]:
     place: Path = tmp_path_factory.mktemp("ranks")
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "torch.distributed.run",
-            "--standalone",
-            "--nproc-per-node=2",
-            "-m",
-            "helpers.one_step",
-            "two.pt",
-        ],
-        cwd=place,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (ROOT, ROOT / "tests")))},
-    )
+    done = torchrun(place, 2, "helpers.one_step", "two.pt")
     assert done.returncode == 0, done.stderr
     assert "Warning" not in done.stderr
     return torch.load(place / "two.pt", weights_only=True)

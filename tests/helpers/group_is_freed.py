@@ -1,4 +1,4 @@
-"""Under torchrun: a world in which an optimizer was built, and what is left of its process group after it."""
+"""Run under torchrun: checks that a process group is freed after a training that built an optimizer."""
 
 from __future__ import annotations
 
@@ -18,4 +18,4 @@ if __name__ == "__main__":
         parameter.grad = torch.ones(1)
         world.mean_gradients([parameter])
         optimizer.step()
-    assert group() is None, "gloo's threads go on: as Python ends, they may abort the process"
+    assert group() is None, "the process group still exists: gloo's threads may abort the process when Python ends"

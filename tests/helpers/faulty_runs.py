@@ -1,4 +1,7 @@
-"""Training runs in processes that may be killed at any moment, at a fraction of the price of a fresh interpreter."""
+"""Training runs in processes of their own that kill themselves at a given point, or are watched.
+
+They are forks of a server that has imported torch, which takes a fraction of the time of a fresh interpreter.
+"""
 
 from __future__ import annotations
 
@@ -15,37 +18,37 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import ROOT
 from torch import Tensor
 
-from helpers.tiny import Tiny
+from helpers.command_line import python_path
+from helpers.tiny_method import TinyMethod
 from kintsugi.train.method import Batch
 
 # It imports torch once and computes nothing; each run is a fork of it.
 _server = multiprocessing.get_context("forkserver")
-_server.set_forkserver_preload(["helpers.tiny", "helpers.faults"])
+_server.set_forkserver_preload(["helpers.tiny_method", "helpers.faulty_runs"])
 
 
 def preload(*modules: str) -> None:
-    """Spares each run of these their imports, if no run has been started yet."""
-    _server.set_forkserver_preload(["helpers.tiny", "helpers.faults", *modules])
+    """Imports these modules once, in the server, for all runs. Has an effect only before the first run."""
+    _server.set_forkserver_preload(["helpers.tiny_method", "helpers.faulty_runs", *modules])
 
 
-def start(module: str, args: list[str], said: Path, fault: tuple[str, int] | None = None) -> ForkServerProcess:
-    """``python -m MODULE ARGS``, with what it says on stdout and stderr in the file ``said``.
+def start(module: str, args: list[str], output: Path, fault: tuple[str, int] | None = None) -> ForkServerProcess:
+    """Starts ``python -m MODULE ARGS``; its stdout and stderr are appended to the file ``output``.
 
-    fault: a point of ``POINTS`` and how many times it is passed before the process kills itself there.
+    fault: a name in ``POINTS``, and the count that its function takes.
     """
     with pytest.MonkeyPatch.context() as environment:
-        # The server, which the first process starts, does not get this one's sys.path.
-        environment.setenv("PYTHONPATH", os.pathsep.join(map(str, (ROOT, ROOT / "tests"))))
-        process = _server.Process(target=_main, args=(module, args, str(said), fault))
+        # The server starts with the first process. It does not inherit this one's sys.path.
+        environment.setenv("PYTHONPATH", python_path())
+        process = _server.Process(target=_main, args=(module, args, str(output), fault))
         process.start()
     return process
 
 
 def finish(process: ForkServerProcess, seconds: float = 600) -> int:
-    """Waits for its end; the exit code, negative for a signal."""
+    """Waits until the process ends. Returns its exit code, or minus the number of the signal that ended it."""
     process.join(seconds)
     assert process.exitcode is not None, "it hangs"
     code = process.exitcode
@@ -53,10 +56,10 @@ def finish(process: ForkServerProcess, seconds: float = 600) -> int:
     return code
 
 
-def _main(module: str, args: list[str], said: str, fault: tuple[str, int] | None) -> None:
-    # SIGINT was ignored by the server, for its own sake.
+def _main(module: str, args: list[str], output: str, fault: tuple[str, int] | None) -> None:
+    # The server ignores SIGINT, and its forks inherit that.
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    descriptor = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
     sys.stdout, sys.stderr = os.fdopen(1, "w", buffering=1), os.fdopen(2, "w", buffering=1)
@@ -75,16 +78,16 @@ def _die() -> None:
 
 
 def _before(owner: Any, name: str) -> Callable[[int], None]:
-    """Dies as it is about to call ``owner.name`` for the ``count``-th time, counted from 0."""
+    """Dies before call number ``count`` of ``owner.name``, counted from 0."""
 
     def arm(count: int) -> None:
-        really, left = getattr(owner, name), [count]
+        original, left = getattr(owner, name), [count]
 
         def call(*args: Any, **options: Any) -> Any:
             left[0] -= 1
             if left[0] < 0:
                 _die()
-            return really(*args, **options)
+            return original(*args, **options)
 
         setattr(owner, name, call)
 
@@ -92,8 +95,8 @@ def _before(owner: Any, name: str) -> Callable[[int], None]:
 
 
 def _in_write(count: int) -> None:
-    """Dies after ``count`` bytes of checkpoints have been written, in the middle of a file."""
-    really, left = torch.save, [count]
+    """Dies after ``count`` bytes of checkpoints are written, in the middle of a file."""
+    original, left = torch.save, [count]
 
     class Dying(io.RawIOBase):
         def __init__(self, file: Any) -> None:
@@ -115,73 +118,73 @@ def _in_write(count: int) -> None:
             self.file.flush()
 
     def save(content: Any, file: Any) -> None:
-        really(content, Dying(file))
+        original(content, Dying(file))
 
     torch.save = save
 
 
-def _signalled(kind: signal.Signals) -> Callable[[int], None]:
-    """Is sent the signal so many times, one after the other, in the step after the third."""
+def _signaled(kind: signal.Signals) -> Callable[[int], None]:
+    """Receives the signal ``count`` times in step 3, counted from 0."""
 
     def arm(count: int) -> None:
-        really = Tiny.update
+        original = TinyMethod.update
 
-        def update(self: Tiny, batch: Batch, step: int) -> dict[str, Tensor]:
+        def update(self: TinyMethod, batch: Batch, step: int) -> dict[str, Tensor]:
             for _ in range(count if step == 3 else 0):
                 os.kill(os.getpid(), kind)
-            return really(self, batch, step)
+            return original(self, batch, step)
 
-        Tiny.update = update  # type: ignore[method-assign]
+        TinyMethod.update = update  # type: ignore[method-assign]
 
     return arm
 
 
 def _audited(_: int) -> None:
-    """Prints what it changes on the disk, starts, binds and unpickles, as Python's audit hears it."""
+    """Prints each change on the disk, started process, bound socket and unpickled class, from Python's audit events."""
     changes = {"os.mkdir", "os.rename", "os.remove", "os.symlink"}
     others = {"subprocess.Popen", "os.system", "os.posix_spawn", "socket.bind", "pickle.find_class"}
 
-    def hear(event: str, args: tuple[Any, ...]) -> None:
+    def report(event: str, args: tuple[Any, ...]) -> None:
         writing = event == "open" and isinstance(args[2], int) and args[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
         if (writing and not isinstance(args[0], int)) or event in changes | others:
             place = args[1] if event == "os.symlink" else args[0]
             text = os.fsdecode(place) if isinstance(place, (str, bytes, os.PathLike)) else repr(place)
             os.write(1, f"\naudit: {event} {text}\n".encode())
 
-    sys.addaudithook(hear)
+    sys.addaudithook(report)
 
 
 def _measured(every: int) -> None:
-    """Prints memory (kB), open files and threads, before every so manieth step."""
-    really = Tiny.update
+    """Prints memory in kB, open files and threads before every ``every``-th step."""
+    original = TinyMethod.update
 
-    def update(self: Tiny, batch: Batch, step: int) -> dict[str, Tensor]:
+    def update(self: TinyMethod, batch: Batch, step: int) -> dict[str, Tensor]:
         if step % every == 0:
             pages = int(Path("/proc/self/statm").read_text().split()[1])
             memory = pages * os.sysconf("SC_PAGE_SIZE") // 1024
             files, threads = len(os.listdir("/proc/self/fd")), len(os.listdir("/proc/self/task"))
             os.write(1, f"\nmeasured: {step} {memory} {files} {threads}\n".encode())
-        return really(self, batch, step)
+        return original(self, batch, step)
 
-    Tiny.update = update  # type: ignore[method-assign]
+    TinyMethod.update = update  # type: ignore[method-assign]
 
 
 POINTS: dict[str, Callable[[int], None]] = {
     "write": _in_write,  # in the middle of a checkpoint
-    "fsync": _before(os, "fsync"),  # it is written, but perhaps not on the disk
-    "replace": _before(Path, "replace"),  # it is whole, but under its temporary name; or the pointer latest is
-    "unlink": _before(Path, "unlink"),  # old ones are to be deleted
-    "point": _before(Path, "write_text"),  # the latest run is to be named
-    "audit": _audited,  # it does not die at all
-    "measure": _measured,  # nor here
-    "step": _before(Tiny, "update"),
-    "SIGINT": _signalled(signal.SIGINT),
-    "SIGTERM": _signalled(signal.SIGTERM),
+    "fsync": _before(os, "fsync"),  # the file is written, but may not be on the disk yet
+    "replace": _before(Path, "replace"),  # the checkpoint, or the pointer latest, is whole but has its temporary name
+    "unlink": _before(Path, "unlink"),  # old checkpoints are about to be deleted
+    "point": _before(Path, "write_text"),  # the pointer latest is about to be written
+    "audit": _audited,  # does not die
+    "measure": _measured,  # does not die
+    "step": _before(TinyMethod, "update"),
+    "SIGINT": _signaled(signal.SIGINT),
+    "SIGTERM": _signaled(signal.SIGTERM),
 }
 
 if __name__ == "__main__":
-    # Under torchrun, python -m faults RANK POINT COUNT ARGS: a tiny run of which that rank has the fault.
+    # Under torchrun: python -m helpers.faulty_runs RANK POINT COUNT ARGS, a tiny run in which one rank has the fault.
     rank, point, count, *args = sys.argv[1:]
     if os.environ["RANK"] == rank:
         POINTS[point](int(count))
-    importlib.import_module("helpers.tiny").main(args)
+    importlib.import_module("helpers.tiny_method").main(args)

@@ -1,4 +1,4 @@
-"""The smallest method there is, for tests of the loop itself: a run of it takes a second, most of it TensorBoard's."""
+"""The smallest method there is, for tests of the training loop. A run takes a second, most of it TensorBoard's."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ def demo() -> TinyConfig:
     )
 
 
-class Tiny(Method[TinyConfig]):
-    """An autoencoder of blurred noise, with the state that real ones have: moments, batch statistics, an average."""
+class TinyMethod(Method[TinyConfig]):
+    """A denoising autoencoder with the state that real methods have: moments, batch statistics, dropout."""
 
     name = "tiny"
     score = "quality"
@@ -77,7 +77,7 @@ class Tiny(Method[TinyConfig]):
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    run_method(Tiny, [demo], argv)
+    run_method(TinyMethod, [demo], argv)
 
 
 if __name__ == "__main__":

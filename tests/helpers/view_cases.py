@@ -1,0 +1,35 @@
+"""The contrastive methods at their smallest, and images for them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from kintsugi.contrastive import byol, cpc, moco
+from kintsugi.rng import generator
+from kintsugi.train.dist import World
+
+WORLD = World(torch.device("cpu"))
+BATCH = {
+    "image": torch.randint(0, 256, (8, 3, 40, 44), generator=generator(0), dtype=torch.uint8),
+    "extent": torch.tensor([[40, 44]]).repeat(8, 1),
+    "index": torch.arange(8),
+}
+
+
+def small_moco(world: World = WORLD, **settings: Any) -> moco.MoCo:
+    torch.manual_seed(0)
+    few = {"batch": 8, "queue": 24, "dim": 16, "norm": "group"}
+    return moco.MoCo(replace(moco.demo(), **{**few, **settings}), world)
+
+
+def small_byol() -> byol.BYOL:
+    torch.manual_seed(0)
+    return byol.BYOL(replace(byol.demo(), size=32, batch=8, hidden=64, dim=32, steps=40, warmup=5), WORLD)
+
+
+def small_cpc() -> cpc.CPC:
+    torch.manual_seed(0)
+    return cpc.CPC(replace(cpc.demo(), size=32, patch=8, dim=16, batch=8), WORLD)
