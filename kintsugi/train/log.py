@@ -131,4 +131,4 @@ class Log:
         if self.writer is not None:
             plain = {k: v if isinstance(v, (bool, int, float, str)) else str(v) for k, v in config.items()}
             with self._writing():
-                self.writer.add_hparams(plain, {f"final/{k}": v for k, v in figures.items()}, run_name=".")
+                self.writer.add_hparams(plain, {f"run summary/{k}": v for k, v in figures.items()}, run_name=".")

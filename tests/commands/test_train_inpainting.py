@@ -58,7 +58,7 @@ def test_pictures_scalars_and_settings_are_in_tensorboard(trained: Path):
         "heldout/l2",
     ):
         assert panel(name) in tags["scalars"], name
-    assert "final/psnr" in tags["scalars"]
+    assert "run summary/psnr" in tags["scalars"]
     assert "_hparams_/session_start_info" in events.summary_metadata
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 from helpers.command_line import Refused
 from helpers.nested import tensors
 from helpers.tiny_runs import OPTIONS, PROGRAMS, arguments, class_of, module_of
@@ -50,13 +52,18 @@ def folders(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
 
 @pytest.fixture(scope="session")
 def run_of(folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """Method -> the folder of its smallest run, trained once by the method's own command."""
-    root = tmp_path_factory.mktemp("contract")
+    """Method -> the folder of its smallest run, trained once by the method's own command, for all workers."""
+    root = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        root = root.parent  # of this session's workers
 
     def run(method: str) -> Path:
-        folder = root / method
-        if not folder.exists():
-            module_of(method).main([*arguments(method, folders), "--out", str(folder)])
+        folder = root / "contract" / method
+        folder.parent.mkdir(exist_ok=True)
+        with FileLock(folder.with_suffix(".lock")):
+            if not (folder / "quality.json").exists():
+                shutil.rmtree(folder, ignore_errors=True)
+                module_of(method).main([*arguments(method, folders), "--out", str(folder)])
         return folder
 
     return run
@@ -83,7 +90,7 @@ def test_the_command_leaves_checkpoints_pictures_figures_and_an_encoder(method: 
     assert tags["images"]
     assert all(tag.startswith("pictures/") for tag in tags["images"])
     groups = {tag.partition("/")[0] for tag in tags["scalars"]}
-    assert groups <= {"held-out figures", "losses", "training", "training health", "final"}
+    assert groups <= {"held-out figures", "losses", "training", "training health", "run summary"}
     assert {"held-out figures", "losses", "training health"} <= groups
     rows = json.loads((folder / "quality.json").read_text())
     assert list(rows)[-1] == method

@@ -5,12 +5,10 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import torch
 from helpers.command_line import Refused
-from helpers.nested import tensors
 from helpers.view_cases import WORLD, small_byol, small_cpc
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -39,16 +37,6 @@ def method(request: pytest.FixtureRequest) -> str:
 
 def start(method: str, photos: Path, folder: Path, *more: str) -> None:
     METHODS[method].main([*TINY, *EXTRA[method], "--data", str(photos), "--out", str(folder), *more])
-
-
-def test_a_resumed_run_ends_with_the_same_weights(method: str, photos: Path, tmp_path: Path):
-    start(method, photos, tmp_path / "whole")
-    start(method, photos, tmp_path / "parts")
-    (tmp_path / "parts/step-00000004.pt").unlink()
-    METHODS[method].main(["--resume", "--out", str(tmp_path / "parts")])
-    whole, parts = (tensors(checkpoint.load(checkpoint.find(tmp_path / run))["state"]) for run in ("whole", "parts"))
-    assert len(whole) > 20
-    assert all(torch.equal(a, b) for a, b in zip(whole, parts, strict=True))
 
 
 def test_tensorboard_and_the_transferred_encoder(method: str, photos: Path, tmp_path: Path):
@@ -139,13 +127,3 @@ def test_a_norm_at_the_end_of_the_head_removes_what_all_projections_share(norms:
     for method in methods:
         shared = method.projector.train()(vectors).mean(0).norm()
         assert (shared < 1e-3) == norms
-
-
-def test_help_and_presets(method: str, capsys: pytest.CaptureFixture[str]):
-    module: ModuleType = METHODS[method]
-    with pytest.raises(SystemExit) as stop:
-        module.main(["--help"])
-    assert stop.value.code in (0, None)
-    assert "--smallest-crop" in capsys.readouterr().out or method == "cpc"
-    for preset in (module.demo, module.small, module.paper):
-        assert preset().preset == preset.__name__

@@ -1,4 +1,4 @@
-"""One training step of every method whose loss or labels combine the ranks.
+"""One training step of every method.
 
 Runs in the test's process, and under torchrun in each of several ranks.
 """
@@ -16,9 +16,13 @@ from torch.nn.functional import normalize
 
 from helpers import clip_cases, cluster_cases
 from kintsugi.contrastive import byol, cpc, moco, simclr
+from kintsugi.data import labeled
+from kintsugi.data.cache import Source
+from kintsugi.data.image_set import Images
 from kintsugi.data.loader import Loader
+from kintsugi.eval import supervised
 from kintsugi.pretext import context, jigsaw, rotation
-from kintsugi.recon import splitbrain_hha
+from kintsugi.recon import colorization, inpainting, splitbrain, splitbrain_hha, superresolution, synthetic
 from kintsugi.rng import generator
 from kintsugi.train.dist import World, open_world
 from kintsugi.train.method import Batch, Method
@@ -43,6 +47,21 @@ def with_depth() -> dict[str, Tensor]:
     return photos(40, 44) | {"image": image}
 
 
+def two_domains() -> dict[str, Tensor]:
+    """Synthetic images with random labels, and real ones."""
+    planes = torch.randint(0, 256, (COUNT, labeled.PLANES, 72, 76), generator=generator(2), dtype=torch.uint8)
+    each = {**photos(72, 76), "first": torch.ones(COUNT, dtype=torch.bool)}
+    sets = {"synthetic": {**each, "image": planes}, "real": each}
+    return {f"{domain}/{name}": value for domain, batch in sets.items() for name, value in batch.items()}
+
+
+def with_labels() -> tuple[Images, dict[str, Tensor]]:
+    """A set of images of three classes, and a batch of it."""
+    labels = torch.arange(COUNT) % 3
+    images = Images(Source([f"{i}" for i in range(COUNT)], lambda rows: [], labels, ["a", "b", "c"]))
+    return images, photos(40, 44) | {"label": labels}
+
+
 def moco_with_keys(world: World) -> moco.MoCo:
     """With keys in its queue: with an empty queue the first step has no negatives, and its loss is 0."""
     method = moco.MoCo(replace(moco.demo(), **SAME, size=32, queue=20, symmetric=True), world)
@@ -54,7 +73,56 @@ SMALL, LARGE = photos(40, 44), photos(48, 52)
 CLUSTERED = cluster_cases.Noise().batch(Loader(cluster_cases.Noise(), COUNT, 0).indices(0))
 Case = tuple[Callable[[World], Method], Batch]
 """A function that builds the method, and the global batch."""
+LABELED_IMAGES, LABELED = with_labels()
+# The discriminators hardly move: Adam's first step is of one size whatever the gradient's, and would turn rounding
+# errors in it into differences of the generator's loss.
+STILL = 1e-9
 CASES: dict[str, Case] = {
+    "inpainting": (
+        lambda w: inpainting.Inpainting(
+            replace(
+                inpainting.demo(),
+                **SAME,
+                encoder="alexnet",
+                discriminator_norm="group",
+                mask="blocks",
+                adversarial_start=0,
+                adversarial=0.1,
+                lr_discriminator=STILL,
+                lpips="off",
+            ),
+            w,
+        ),
+        photos(72, 76),
+    ),
+    "colorization": (
+        lambda w: colorization.Colorization(replace(colorization.demo(), **SAME, encoder="alexnet", hints=True), w),
+        photos(72, 76),
+    ),
+    "superresolution": (
+        lambda w: superresolution.SuperResolution(
+            replace(
+                superresolution.demo(),
+                **SAME,
+                blocks=1,
+                width=8,
+                adversarial_start=0,
+                lr_adversarial=STILL,
+                content_weights="off",
+            ),
+            w,
+        ),
+        photos(72, 76),
+    ),
+    "splitbrain": (lambda w: splitbrain.SplitBrain(replace(splitbrain.demo(), **SAME), w), photos(72, 76)),
+    "synthetic": (
+        lambda w: synthetic.Synthetic(replace(synthetic.demo(), **SAME, pool=6, lr_discriminator=STILL), w),
+        two_domains(),
+    ),
+    "supervised": (
+        lambda w: supervised.Supervised(replace(supervised.demo(), **SAME, size=32), w, LABELED_IMAGES),
+        LABELED,
+    ),
     "simclr": (lambda w: simclr.SimCLR(replace(simclr.demo(), **SAME, size=32, optimizer="lars"), w), SMALL),
     "moco": (moco_with_keys, SMALL),
     "byol": (lambda w: byol.BYOL(replace(byol.demo(), **SAME, **FEW, size=32), w), SMALL),

@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Callable, Sequence
-from pathlib import Path
-
 import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from helpers.nested import tensors
 from kintsugi.pretext.puzzles import PuzzleMethod
 from kintsugi.rng import generator
-from kintsugi.train import checkpoint
 from kintsugi.train.dist import World
 
 
@@ -33,14 +27,3 @@ def check_shares_of_two_ranks(method: PuzzleMethod, image: Tensor) -> None:
         found = method.puzzle(image[mine], generator(2), 4, mine)
         assert torch.equal(found[0], inputs[mine])
         assert torch.equal(found[1], truth[mine])
-
-
-def check_exact_resume(main: Callable[[Sequence[str]], None], args: Sequence[str], folder: Path) -> None:
-    """A run of two steps, resumed after the first, ends with the same state as one that was not interrupted."""
-    main([*args, "--out", str(folder / "whole")])
-    shutil.copytree(folder / "whole", folder / "parts")
-    (folder / "parts/step-00000002.pt").unlink()
-    main(["--resume", "--out", str(folder / "parts")])
-    whole, parts = (checkpoint.load(checkpoint.find(folder / run))["state"] for run in ("whole", "parts"))
-    assert len(tensors(whole)) > 100
-    assert all(torch.equal(a, b) for a, b in zip(tensors(whole), tensors(parts), strict=True))

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from helpers.command_line import Refused
-from helpers.puzzle_cases import check_exact_resume, check_shares_of_two_ranks, linear_accuracy
+from helpers.puzzle_cases import check_shares_of_two_ranks, linear_accuracy
 from torch import Tensor
 from torch.nn.functional import interpolate, one_hot
 
@@ -176,11 +176,6 @@ def test_the_picture_frames_the_predicted_and_the_true_place(right: bool, monkey
             assert plan[2, top, left + 16] > 0.9
 
 
-def test_the_command_resumes_bit_for_bit(photos: Path, tmp_path: Path):
-    check_exact_resume(context.main, [*TINY, "--data", str(photos)], tmp_path)
-    assert "| chance" in (tmp_path / "whole/quality.md").read_text()
-
-
 @pytest.mark.parametrize(
     ("args", "message"),
     [
@@ -193,8 +188,3 @@ def test_the_command_resumes_bit_for_bit(photos: Path, tmp_path: Path):
 )
 def test_bad_settings_are_one_line(args: list[str | Path], message: str, refused: Refused):
     assert message in refused(context.main, args)
-
-
-def test_presets_have_the_names_of_their_functions():
-    for preset in (context.demo, context.small, context.paper):
-        assert preset().preset == preset.__name__

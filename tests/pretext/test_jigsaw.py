@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from helpers.command_line import Refused
-from helpers.puzzle_cases import check_exact_resume, check_shares_of_two_ranks, linear_accuracy
+from helpers.puzzle_cases import check_shares_of_two_ranks, linear_accuracy
 from torch import Tensor
 from torch.nn.functional import interpolate, one_hot
 
@@ -210,11 +210,6 @@ def test_the_picture_reorders_tiles_as_predicted(right: bool, monkeypatch: pytes
             assert fits or not right
 
 
-def test_the_command_resumes_bit_for_bit(photos: Path, tmp_path: Path):
-    check_exact_resume(jigsaw.main, [*TINY, "--data", str(photos)], tmp_path)
-    assert "| chance" in (tmp_path / "whole/quality.md").read_text()
-
-
 @pytest.mark.parametrize(
     ("args", "message"),
     [
@@ -230,8 +225,3 @@ def test_the_command_resumes_bit_for_bit(photos: Path, tmp_path: Path):
 )
 def test_bad_settings_are_one_line(args: list[str | Path], message: str, refused: Refused):
     assert message in refused(jigsaw.main, args)
-
-
-def test_presets_have_the_names_of_their_functions():
-    for preset in (jigsaw.demo, jigsaw.small, jigsaw.paper):
-        assert preset().preset == preset.__name__

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -12,8 +11,6 @@ import numpy as np
 import pytest
 import torch
 from helpers.command_line import Refused
-from helpers.puzzle_cases import check_exact_resume
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.nn.functional import cross_entropy, interpolate
 
 from kintsugi.augment import cropping
@@ -21,7 +18,6 @@ from kintsugi.pictures import GREEN, RED, framed, right_wrong_colors
 from kintsugi.pretext import rotation
 from kintsugi.pretext.puzzles import captioned, square_crops
 from kintsugi.rng import generator
-from kintsugi.train import checkpoint
 from kintsugi.train.dist import World
 
 WORLD = World(torch.device("cpu"))
@@ -166,17 +162,6 @@ def test_frames_and_captions():
     assert (below[1, :, 24:] == 1).all()
 
 
-def test_the_command_resumes_bit_for_bit_and_saves_what_is_transferred(photos: Path, tmp_path: Path):
-    check_exact_resume(rotation.main, [*TINY, "--data", str(photos)], tmp_path)
-    tags = EventAccumulator(str(tmp_path / "whole"), size_guidance={"images": 0}).Reload().Tags()
-    assert len(tags["images"]) == 1
-    assert {"training/accuracy/training", "losses/cross_entropy", "held-out figures/accuracy"} <= set(tags["scalars"])
-    rows = json.loads((tmp_path / "whole/quality.json").read_text())
-    assert list(rows) == ["chance", "rotation"]
-    maps = checkpoint.load_encoder(tmp_path / "whole", "encoder")(torch.rand(2, 3, 64, 96))
-    assert all(m.shape[2:] == (64 // stride, 96 // stride) for stride, m in maps.items())
-
-
 @pytest.mark.parametrize(
     ("args", "message"),
     [
@@ -190,8 +175,3 @@ def test_the_command_resumes_bit_for_bit_and_saves_what_is_transferred(photos: P
 )
 def test_bad_settings_are_one_line(args: list[str | Path], message: str, refused: Refused):
     assert message in refused(rotation.main, args)
-
-
-def test_presets_have_the_names_of_their_functions():
-    for preset in (rotation.demo, rotation.small, rotation.paper):
-        assert preset().preset == preset.__name__

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +11,6 @@ import pytest
 import torch
 from helpers.clip_cases import WORLD, build, still
 from helpers.command_line import Refused
-from helpers.nested import tensors
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -60,17 +58,6 @@ def whole(method: str, clips: Path, tmp_path_factory: pytest.TempPathFactory) ->
     folder = tmp_path_factory.mktemp("whole") / "run"
     start(method, clips, folder)
     return folder
-
-
-def test_a_resumed_run_ends_with_the_same_weights(method: str, whole: Path, tmp_path: Path):
-    shutil.copytree(whole, tmp_path / "parts")
-    (tmp_path / "parts/step-00000004.pt").unlink()
-    MODULES[method].main(["--resume", "--out", str(tmp_path / "parts")])
-    one, two = (tensors(checkpoint.load(checkpoint.find(run))["state"]) for run in (whole, tmp_path / "parts"))
-    assert len(one) > 20
-    assert all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
-    begun = tensors(checkpoint.load(whole / "step-00000002.pt")["state"])
-    assert not all(torch.equal(a, b) for a, b in zip(one, begun, strict=True))
 
 
 def test_what_a_run_leaves(method: str, whole: Path):
@@ -136,12 +123,3 @@ def test_all_frames_of_a_tuple_are_cut_and_colored_alike():
         assert torch.allclose(frames[:, k], frames[:, 0], atol=1e-5)
     assert (frames[0, 0] - frames[1, 0]).abs().mean() > 0.02  # but tuples differ from each other
     assert not torch.allclose(frames, view(still(5, [1.0] * 5), config, WORLD, 4), atol=0.02)
-
-
-def test_help_and_presets(method: str, capsys: pytest.CaptureFixture[str]):
-    with pytest.raises(SystemExit) as stop:
-        MODULES[method].main(["--help"])
-    assert stop.value.code in (0, None)
-    assert "--smallest-crop" in capsys.readouterr().out
-    for preset in (MODULES[method].demo, MODULES[method].small, MODULES[method].paper):
-        assert preset().preset == preset.__name__
