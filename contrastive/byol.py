@@ -3,7 +3,8 @@ arXiv:2006.07733).
 
 There are no negatives. The online network (encoder, projector, predictor) regresses the target's normalized projection
 of the other view (eq. 2), in both directions. The target (encoder, projector) is a moving average whose momentum rises
-to 1. The two views are separate batches: with joint batch statistics it would be another method.
+to 1. The two views pass through the networks as separate batches: with batch statistics over both, it would be another
+method.
 """
 
 from __future__ import annotations
@@ -108,11 +109,13 @@ def paper() -> BYOLConfig:
 
 
 def regression_loss(prediction: Tensor, target: Tensor) -> Tensor:
-    """Mean squared distance of the normalized vectors (N,D), 2 - 2 cos, 0-d (eq. 2)."""
+    """Mean squared distance between the normalized vectors (N,D): 2 - 2 cos of their angle (eq. 2); 0-d."""
     return (2 - 2 * (normalize(prediction, dim=1) * normalize(target, dim=1)).sum(1)).mean()
 
 
 class BYOL(ViewsMethod[BYOLConfig]):
+    """An online network, trained by gradients, and its moving average, the target."""
+
     name = "byol"
 
     def __init__(self, config: BYOLConfig, world: World) -> None:
@@ -130,7 +133,7 @@ class BYOL(ViewsMethod[BYOLConfig]):
 
     @property
     def online(self) -> nn.ModuleList:
-        """The networks that gradients train."""
+        """Encoder, projector and predictor: the networks that gradients train."""
         return nn.ModuleList([self.encoder, self.projector, self.predictor])
 
     def recipes(self) -> tuple[ColorAugmentation, ColorAugmentation]:

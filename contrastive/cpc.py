@@ -4,8 +4,8 @@ Section 3.3: the image is cut into a grid of overlapping patches, and each patch
 PixelCNN summarizes the rows above each position. From this context a matrix W_k predicts the patch ``k`` rows below,
 which must be identified among other patches of the same image and of other images (eq. 4).
 
-There is no batch norm, because batch statistics would give the answer away. Rows whose patches overlap the context's
-are not predicted.
+There is no batch norm, because batch statistics would give the answer away. Rows whose patches overlap those of the
+context are not predicted.
 
 Deviations: torchvision's ResNet with group norm instead of a ResNet v2 without norms; a patch's code comes from the
 ResNet's last stage instead of its third, so that all of the transferred encoder is trained; patches are whole and in
@@ -47,7 +47,7 @@ class CPCConfig(TrainConfig):
     rows: int = 3
     """Number of rows predicted from each context, beginning with the first row that does not overlap it."""
     lr: float = 2e-4
-    """Learning rate of Adam."""
+    """Adam's learning rate."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -149,6 +149,8 @@ class CausalBlock(nn.Module):
 
 
 class CPC(Method[CPCConfig]):
+    """An encoder of patches, a PixelCNN that summarizes the rows above, and a matrix for each number of rows ahead."""
+
     name = "cpc"
     score = "accuracy"
 
@@ -164,7 +166,7 @@ class CPC(Method[CPCConfig]):
 
     @property
     def steps_ahead(self) -> range:
-        """How many rows below the context the predicted rows lie."""
+        """The distances, in rows, from a context down to the rows that are predicted from it."""
         return range(self.first, min(self.first + self.config.rows, self.config.grid))
 
     def update(self, batch: Batch, step: int) -> dict[str, Tensor]:
@@ -196,10 +198,10 @@ class CPC(Method[CPCConfig]):
         return code.float().view(count, grid, grid, -1).permute(0, 3, 1, 2)
 
     def contrasts(self, image: Tensor, *, all_ranks: bool = False) -> tuple[Tensor, dict[int, tuple[Tensor, Tensor]]]:
-        """The codes (N,D,G,G), and for each number of rows ahead the logits (M,candidates) (eq. 4) and positives (M,).
+        """The codes (N,D,G,G); and rows ahead -> logits (M,K), as in eq. 4, and the positives' indices (M,), int64.
 
-        There are M = N (G - ahead) G predictions. The candidates of each are the codes at all positions of all images,
-        with ``all_ranks`` those of all ranks.
+        There are M = N (G - ahead) G predictions. The K candidates are the codes at all positions of all images, with
+        ``all_ranks`` also those of the other ranks.
         """
         grid = self.config.grid
         codes = self.codes(image)  # (N,D,G,G)
@@ -228,14 +230,14 @@ class CPC(Method[CPCConfig]):
     # --- pictures and held-out figures --------------------------------------------------------------------
 
     def centered(self, batch: Batch) -> Tensor:
-        """Central squares (n,3,S,S) in [0,1] of a batch's images."""
+        """The central squares of a batch's images, (n,3,S,S) in [0,1]."""
         return cropping.center_crops(batch, self.config.size)
 
     @torch.no_grad()
     def show(self, batch: Batch) -> dict[str, Tensor]:
         """The patches two rows below a context in the image's middle, and those that the network predicts there.
 
-        Columns: image, true patches, for each place the candidate with the highest logit among all images' patches.
+        Columns: image | true patches | for each place, the patch with the highest logit among those of all images.
         """
         image, config = self.centered(batch), self.config
         ahead = self.first
@@ -263,8 +265,11 @@ class CPC(Method[CPCConfig]):
 
     @torch.no_grad()
     def evaluate(self, batches: Iterable[Batch]) -> dict[str, float]:
-        """Held-out InfoNCE (loss) and accuracy, per cent, among the patches of 16 images; figures of
-        ``spread_and_knn``."""
+        """Figures on held-out images.
+
+        loss: InfoNCE, nats. accuracy: how often a patch is identified among those of 16 images, per cent. Others:
+        ``spread_and_knn``.
+        """
         losses, hits, features, labels = [], [], [], []
         for batch in batches:
             image = self.centered(batch)
@@ -278,6 +283,7 @@ class CPC(Method[CPCConfig]):
         return figures | spread_and_knn(torch.cat(features), labels)
 
     def baselines(self, batches: Iterable[Batch]) -> dict[str, dict[str, float]]:
+        """Figures of pixels, and of a network with random weights (``spread_and_knn``)."""
         kept = list(batches)
         labels = [batch["label"] for batch in kept if "label" in batch]
         return {

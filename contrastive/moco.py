@@ -125,8 +125,10 @@ def paper() -> MoCoConfig:
 
 
 def schedule(version: Literal[1, 2], step: int, steps: int) -> float:
-    """A factor on the learning rate. 1: a tenth from 60 % of the run on, a hundredth from 80 % on (He 2020); 2: a
-    cosine."""
+    """The factor on the learning rate at a step.
+
+    Version 1: a tenth from 60 % of the run on, a hundredth from 80 % on (He 2020); version 2: a cosine.
+    """
     if version == 1:
         return 0.1 ** ((step >= 0.6 * steps) + (step >= 0.8 * steps))
     return optim.warmup_cosine(step, steps, 0)
@@ -135,8 +137,8 @@ def schedule(version: Literal[1, 2], step: int, steps: int) -> float:
 class Queue(nn.Module):
     """The last ``length`` keys, unit vectors (length,D), in a ring buffer that is saved with the checkpoint.
 
-    Deviation: empty places are never candidates. The authors fill them with random vectors, which invites a collapse at
-    the start: one embedding for all images is enough to tell them from noise. Long runs recover from it.
+    Deviation: places without a key yet are never candidates. The authors fill them with random vectors. This invites a
+    collapse at the start, because a single embedding for all images differs from noise well enough. Long runs recover.
     """
 
     keys: Tensor
@@ -161,6 +163,8 @@ class Queue(nn.Module):
 
 
 class MoCo(ViewsMethod[MoCoConfig]):
+    """A network for queries, trained by gradients, its moving average for keys, and the queue."""
+
     name = "moco"
 
     def __init__(self, config: MoCoConfig, world: World) -> None:
@@ -214,8 +218,10 @@ class MoCo(ViewsMethod[MoCoConfig]):
 
     @torch.no_grad()
     def encode_keys(self, image: Tensor, number: int) -> Tensor:
-        """This rank's keys (n,D) of images (n,3,S,S), which are shuffled over all ranks; ``number`` seeds the
-        shuffle."""
+        """This rank's keys, unit vectors (n,D), of its images (n,3,S,S) in [0,1].
+
+        The images of all ranks are shuffled before they are encoded; ``number`` seeds the shuffle.
+        """
         everywhere = self.world.gather(image)  # (N,3,S,S)
         order = torch.randperm(len(everywhere), generator=generator(self.config.seed, number, _SHUFFLE))
         encoder, projector = self.key_net

@@ -96,6 +96,8 @@ def paper() -> SimCLRConfig:
 
 
 class SimCLR(ViewsMethod[SimCLRConfig]):
+    """An encoder and a projection head, trained with NT-Xent."""
+
     name = "simclr"
 
     def __init__(self, config: SimCLRConfig, world: World) -> None:

@@ -1,4 +1,4 @@
-"""What the methods with two views share: settings, views, heads, pictures and held-out figures."""
+"""What the methods with two views of each image share: settings, views, heads, pictures and held-out figures."""
 
 from __future__ import annotations
 
@@ -50,6 +50,7 @@ class ViewsConfig(TrainConfig):
     lr: float
     """Learning rate. lars and sgd: per 256 images of the batch; adam: used as it is."""
     weight_decay: float
+    """Weight decay of the optimizer."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -80,7 +81,7 @@ class ViewsMethod(Method[V]):
         """Length of a feature vector."""
 
     def add_optimizer(self, name: str, networks: nn.Module) -> None:
-        """One optimizer for ``networks``, whose peak learning rate becomes ``self.rate``."""
+        """Adds an optimizer of ``networks`` and sets ``self.rate``, its highest learning rate."""
         config = self.config
         self.rate = optim.scaled_lr(config.optimizer, config.lr, config.batch)
         self.optimizers[name] = optim.make_optimizer(config.optimizer, networks, self.rate, config.weight_decay)
@@ -171,27 +172,31 @@ def collapse_warning(scalars: Mapping[str, float]) -> list[str]:
 
 
 def logged_spread(embeddings: Tensor, config: TrainConfig, step: int) -> dict[str, Tensor]:
-    """``metrics.spread.spread`` at the steps that are logged, else nothing: computing it makes the GPU wait."""
+    """``metrics.spread.spread`` of embeddings (N,D) at steps that are logged; else nothing, so that no GPU waits."""
     return spread(embeddings) if (step + 1) % config.log_every == 0 else {}
 
 
 def spread_and_knn(features: Tensor, labels: list[Tensor]) -> dict[str, float]:
-    """Figures of held-out features (N,D): ``metrics.spread.spread`` and knn, the accuracy of leave-one-out nearest
-    neighbors, per cent. labels: one tensor (n,) per batch; none: no knn."""
+    """Figures of held-out features (N,D): ``metrics.spread.spread``; and knn, the accuracy of leave-one-out nearest
+    neighbors, per cent. labels: one tensor (n,) per batch; without labels there is no knn."""
     figures = {name.partition("/")[2]: value.item() for name, value in spread(features).items()}
     return figures | ({"knn": 100 * neighbors.leave_one_out(features, torch.cat(labels))} if labels else {})
 
 
 def untrained_features(encoder: Encoder, seed: int) -> dict[str, Callable[[Tensor], Tensor]]:
-    """Baselines without training: the pixels, and a network like ``encoder`` with random weights. Each maps images
-    (N,3,S,S) in [0,1] to features (N,D)."""
+    """The features of two baselines: pixels, and a network like ``encoder`` with random weights.
+
+    Returns name -> function from images (N,3,S,S) in [0,1] to features (N,D).
+    """
     nets = {"pixels": Pixels().build(), "random init": fresh(encoder, seed)}
     return {name: torch.no_grad()(lambda image, net=net: net.vectors(image).float()) for name, net in nets.items()}
 
 
 def mlp(widths: tuple[int, ...], *, norm: bool, last_norm: bool = False, bias: bool = True) -> nn.Sequential:
-    """Linear layers of these widths with ReLU between them. norm: batch normalization before each ReLU; last_norm: also
-    after the last layer."""
+    """Linear layers of these widths with ReLU between them, (N,widths[0]) -> (N,widths[-1]).
+
+    norm: batch normalization before each ReLU. last_norm: batch normalization after the last layer.
+    """
     layers: list[nn.Module] = []
     pairs = list(itertools.pairwise(widths))
     for number, (narrow, wide) in enumerate(pairs):

@@ -1,1 +1,1 @@
-"""The other pretext tasks, whose training targets come from the images and clips themselves. One file each."""
+"""Pretext tasks, whose training targets come from the images or clips themselves, one file each."""

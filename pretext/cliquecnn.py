@@ -41,14 +41,14 @@ _CLIQUES, _GROUPS, _CLASSIFIER, _ORDER, _PICKS = 3, 4, 5, 6, 7  # last element o
 @dataclass(frozen=True, kw_only=True)
 class CliqueCNNConfig(ClustersConfig):
     cliques: int = 512
-    """Number of cliques, a multiple of --group. Use few in short runs: each group is trained only every cliques/group
-    steps, and its rows of the classifier only then."""
+    """Number of cliques, a multiple of --group. Use few in short runs: a group, and its rows of the classifier, are
+    trained only once in cliques/group steps."""
     members: int = 8
     """Number of images in a clique."""
     group: int = 32
-    """Number of mutually distant cliques that are classified in a step; --batch is a multiple of it."""
+    """Number of mutually distant cliques that are classified in a step; --batch must be a multiple of it."""
     rounds: int = 3
-    """How often cliques are found, over the whole run: first from HOG, then from the network's features."""
+    """How many times cliques are found in the whole run: first from HOG, then from the network's features."""
     components: int = 128
     """Dimensions that PCA keeps of HOG and of features, at most, before they are whitened and compared."""
 
@@ -147,16 +147,17 @@ def hog(image: Tensor) -> Tensor:
 
 
 def find_cliques(points: Tensor, cliques: int, size: int, random: torch.Generator) -> Tensor:
-    """C cliques of m = ``size`` images each, as numbers of images, int64 (C,m), of N unit vectors (N,d).
+    """Finds C = ``cliques`` cliques of m = ``size`` images each, given the images' unit vectors (N,d).
 
-    Each clique grows from a random exemplar, its first member, by complete linkage among the exemplar's 3 m nearest
-    neighbors. A clique holds no image twice.
+    Returns the images' numbers, int64 (C,m). Each clique grows from a random exemplar, its first member, by complete
+    linkage among the exemplar's 3 m nearest neighbors. A clique holds no image twice.
     """
     exemplars = torch.randperm(len(points), generator=random)[:cliques].to(points.device)
     return torch.cat([_grown(points, chunk, size) for chunk in exemplars.split(512)])
 
 
 def _grown(points: Tensor, exemplars: Tensor, size: int) -> Tensor:
+    """``find_cliques`` for given exemplars, numbers of images (c,) -> (c,m)."""
     similarity = points[exemplars] @ points.T  # (c,N)
     row = torch.arange(len(exemplars), device=points.device)
     similarity[row, exemplars] = torch.inf  # so that the exemplar comes first even if there are copies of it
@@ -197,7 +198,8 @@ def find_groups(centers: Tensor, size: int, random: torch.Generator) -> Tensor:
 
 
 def clique_scalars(points: Tensor, members: Tensor, truth: Tensor | None) -> dict[str, Tensor]:
-    """What to log of G groups of r cliques of m images, (G,r,m), of unit vectors (N,d).
+    """Scalars to log about cliques. points: unit vectors (N,d) of all images. members: numbers of the m images in each
+    of r cliques in each of G groups, (G,r,m). truth: labels (N,).
 
     within: mean cosine of two members of a clique; between: mean cosine of the centers of two cliques in a group;
     covered: fraction of all images that are in a clique; same_label, where the data has labels: fraction of members
@@ -222,6 +224,8 @@ def clique_scalars(points: Tensor, members: Tensor, truth: Tensor | None) -> dic
 
 
 class CliqueCNN(ClustersMethod[CliqueCNNConfig]):
+    """An encoder, and a linear layer with a row for each clique."""
+
     name = "cliquecnn"
 
     def __init__(self, config: CliqueCNNConfig, world: World) -> None:
@@ -262,10 +266,10 @@ class CliqueCNN(ClustersMethod[CliqueCNNConfig]):
         return scalars | {"grad_norm/both": optim.take_step(self.optimizers["both"], self.world)}
 
     def choose(self, step: int) -> tuple[int, Tensor, Tensor]:
-        """The number of a step's group, the images of the global batch (B,), and their cliques within the group (B,).
+        """Chooses a step's images: the group's number, the images' numbers (B,), and their cliques in the group (B,).
 
-        All groups are used in a random order, then again in another one. Each clique contributes equally many images,
-        drawn without repetition.
+        B is the global batch. All groups are used in a random order, then again in another one. Each clique contributes
+        equally many images, drawn without repetition.
         """
         config, members = self.config, self.members
         cycle, place = divmod(step, len(members))
@@ -279,7 +283,7 @@ class CliqueCNN(ClustersMethod[CliqueCNNConfig]):
 
     @torch.no_grad()
     def find(self, step: int) -> dict[str, Tensor]:
-        """Finds cliques and groups among all images, and resets the classifier; returns scalars to log."""
+        """Finds cliques and groups among all training images, and resets the classifier; returns scalars to log."""
         config = self.config
         self.take_snapshot()
         vectors, truth = self.features_of_all(self.snapshot_features if step else hog)  # (N,D)

@@ -59,6 +59,7 @@ class ClustersConfig(TrainConfig):
     lr: float = 0.05
     """Learning rate. sgd: per 256 images of the batch; adam: used as it is."""
     weight_decay: float = 1e-5
+    """Weight decay of the optimizer."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -97,11 +98,14 @@ class ClustersMethod(Method[K]):
 
     @abstractmethod
     def assign(self, image: Tensor) -> Tensor:
-        """The clusters of images (n,3,S,S), found in the same way as the training images': (H,n), for H clusterings."""
+        """The clusters to which held-out images (n,3,S,S) belong, for each of H clusterings: int64 (H,n).
+
+        Found in the same way as those of the training images.
+        """
 
     @abstractmethod
     def predict(self, image: Tensor) -> Tensor:
-        """The clusters that the classifiers predict, (n,3,S,S) -> (H,n)."""
+        """The clusters that the network predicts, (n,3,S,S) -> int64 (H,n)."""
 
     @abstractmethod
     def images_to_show(self) -> Tensor:
@@ -133,7 +137,7 @@ class ClustersMethod(Method[K]):
         )
 
     def features(self, image: Tensor) -> Tensor:
-        """The features that eval transfers, (N,3,S,S) -> (N,D)."""
+        """The current encoder's features, (N,3,S,S) in [0,1] -> (N,D)."""
         return inference.features(self.encoder, image, self.world)
 
     def snapshot_features(self, image: Tensor) -> Tensor:
@@ -163,8 +167,10 @@ class ClustersMethod(Method[K]):
         return world.gather(torch.cat(features))[:count], truth
 
     def from_main(self, mine: Tensor) -> Tensor:
-        """The main rank's tensor, on every rank. On GPUs, results of the ranks may differ in the last bit, and then so
-        would their labels."""
+        """The main rank's tensor, on every rank.
+
+        On GPUs the ranks' results may differ in the last bit; then their labels would differ too.
+        """
         return self.world.gather(mine)[: len(mine)]
 
     def encoders(self) -> dict[str, Encoder]:
@@ -194,9 +200,9 @@ class ClustersMethod(Method[K]):
     def evaluate(self, batches: Iterable[Batch]) -> dict[str, float]:
         """Figures on held-out images, per cent.
 
-        accuracy: how often the cluster of an image's central crop is predicted from a random crop. chance: the fraction
-        of the largest cluster, the accuracy of always predicting it. above_chance: their difference. These are means
-        over the method's clusterings. knn: accuracy of leave-one-out nearest neighbors, where the data has labels.
+        accuracy: how often the cluster of an image's central crop is predicted from a random crop. chance: the accuracy
+        of always predicting the largest cluster. above_chance: the difference of the two. These are means over the
+        method's clusterings. knn: accuracy of leave-one-out nearest neighbors, if the data has labels.
         """
         assigned, predicted, features, labels = [], [], [], []
         for number, batch in enumerate(batches):
@@ -215,7 +221,7 @@ class ClustersMethod(Method[K]):
         return figures | knn_figures(torch.cat(features), labels)
 
     def baselines(self, batches: Iterable[Batch]) -> dict[str, dict[str, float]]:
-        """Always predicting the largest cluster; and, if the data has labels, knn of a network with random weights."""
+        """Figures of always predicting the largest cluster; and, if the data has labels, knn with random weights."""
         kept = list(batches)
         rows = {"chance": {"accuracy": self.evaluate(kept)["chance"], "above_chance": 0.0}}
         labels = [batch["label"] for batch in kept if "label" in batch]
@@ -267,12 +273,12 @@ def reset_classifier(classifier: nn.Linear, optimizer: torch.optim.Optimizer, ra
 
 
 def clustering_scalars(labels: Tensor, clusters: int, before: Tensor | None, truth: Tensor | None) -> dict[str, Tensor]:
-    """What to log of labels (N,) in 0..clusters-1; before (N,): the previous labels; truth (N,): the data's, -1 =
-    unknown.
+    """Scalars to log about a clustering: labels (N,) in 0..clusters-1.
 
-    largest, smallest: fraction of the images in that cluster; empty: number of empty clusters; nmi_before, nmi_truth:
-    ``mutual_information`` with the previous labels and with the data's; reassigned: fraction of images that left the
-    majority of their previous cluster, so that renumbering clusters does not count.
+    before (N,): the previous labels. truth (N,): the data's labels, -1 = unknown. largest, smallest: fraction of the
+    images in that cluster; empty: number of empty clusters; nmi_before, nmi_truth: ``mutual_information`` with the
+    previous labels and with the data's; reassigned: fraction of images that are no longer with the majority of their
+    previous cluster, so that renumbering clusters does not count.
     """
     sizes = torch.bincount(labels, minlength=clusters)
     scalars = {

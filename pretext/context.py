@@ -10,7 +10,7 @@ chromatic aberration grows from the image's center outwards and so reveals a pat
 
 Deviations: each image gives one pair at a time and is cropped and resized as in the other methods, which already makes
 patches of varying sharpness (the authors resample some patches instead); the encoder's last map is averaged before the
-patches' own layer; all presets use Adam and a cosine.
+layer for each patch; all presets use AdamW and a cosine.
 """
 
 from __future__ import annotations
@@ -188,6 +188,8 @@ def projected(patches: Tensor) -> Tensor:
 
 
 class Context(PuzzleMethod[ContextConfig]):
+    """An encoder of patches, and a classifier of pairs of patches."""
+
     name = "context"
     classes = len(SIDES)
 
@@ -202,7 +204,7 @@ class Context(PuzzleMethod[ContextConfig]):
         return self.patches(image, pairs), pairs.side
 
     def patches(self, image: Tensor, pairs: PatchPairs) -> Tensor:
-        """Patches (n,2,3,p,p) as the network sees them."""
+        """The pairs cut from squares (n,3,S,S) in [0,1]: patches (n,2,3,p,p) as the network sees them."""
         patches = cut(image, pairs.corner, self.config.patch)
         if self.config.color == "drop":
             return dropped(patches, pairs.kept, pairs.noise)
@@ -215,7 +217,7 @@ class Context(PuzzleMethod[ContextConfig]):
 
     @torch.no_grad()
     def show(self, batch: Batch) -> dict[str, Tensor]:
-        """Pairs, the same at every call. Columns: both patches as the network sees them, and their places."""
+        """The same pairs at every call. Columns: middle patch | neighbor, as the network sees them | their places."""
         config = self.config
         image, random = self.shown_images(batch)
         pairs = draw(len(image), config, random).select(slice(None), image.device)
@@ -236,6 +238,7 @@ class Context(PuzzleMethod[ContextConfig]):
 
 
 def _bytes(color: tuple[float, float, float]) -> tuple[int, int, int]:
+    """A color in [0,1] as bytes."""
     red, green, blue = (round(255 * value) for value in color)
     return red, green, blue
 

@@ -1,7 +1,7 @@
 """DeepCluster: predict the clusters of the network's own features (Caron et al. 2018, arXiv:1807.05520).
 
 Every epoch, k-means clusters the features of all images, and the clusters are the classes of the next epoch (section
-3.2). Before, features are reduced by PCA, whitened and L2-normalized (section 4.1). The classifier is reset after each
+3.2). Features are first reduced by PCA, whitened and L2-normalized (section 4.1). The classifier is reset after each
 clustering, because clusters are numbered arbitrarily.
 
 Trivial solutions are avoided as in section 3.3. An empty cluster takes over some points of another one. Small clusters
@@ -152,6 +152,8 @@ def k_means(points: Tensor, clusters: int, iterations: int, random: torch.Genera
 
 
 class DeepCluster(ClustersMethod[DeepClusterConfig]):
+    """An encoder and a linear classifier of the clusters."""
+
     name = "deepcluster"
 
     def __init__(self, config: DeepClusterConfig, world: World) -> None:
@@ -183,7 +185,7 @@ class DeepCluster(ClustersMethod[DeepClusterConfig]):
 
     @torch.no_grad()
     def cluster(self, step: int) -> dict[str, Tensor]:
-        """Clusters all images, and resets the classifier; returns scalars to log."""
+        """Clusters all training images, and resets the classifier; returns scalars to log."""
         config = self.config
         self.take_snapshot()
         features, truth = self.features_of_all(self.snapshot_features)  # (N,D)

@@ -2,8 +2,8 @@
 arXiv:1603.08561).
 
 Section 3: five frames a < b < c < d < e are drawn from a window with much motion. (b,c,d) is in order; (b,a,d) and
-(b,e,d) are not. All three share their first and last frame, which therefore reveal nothing. Each may be reversed,
-because in order means forwards or backwards. A shared tower encodes each frame; the three outputs are fused and
+(b,e,d) are not. All three share their first and last frame, which therefore reveal nothing. Each may be reversed: a
+tuple that runs backwards also counts as in order. A shared tower encodes each frame; the three outputs are fused and
 classified. A quarter of the training tuples is in order.
 
 Deviations: the classifier has a hidden layer, because a linear one only adds up the frames' contributions, but whether
@@ -124,7 +124,7 @@ def paper() -> FrameOrderConfig:
 
 
 def draw_five(config: FrameOrderConfig, random: torch.Generator) -> Tensor:
-    """Random frames a < b < c < d < e of a window of ``config.span`` frames, int64 (5,)."""
+    """Draws frames a < b < c < d < e from a window of ``config.span`` frames; their numbers, int64 (5,)."""
 
     def integer(least: int, most: int) -> int:
         return int(torch.randint(least, most + 1, (), generator=random))
@@ -136,8 +136,7 @@ def draw_five(config: FrameOrderConfig, random: torch.Generator) -> Tensor:
 
 
 def draw_orders(count: int, in_order: float, random: torch.Generator) -> tuple[Tensor, Tensor]:
-    """The three of five frames that each of ``count`` tuples shows, int64 (count,3), and whether in order, bool
-    (count,).
+    """Draws which three of the five frames each tuple shows, int64 (count,3), and if they are in order, bool (count,).
 
     (b,c,d) with probability ``in_order``, else (b,a,d) or (b,e,d) with equal probability; half of all are reversed.
     """
@@ -149,6 +148,8 @@ def draw_orders(count: int, in_order: float, random: torch.Generator) -> tuple[T
 
 
 class FrameOrder(VideoMethod[FrameOrderConfig]):
+    """A tower that sees three frames one by one, and a classifier of their order."""
+
     name = "frame-order"
 
     def __init__(self, config: FrameOrderConfig, world: World) -> None:
@@ -173,8 +174,10 @@ class FrameOrder(VideoMethod[FrameOrderConfig]):
             return self.head(codes.flatten(1))[:, 0].float()
 
     def predict(self, logits: Tensor) -> Tensor:
-        """Whether frames are predicted to be in order, bool. The threshold corrects for their fraction in training, as
-        if both classes were equally frequent."""
+        """Whether frames are predicted to be in order, for logits of any shape: bool.
+
+        The threshold corrects for ``in_order``, as if both classes had been equally frequent in training.
+        """
         return logits > math.log(self.config.in_order / (1 - self.config.in_order))
 
     def update(self, batch: Batch, step: int) -> dict[str, Tensor]:
@@ -195,9 +198,10 @@ class FrameOrder(VideoMethod[FrameOrderConfig]):
 
     @torch.no_grad()
     def classified(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-        """Of each tuple (b,c,d), then (b,a,d) or (b,e,d): frames (n,2,3,3,S,S), logits (n,2), in order or not (n,2).
+        """Classifies two triples of each tuple: (b,c,d), and one that is not in order, (b,a,d) or (b,e,d).
 
-        Half of them are reversed. Everything follows from the tuple's number, so it is the same at every call.
+        Returns frames (n,2,3,3,S,S), logits (n,2), and whether they are in order, bool (n,2). Half of the triples are
+        reversed. All choices follow from the tuple's number, so they are the same at every call.
         """
         number = batch["index"]
         middle = torch.stack([torch.full_like(number, C), torch.where(number % 2 == 0, A, E)], 1)  # (n,2)
@@ -236,7 +240,7 @@ class FrameOrder(VideoMethod[FrameOrderConfig]):
         return balanced(torch.cat(hits))
 
     def baselines(self, batches: Iterable[Batch]) -> dict[str, dict[str, float]]:
-        """Chance; and a rule on pixels: three frames are in order if the first and the last differ most."""
+        """Figures of chance, and of a rule on pixels: frames are in order if the first and the last differ most."""
         hits = []
         for batch in batches:
             frames, _, ordered = self.classified(batch)

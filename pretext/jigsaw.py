@@ -8,15 +8,15 @@ its tail.
 
 Shortcuts are closed as by the authors, each by an option that is on by default. Each tile lies at a random place inside
 its cell, away from the cell's border, so that lines do not continue into the next tile at a known place. Each tile's
-mean and deviation are removed, because those of neighbors are similar. Some images are gray and color channels are
-shifted, because of the chromatic aberration of lenses. Batch norm averages over all tiles of all images, whatever their
-place, so it gives nothing away.
+mean and deviation are removed, because those of neighbors are similar. Some images are gray, and color channels are
+shifted against each other, because lenses have chromatic aberration. Batch norm averages over all tiles of all images,
+whatever their place, so it reveals nothing.
 
 Deviations: a margin, because even at the paper's sizes some tiles touch by chance (on smooth noise, matching borders
 finds the right one of eight permutations in 21 % of cases, at our sizes in 26 %, with the margin in 12.5 %, which is
 chance); permutations are chosen by their least distance (see ``choose_permutations``); the encoder's last map is
-averaged before the tiles' own layer; the learning rate follows a cosine; the optimizer is Adam, except in the paper's
-preset.
+averaged before the layer for each tile; the learning rate follows a cosine; the optimizer is AdamW, except in the
+``paper`` preset.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class JigsawConfig(PuzzleConfig):
     permutations: int = 64
     """Number of permutations, the classes to predict."""
     distance: Farthest = "least"
-    """How the permutations are chosen. least: any two differ in many places; mean: they do on average (the paper's)."""
+    """How permutations are chosen. least: any two differ in many places; mean (the paper's): two do so on average."""
     offset: bool = True
     """Cut each tile at a random place inside its cell, instead of from the middle."""
     margin: int = 2
@@ -90,7 +90,7 @@ class JigsawConfig(PuzzleConfig):
 
     @property
     def gap(self) -> int:
-        """How much longer a cell's side is than a tile's, px."""
+        """Side of a cell minus side of a tile, px."""
         return self.size // GRID - self.tile
 
 
@@ -238,6 +238,8 @@ def mosaic(tiles: Tensor) -> Tensor:
 
 
 class Jigsaw(PuzzleMethod[JigsawConfig]):
+    """An encoder of tiles, and a classifier of the nine tiles' permutation."""
+
     name = "jigsaw"
 
     def __init__(self, config: JigsawConfig, world: World) -> None:
@@ -253,7 +255,7 @@ class Jigsaw(PuzzleMethod[JigsawConfig]):
         return self.shuffle(cut(image, puzzles, self.config.tile), puzzles.order)
 
     def shuffle(self, tiles: Tensor, order: Tensor) -> tuple[Tensor, Tensor]:
-        """Tiles as the network sees them, and the numbers of their permutations."""
+        """Tiles (n,9,3,t,t), in place, shuffled by the permutations ``order`` (n,) as the network sees them; and ``order``."""
         tiles = normalized(tiles) if self.config.normalize else tiles
         return permuted(tiles, self.orders.to(order.device)[order]), order
 
@@ -264,10 +266,10 @@ class Jigsaw(PuzzleMethod[JigsawConfig]):
 
     @torch.no_grad()
     def show(self, batch: Batch) -> dict[str, Tensor]:
-        """Puzzles, the same at every call. Columns: shuffled, as the network sees them, reordered as predicted, truth.
+        """The same puzzles at every call. Columns: shuffled | network's input | reordered as predicted | truth.
 
-        The network's tiles are shifted, gray and normalized; in the other columns tiles are plain, cut where the
-        network's green channel is. In the third, a frame shows which tiles came to the right place.
+        The network's input is shifted, gray and normalized. In the other columns, tiles are plain and cut where the
+        network's green channel is. In the third, frames show which tiles are in the right place.
         """
         config = self.config
         image, random = self.shown_images(batch)

@@ -8,8 +8,8 @@ predicted.
 
 Deviations: a hidden layer after the fusion. The sum of differences has the weights of a dynamic image (Bilen 2016),
 because with equal weights it is the last frame minus the first, whatever is in between. Mean and deviation are
-equalized over frames, and contrast over encodings, because a drifting exposure or the weaker contrast of shuffled
-differences would reveal the odd one. A stack has gray differences, one for each of the encoder's three input planes.
+equalized over frames, and contrast over encodings: otherwise a drifting exposure, or the weaker contrast of shuffled
+differences, would reveal the odd one. A stack has gray differences, one for each of the encoder's three input planes.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class OddOneOutConfig(VideoConfig):
     length: int = 6
     """Number of frames in a sub-clip."""
     within: int = 36
-    """A sub-clip's frames are drawn, in order, from this many consecutive ones; equal to --length: all of them."""
+    """A sub-clip's frames are drawn from this many consecutive frames; equal to --length: all of them are taken."""
     window: int = 96
     """All sub-clips are drawn from this many consecutive frames with much motion."""
     encoding: Literal["sum", "stack"] = "sum"
@@ -127,9 +127,9 @@ def paper() -> OddOneOutConfig:
 
 
 def draw_subclips(config: OddOneOutConfig, random: torch.Generator) -> Tensor:
-    """Random frames of a window of ``config.window`` frames, int64 (subclips*length,).
+    """Draws the frames of all sub-clips: numbers in a window of ``config.window`` frames, int64 (subclips*length,).
 
-    Each sub-clip has ``length`` different frames in order, from a random range of ``within`` frames.
+    Each sub-clip has ``length`` different frames, in order, from a random range of ``within`` frames.
     """
     starts = torch.randint(config.window - config.within + 1, (config.subclips, 1), generator=random)
     places = torch.rand(config.subclips, config.within, generator=random).argsort(1)[:, : config.length]
@@ -137,8 +137,7 @@ def draw_subclips(config: OddOneOutConfig, random: torch.Generator) -> Tensor:
 
 
 def draw_odd(count: int, subclips: int, length: int, random: torch.Generator) -> tuple[Tensor, Tensor]:
-    """The order of each sub-clip's frames, int64 (count,subclips,length), and the number of the odd one, int64
-    (count,).
+    """Draws the order of each sub-clip's frames, int64 (count,subclips,length), and the odd one's number (count,).
 
     The odd one has any wrong order with equal probability; the others have 0, 1, 2, ...
     """
@@ -177,6 +176,8 @@ def pair_differences(codes: Tensor) -> Tensor:
 
 
 class OddOneOut(VideoMethod[OddOneOutConfig]):
+    """A tower that sees an image of each sub-clip, and a classifier that names the odd one."""
+
     name = "odd-one-out"
 
     def __init__(self, config: OddOneOutConfig, world: World) -> None:
@@ -223,7 +224,7 @@ class OddOneOut(VideoMethod[OddOneOutConfig]):
 
     @torch.no_grad()
     def classified(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-        """Sub-clips as shown (n,K,W,3,S,S), logits (n,K), and the number of the odd one (n,).
+        """Classifies held-out sub-clips: frames in the order shown (n,K,W,3,S,S), logits (n,K), the odd ones' numbers (n,).
 
         Orders are drawn from the tuples' numbers, so they are the same at every call and for every seed.
         """
@@ -242,10 +243,11 @@ class OddOneOut(VideoMethod[OddOneOutConfig]):
 
     @torch.no_grad()
     def show(self, batch: Batch) -> dict[str, Tensor]:
-        """Four clips, one per row; a column per sub-clip: its image, and below it the frames in the order shown, from
+        """Four clips, one per row. A column per sub-clip: its image, and below it its frames in the order shown, from
         left to right and down.
 
-        The predicted sub-clip has a green border if it is the odd one, else a red one; a missed odd one is yellow.
+        The predicted sub-clip has a green border if it is the odd one, else a red one; an odd one that was not found
+        has a yellow one.
         """
         frames, logits, odd = self.classified({name: value[:4] for name, value in batch.items()})
         images, predicted = self.encoded(frames), logits.argmax(1)
@@ -272,8 +274,11 @@ class OddOneOut(VideoMethod[OddOneOutConfig]):
         return {"accuracy": 100 * torch.cat(hits).float().mean().item(), "loss": torch.cat(losses).mean().item()}
 
     def baselines(self, batches: Iterable[Batch]) -> dict[str, dict[str, float]]:
-        """Chance; and a rule on pixels: the odd one is the sub-clip with the longest path through its frames, by pixel
-        differences, relative to the distance of its first and last frame."""
+        """Figures of chance, and of a rule on pixels.
+
+        The rule: the odd sub-clip is the one whose frame-to-frame pixel differences are largest in sum, relative to the
+        difference between its first and last frame.
+        """
         hits = []
         for batch in batches:
             frames, _, odd = self.classified(batch)

@@ -47,6 +47,7 @@ class PuzzleConfig(TrainConfig):
     """adam: with decoupled weight decay (AdamW); sgd: with Nesterov momentum .9."""
     lr: float = 1e-3
     weight_decay: float = 1e-4
+    """Weight decay of the optimizer."""
     warmup: int = 50
     """Steps over which the learning rate rises linearly; then it falls along a cosine."""
 
@@ -79,9 +80,9 @@ class PuzzleMethod(Method[P]):
 
     @abstractmethod
     def puzzle(self, image: Tensor, random: torch.Generator, count: int, mine: slice) -> tuple[Tensor, Tensor]:
-        """The network's inputs (m,...) and their classes (m,), int64, made of squares (n,3,S,S) in [0,1].
+        """Makes puzzles of this rank's squares (n,3,S,S) in [0,1]: inputs (m,...) and their classes (m,), int64.
 
-        Random numbers are drawn for the ``count`` images of all ranks, of which this rank has ``mine``.
+        Random numbers are drawn for the ``count`` images of all ranks, of which ``mine`` are this rank's.
         """
 
     @abstractmethod
@@ -89,13 +90,13 @@ class PuzzleMethod(Method[P]):
         """Inputs of ``puzzle`` (m,...) -> logits (m,classes). The caller sets autocast and the training mode."""
 
     def add_optimizer(self) -> None:
-        """One optimizer for all networks."""
+        """Creates one optimizer for all networks."""
         config = self.config
         optimizer = optim.make_optimizer(config.optimizer, self, config.lr, config.weight_decay, nesterov=True)
         self.optimizers = {"all": optimizer}
 
     def lr_factor(self, step: int) -> float:
-        """The factor on the learning rate."""
+        """The factor on the learning rate at a step."""
         return optim.warmup_cosine(step, self.config.steps, self.config.warmup)
 
     def update(self, batch: Batch, step: int) -> dict[str, Tensor]:
@@ -125,7 +126,7 @@ class PuzzleMethod(Method[P]):
 
     @torch.no_grad()
     def predict(self, inputs: Tensor) -> Tensor:
-        """Logits (m,classes), float, in evaluation mode."""
+        """Inputs of ``puzzle`` (m,...) -> logits (m,classes), float, in evaluation mode."""
         self.eval()
         with self.world.autocast():
             return self.logits(inputs).float()
@@ -153,6 +154,7 @@ class PuzzleMethod(Method[P]):
         }
 
     def baselines(self, batches: Iterable[Batch]) -> dict[str, dict[str, float]]:
+        """Figures of guessing at random."""
         return {"chance": {"accuracy": 100 / self.classes, "loss": math.log(self.classes)}}
 
     def embed(self, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -161,8 +163,10 @@ class PuzzleMethod(Method[P]):
 
 
 class Fusion(nn.Module):
-    """Late fusion of an image's patches: one shared layer for each patch, then a classifier of all of them together;
-    feature vectors (n*patches,width), an image's patches in a row -> logits (n,classes)."""
+    """Late fusion of an image's patches: a shared layer for each patch, then a classifier of all patches together.
+
+    Feature vectors (n*patches,width), in the order of images, then patches -> logits (n,classes).
+    """
 
     def __init__(self, width: int, patches: int, dim: int, hidden: int, classes: int) -> None:
         super().__init__()
@@ -175,7 +179,7 @@ class Fusion(nn.Module):
 
 
 def square_crops(batch: Batch, size: int, count: int, mine: slice, random: torch.Generator, smallest: float) -> Tensor:
-    """As ``cropping.random_crops``, but always of squares, so that both axes are resampled alike."""
+    """Random crops (n,3,S,S) as of ``cropping.random_crops``, but of squares, so that both axes are resampled alike."""
     draws, flip = cropping.crop_draws(count, random), cropping.random_flips(count, random)
     boxes = cropping.random_boxes(batch["extent"], draws[mine], scale=(smallest, 1.0), ratio=(1.0, 1.0))
     return cropping.crop_resize(batch["image"], boxes, size, flip=flip[mine])

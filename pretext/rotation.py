@@ -76,7 +76,7 @@ def paper() -> RotationConfig:
 
 
 def turned(image: Tensor, turns: int) -> Tensor:
-    """Squares (N,3,S,S) rotated counterclockwise by ``turns`` quarters, any integer; no pixel changes its value."""
+    """Squares (N,3,S,S) rotated counterclockwise by ``turns`` quarter turns; no pixel changes its value."""
     return torch.rot90(image, turns, (2, 3))
 
 
@@ -87,6 +87,8 @@ def step_schedule(step: int, steps: int) -> float:
 
 
 class Rotation(PuzzleMethod[RotationConfig]):
+    """An encoder, and a linear classifier of the four rotations."""
+
     name = "rotation"
     classes = TURNS
 
@@ -102,7 +104,7 @@ class Rotation(PuzzleMethod[RotationConfig]):
         return optim.warmup_cosine(step, config.steps, config.warmup)
 
     def puzzle(self, image: Tensor, random: torch.Generator, count: int, mine: slice) -> tuple[Tensor, Tensor]:
-        """All four rotations of each image, (4n,3,S,S), grouped by angle; nothing is drawn at random."""
+        """All rotations of each image, (4n,3,S,S), grouped by angle, and their quarter turns (4n,); none are random."""
         turns = torch.arange(TURNS, device=image.device).repeat_interleave(len(image))  # (4n,)
         return torch.cat([turned(image, k) for k in range(TURNS)]), turns
 
@@ -129,7 +131,7 @@ class Rotation(PuzzleMethod[RotationConfig]):
 
 
 def _turned_each(image: Tensor, turns: Tensor) -> Tensor:
-    """Each image (n,3,S,S) rotated by its own number of quarters (n,)."""
+    """Each image (n,3,S,S) rotated counterclockwise by its own number of quarter turns (n,)."""
     return torch.cat([turned(one[None], k) for one, k in zip(image, turns.tolist(), strict=True)])
 
 

@@ -10,7 +10,7 @@ Labels are assigned often at first, then more and more rarely, as in the authors
 steps S (i/n)^2.
 
 Deviations: labels are assigned by predictions for central crops, not for random ones, so that a label does not depend
-on a single draw; a ResNet with one linear layer per head also where the paper has AlexNet.
+on a single draw; a ResNet with one linear layer per head, also where the paper has AlexNet.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class SeLaConfig(ClustersConfig):
     sharpness: float = 25.0
     """The paper's lambda. The larger it is, the better the labels, and the longer the assignment takes."""
     labelings: int = 100
-    """How often labels are assigned, over the whole run."""
+    """How many times labels are assigned in the whole run."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -151,6 +151,8 @@ def lr_factor(step: int, steps: int) -> float:
 
 
 class SeLa(ClustersMethod[SeLaConfig]):
+    """An encoder, and several linear classifiers, each with labels of its own."""
+
     name = "sela"
 
     def __init__(self, config: SeLaConfig, world: World) -> None:
@@ -186,7 +188,7 @@ class SeLa(ClustersMethod[SeLaConfig]):
 
     @torch.no_grad()
     def label(self, step: int) -> dict[str, Tensor]:
-        """Assigns labels to all images, head by head; returns scalars to log, of the first head."""
+        """Assigns labels to all training images, head by head; returns scalars to log about the first head's labels."""
         config = self.config
         self.take_snapshot()
         features, truth = self.features_of_all(self.snapshot_features)  # (N,D)
@@ -207,7 +209,7 @@ class SeLa(ClustersMethod[SeLaConfig]):
 
     @torch.no_grad()
     def assign(self, image: Tensor) -> Tensor:
-        """By the network and the factors at the last assignment of labels, as for the training images."""
+        """Labels (H,n) by the network and the factors of the last assignment, as for the training images."""
         found, features = self.clusters, self.snapshot_features(image)
         heads = [self._log_p(features, found["weight"], found["bias"], h) for h in range(self.config.heads)]
         pairs = zip(heads, found["factors"], strict=True)

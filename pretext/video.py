@@ -61,6 +61,7 @@ class VideoConfig(TrainConfig):
     """adam: with decoupled weight decay (AdamW); sgd: with momentum .9; lars: for large batches."""
     lr: float = 5e-4
     weight_decay: float = 1e-4
+    """Weight decay of the optimizer."""
     warmup: int = 0
     """Steps over which the learning rate rises linearly; then it falls along a cosine."""
 
@@ -83,10 +84,10 @@ class VideoConfig(TrainConfig):
 
 
 def opened(config: VideoConfig, quiet: bool, span: int, draw: Draw, shorter: str) -> TupleSplit:
-    """The clips that a config names, as tuples of frames.
+    """Opens the clips that a config names, as tuples of frames.
 
-    span: frames that a clip must have; draw: chooses a tuple's frames among ``span``; shorter: advice in the message if
-    clips are too short.
+    quiet: print nothing. span: number of frames that a clip must have. draw: chooses a tuple's frames among ``span``.
+    shorter: advice in the message if clips are too short.
     """
     return open_tuples(
         config.data,
@@ -128,6 +129,7 @@ def centered(batch: Batch, config: VideoConfig) -> Tensor:
 
 
 def _cut(image: Tensor, boxes: Tensor, size: int, flip: Tensor | None = None) -> Tensor:
+    """Frames (n,K,3,H,W) cropped to ``boxes`` (n,4), mirrored where ``flip`` (n,), and resized: (n,K,3,size,size)."""
     count = image.shape[1]
     repeated = None if flip is None else flip.repeat_interleave(count)
     cut = cropping.crop_resize(image.flatten(0, 1), boxes.repeat_interleave(count, 0), size, flip=repeated)
@@ -135,7 +137,7 @@ def _cut(image: Tensor, boxes: Tensor, size: int, flip: Tensor | None = None) ->
 
 
 def _alike(frames: Tensor, changes: color_jitter.ColorChanges) -> Tensor:
-    """Recolors the frames of a tuple as one wide picture, because contrast changes depend on a picture's mean."""
+    """Changes the colors of frames (n,K,3,S,S), a tuple as one wide picture: contrast depends on a picture's mean."""
     count, size = frames.shape[1], frames.shape[4]
     wide = color_jitter.recolor(frames.permute(0, 2, 3, 1, 4).flatten(3), changes)  # (n,3,S,K*S)
     return wide.unflatten(3, (count, size)).permute(0, 3, 1, 2, 4)
@@ -178,7 +180,7 @@ class VideoMethod(Method[V]):
         self.optimizers = {"both": optim.make_optimizer(config.optimizer, self, config.lr, config.weight_decay)}
 
     def learn(self, loss: Tensor, step: int) -> Tensor:
-        """The backward pass of ``loss`` (0-d) and one optimizer step; returns the gradients' norm, 0-d."""
+        """Runs the backward pass of ``loss`` (0-d) and one optimizer step. Returns the norm of the gradients, 0-d."""
         config, optimizer = self.config, self.optimizers["both"]
         loss.backward()
         optim.set_lr(optimizer, config.lr * optim.warmup_cosine(step, config.steps, config.warmup))

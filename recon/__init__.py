@@ -1,1 +1,1 @@
-"""Learning by reconstruction: each method is one file."""
+"""Methods that learn by reconstructing images, one file each."""

@@ -2,8 +2,7 @@
 
 An encoder sees lightness, and a decoder predicts the chroma ab of every pixel: by regression (``--loss l2``, eq. 1), or
 as one of 313 bins with rebalanced cross-entropy (``--loss classification``, eq. 2 to 4), decoded by the annealed mean
-(eq. 5). Two options: color hints from a user (Zhang 2017, arXiv:1705.02999), and a global feature vector that also
-learns the image's class (Iizuka 2016).
+(eq. 5). ``--hints`` adds a user's color hints (Zhang 2017, arXiv:1705.02999), ``--classes`` a class loss (Iizuka 2016).
 
 Deviations, each with its reason:
 - The decoder is a feature pyramid over a standard encoder, which can be transferred, instead of the paper's dilated
@@ -54,15 +53,15 @@ class ColorizationConfig(TrainConfig):
     norm: Literal["batch", "group"] = "batch"
     """Normalization; with group, results do not depend on the batch or on how it is split over ranks."""
     loss: Literal["classification", "l2"] = "classification"
-    """classification: 313 bins of ab; l2: regression, which gives duller colors."""
+    """classification: predict one of 313 bins of ab; l2: regress ab, which gives duller colors."""
     neighbors: int = 5
     """Nearest bins in the soft encoding: 5 in the paper, 10 in the authors' code."""
     rebalance: float = 0.5
-    """Fraction of the uniform distribution mixed into the prior by which rare colors get more weight; 1 = none do."""
+    """The paper's lambda, above 0 and up to 1. The lower it is, the more weight rare colors get; 1 = equal weights."""
     temperature: float = 0.38
     """Temperature of the annealed mean, which turns bins into colors."""
     hints: bool = False
-    """Learn to use hints: a few patches whose color is given."""
+    """Also train with hints: a few patches whose color is given."""
     classes: int = 0
     """Number of class folders in the data, for joint classification (Iizuka 2016); 0 = no classification."""
     class_weight: float = 1 / 300
@@ -137,10 +136,10 @@ def paper() -> ColorizationConfig:
 
 
 class Colorizer(nn.Module):
-    """Predicts chroma: RGB (N,3,S,S) in [0,1], of which it sees only the lightness -> logits or ab, and class logits.
+    """Predicts chroma from the lightness of RGB images (N,3,S,S) in [0,1].
 
-    Returns logits of bins (N,313,S/4,S/4), or ab (N,2,S/4,S/4) with ``loss`` l2; and class logits (N,classes) or None.
-    Hints are ``known``, ab (N,2,S,S), and ``where`` it is known, (N,1,S,S), 1 = known.
+    Returns a pair: logits of the bins (N,313,S/4,S/4), or with ``loss`` l2 the chroma ab (N,2,S/4,S/4); and class
+    logits (N,classes) or None. Hints: ``known`` is ab (N,2,S,S), used where ``where`` (N,1,S,S) is 1.
     """
 
     bins: Tensor
@@ -199,9 +198,8 @@ def classification_loss(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Rebalanced cross-entropy (eq. 2): logits (N,Q,s,s), ab (N,2,s,s), weights of the bins (Q,).
 
-    Each pixel has the weight of its nearest bin. As in the authors' code, an image whose |ab| is nowhere above 5 is
-    almost gray and has weight 0. Returns the weighted loss to minimize, the unweighted one to log (both 0-d), and the
-    nearest bins of the pixels (N,s,s).
+    Each pixel has the weight of its nearest bin. Images that are almost gray (no |ab| above 5) have weight 0, as in the
+    authors' code. Returns the weighted loss, the unweighted one to log (both 0-d), and the pixels' nearest bins (N,s,s).
     """
     index, soft = color.soft_encode(ab, bins, neighbors)
     plain = color.soft_cross_entropy(logits, index, soft)  # (N,s,s)
@@ -214,6 +212,8 @@ def classification_loss(
 
 
 class Colorization(Method[ColorizationConfig]):
+    """Trains a ``Colorizer``."""
+
     name = "colorization"
     score = "auc_rebalanced"
     next_step = "colorize a photo: make colorize IN= OUT= CKPT={folder}"
@@ -281,7 +281,7 @@ class Colorization(Method[ColorizationConfig]):
         return interpolate(self.colorizer.chroma(out, temperature), image.shape[-2:], mode="bilinear")
 
     def show(self, batch: Batch) -> dict[str, Tensor]:
-        """gray | colorized | truth; and a row of temperatures of the annealed mean, from dull to spotty."""
+        """Columns: gray | colorized | truth. Also the same with hints, and a sweep of temperatures, dull to spotty."""
         truth = cropping.center_crops(batch, self.config.size)
         lab = rgb_to_lab(truth)
 
@@ -305,7 +305,7 @@ class Colorization(Method[ColorizationConfig]):
         return self._figures(batches, self.colorize)
 
     def baselines(self, batches: Iterable[Batch]) -> dict[str, dict[str, float]]:
-        """Two constants: gray, and the mean ab of the training images (``--loss l2``: of these images)."""
+        """Figures of two constants: gray, and the training images' mean ab (``--loss l2``: the held-out images')."""
         every = list(batches)
         mean = (self.colorizer.prior()[:, None] * self.colorizer.bins).sum(0).view(1, 2, 1, 1)
         if self.config.loss == "l2":
@@ -318,7 +318,7 @@ class Colorization(Method[ColorizationConfig]):
 
     @torch.no_grad()
     def _figures(self, batches: Iterable[Batch], colorize: Callable[[Tensor], Tensor]) -> dict[str, float]:
-        """``AbErrors`` of ab, PSNR of RGB, and mean chroma; a chroma far below the truth's means dull colors."""
+        """``AbErrors`` of ab, PSNR of RGB in dB, and mean chroma: far below ``chroma_truth``, colors are dull."""
         errors, rows = AbErrors(), []
         for batch in batches:
             truth = cropping.center_crops(batch, self.config.size)
@@ -335,7 +335,7 @@ class Colorization(Method[ColorizationConfig]):
 
 
 def load_colorizer(path: Path, device: torch.device) -> Colorizer:
-    """The network of a checkpoint (a file or a run's folder). Raises ValueError with one line for other methods."""
+    """The network of a checkpoint (a file or a run's folder). Raises ValueError if it is of another method."""
     content = checkpoint.read(path, Colorization.name)[1]
     net = Colorizer(from_plain(ColorizationConfig, content["config"]))
     net.load_state_dict(checkpoint.weights_of(content, "colorizer"))

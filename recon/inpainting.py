@@ -9,7 +9,7 @@ Deviations, each with its reason:
   shape; the paper has a separate decoder for each.
 - The generator's weights are averaged over steps (EMA .999), because a GAN's weights fluctuate; the average is shown,
   measured and transferred.
-- The first steps train on pixels alone: before that, the discriminator has nothing worth judging.
+- The first steps train on the L2 loss alone: a discriminator could not learn from such early paintings.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ _CROPS, _HOLES = 1, 2  # last number of a random generator's key: what it draws
 @dataclass(frozen=True, kw_only=True)
 class InpaintingConfig(GanConfig):
     encoder: Literal["resnet18", "resnet50", "alexnet", "dcgan"] = "resnet18"
-    """alexnet: the paper's for learning features; dcgan: the authors' released one for inpainting (128 px)."""
+    """alexnet: as in the paper's feature learning; dcgan: as in the authors' released inpainter (128 px)."""
     norm: Literal["batch", "group"] = "batch"
     """Normalization; with group, results do not depend on the batch or on how it is split over ranks."""
     mask: Literal["center", "blocks", "regions", "none"] = "center"
@@ -66,11 +66,11 @@ class InpaintingConfig(GanConfig):
     adversarial: float = 0.001
     """Weight of the adversarial loss; the L2 loss has 1 minus this weight. 0 trains without a discriminator."""
     gan: Literal["bce", "hinge"] = "bce"
-    """Adversarial loss."""
+    """The adversarial loss: binary cross-entropy or hinge."""
     discriminator_norm: Literal["batch", "group", "spectral"] = "batch"
     """The discriminator's normalization; spectral normalizes its weights and needs no layer."""
     r1: float = 0.0
-    """Weight of the gradient penalty on real images (Mescheder 2018), every 16 steps; 0 = none."""
+    """Weight of the gradient penalty on real images (Mescheder 2018), computed every 16 steps; 0 = none."""
 
     lpips: str = "auto"
     """LPIPS of held-out images: auto (if its AlexNet is on this machine), download, off, or a FILE with AlexNet's
@@ -96,6 +96,7 @@ class InpaintingConfig(GanConfig):
 
     @property
     def band(self) -> int:
+        """Width of the band around the hole, px."""
         return self.size // 32 if self.overlap < 0 else self.overlap
 
     @property
@@ -161,9 +162,9 @@ def paper() -> InpaintingConfig:
 def reconstruction_loss(painted: Tensor, truth: Tensor, mask: Tensor, band: int, band_weight: float) -> Tensor:
     """L2 in the hole, plus ``band_weight`` times L2 in the ``band`` px of visible pixels around it (eq. 1); 0-d.
 
-    Images (N,3,S,S) in [0,1]; mask (N,1,S,S). The mean over hole and band of each image, then over images, so that
-    images count equally whatever the size of their holes. As in the authors' code, differences are on the scale of
-    [-1,1], so their squares are four times those of [0,1]. Without a hole the whole image counts (autoencoder).
+    Images (N,3,S,S) in [0,1]; mask (N,1,S,S). Averaged over each image's hole and band, then over images, so that all
+    images count equally, whatever the size of their holes. Differences are those of values in [-1,1], as in the
+    authors' code. If an image has no hole (autoencoder), its whole area counts.
     """
     region = masks.dilate(mask, band) if band else mask
     weight = mask + band_weight * (region - mask)
@@ -177,6 +178,8 @@ def reconstruction_loss(painted: Tensor, truth: Tensor, mask: Tensor, band: int,
 
 
 class Inpainting(Gan[InpaintingConfig]):
+    """The context encoder: a generator that paints holes, and a discriminator of mended images."""
+
     name = "inpainting"
     score = "psnr"
     next_step = "mend a photo: make mend IN= MASK= OUT= CKPT={folder}"
@@ -280,8 +283,7 @@ class Inpainting(Gan[InpaintingConfig]):
         return {"input | hole | mended | truth": sheet(columns, zoom=2)}
 
     def evaluate(self, batches: Iterable[Batch]) -> dict[str, float]:
-        """Mean figures (``HoleQuality``) of held-out images in the holes, which are drawn as in ``show``; for the
-        autoencoder, of whole images."""
+        """Mean figures (``HoleQuality``) over the holes of held-out images, or over whole images without holes."""
         return self._figures(batches, self.paint)
 
     def _figures(self, batches: Iterable[Batch], fill: Fill) -> dict[str, float]:
@@ -294,14 +296,14 @@ class Inpainting(Gan[InpaintingConfig]):
         return figures.means()
 
     def baselines(self, batches: Iterable[Batch]) -> dict[str, dict[str, float]]:
-        """Classical fills of the same holes, without training."""
+        """Figures of the classical fills, mean color and biharmonic, in the same holes."""
         if self.config.mask == "none":
             return {}
         every = list(batches)
         return {name: self._figures(every, fill) for name, fill in CLASSICAL.items()}
 
     def centered(self, batch: Batch) -> Tensor:
-        """The largest central squares of held-out images, (n,3,S,S) in [0,1]."""
+        """The largest central squares of held-out images, resized to (n,3,S,S), in [0,1]."""
         return cropping.center_crops(batch, self.config.size)
 
 
@@ -322,14 +324,14 @@ class Mender(nn.Module):
 
     @torch.no_grad()
     def plain(self, image: Tensor, mask: Tensor) -> Tensor:
-        """Mends as in the paper, pasting the painting as it is. The figures are measured on this."""
+        """Mends as in the paper: pastes the painting as it is. A training's held-out figures measure this."""
         return mend(self.net(image, mask), image, mask)
 
 
 def load_mender(path: Path, device: torch.device) -> Mender:
     """The averaged generator of a checkpoint (a file or a run's folder).
 
-    Raises ValueError with one line if it is not a checkpoint of an inpainter.
+    Raises ValueError with one line if it is of another method, or of an autoencoder (--mask none).
     """
     content = checkpoint.read(path, Inpainting.name)[1]
     config = from_plain(InpaintingConfig, content["config"])

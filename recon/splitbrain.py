@@ -8,7 +8,7 @@ rebalancing) or by regression (``--loss l2``, eq. 2).
 
 Deviations, each with its reason:
 - A feature pyramid over standard encoders predicts at a quarter of the side; the paper's AlexNet predicts at a
-  sixteenth. So pictures show more, and the encoders can be transferred.
+  sixteenth. So pictures show more detail, and the encoders can be transferred.
 - AdamW with a cosine schedule: the paper's long training with momentum does not fit into minutes.
 """
 
@@ -59,6 +59,7 @@ class NetsConfig(TrainConfig):
     lr: float = 1e-3
     """AdamW's learning rate after the warm-up."""
     weight_decay: float = 1e-4
+    """AdamW's weight decay."""
     warmup: int = 50
     """Steps over which the learning rate rises; after them it falls along a cosine."""
 
@@ -164,7 +165,7 @@ class TwoNets(Method[N]):
     """What both split-brain methods share: two networks, each with its own loss and optimizer."""
 
     def optimize(self, nets: dict[str, CrossChannel]) -> None:
-        """Creates an optimizer for each network; ``nets`` by the name of the loss."""
+        """Creates an AdamW optimizer for each network. nets: name of its loss -> network."""
         config = self.config
         self.optimizers = {
             name: torch.optim.AdamW(net.parameters(), config.lr, weight_decay=config.weight_decay, fused=True)
@@ -172,7 +173,7 @@ class TwoNets(Method[N]):
         }
 
     def learn(self, losses: dict[str, Tensor], step: int) -> dict[str, Tensor]:
-        """One step of each network on its own loss. Returns scalars to log."""
+        """One optimization step of each network on its own loss, 0-d. Returns scalars to log."""
         config, scalars = self.config, {}
         for name, loss in losses.items():
             loss.backward()
@@ -183,6 +184,8 @@ class TwoNets(Method[N]):
 
 
 class SplitBrain(TwoNets[SplitBrainConfig]):
+    """Two networks of half width: one predicts ab from L, the other L from ab."""
+
     name = "splitbrain"
     score = "psnr"
 
@@ -225,7 +228,7 @@ class SplitBrain(TwoNets[SplitBrainConfig]):
         return enlarged(torch.cat([lightness, ab], 1), image)
 
     def show(self, batch: Batch) -> dict[str, Tensor]:
-        """Each half's input, the image with the plane it predicts, and an image of both predicted planes."""
+        """For each half its input and the image with its prediction; then both predictions together, and the truth."""
         truth = cropping.center_crops(batch, self.config.size)
         lab, predicted = rgb_to_lab(truth), self.predict(truth)
         light, ab = lab[:, :1], lab[:, 1:]
@@ -246,14 +249,14 @@ class SplitBrain(TwoNets[SplitBrainConfig]):
         return self._figures(batches, self.predict)
 
     def baselines(self, batches: Iterable[Batch]) -> dict[str, dict[str, float]]:
-        """The mean color of the measured images, everywhere."""
+        """Figures of predicting the held-out images' mean color at every pixel."""
         every = list(batches)
         labs = [rgb_to_lab(cropping.center_crops(b, self.config.size)).mean((2, 3)) for b in every]  # (n,3) each
         mean = torch.cat(labs).mean(0).view(1, 3, 1, 1)
         return {"mean color": self._figures(every, lambda image: mean.expand_as(image))}
 
     def _figures(self, batches: Iterable[Batch], predict: Callable[[Tensor], Tensor]) -> dict[str, float]:
-        """PSNR of the image from both predictions, ``AbErrors`` of ab, root mean square error of L in 0..100."""
+        """PSNR in dB of the image from both predictions, ``AbErrors`` of ab, root mean square error of L in 0..100."""
         errors, rows = AbErrors(), []
         for batch in batches:
             truth = cropping.center_crops(batch, self.config.size)

@@ -87,6 +87,8 @@ def paper() -> SplitBrainHhaConfig:
 
 
 class SplitBrainHha(TwoNets[SplitBrainHhaConfig]):
+    """Two networks of full width: one predicts HHA from RGB, the other Lab from HHA."""
+
     name = "splitbrain-hha"
     score = "hha_psnr"
 
@@ -128,7 +130,7 @@ class SplitBrainHha(TwoNets[SplitBrainHhaConfig]):
     # --- pictures and figures ---------------------------------------------------------------------------------
 
     def centered(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-        """The central squares of held-out images: image and HHA (n,3,S,S) in [0,1], known (n,1,S,S) bool."""
+        """Central squares of held-out images: RGB and HHA (n,3,S,S) in [0,1]; where depth is known, (n,1,S,S) bool."""
         return hha_images.unpack(cropping.crop(batch["image"], batch["extent"], self.config.size))
 
     @torch.no_grad()
@@ -150,7 +152,7 @@ class SplitBrainHha(TwoNets[SplitBrainHhaConfig]):
         return self._figures(batches, self.predict)
 
     def baselines(self, batches: Iterable[Batch]) -> dict[str, dict[str, float]]:
-        """The mean of each plane over the measured images, everywhere."""
+        """Figures of predicting each plane's mean over the held-out images at every pixel."""
         every = list(batches)
         sums, count, labs = torch.zeros(3), torch.zeros(()), []
         for image, hha, known in map(self.centered, every):
@@ -170,8 +172,8 @@ class SplitBrainHha(TwoNets[SplitBrainHhaConfig]):
     ) -> dict[str, float]:
         """Figures of both predictions.
 
-        Of HHA, where depth is known: PSNR, and the mean absolute errors of its planes in 8-bit levels, which are cm or
-        degrees. Of Lab: ``AbErrors`` of ab, and the root mean square error of L in 0..100.
+        HHA, where depth is known: PSNR in dB, and the mean absolute error of each plane in 8-bit levels; a level of
+        height is a centimeter, one of angle a degree. Lab: ``AbErrors`` of ab, root mean square error of L in 0..100.
         """
         errors, squared, absolute, count, light = AbErrors(), torch.zeros(3), torch.zeros(3), 0.0, []
         for batch in batches:

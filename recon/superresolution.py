@@ -58,7 +58,7 @@ class SuperResolutionConfig(GanConfig):
     adversarial: float = 1e-3
     """Weight of the adversarial loss in phase 2."""
     gan: Literal["bce", "hinge"] = "bce"
-    """Adversarial loss."""
+    """The adversarial loss: binary cross-entropy or hinge."""
     init: str = ""
     """Start from the generator of this super-resolution run or checkpoint, instead of from fresh weights."""
     content_layer: ContentLayer = "relu5_4"
@@ -73,7 +73,7 @@ class SuperResolutionConfig(GanConfig):
     lr: float = 1e-4
     """Adam's learning rate at the start of phase 1."""
     lr_adversarial: float = 1e-4
-    """Adam's learning rate of both networks in phase 2; a tenth of it in the second half."""
+    """Adam's learning rate of both networks in phase 2; in the second half of phase 2, a tenth of it."""
     ema: float = 0.999
     """Decay of the generator's running average."""
 
@@ -152,6 +152,8 @@ def paper() -> SuperResolutionConfig:
 
 
 class SuperResolution(Gan[SuperResolutionConfig]):
+    """SRResNet in phase 1, SRGAN in phase 2."""
+
     name = "superresolution"
     score = "psnr"
     next_step = "enlarge a photo: make upscale IN= OUT= CKPT={folder}"
@@ -195,7 +197,7 @@ class SuperResolution(Gan[SuperResolutionConfig]):
     def _srgan_loss(
         self, enlarged: Tensor, large: Tensor, step: int, pixels: Tensor
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Content plus adversarial loss (eq. 3), after the discriminator's update; and scalars to log."""
+        """Updates the discriminator; returns the generator's content plus adversarial loss (eq. 3), and scalars."""
         config = self.config
         optim.set_lr(self.optimizers["discriminator"], self.rate(step))
         scalars = update_discriminator(
@@ -210,7 +212,7 @@ class SuperResolution(Gan[SuperResolutionConfig]):
         return content + weighted, scalars | more | {"loss/content": content.detach()}
 
     def rate(self, step: int) -> float:
-        """The learning rate at a step, of the phase that the step belongs to."""
+        """The learning rate at a step: phase 1 has a warm-up and a cosine, phase 2 one drop to a tenth."""
         config = self.config
         if step < config.adversarial_start:
             return config.lr * optim.warmup_cosine(step, config.adversarial_start, min(100, config.adversarial_start))
@@ -268,11 +270,11 @@ class SuperResolution(Gan[SuperResolutionConfig]):
         return self._figures(batches, self.upscale)
 
     def baselines(self, batches: Iterable[Batch]) -> dict[str, dict[str, float]]:
-        """Bicubic enlargement."""
+        """Figures of bicubic enlargement."""
         return {"bicubic": self._figures(batches, lambda small: enlarge(small, SCALE).clamp(0, 1))}
 
     def _figures(self, batches: Iterable[Batch], upscale: Callable[[Tensor], Tensor]) -> dict[str, float]:
-        """Mean PSNR and SSIM of luma (``luma_figures``); the small images are rounded to 8 bits, as in files."""
+        """Mean PSNR in dB and SSIM of luma (``luma_figures``). The small images are rounded to 8 bits, as in files."""
         found = []
         for batch in batches:
             truth = self.centered(batch)

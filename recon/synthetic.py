@@ -7,13 +7,13 @@ image is real, and the encoder learns to make its features of synthetic images l
 paper and of the authors' released code.
 
 Deviations, each with its reason:
-- The discriminator sees the feature maps that are transferred, so after the ReLU, not before it. With a ResNet it sees
-  the two coarsest maps, concatenated, which are all that the heads see.
+- The discriminator sees the transferred feature maps, those after the ReLU, not before it. With a ResNet it sees the
+  two coarsest maps, concatenated: the same as the heads.
 - The heads take those maps directly and predict at half of the side. The paper's wide dilated layers fc6 and fc7 are
   left out: they are not transferred and would take most of the time.
 - Real and synthetic images pass through the encoder in one batch: separate batch statistics would hide how they differ.
-- The discriminator has group norm, a learning rate 30 times higher, and the adversarial loss 4 times the weight
-  (``paper`` keeps the authors' settings): with batch norm it hardly learns to tell the domains apart within minutes.
+- The discriminator has group norm and 30 times the learning rate, and the adversarial loss has 4 times the weight:
+  with batch norm it hardly learns to tell the domains apart within minutes. ``paper`` keeps the authors' settings.
 - Besides the paper's training in turns (``--adversary alternate``) there is Ganin's gradient reversal (``reversal``).
 """
 
@@ -66,8 +66,8 @@ class SyntheticConfig(TrainConfig):
     norm: Literal["batch", "group"] = "batch"
     """Normalization; with group, results do not depend on the batch or on how it is split over ranks."""
     channels: Literal["one", "all"] = "one"
-    """one: the encoder sees one color channel of each image, three times: a random one in training, green otherwise. As
-    in the authors' code, because colors are the least realistic part of synthetic images."""
+    """one: the encoder sees one color channel of each image, repeated three times: a random one in training, otherwise
+    green; so did the authors, because colors are the least realistic part of synthetic images. all: all channels."""
 
     adversary: Literal["alternate", "reversal"] = "alternate"
     """alternate: discriminator and encoder are updated in turns; reversal: together (gradient reversal, Ganin 2015)."""
@@ -144,6 +144,8 @@ def paper() -> SyntheticConfig:
 
 
 class Synthetic(Method[SyntheticConfig]):
+    """Learns depth, normals and contours from synthetic images, with features that look real to a discriminator."""
+
     name = "synthetic"
     score = "normal_within_30"
     next_step = "predict depth, normals and contours of a photo: make surfaces IN= OUT= CKPT={folder}"
@@ -203,7 +205,7 @@ class Synthetic(Method[SyntheticConfig]):
         return scalars | more | {"grad_norm/net": optim.take_step(self.optimizers["net"], self.world)}
 
     def _alternate(self, fake: Tensor, real: Tensor, step: int) -> tuple[Tensor, dict[str, Tensor]]:
-        """Updates the discriminator, on batches mixed with the pools; then the encoder's adversarial loss."""
+        """Updates the discriminator on batches mixed with the pools; returns the encoder's loss, 0-d, and scalars."""
         random = generator(self.config.seed, step, _POOLS)
         pooled = {
             name: self.world.slice(self.pools[name].exchange(self.world.gather(mine.detach()), random))
@@ -216,7 +218,7 @@ class Synthetic(Method[SyntheticConfig]):
         return loss, scalars | more
 
     def _reverse(self, fake: Tensor, real: Tensor, step: int) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss for gradient reversal, whose weight rises from 0 during training (Ganin 2015, eq. 14)."""
+        """The loss for gradient reversal, whose weight rises from 0 in training (Ganin 2015, eq. 14); and scalars."""
         ramp = 2 / (1 + math.exp(-10 * step / self.config.steps)) - 1
         return reversal_loss(self.discriminator, fake, real, self.world, ramp * self.config.adversarial)
 
@@ -243,7 +245,7 @@ class Synthetic(Method[SyntheticConfig]):
 
     @torch.no_grad()
     def predict(self, image: Tensor) -> tuple[Tensor, SurfacePrediction]:
-        """Features and predictions for held-out images (n,3,S,S) in [0,1], of which the encoder sees green."""
+        """Features and predictions for held-out images (n,3,S,S) in [0,1]; with ``channels`` one, from green alone."""
         green = torch.ones(len(image), dtype=torch.long)
         with self.world.autocast():
             return self.net.eval()(self._seen(image, green))
@@ -303,7 +305,7 @@ class Synthetic(Method[SyntheticConfig]):
         return errors.means() | gap.means()
 
     def baselines(self, batches: Iterable[Batch]) -> dict[str, dict[str, float]]:
-        """The mean truth at each pixel, over the measured images: what an average room looks like."""
+        """Figures of predicting, at each pixel, the mean label of the held-out images: an average room."""
         squares = [
             center_domain_crops(batch, "synthetic", self.config.size)[batch["synthetic/first"]] for batch in batches
         ]
@@ -327,7 +329,7 @@ def add_errors(errors: SurfaceErrors, predicted: SurfacePrediction, labels: Labe
 
 
 def load_net(path: Path, device: torch.device) -> tuple[SurfaceNet, SyntheticConfig]:
-    """Network and config of a checkpoint (a file or a run's folder). ValueError with one line for other methods."""
+    """Network and config of a checkpoint (a file or a run's folder). Raises ValueError if it is of another method."""
     content = checkpoint.read(path, Synthetic.name)[1]
     config = from_plain(SyntheticConfig, content["config"])
     net = SurfaceNet(Backbone(name=config.encoder, norm=config.norm))
