@@ -19,7 +19,7 @@ HELP = ("-h", "--help")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Runs the program that the first words name. An unknown name is one line with the nearest one, exit code 2."""
+    """Runs the program that the first words name. For an unknown name one line suggests the nearest; exit code 2."""
     words = list(sys.argv[1:] if argv is None else argv)
     if not words or words[0] in HELP:
         print(help_text())
@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def help_text(group: str | None = None) -> str:
-    """All programs with a line each, or those of one group."""
+    """The help: a line for each program, of all groups or of one."""
     lines = ["usage: kintsugi COMMAND [OPTIONS]; kintsugi COMMAND --help shows a command's options"]
     for known, heading in GROUPS.items():
         if group in (None, known):
@@ -49,6 +49,7 @@ def help_text(group: str | None = None) -> str:
 
 
 def _find(group: str, name: str) -> Program:
+    """The program with this name in this group; fails with one line if there is none."""
     for program in PROGRAMS:
         if (program.group, program.name) == (group, name):
             return program
@@ -60,7 +61,7 @@ def _find(group: str, name: str) -> Program:
 
 
 def _nearest(group: str, name: str) -> str:
-    """The words of the program whose name is most like ``name``, first among those of the group; may be empty."""
+    """The words of the program whose name is most like ``name``, preferably in the group; empty if none is like it."""
     name = name.lower().replace("_", "-")
     everywhere = {p.name: p.words for p in reversed(PROGRAMS)}  # a method comes before its measurement
     if name in everywhere:
@@ -75,7 +76,7 @@ def _nearest(group: str, name: str) -> str:
 
 
 def _fail(line: str) -> NoReturn:
-    """One line on stderr, exit code 2: as ``kintsugi.train.config`` does it, without importing torch."""
+    """Prints one line to stderr and exits with code 2, as ``kintsugi.train.config`` does, without importing torch."""
     print(f"error: {line}", file=sys.stderr)
     raise SystemExit(2)
 

@@ -1,4 +1,4 @@
-"""Colorizes photos of any size with a trained colorizer; their lightness stays as it is.
+"""Colorizes photos of any size with a trained colorizer; their lightness does not change.
 
 ``python -m kintsugi.apps.colorize --in gray.jpg --out color.png``. The network predicts chroma at about the size at
 which it was trained; the chroma is resized to the photo's size and joined with the photo's lightness.
@@ -24,17 +24,17 @@ from kintsugi.train import checkpoint
 from kintsugi.train.compute import pick_device
 from kintsugi.train.config import run_command
 
-ROWS = 2048  # so many rows of a photo are joined at a time, to limit memory
+ROWS = 2048  # rows of a photo that are computed at a time, to limit memory
 
 
 @torch.no_grad()
 def colorize(
     image: Tensor, net: Colorizer, side: int, temperature: float | None = None, known: Tensor | None = None
 ) -> Tensor:
-    """Gives an image (3,H,W) in [0,1], gray or not, new colors of the same lightness -> (3,H,W) in [0,1].
+    """Colorizes an image (3,H,W) in [0,1] from its lightness, which stays the same -> (3,H,W) in [0,1].
 
     side: the short side of the image that the network sees, px. temperature: of the annealed mean; default: the
-    network's. known: where the image's own colors are hints, (1,H,W), 1 = known.
+    network's. known: (1,H,W), 1 where the image's own colors are used as hints.
     """
     height, width = image.shape[-2:]
     size = photos.whole_strides((height, width), side)
@@ -108,7 +108,7 @@ def run(config: ColorizeConfig) -> int:
 
 
 def _hints(path: Path, size: tuple[int, int]) -> Image.Image:
-    """The picture of hints as RGBA. Raises ValueError with one line if its size is another or it is opaque."""
+    """The picture of hints as RGBA. Raises ValueError with one line if its size is not ``size`` or it is opaque."""
     layer, _ = photos.open_upright(path)
     if layer.size != size:
         raise ValueError(

@@ -25,6 +25,7 @@ class PhotosConfig:
     ckpt: Path | None = None
     """A run's folder or a checkpoint; default: the newest run."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto: the GPU if there is one."""
 
 
 @dataclass(frozen=True)
@@ -73,10 +74,10 @@ def refuse_overwriting(outs: Sequence[Path], inputs: Sequence[Path]) -> None:
 
 
 def run_jobs(jobs: Sequence[J], do: Callable[[J], str], *, stop: bool) -> int:
-    """Does each job and prints the file it wrote; returns how many jobs failed.
+    """Does each job and prints the name of the file that it wrote. Returns how many jobs failed.
 
-    do: does one job and returns a note to print after the file's name, or "". stop: raise at the first failure, for a
-    single file; otherwise failures are printed and counted.
+    do: does one job and returns a note to print after the file's name, or "". stop: raise the first failure, instead of
+    printing it and going on.
     """
     failed = 0
     for job in jobs:

@@ -2,9 +2,9 @@
 
 ``python -m kintsugi.apps.mend --in photo.jpg --mask mask.png --out out.png``; white (> 127) in the mask is the hole.
 
-The network paints squares of side S, whose holes cover up to about a quarter. So the hole is covered with overlapping
-windows, from small to large: windows of S pixels at full resolution where the hole is thin; where they would be mostly
-hole, windows twice as large, shrunk to S, and so on up to the whole photo.
+The network was trained on squares of side S whose holes cover at most a quarter. So the hole is covered with
+overlapping windows, from small to large: windows of S pixels at full resolution where the hole is thin; where these
+would be mostly hole, windows twice as large, shrunk to S, and so on up to the whole photo.
 """
 
 from __future__ import annotations
@@ -76,10 +76,11 @@ def mend(image: Tensor, mask: Tensor, mender: Painter, size: int, batch: int = 1
 
 
 Place = tuple[slice, slice]
+"""The rows and the columns of a window."""
 
 
 def _window_sizes(extent: tuple[int, int], size: int) -> list[tuple[int, int]]:
-    """Heights and widths of windows: squares of ``size``, 2 ``size``, ... px, the largest that fits, and the image."""
+    """Heights and widths of windows: squares of ``size``, 2 ``size``, ... px, the largest square, the whole image."""
     short = min(extent)
     doublings = max(0, math.ceil(math.log2(short / size)))
     squares = [(size << i, size << i) for i in range(doublings)] + [(short, short)]
@@ -87,7 +88,7 @@ def _window_sizes(extent: tuple[int, int], size: int) -> list[tuple[int, int]]:
 
 
 def _windows(extent: tuple[int, int], window: tuple[int, int]) -> Iterator[tuple[Place, Tensor]]:
-    """Overlapping windows and their weights (h,w), which sum to 1 at every pixel of the image."""
+    """Overlapping windows of an image, and their weights (h,w), which sum to 1 at every pixel of the image."""
     down, across = (_line(length, side) for length, side in zip(extent, window, strict=True))
     for y, vertical in down:
         for x, horizontal in across:
@@ -95,7 +96,7 @@ def _windows(extent: tuple[int, int], window: tuple[int, int]) -> Iterator[tuple
 
 
 def _line(length: int, side: int) -> list[tuple[slice, Tensor]]:
-    """``_windows`` along one axis: Hann windows, divided by their sum."""
+    """``_windows`` along one axis: places and weights (side,), Hann windows divided by their sum."""
     starts = torch.linspace(0, length - side, 1 + math.ceil(2 * (length - side) / side)).round().int().tolist()
     places = [slice(start, start + side) for start in starts]
     hann = torch.sin(torch.pi * (torch.arange(side) + 0.5) / side) ** 2

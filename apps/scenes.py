@@ -24,14 +24,15 @@ class ScenesConfig:
     out: Path = Path("scenes.png")
     """The picture to write."""
     count: int = 24
-    """How many scenes."""
+    """Number of scenes."""
     columns: int = 6
-    """How many scenes in a row, without --maps."""
+    """Number of scenes in a row, without --maps."""
     size: int = 128
     """Side of each picture, px."""
     seed: int = 0
+    """Seed of the scenes."""
     maps: bool = False
-    """Show one scene in a row, with its depth, normals, instances and classes."""
+    """Show one scene per row: its image, depth, normals, instances and classes."""
 
 
 def contact_sheet(config: ScenesConfig) -> Tensor:

@@ -28,8 +28,8 @@ from kintsugi.train.config import run_command, within
 def surfaces(image: Tensor, net: SurfaceNet, side: int, channels: Literal["one", "all"] = "one") -> list[Tensor]:
     """Pictures of predicted depth, normals and contours of an image (3,H,W) in [0,1], each (3,H,W) in [0,1].
 
-    side: the short side of the image that the network sees, px. channels: one = it sees only green, as in its
-    evaluation.
+    side: the short side of the image that the network sees, px. channels: one = it sees only the green channel, as in
+    its evaluation; all = it sees all channels.
     """
     height, width = image.shape[-2:]
     size = photos.whole_strides((height, width), side)

@@ -42,9 +42,9 @@ class ClassificationSettings(RunSettings):
     classification_protocols: tuple[Protocol, ...] = ("knn", "linear", "few", "finetune")
     """knn: nearest neighbors; linear: a linear classifier; few: the same with few labels; finetune: all layers."""
     labels: tuple[float, ...] = (0.01, 0.1)
-    """Fractions of the training labels for few; at least two images of each class are taken."""
+    """Fractions of the training labels that few uses; at least two images of each class."""
     pooled_features: int = 9000
-    """Linear classifiers: a layer's map is pooled to about this many features."""
+    """For linear classifiers, each layer's map is pooled to about this many features."""
     steps_linear: int = 500
     """Steps of each linear classifier."""
     batch_linear: int = 256
@@ -56,7 +56,7 @@ class ClassificationSettings(RunSettings):
     lr_tuned: float = 1e-3
     """AdamW's highest learning rate in fine-tuning."""
     labeled_scenes: int = 1000
-    """Training scenes, where the data are scenes."""
+    """Number of training scenes, if the data is scenes."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -74,7 +74,7 @@ class Classification(Task):
 
     def __init__(self, data: str, size: int, config: ClassificationSettings, compute: Compute) -> None:
         self.data, self.size, self.config, self.compute = data, size, config, compute
-        self.several = data in MULTILABEL  # classes per image
+        self.several = data in MULTILABEL  # several classes per image
         store = Store(cache=config.cache)
         if self.several:
             self.split: Split = open_multilabel(data, size, store, scenes=config.labeled_scenes)
@@ -144,7 +144,7 @@ class Classification(Task):
         return Result({protocol: best}, {"by layer": layers})
 
     def features(self, encoder: Encoder) -> tuple[Features, Features]:
-        """Features of the training and of the test images."""
+        """Fits the encoder's batch norms; then the features of the training and of the test images."""
         train, test = self.split.train, self.split.heldout
         some = central_squares(train, self.size, self.compute, evenly_spaced(len(train), 256))
         fit_batch_norms(encoder, (image for image, _ in some), self.compute)

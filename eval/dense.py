@@ -55,9 +55,9 @@ class DenseSettings(RunSettings):
     lr_frozen: float = 1e-2
     """AdamW's highest learning rate for the head; warm-up over a tenth of the steps, then down to 0 along a cosine."""
     lr_finetune: float = 3e-4
-    """The same for all layers."""
+    """AdamW's highest learning rate for all layers, with the same schedule."""
     train_scenes: int = 400
-    """Training scenes, where the data are scenes; a quarter as many others are for validation."""
+    """Number of training scenes, if the data is scenes; a quarter as many others are for validation."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -94,7 +94,7 @@ class FCN(nn.Module):
         super().__init__()
         self.encoder = encoder
         self.strides = strides(encoder)
-        # Each map is normalized first, because the features of random networks have an odd scale.
+        # Each map is normalized first, because the features of random networks have an unusual scale.
         self.scores = nn.ModuleDict(
             {
                 str(s): nn.Sequential(nn.BatchNorm2d(encoder.channels[s]), nn.Conv2d(encoder.channels[s], planes, 1))
@@ -146,9 +146,9 @@ def enlarged(image: Tensor, size: Sequence[int]) -> Tensor:
 class FrozenMaps:
     """A frozen encoder's maps of training images and of their mirror images.
 
-    encoder: with batch norms fitted to the training images. rows: indices of n training images, evenly spaced, as many
-    as fit into ``FEATURE_BYTES``. maps: for each stride (2n,C,h,w), first the images, then the mirror images. heads:
-    seed -> a head that was trained on these maps.
+    encoder: its batch norms are fitted to the training images. rows: indices of n training images, evenly spaced, as
+    many as fit into ``FEATURE_BYTES``. maps: one (2n,C,h,w) for each of ``strides``, those of the images first. heads:
+    seed -> the encoder with a head that was trained on these maps.
     """
 
     encoder: Encoder
@@ -177,22 +177,25 @@ class DenseTask(Task):
 
     @abstractmethod
     def loss(self, output: Tensor, target: Tensor) -> Tensor:
-        """The loss of the network's output (B,K,h,w), float, for targets (B,...,h,w); returns ()."""
+        """The loss, 0-d, of the network's output (B,K,h,w), float, for targets (B,...,h,w)."""
 
     @abstractmethod
     def predict(self, output: Tensor) -> Tensor:
-        """The prediction, in the form of targets, of the network's output (B,K,H,W)."""
+        """The network's output (B,K,H,W) as a prediction in the form of targets (B,...,H,W)."""
 
     @abstractmethod
     def score(self, prediction: Tensor, protocol: str) -> Result:
-        """Figures of the predictions for all validation images, on the CPU; their names begin with the protocol's."""
+        """Figures of the predictions (N,...,H,W), on the CPU, for all validation images.
+
+        The names of the figures begin with the protocol's title.
+        """
 
     @abstractmethod
     def paint(self, targets: Tensor) -> list[Tensor]:
         """One or more pictures (n,3,H,W) in [0,1] of targets or predictions (n,...,H,W)."""
 
     def mirror(self, targets: Tensor) -> Tensor:
-        """The targets of the mirror images."""
+        """The targets (B,...,h,w) of the images mirrored left to right."""
         return targets.flip(-1)
 
     def settings(self) -> Mapping[str, Any]:
@@ -207,7 +210,7 @@ class DenseTask(Task):
 
     def measure(self, features: FrozenFeatures, protocol: str, seed: int) -> Result:
         """Trains and measures. ``finetune`` starts from the head of ``frozen``, because a random head would spoil the
-        features before it can use them (Kumar et al. 2022, arXiv:2202.10054)."""
+        features before it learns to use them (Kumar et al. 2022, arXiv:2202.10054)."""
         frozen = features.once(self.frozen_maps)
         if seed not in frozen.heads:
             frozen.heads[seed] = self._with_head(frozen, seed)
@@ -276,6 +279,7 @@ class DenseTask(Task):
         return net
 
     def _train_all(self, net: FCN, seed: int) -> None:
+        """Trains all layers, on random crops."""
         net.train()
 
         def loss(step: int) -> Tensor:

@@ -63,7 +63,7 @@ class DetectionSettings(RunSettings):
     detection_width: int = 128
     """Channels of the feature pyramid, a multiple of 32; the paper's is 256."""
     detection_scenes: int = 300
-    """Training scenes, where the data are scenes."""
+    """Number of training scenes, if the data is scenes."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -75,7 +75,10 @@ class DetectionSettings(RunSettings):
 
 
 class Detection(Task):
-    """Predicts boxes. data: voc2007, a folder laid out as VOC, or scenes."""
+    """Predicts boxes and their classes. data: voc2007, a folder laid out as VOC, or scenes.
+
+    Raises ValueError with one line if pycocotools is missing or the data cannot be used.
+    """
 
     def __init__(self, data: str, config: DetectionSettings, compute: Compute) -> None:
         if importlib.util.find_spec("pycocotools") is None:
@@ -119,7 +122,7 @@ class Body(nn.Module):
 
     If the encoder lacks a stride from 4 to 32, its next finer map is averaged, so that every encoder has the same
     heads. The encoder's batch norms keep their statistics, because batches are small. The pyramid's group norms
-    normalize the features (He et al. 2019, arXiv:1811.08883), which have an odd scale in random networks.
+    normalize the features (He et al. 2019, arXiv:1811.08883), which have an unusual scale in random networks.
     """
 
     def __init__(self, encoder: Encoder, compute: Compute, frozen: bool, width: int) -> None:
@@ -180,7 +183,7 @@ def detector(encoder: Encoder, classes: int, size: int, width: int, compute: Com
 
 
 def fit(net: FasterRCNN, train: Boxed, seed: int, config: DetectionSettings, compute: Compute) -> list[float]:
-    """Trains the layers that are not frozen, on images mirrored at random. Returns the loss of each step."""
+    """Trains the layers that are not frozen, on images mirrored at random. Returns the loss of every step."""
     some = evenly_spaced(len(train), 64).tolist()
     # One by one, because they differ in size.
     fit_batch_norms(
@@ -214,7 +217,7 @@ def fit(net: FasterRCNN, train: Boxed, seed: int, config: DetectionSettings, com
 
 
 def mirrored(things: Things) -> Things:
-    """The things in the mirror image, where left and right are swapped."""
+    """The things in the image mirrored left to right."""
     left, top, right, bottom = things.boxes.unbind(1)
     boxes = torch.stack([things.width - right, top, things.width - left, bottom], 1)
     return Things(things.width, boxes, things.labels, things.difficult)
@@ -243,7 +246,7 @@ def detect(net: FasterRCNN, images: Boxed, compute: Compute) -> list[dict[str, T
 
 
 def average_precision(found: Sequence[Mapping[str, Tensor]], truth: Boxed) -> tuple[float, dict[str, float]]:
-    """Average precision at an overlap of .5, in [0,1]: the mean over the classes that are present, and each class's.
+    """Average precision at an overlap (IoU) of .5, in [0,1]: the mean over the classes that are present, and by class.
 
     found: what ``detect`` returns. Precision is taken at 101 recalls, as in COCO (VOC2007: at 11). Detections of
     difficult boxes are ignored; as with COCO's crowds, a detection belongs to such a box if half of it lies inside.

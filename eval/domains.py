@@ -36,9 +36,9 @@ class DomainsConfig(SyntheticConfig):
     """Settings of every run; --seed is the first seed, and --out the folder for all runs."""
 
     seeds: int = 3
-    """Runs of each way."""
+    """Number of runs of each way."""
     ways: tuple[Way, ...] = ("without", "alternate", "reversal")
-    """without: the discriminator is trained, but has no effect on the encoder."""
+    """How the discriminator affects the encoder. without: not at all, though it is trained; others: as --adversary."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -46,7 +46,7 @@ class DomainsConfig(SyntheticConfig):
 
     @property
     def folder(self) -> Path:
-        """For all runs and the table."""
+        """The folder of all runs and of the table."""
         return self.out or self.runs / "domains"
 
     def of(self, way: Way, number: int) -> SyntheticConfig:
@@ -84,7 +84,7 @@ def run(config: DomainsConfig) -> Results:
 
 
 def _same_settings(config: SyntheticConfig, folder: Path) -> None:
-    """Raises ValueError of one line if the run in ``folder`` was trained with other settings."""
+    """Raises ValueError with one line if the run in ``folder`` was trained with other settings."""
     saved, now = checkpoint.read(folder)[1]["config"], to_plain(config)
     for name in (
         "data",
@@ -115,7 +115,7 @@ def _same_settings(config: SyntheticConfig, folder: Path) -> None:
 
 
 def markdown(results: Results) -> str:
-    """Mean and deviation over the seeds; below, for how many seeds each adversary brought the domains closer."""
+    """The table: mean and deviation over the seeds; below it, by how much each adversary brought the domains closer."""
     spread = {way: {figure: _spread(values) for figure, values in figures.items()} for way, figures in results.items()}
     lines = [table.markdown(spread, "discriminator")]
     base = results.get("without", {})
@@ -130,6 +130,7 @@ def markdown(results: Results) -> str:
 
 
 def _spread(values: Sequence[float]) -> str:
+    """Mean ± standard deviation; the mean alone if there is one value."""
     deviation = f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else ""
     return f"{statistics.fmean(values):.3f}{deviation}"
 
@@ -147,6 +148,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _widened(preset: Callable[[], SyntheticConfig]) -> Callable[[], DomainsConfig]:
+    """The preset with the options of this command added."""
+
     def make() -> DomainsConfig:
         base = preset()
         return DomainsConfig(**{f.name: getattr(base, f.name) for f in dataclasses.fields(base)})

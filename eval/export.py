@@ -45,7 +45,7 @@ class ExportConfig:
 
 
 def metadata(content: Mapping[str, Any], role: str, encoder: Encoder) -> dict[str, str]:
-    """What both files record: name -> text, without empty entries. content: the checkpoint's."""
+    """What both files record: name -> text, without empty entries. content: a checkpoint's (``checkpoint.load``)."""
     spec = encoder.spec.plain()
     images_seen = content["step"] * content["config"].get("batch", 0)
     found = {
@@ -103,7 +103,7 @@ def write_safetensors(encoder: Encoder, description: Mapping[str, str], file: Pa
     """Writes the weights and the metadata."""
     state = {name: value.contiguous() for name, value in encoder.state_dict().items()}
     for name in [name for name in state if name.endswith("running_var")]:
-        # torch's batch norm has this entry; ours with split statistics, which is the same after training, has not.
+        # torch's batch norm has this entry. Our split batch norm, which is the same in evaluation mode, has not.
         state.setdefault(f"{name.removesuffix('running_var')}num_batches_tracked", torch.tensor(0))
     content = save(state, {"format": "pt", **description})  # pt: the usual mark of PyTorch's weights
     _write_whole(file, lambda partial: partial.write_bytes(content))
@@ -149,7 +149,7 @@ class _Maps(nn.Module):
 
 
 def _write_whole(file: Path, write: Callable[[Path], object]) -> None:
-    """Writes under a temporary name, then renames. Raises OSError of one line if the file cannot be written."""
+    """Writes under a temporary name, then renames. Raises OSError with one line if the file cannot be written."""
     partial = file.with_name(f".{file.name}.{os.getpid()}.part")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -164,6 +164,7 @@ def _write_whole(file: Path, write: Callable[[Path], object]) -> None:
 
 
 def run(config: ExportConfig) -> None:
+    """Writes the files. Raises ValueError with one line if ``--out`` or the role cannot be used."""
     writers = {".safetensors": write_safetensors, ".onnx": write_onnx}
     suffix = config.out.suffix
     if suffix and suffix not in writers:

@@ -32,7 +32,7 @@ class Features:
 
 @torch.no_grad()
 def extract(encoder: Encoder, images: Images, size: int, pooled_features: int, compute: Compute) -> Features:
-    """Features of the central squares of ``size`` px.
+    """The frozen features of all images' central squares of ``size`` px.
 
     Each map is pooled to at most ``pooled_features`` values, or to one per channel if there are more channels.
     """

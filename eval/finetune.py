@@ -28,14 +28,14 @@ def finetune(
     lr: float,
     compute: Compute,
 ) -> float:
-    """Trains encoder and linear head, and returns their ``score`` on the test images, in [0,1].
+    """Trains encoder and linear head, and returns their ``eval.linear.score`` on the test images, in [0,1].
 
     AdamW along a cosine with warm-up, on random crops of ``size`` px, mirrored at random. From random weights this is
     supervised training from scratch on the same labels and with the same budget.
     """
     torch.manual_seed(derive_seed(seed, 2))
     width = len(encoder.vector({s: torch.zeros(1, c, 4, 4) for s, c in encoder.channels.items()})[0])
-    # Features are normalized first, because those of random networks have an odd scale.
+    # Features are normalized first, because those of random networks have an unusual scale.
     head = nn.Sequential(nn.BatchNorm1d(width), nn.Linear(width, classes)).to(compute.device)
     net = nn.ModuleList([encoder, head]).train()
     optimizer = torch.optim.AdamW(net.parameters(), lr, weight_decay=1e-2)

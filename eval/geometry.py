@@ -7,7 +7,7 @@ loss, and normals with a cosine loss, each where the truth is known. Protocols a
 
 The frames of an RGB-D folder are one film, in the order of their names. The last fifth is held out, and the twentieth
 before it is left out, so that no validation frame is a neighbor of a training frame. Both parts still show the same
-place. Such a folder cannot measure how well new places are predicted; the scenes can.
+place. So such a folder cannot show how well places that were never seen are predicted; the scenes can.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ class Geometry(DenseTask):
 def open_targets(data: str, scenes: int) -> tuple[Labeled, Labeled]:
     """Images and targets, as in ``Geometry``, for training and for validation.
 
-    scenes: how many for training, if ``data`` is ``scenes``. Raises ValueError of one line if the data are unfit.
+    scenes: how many for training, if ``data`` is ``scenes``. Raises ValueError with one line if the data is unfit.
     """
     if data == "scenes":
         rendered = [labeled_scenes(part, scenes, SCENE_SIZE) for part in ("train", "val")]
@@ -138,7 +138,7 @@ def depth_to_normals(depth: Tensor, intrinsics: Tensor) -> Tensor:
 
 
 def mean_frame(targets: Tensor) -> Tensor:
-    """The mean over images at each pixel, (4,H,W): exp of mean log depth, and mean normal, made unit.
+    """The mean of targets (N,4,H,W) over images, at each pixel: exp of mean log depth, and mean unit normal, (4,H,W).
 
     Means are over known values. Where no image has any, the mean over all pixels is taken.
     """
@@ -157,7 +157,7 @@ def unit(vectors: Tensor) -> Tensor:
 
 
 def errors(prediction: Tensor, targets: Tensor) -> tuple[dict[str, float], dict[str, float]]:
-    """Errors of depth and of normals, both (N,4,H,W), over all pixels where they are known."""
+    """Errors of depth and of normals over all pixels where they are known. prediction, targets: (N,4,H,W)."""
     depth = depth_errors(prediction[:, 0], targets[:, 0])
     return depth, normal_errors(prediction[:, NORMAL], targets[:, NORMAL])
 

@@ -52,7 +52,7 @@ def compare(
 
 
 def measure(fills: Mapping[str, Fill], truth: Tensor, kinds: Iterable[masks.Kind], lpips: Lpips | None = None) -> Table:
-    """The figures of the baselines and of ``fills`` for each kind of hole; the same holes at every call.
+    """The figures of the classical baselines and of ``fills`` for each kind of hole; the same holes at every call.
 
     truth: images (N,3,S,S) in [0,1].
     """
@@ -64,7 +64,7 @@ def measure(fills: Mapping[str, Fill], truth: Tensor, kinds: Iterable[masks.Kind
 
 
 def rows(result: Table) -> table.Rows:
-    """One row for each kind of hole and fill, to print."""
+    """The table's rows, one for each kind of hole and fill."""
     return {
         f"{kind}, {name}": {HEADS[figure]: row[figure] for figure in HEADS if figure in row}
         for kind, fills in result.items()
@@ -79,17 +79,17 @@ class HoleQualityConfig:
     ckpt: Path = Path("runs/inpainting/latest")
     """A run's folder or a checkpoint of the inpainter."""
     data: str = ""
-    """As for training; default: the data that the checkpoint was trained on."""
+    """As --data in training; default: the data that the checkpoint was trained on."""
     split: Literal["heldout", "all"] = "heldout"
     """heldout: images that training never sees; all: every image, for data that was not trained on."""
     kinds: tuple[masks.Kind, ...] = ()
     """Kinds of holes; default: center for a checkpoint that was trained on that alone, else all three."""
     count: int = 256
-    """Limit on the number of images."""
+    """Largest number of images to measure."""
     lpips: str = "auto"
     """auto (if its AlexNet has been downloaded), download, off, or a FILE of torchvision's AlexNet."""
     cache: Path | None = None
-    """Folder for decoded images, as for training."""
+    """Folder for decoded images, as --cache in training."""
     out: Path | None = None
     """Folder for quality.md and quality.json; default: the run's."""
     device: Device = "auto"

@@ -1,7 +1,8 @@
 """Linear probes: how well a linear classifier predicts the labels from frozen features.
 
 One classifier for each learning rate, all trained at once (Zhang 2016, arXiv:1603.08511, section 3.2; Goyal 2019,
-arXiv:1905.01235). The learning rate is chosen on held-out training images; then a classifier is trained on all of them.
+arXiv:1905.01235). The learning rate is chosen on held-out training images. The final classifier is
+trained on all training images.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ def fit(
     steps: int,
     batch: int,
 ) -> Tensor:
-    """The score on the test features (M,D) of a linear classifier for each of the R learning rates, (R,).
+    """Trains a linear classifier for each of R learning rates; their scores on the test features (M,D), (R,).
 
     Trained on x (N,D), standardized to mean 0 and deviation 1, by SGD with momentum .9 along a cosine with warm-up.
     """
@@ -77,12 +78,12 @@ def fit(
 
 
 def class_count(labels: Tensor, test_labels: Tensor) -> int:
-    """K, the number of classes."""
+    """K, the number of classes, from labels (N,) or (N,K)."""
     return labels.shape[1] if labels.ndim == 2 else int(max(labels.amax(), test_labels.amax())) + 1
 
 
 def loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """The loss of R classifiers, added up, (); logits (n,R,K), labels (n,) or (n,K).
+    """The sum of the losses of R classifiers, 0-d; logits (n,R,K), labels (n,) or (n,K).
 
     Cross entropy, mean over images; with several classes per image binary cross entropy, mean over the known labels.
     """

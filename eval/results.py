@@ -62,7 +62,7 @@ class FinishedResults:
         return Result(**self.records[key]["result"]) if key in self.records else None
 
     def put(self, key: str, experiment: Experiment, result: Result) -> None:
-        """Keeps a result. The file is written under a temporary name, then renamed. Raises OSError if it cannot be."""
+        """Keeps a result and writes the file, first under a temporary name. Raises OSError if it cannot be written."""
         self.records[key] = {"experiment": asdict(experiment), "result": asdict(result)}
         partial = self.file.with_name(f".{self.FILE}.{os.getpid()}.part")
         try:
@@ -109,7 +109,7 @@ Column = tuple[str, str]
 
 
 def figures(results: Results, weights: Sequence[Weights]) -> dict[str, dict[Column, Figure]]:
-    """Name of the weights -> column -> figure, in the order of the results."""
+    """The table: name of the weights -> column -> figure, in the order of the results."""
     baselines = {one.name: one.baseline or "" for one in weights}
     values: dict[str, dict[Column, dict[int, float]]] = {one.name: {} for one in weights}
     for experiment, result in results.items():

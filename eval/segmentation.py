@@ -55,7 +55,7 @@ class _PixelClasses(DenseTask):
 
 
 class Segmentation(_PixelClasses):
-    """Semantic segmentation. data: as in ``kintsugi.data.pairs.open_pairs``. void: the class id to ignore.
+    """Semantic segmentation. data: as in ``kintsugi.data.pairs.open_pairs``. void: the class id to ignore, besides 255.
 
     Figure: mean IoU over the classes of the validation images. Details: the IoU of each class.
     """
@@ -97,7 +97,7 @@ class FigureGround(_PixelClasses):
 
 
 def pixel_loss(logits: Tensor, target: Tensor) -> Tensor:
-    """Mean cross entropy over the pixels that are not void, (); 0 if all are. Logits (B,K,H,W), class ids (B,H,W)."""
+    """Mean cross entropy over the pixels that are not void, 0-d; 0 if all are. Logits (B,K,H,W), class ids (B,H,W)."""
     total = cross_entropy(logits, target.long(), ignore_index=VOID, reduction="sum")
     return total / (target != VOID).sum().clamp(min=1)
 

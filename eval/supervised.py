@@ -43,19 +43,22 @@ class SupervisedConfig(TrainConfig):
     imagenet:PATH."""
     encoder: Literal["resnet18", "resnet50"] = "resnet18"
     norm: Literal["batch", "group", "split"] = "batch"
-    """split: batch normalization of each part of the batch by itself; group: does not depend on the batch."""
+    """split: batch normalization, separately for each quarter of the batch; group: group normalization, which uses no
+    batch statistics."""
     stem: Literal["large", "small"] = "large"
-    """small: for crops of about 32 px, a 3x3 convolution without stride or pooling."""
+    """small: a 3x3 convolution without stride and pooling, for crops of about 32 px."""
     smallest_crop: float = 0.08
-    """Smallest area of a crop, as a fraction of its image."""
+    """Smallest fraction of an image's area that a crop shows."""
     strength: float = 0.0
     """Strength of color jitter; 1 = as in SimCLR, 0 = none."""
     optimizer: Literal["sgd", "adamw"] = "sgd"
+    """sgd: with momentum .9, for long runs; adamw: for short runs."""
     lr: float = 0.1
-    """Learning rate: for sgd per 256 images, as in the paper; for adamw independent of the batch."""
+    """Learning rate. sgd: per 256 images of the batch; adamw: used as it is."""
     weight_decay: float = 1e-4
+    """Weight decay of the optimizer."""
     warmup: int = 0
-    """Steps of warm-up; then the learning rate falls along a cosine."""
+    """Steps over which the learning rate rises linearly; then it falls along a cosine."""
     smoothing: float = 0.0
     """Label smoothing: the fraction of a label's weight that is spread evenly over all classes."""
 
@@ -123,9 +126,9 @@ def paper() -> SupervisedConfig:
 
 
 def open_training(config: SupervisedConfig, quiet: bool = False) -> Split:
-    """Labeled images for training, and held-out ones of the same set. Raises ValueError if the data are unfit.
+    """Opens the labeled images of ``config.data``: training images, and others held out from the same set.
 
-    quiet: prints nothing.
+    quiet: print nothing. Raises ValueError with one line if there are no labels or the data cannot be used.
     """
     spec = config.data
     if spec in ("", "scenes", "voc2012"):
@@ -149,7 +152,7 @@ def open_training(config: SupervisedConfig, quiet: bool = False) -> Split:
 
 
 class Supervised(Method[SupervisedConfig]):
-    """Learns the classes of ``images``, those of training."""
+    """An encoder and a linear classifier, trained with labels. images: the training images, whose classes they are."""
 
     name = "supervised"
     score = "accuracy"
@@ -206,14 +209,14 @@ class Supervised(Method[SupervisedConfig]):
         return {"encoder": self.encoder}
 
     def get_extra_state(self) -> list[str]:
-        """The classes, so that a run does not go on with others."""
+        """The names of the classes, so that a run cannot be resumed with other classes."""
         return self.classes
 
     def set_extra_state(self, classes: list[str]) -> None:
         if classes != self.classes:
             raise ValueError(f"--data {self.config.data} has other classes than when this run began: start a new run")
 
-    # --- looking and measuring --------------------------------------------------------------------------------
+    # --- pictures and figures ---------------------------------------------------------------------------------
 
     @torch.no_grad()
     def embed(self, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -224,15 +227,15 @@ class Supervised(Method[SupervisedConfig]):
 
     @torch.no_grad()
     def logits(self, batch: Batch) -> Tensor:
-        """Of the central squares of a batch's images, float (n,K)."""
+        """Logits for the central squares of a batch's images, float (n,K)."""
         features, _ = self.embed(batch)
         with self.world.autocast():
             return self.classifier(features).float()
 
     def show(self, batch: Batch) -> dict[str, Tensor]:
-        """The images that are told right, the surest first, then the others; below each a bar as long as it is sure."""
-        confidence, said = self.logits(batch).softmax(1).max(1)
-        right = said == batch["label"]
+        """Images with confidence bars below them: first those classified right, then the others, each by confidence."""
+        confidence, predicted = self.logits(batch).softmax(1).max(1)
+        right = predicted == batch["label"]
         order = (right + confidence).argsort(descending=True)
         image = cropping.center_crops(batch, self.config.size)[order]
         return {"right (green), wrong (red), how sure": marked(image, right[order], confidence[order])}
@@ -241,6 +244,7 @@ class Supervised(Method[SupervisedConfig]):
         return figures(batches, self.logits)
 
     def baselines(self, batches: Iterable[Batch]) -> dict[str, dict[str, float]]:
+        """Figures of predicting the classes' frequencies in training, the same for every image."""
         frequency = (self.counts + 1) / (self.counts + 1).sum()  # none is 0: the loss is finite
 
         def constant(batch: Batch) -> Tensor:
@@ -260,7 +264,7 @@ def figures(batches: Iterable[Batch], logits: Callable[[Batch], Tensor]) -> dict
 
 
 def marked(image: Tensor, right: Tensor, confidence: Tensor) -> Tensor:
-    """A sheet (3,h,w) of images (n,3,S,S) in [0,1], each with a bar below it.
+    """A picture (3,h,w) of images (n,3,S,S) in [0,1], each with a bar below it.
 
     The bar's length is ``confidence``, (n,) in [0,1], as a fraction of the width. It is green where ``right``, bool
     (n,), else red.

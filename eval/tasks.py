@@ -1,7 +1,7 @@
 """Tasks of transfer, and running weights on them.
 
 An experiment is one set of weights on a task, under one of its protocols, with one seed. Experiments run one after the
-other. Each result is kept as soon as it is there, so that a run that was stopped continues where it was.
+other. Each result is kept as soon as it is measured, so that a run that was stopped continues where it was.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class RunSettings:
     """Options that every command of transfer has."""
 
     seeds: int = 3
-    """Runs of each experiment. The seed sets the heads, the order of images, the few labels, and random weights."""
+    """Number of seeds. A seed sets the heads, the order of images, the choice of few labels, and random weights."""
     cache: Path | None = None
     """Folder for decoded images; default $KINTSUGI_CACHE or ~/.cache/kintsugi."""
     device: Device = "auto"
@@ -49,7 +49,7 @@ class RunSettings:
 class FrozenFeatures:
     """Weights on one task with one seed, and what was computed from their frozen encoder.
 
-    It is kept for all protocols and, unless the weights are random, for all seeds.
+    One instance serves all protocols and, unless the weights are random, all seeds.
     """
 
     def __init__(self, weights: Weights, seed: int, compute: Compute) -> None:
@@ -71,8 +71,8 @@ class FrozenFeatures:
 class Task(ABC):
     """A data set and what is predicted on it. A subclass opens its data in its constructor.
 
-    name: as in the table, the task and its data. The constructor raises ValueError of one line if the data are missing
-    or unfit.
+    name: the task and its data, as in the table. protocols: names of the ways to measure. The constructor raises
+    ValueError with one line if the data is missing or cannot be used.
     """
 
     name: str
@@ -80,7 +80,7 @@ class Task(ABC):
 
     @abstractmethod
     def settings(self) -> Mapping[str, Any]:
-        """Everything but weights and seed that figures depend on: results of other settings are not reused."""
+        """Everything that figures depend on besides weights and seed. Finished results are reused if it is the same."""
 
     @abstractmethod
     def measure(self, features: FrozenFeatures, protocol: str, seed: int) -> Result:
@@ -97,16 +97,16 @@ def data_name(data: str) -> str:
 
 
 def evenly_spaced(count: int, limit: int) -> Tensor:
-    """At most ``limit`` indices below ``count``, evenly spaced, because neighbors are often frames of one film."""
+    """At most ``limit`` indices below ``count``, int64, evenly spaced: neighbors are often frames of one film."""
     return torch.arange(min(count, limit)) * count // min(count, limit)
 
 
 @torch.no_grad()
 def fit_batch_norms(encoder: Encoder, batches: Iterable[Tensor], compute: Compute) -> None:
-    """Sets the running statistics of the batch norms to those of the task's images, and leaves eval mode on.
+    """Sets the batch norms' running statistics to those of the task's images, and leaves the encoder in eval mode.
 
-    Random weights have no statistics of their own, and those of pre-training are of another data set; so both get the
-    task's. batches: some training images, (n,3,H,W) in [0,1].
+    Random weights have no statistics of their own, and those of pre-training come from another data set. So both are
+    replaced by the task's. batches: some training images, (n,3,H,W) in [0,1].
     """
     norms = [m for m in encoder.modules() if isinstance(m, nn.BatchNorm2d)]
     if norms:
@@ -166,6 +166,7 @@ def _key(task: Task, weights: Weights, protocol: str, seed: int, compute: Comput
 
 
 def _attempt(task: Task, features: FrozenFeatures, protocol: str, seed: int) -> Result:
+    """Measures, with the wall time; after an error of any kind, a result that holds the error."""
     started = time.perf_counter()
     try:
         result = task.measure(features, protocol, seed)
@@ -177,6 +178,7 @@ def _attempt(task: Task, features: FrozenFeatures, protocol: str, seed: int) -> 
 
 
 def _line(experiment: Experiment, result: Result) -> str:
+    """The line that is printed for a result."""
     values = ", ".join(f"{name} {100 * value:.1f}" for name, value in result.figures.items())
     where = f"{experiment.task} | {experiment.weights} | {experiment.protocol} | seed {experiment.seed}"
     return f"{where}: {values or f'failed: {result.error}'} ({result.seconds:.1f} s)"

@@ -53,15 +53,15 @@ class TransferConfig(ClassificationSettings, DenseSettings, DetectionSettings):
     segmentation: tuple[str, ...] = ("scenes",)
     """Folders with {train,val}/{images,masks}, voc2012, scenes."""
     void: int = VOID
-    """The class id to ignore in those masks, besides 255; in CamVid it is mostly 11."""
+    """The class id to ignore in the masks of --segmentation, besides 255; in CamVid it is mostly 11."""
     geometry: tuple[str, ...] = ("scenes",)
     """Folders with rgb/, depth/ and intrinsics.txt, scenes."""
     figure_ground: tuple[str, ...] = ()
     """Folders with frames/CLIP/ and masks/CLIP/."""
     detection: tuple[str, ...] = ()
-    """Faster R-CNN: voc2007, folders like it, scenes."""
+    """Data for Faster R-CNN: voc2007, folders like it, scenes."""
     size: int = 64
-    """Side of the squares for classification, px, the same for all weights."""
+    """Side of the central squares for classification, px, the same for all weights."""
     pixels: bool = True
     """Add a row for raw pixels."""
     out: Path = Path("runs/transfer")
@@ -89,7 +89,7 @@ def _checkpoints(config: TransferConfig) -> list[Weights]:
 
 
 def _latest(config: TransferConfig) -> list[tuple[str, Path]]:
-    """The latest run of each method, by name; with ``--train`` missing ones are trained first."""
+    """Name (empty) and path of the latest run of each method. With ``--train``, missing runs are trained first."""
     for method in METHODS:
         name = method.name
         if config.train and not (config.runs / name / "latest").exists():
@@ -109,13 +109,13 @@ def _latest(config: TransferConfig) -> list[tuple[str, Path]]:
 
 
 def _named(spec: str) -> tuple[str, Path]:
-    """Name, "" if there is none, and path of NAME=PATH or PATH."""
+    """Name and path from NAME=PATH, or from PATH with the name empty."""
     name, equals, path = spec.partition("=")
     return (name, Path(path)) if equals and not Path(spec).exists() else ("", Path(spec))
 
 
 def _title(path: Path) -> str:
-    """The name of a checkpoint's row: its method. An inpainter that was trained without holes is an autoencoder."""
+    """The name of a checkpoint's row: its method, or autoencoder for an inpainter that was trained without holes."""
     content = checkpoint.read(path)[1]
     plain = content["method"] == "inpainting" and content["config"].get("mask") == "none"
     return "autoencoder" if plain else content["method"]

@@ -1,4 +1,4 @@
-"""Benchmarks of super-resolution: whole images of a folder are made four times smaller and enlarged again.
+"""The quality of super-resolution: whole images of a folder are made four times smaller and enlarged again.
 
 ``python -m kintsugi.eval.upscaling_quality --ckpt runs/superresolution/latest --data Set5/HR`` prints PSNR and SSIM of
 luma, without a border of 4 px, compared with bicubic enlargement. With ``--content-weights`` it also prints the
@@ -40,7 +40,7 @@ class UpscalingQualityConfig:
     ckpt: tuple[Path, ...] = (Path("runs/superresolution/latest"),)
     """Runs' folders or checkpoints of super-resolution; one row each."""
     small: Path | None = None
-    """A folder with the same file names, of images four times smaller; default: made as by MATLAB's imresize."""
+    """A folder of the small images, with the same file names; default: made from --data as by MATLAB's imresize."""
     content_layer: ContentLayer = "relu3_4"
     """VGG19's layer for the distance of features."""
     content_weights: str = "auto"
@@ -106,6 +106,7 @@ def _small(config: UpscalingQualityConfig, file: Path, truth: Tensor) -> Tensor:
 
 
 def _pixels(file: Path) -> Tensor:
+    """An image file as (3,H,W) in [0,1]."""
     return photos.to_tensor(photos.read_photo(file)[0])
 
 

@@ -75,7 +75,10 @@ def saved_weights(ckpt: Path, roles: Sequence[str] = (), name: str = "") -> tupl
 
 
 def with_random(weights: Sequence[Weights]) -> list[Weights]:
-    """The weights, with random weights of each network after the first weights that have this network."""
+    """The weights, each with its baseline named, and the baselines: one set of random weights for each network.
+
+    A baseline follows the first weights of its network.
+    """
     baselines: dict[str, str] = {}  # spec -> name
     result: list[Weights] = []
     for one in weights:
@@ -92,6 +95,7 @@ def with_random(weights: Sequence[Weights]) -> list[Weights]:
 
 
 def _network_name(spec: Mapping[str, Any]) -> str:
+    """A short name for the network with this spec, such as resnet18, group norm."""
     if spec.get("kind") == "joined":
         return "two halves"
     inner = spec.get("backbone", spec)

@@ -255,7 +255,7 @@ class Jigsaw(PuzzleMethod[JigsawConfig]):
         return self.shuffle(cut(image, puzzles, self.config.tile), puzzles.order)
 
     def shuffle(self, tiles: Tensor, order: Tensor) -> tuple[Tensor, Tensor]:
-        """Tiles (n,9,3,t,t), in place, shuffled by the permutations ``order`` (n,) as the network sees them; and ``order``."""
+        """Tiles (n,9,3,t,t) as the network sees them, shuffled by the permutations ``order`` (n,); and ``order``."""
         tiles = normalized(tiles) if self.config.normalize else tiles
         return permuted(tiles, self.orders.to(order.device)[order]), order
 

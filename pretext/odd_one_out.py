@@ -224,9 +224,10 @@ class OddOneOut(VideoMethod[OddOneOutConfig]):
 
     @torch.no_grad()
     def classified(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-        """Classifies held-out sub-clips: frames in the order shown (n,K,W,3,S,S), logits (n,K), the odd ones' numbers (n,).
+        """Classifies held-out sub-clips.
 
-        Orders are drawn from the tuples' numbers, so they are the same at every call and for every seed.
+        Returns frames in the order shown (n,K,W,3,S,S), logits (n,K), and the number of the odd one (n,). Orders are
+        drawn from the tuples' numbers, so they are the same at every call and for every seed.
         """
         config = self.config
         drawn = [

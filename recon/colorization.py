@@ -199,7 +199,7 @@ def classification_loss(
     """Rebalanced cross-entropy (eq. 2): logits (N,Q,s,s), ab (N,2,s,s), weights of the bins (Q,).
 
     Each pixel has the weight of its nearest bin. Images that are almost gray (no |ab| above 5) have weight 0, as in the
-    authors' code. Returns the weighted loss, the unweighted one to log (both 0-d), and the pixels' nearest bins (N,s,s).
+    authors' code. Returns the weighted loss, the unweighted one to log (both 0-d), and nearest bins (N,s,s).
     """
     index, soft = color.soft_encode(ab, bins, neighbors)
     plain = color.soft_cross_entropy(logits, index, soft)  # (N,s,s)
