@@ -166,7 +166,7 @@ class CPC(Method[CPCConfig]):
 
     @property
     def steps_ahead(self) -> range:
-        """The distances, in rows, from a context down to the rows that are predicted from it."""
+        """How many rows below its context each predicted row is."""
         return range(self.first, min(self.first + self.config.rows, self.config.grid))
 
     def update(self, batch: Batch, step: int) -> dict[str, Tensor]:

@@ -85,7 +85,7 @@ class Figure:
 
     @property
     def mean(self) -> float:
-        """Per cent."""
+        """The mean over the seeds, per cent."""
         return 100 * statistics.fmean(self.values.values())
 
     @property

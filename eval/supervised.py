@@ -152,7 +152,7 @@ def open_training(config: SupervisedConfig, quiet: bool = False) -> Split:
 
 
 class Supervised(Method[SupervisedConfig]):
-    """An encoder and a linear classifier, trained with labels. images: the training images, whose classes they are."""
+    """An encoder and a linear classifier, trained with labels. images: the training images; they define the classes."""
 
     name = "supervised"
     score = "accuracy"

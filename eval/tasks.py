@@ -166,7 +166,7 @@ def _key(task: Task, weights: Weights, protocol: str, seed: int, compute: Comput
 
 
 def _attempt(task: Task, features: FrozenFeatures, protocol: str, seed: int) -> Result:
-    """Measures, with the wall time; after an error of any kind, a result that holds the error."""
+    """Measures, and adds the wall time. If anything fails, prints the traceback and returns the error as the result."""
     started = time.perf_counter()
     try:
         result = task.measure(features, protocol, seed)

@@ -43,7 +43,7 @@ class Weights:
 
     @functools.cached_property
     def digest(self) -> str:
-        """A hash of spec and state: results of other weights are not reused."""
+        """A hash of spec and state. A finished result is reused only for weights with the same hash."""
         found = hashlib.sha256(json.dumps(self.spec, sort_keys=True).encode())
         for name, value in sorted((self.state or {}).items()):
             found.update(name.encode() + value.contiguous().view(-1).view(torch.uint8).numpy().tobytes())
@@ -51,10 +51,10 @@ class Weights:
 
 
 def saved_weights(ckpt: Path, roles: Sequence[str] = (), name: str = "") -> tuple[Path, list[Weights]]:
-    """A checkpoint's file and the weights of its encoders of RGB, those of ``roles`` or, without roles, all.
+    """Reads a checkpoint; returns its file, and the weights of its encoders that take RGB.
 
-    They are named after the method, or ``name``; a discriminator's name has its role too. Raises ValueError if a role
-    is missing or takes other planes than RGB.
+    roles: which encoders; default: all of them. Weights are named after the method, or ``name``; for a discriminator
+    the role is added. Raises ValueError with one line if a role is missing or its encoder does not take RGB alone.
     """
     file, content = checkpoint.read(ckpt)
     encoders = content["encoders"]

@@ -305,9 +305,10 @@ def mutual_information(one: Tensor, other: Tensor) -> Tensor:
 
 
 def sample_members(labels: Tensor, rows: int = 10, columns: int = 10) -> Tensor:
-    """Random images of some clusters, one cluster per row, -1 = none: int64 (rows, columns), of labels (N,).
+    """Numbers of random images of some clusters, given the labels (N,) of all images: int64 (rows, columns).
 
-    The clusters range from the largest to the smallest that is not empty, evenly spaced by rank of size.
+    One cluster per row, -1 = the cluster has no more images. Clusters are ordered by size; those shown are evenly
+    spaced from the largest to the smallest that is not empty.
     """
     labels = labels.cpu()
     sizes = torch.bincount(labels)

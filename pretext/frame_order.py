@@ -232,7 +232,7 @@ class FrameOrder(VideoMethod[FrameOrderConfig]):
         return {"in order | not in order (white bar: predicted in order)": rows(columns)}
 
     def evaluate(self, batches: Iterable[Batch]) -> dict[str, float]:
-        """Accuracy, per cent, on as many tuples in order as not (chance is 50), and on each kind."""
+        """Accuracy, per cent: on triples that are in order, on as many that are not, and on all (chance is 50)."""
         hits = []
         for batch in batches:
             _, logits, ordered = self.classified(batch)
@@ -259,7 +259,7 @@ def balanced(hits: Tensor) -> dict[str, float]:
 
 
 def chosen(batch: Batch, orders: Tensor) -> dict[str, Tensor]:
-    """The batch with the frames ``orders``, int64 (n,k), of each tuple."""
+    """The batch with only some frames of each tuple: those numbered ``orders``, int64 (n,k), in this order."""
     rows = torch.arange(len(orders), device=orders.device)[:, None]
     return {**batch, "image": batch["image"][rows, orders]}
 

@@ -104,7 +104,7 @@ class Rotation(PuzzleMethod[RotationConfig]):
         return optim.warmup_cosine(step, config.steps, config.warmup)
 
     def puzzle(self, image: Tensor, random: torch.Generator, count: int, mine: slice) -> tuple[Tensor, Tensor]:
-        """All rotations of each image, (4n,3,S,S), grouped by angle, and their quarter turns (4n,); none are random."""
+        """All four rotations of each image, (4n,3,S,S), grouped by angle; and their numbers of quarter turns (4n,)."""
         turns = torch.arange(TURNS, device=image.device).repeat_interleave(len(image))  # (4n,)
         return torch.cat([turned(image, k) for k in range(TURNS)]), turns
 

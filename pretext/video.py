@@ -137,7 +137,10 @@ def _cut(image: Tensor, boxes: Tensor, size: int, flip: Tensor | None = None) ->
 
 
 def _alike(frames: Tensor, changes: color_jitter.ColorChanges) -> Tensor:
-    """Changes the colors of frames (n,K,3,S,S), a tuple as one wide picture: contrast depends on a picture's mean."""
+    """Applies the same color changes to all frames of a tuple, (n,K,3,S,S).
+
+    The frames are changed as one wide picture, because the change of contrast depends on a picture's mean.
+    """
     count, size = frames.shape[1], frames.shape[4]
     wide = color_jitter.recolor(frames.permute(0, 2, 3, 1, 4).flatten(3), changes)  # (n,3,S,K*S)
     return wide.unflatten(3, (count, size)).permute(0, 3, 1, 2, 4)

@@ -68,7 +68,7 @@ class InpaintingConfig(GanConfig):
     gan: Literal["bce", "hinge"] = "bce"
     """The adversarial loss: binary cross-entropy or hinge."""
     discriminator_norm: Literal["batch", "group", "spectral"] = "batch"
-    """The discriminator's normalization; spectral normalizes its weights and needs no layer."""
+    """The discriminator's normalization: batch or group normalization of its maps, or spectral of its weights."""
     r1: float = 0.0
     """Weight of the gradient penalty on real images (Mescheder 2018), computed every 16 steps; 0 = none."""
 
@@ -283,7 +283,7 @@ class Inpainting(Gan[InpaintingConfig]):
         return {"input | hole | mended | truth": sheet(columns, zoom=2)}
 
     def evaluate(self, batches: Iterable[Batch]) -> dict[str, float]:
-        """Mean figures (``HoleQuality``) over the holes of held-out images, or over whole images without holes."""
+        """Mean figures (``HoleQuality``) over held-out images: in their holes, or in whole images for the autoencoder."""
         return self._figures(batches, self.paint)
 
     def _figures(self, batches: Iterable[Batch], fill: Fill) -> dict[str, float]:
@@ -324,7 +324,7 @@ class Mender(nn.Module):
 
     @torch.no_grad()
     def plain(self, image: Tensor, mask: Tensor) -> Tensor:
-        """Mends as in the paper: pastes the painting as it is. A training's held-out figures measure this."""
+        """Mends as in the paper: pastes the painting unchanged. Held-out figures during training measure this."""
         return mend(self.net(image, mask), image, mask)
 
 
