@@ -283,7 +283,7 @@ class Inpainting(Gan[InpaintingConfig]):
         return {"input | hole | mended | truth": sheet(columns, zoom=2)}
 
     def evaluate(self, batches: Iterable[Batch]) -> dict[str, float]:
-        """Mean figures (``HoleQuality``) over held-out images: in their holes, or in whole images for the autoencoder."""
+        """Mean figures (``HoleQuality``) of held-out images: in the holes; for the autoencoder, in whole images."""
         return self._figures(batches, self.paint)
 
     def _figures(self, batches: Iterable[Batch], fill: Fill) -> dict[str, float]:
