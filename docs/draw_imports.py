@@ -6,10 +6,10 @@ with the number of imports. Gray arrows point down; an arrow that pointed up wou
 
 from __future__ import annotations
 
-import tomllib
 from pathlib import Path
 
 import grimp
+import tomllib
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch
 
