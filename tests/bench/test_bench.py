@@ -31,6 +31,7 @@ def test_steps_compares_whole_steps_with_their_parts(tmp_path: Path):
     assert set(found["GAN, ms"]) == {"inpainting", "superresolution"}
 
 
+@pytest.mark.slow
 def test_growth_measures_one_thing_at_a_time(tmp_path: Path):
     growth.run(
         growth.GrowthConfig(

@@ -10,6 +10,7 @@ from helpers.command_line import torchrun
 from helpers.one_step import CASES, one_step
 from torch import Tensor
 
+from kintsugi.catalog import METHODS
 from kintsugi.train.dist import World
 
 
@@ -20,6 +21,10 @@ def of_two(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Tens
     assert done.returncode == 0, done.stderr
     assert "Warning" not in done.stderr
     return torch.load(place / "two.pt", weights_only=True)
+
+
+def test_every_method_has_a_case():
+    assert set(CASES) == {program.name for program in METHODS}
 
 
 @pytest.mark.parametrize("name", CASES)

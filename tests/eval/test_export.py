@@ -9,9 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
 import pytest
-import timm
 import torch
 from helpers.command_line import Refused
 from safetensors import safe_open
@@ -27,6 +25,9 @@ from kintsugi.nets.planes import Joined, Planes, Rgbd
 from kintsugi.nets.srresnet import SRResNetSpec
 from kintsugi.rng import generator
 from kintsugi.train import checkpoint
+
+onnxruntime = pytest.importorskip("onnxruntime")
+timm = pytest.importorskip("timm")
 
 SIZES = ((2, 64, 64), (1, 101, 75))  # images, height, width
 

@@ -12,6 +12,7 @@ import pytest
 from helpers.command_line import ROOT, TINY, Run, refusal
 from PIL import Image
 
+from kintsugi.recon import inpainting
 from kintsugi.train import checkpoint
 
 
@@ -99,7 +100,7 @@ def test_no_space_left_keeps_the_last_good_checkpoint(photos: Path, tmp_path: Pa
 
 def test_nan_stops_with_the_step_and_the_last_good_checkpoint(run: Run, photos: Path, tmp_path: Path):
     """A nan is put into the checkpoint, so that the step at which it shows is known."""
-    assert run("kintsugi.recon.inpainting", *TINY, "--data", photos, "--out", "nan", "--steps", "2").returncode == 0
+    inpainting.main([*TINY, "--data", str(photos), "--out", str(tmp_path / "nan"), "--steps", "2"])
     file = checkpoint.find(tmp_path / "nan")
     content = checkpoint.load(file)
     content.pop("format")

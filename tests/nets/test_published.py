@@ -6,7 +6,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import timm
 import torch
 from helpers.networks import pictures, randomize_statistics
 from safetensors.torch import load_file, save_file
@@ -48,6 +47,8 @@ SLOW = ("densenet121", "convnext_tiny")
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in TRUNKS]
 )
+
+timm = pytest.importorskip("timm")
 def test_the_coarsest_map_is_that_of_torchvisions_own_code(name: str, tmp_path: Path):
     torch.manual_seed(0)
     net = randomize_statistics(get_model(name, weights=None))

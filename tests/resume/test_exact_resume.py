@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers.command_line import ROOT, TINY, Run, refusal
+from helpers.command_line import ROOT, TINY, Refused, Run
 
 from kintsugi.data.loader import Resident
 from kintsugi.recon import inpainting
@@ -93,7 +93,8 @@ def test_data_that_stays_on_the_device_changes_nothing(
     assert_same_state(whole, tmp_path / "run")
 
 
-@pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM])
+# Both signals also stop a tiny method, in test_kill.
+@pytest.mark.parametrize("kind", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_a_signal_saves_and_ends_the_run(kind: signal.Signals, run: Run, photos: Path, tmp_path: Path):
     args = [*TINY, "--data", str(photos), "--out", "stopped", "--steps", "100000", "--save-every", "100000"]
     process = start(tmp_path, *args)
@@ -110,10 +111,10 @@ def test_a_signal_saves_and_ends_the_run(kind: signal.Signals, run: Run, photos:
     assert checkpoint.load(checkpoint.find(tmp_path / "stopped"))["step"] == stopped_at + 2
 
 
-def test_changed_settings_and_finished_or_existing_runs_are_refused(whole: Path, run: Run):
-    output = refusal(run("kintsugi.recon.inpainting", "--resume", "--out", whole, "--steps", "9", "--lr", "0.5"))
+def test_changed_settings_and_finished_or_existing_runs_are_refused(whole: Path, refused: Refused):
+    output = refused(inpainting.main, ["--resume", "--out", whole, "--steps", "9", "--lr", "0.5"])
     assert "--lr 0.0005 -> 0.5" in output
-    output = refusal(run("kintsugi.recon.inpainting", "--resume", "--out", whole))
+    output = refused(inpainting.main, ["--resume", "--out", whole])
     assert "already has 6 steps" in output
-    output = refusal(run("kintsugi.recon.inpainting", *TINY, "--out", whole))
+    output = refused(inpainting.main, [*TINY, "--out", whole])
     assert "already holds a run" in output
