@@ -52,6 +52,7 @@ def contact_sheet(config: ScenesConfig) -> Tensor:
 
 
 def run(config: ScenesConfig) -> None:
+    """Renders the scenes and writes the picture."""
     Image.fromarray((255 * contact_sheet(config)).byte().permute(1, 2, 0).numpy()).save(config.out)
     print(f"wrote {config.out}")
 

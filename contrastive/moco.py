@@ -183,6 +183,7 @@ class MoCo(ViewsMethod[MoCoConfig]):
         return nn.ModuleList([self.encoder, self.projector])
 
     def recipes(self) -> tuple[ColorAugmentation, ColorAugmentation]:
+        """The color changes of the version, the same for both views."""
         config = self.config
         if config.version == 1:  # as Wu 2018: no blur; a mild jitter of every view
             recipe = ColorAugmentation(0.4, 0.4, 0.4, 0.4, jitter=1.0, blur=0.0).with_strength(config.strength)

@@ -107,6 +107,7 @@ class Classification(Task):
         return self._linear(train, test, protocol, seed)
 
     def _finetuned(self, encoder: Encoder, seed: int) -> float:
+        """The score, in [0,1], after fine-tuning."""
         config, split = self.config, self.split
         return finetune(
             encoder,
@@ -122,11 +123,13 @@ class Classification(Task):
         )
 
     def _knn(self, train: Features, test: Features) -> float:
+        """Accuracy, in [0,1], of 20 nearest neighbors; of 200 if there are more than 10,000 training images."""
         neighbors = 200 if len(train.labels) > 10_000 else 20
         predicted = knn_classify(train.vector, train.labels, test.vector, len(self.split.train.classes), neighbors)
         return (predicted == test.labels).float().mean().item()
 
     def _linear(self, train: Features, test: Features, protocol: str, seed: int) -> Result:
+        """The score of a linear classifier on the best layer, with all labels or few; details: that of each layer."""
         config, rows = self.config, slice(None)
         if protocol != "linear":
             fraction = next(fraction for fraction in config.labels if percent(fraction) == protocol)
@@ -173,6 +176,8 @@ class ClassificationConfig(ClassificationSettings, Comparison):
 
 
 def run(config: ClassificationConfig) -> Results:
+    """Runs the experiments, prints the table and writes the report; returns the results."""
+
     def task(compute: Compute, file: Path) -> Task:
         size = config.size or checkpoint.load(file)["config"]["size"]
         return Classification(config.data, size, config, compute)

@@ -245,6 +245,7 @@ class DenseTask(Task):
         fit_batch_norms(encoder, (images[rows].float() / 255 for rows in some), compute)
 
         def maps_of(rows: Tensor, mirror: bool) -> list[Tensor]:
+            """The maps of some images, or of their mirror images: one (n,C,h,w) for each of ``strides``."""
             image = images[rows].to(compute.device, memory_format=torch.channels_last).float() / 255
             with compute.autocast():
                 maps = encoder(image.flip(-1) if mirror else image)

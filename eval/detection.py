@@ -277,6 +277,7 @@ class DetectionConfig(DetectionSettings, Comparison):
 
 
 def run(config: DetectionConfig) -> Results:
+    """Runs the experiments, prints the table and writes the report; returns the results."""
     return compare(config, "detection", lambda compute, file: Detection(config.data, config, compute))
 
 

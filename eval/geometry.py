@@ -174,6 +174,7 @@ class GeometryConfig(DenseSettings, Comparison):
 
 
 def run(config: GeometryConfig) -> Results:
+    """Runs the experiments, prints the table and writes the report; returns the results."""
     return compare(config, "geometry", lambda compute, file: Geometry(config.data, config, compute))
 
 

@@ -146,6 +146,8 @@ class SegmentationConfig(DenseSettings, Comparison):
 
 
 def run(config: SegmentationConfig) -> Results:
+    """Runs the experiments, prints the table and writes the report; returns the results."""
+
     def task(compute: Compute, file: Path) -> DenseTask:
         if (Path(config.data).expanduser() / "frames").is_dir():
             return FigureGround(config.data, config, compute)

@@ -78,6 +78,7 @@ def run(config: TransferConfig) -> Results:
 
 
 def _checkpoints(config: TransferConfig) -> list[Weights]:
+    """The weights of ``--ckpts``, or of the latest runs. Raises ValueError if two have the same name."""
     named = [_named(spec) for spec in config.ckpts] or _latest(config)
     weights: list[Weights] = []
     for name, path in named:
@@ -122,6 +123,7 @@ def _title(path: Path) -> str:
 
 
 def _published(config: TransferConfig) -> list[Weights]:
+    """The weights of ``--published``."""
     weights = []
     for spec in config.published:
         name, equals, file = spec.partition("=")
@@ -132,6 +134,7 @@ def _published(config: TransferConfig) -> list[Weights]:
 
 
 def _tasks(config: TransferConfig, compute: Compute) -> list[Task]:
+    """The tasks, one for each kind and data set."""
     return [
         *(Classification(data, config.size, config, compute) for data in config.classification),
         *(Segmentation(data, config, compute, config.void) for data in config.segmentation),

@@ -236,6 +236,7 @@ class Synthetic(Method[SyntheticConfig]):
         return self._seen(planes.float() / 255, channel)
 
     def _crops(self, batch: Batch, domain: str, random: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+        """This rank's random crops of a domain: planes uint8 (n,C,S,S), flip bool (n,), color channel (n,)."""
         mine = self.world.part(self.config.batch)
         return random_domain_crops(batch, domain, self.config.size, self.config.batch, mine, random)
 
