@@ -29,6 +29,7 @@ from kintsugi.train import checkpoint
 onnxruntime = pytest.importorskip("onnxruntime")
 timm = pytest.importorskip("timm")
 
+
 SIZES = ((2, 64, 64), (1, 101, 75))  # images, height, width
 
 

@@ -18,6 +18,8 @@ from kintsugi.nets.encoder import Encoder
 from kintsugi.nets.published import Published, load_published
 from kintsugi.nets.specs import build_spec
 
+timm = pytest.importorskip("timm")
+
 
 def imagenet(image: Tensor) -> Tensor:
     return normalize(image, list(IMAGENET_MEAN), list(IMAGENET_STD))
@@ -47,8 +49,6 @@ SLOW = ("densenet121", "convnext_tiny")
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in TRUNKS]
 )
-
-timm = pytest.importorskip("timm")
 def test_the_coarsest_map_is_that_of_torchvisions_own_code(name: str, tmp_path: Path):
     torch.manual_seed(0)
     net = randomize_statistics(get_model(name, weights=None))
