@@ -40,13 +40,13 @@ COLUMNS = {
 """The columns of the transfer reports, and how they are printed."""
 
 
-def cells(report: str) -> dict[str, dict[str, dict[int, float]]]:
+def figures(report: str) -> dict[str, dict[str, dict[int, float]]]:
     """Row -> column -> seed -> figure, of a transfer report."""
     found: dict[str, dict[str, dict[int, float]]] = {}
-    for cell in load(f"transfer/{report}")["cells"]:
-        for name, value in cell["figures"].items():
-            column = found.setdefault(cell["row"], {}).setdefault(f"{cell['task']}: {name}", {})
-            column[cell["seed"]] = value
+    for result in load(f"transfer/{report}")["results"]:
+        for name, value in result["figures"].items():
+            column = found.setdefault(result["weights"], {}).setdefault(f"{result['task']}: {name}", {})
+            column[result["seed"]] = value
     return found
 
 
@@ -61,7 +61,7 @@ def with_gain(values: Mapping[int, float], random: Mapping[int, float]) -> str:
 
 def transfer_rows(report: str, names: tuple[str, ...] = (), leave_out: tuple[str, ...] = ()) -> Rows:
     """The rows of a transfer report (default: all), those of random weights and of raw pixels last."""
-    found = cells(report)
+    found = figures(report)
 
     def last(row: str) -> bool:
         return row.startswith("random") or row == "pixels"
