@@ -220,8 +220,7 @@ def _note(skipped: list[tuple[str, str]], title: str, name: str, why: str) -> No
 
 
 def _duplicate(skip: Callable[[str, str], None], error: Exception) -> bool:
-    """Handles webdataset's error for a second member of the same name in a sample: notes it, and keeps the first one.
-    """
+    """Handles webdataset's error for a member that its sample already has: keeps the first one and notes the second."""
     skip(str(error.args[0]).partition(": duplicate")[0], "a second member of this name")
     return True
 

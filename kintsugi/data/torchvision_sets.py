@@ -33,8 +33,7 @@ V = TypeVar("V", "VOCDetection", "VOCSegmentation")
 
 
 def open_array_set(opener: Opener, split: str) -> Images:
-    """Opens the ``train`` or ``test`` images of ``cifar10`` or ``stl10``, which torchvision loads into memory as a
-    whole.
+    """Opens the ``train`` or ``test`` images of ``cifar10`` or ``stl10``, sets that torchvision loads into memory.
 
     STL-10's ``train`` includes its unlabeled images. torchvision is used only if the cache lacks the set.
     """

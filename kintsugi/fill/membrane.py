@@ -8,14 +8,12 @@ from torch.nn.functional import avg_pool2d, interpolate, pad
 
 
 def mend(painted: Tensor, image: Tensor, mask: Tensor) -> Tensor:
-    """Takes ``painted`` inside the hole and ``image`` outside it. Images (N,3,H,W) in [0,1]; mask (N,1,H,W), 1 = hole.
-    """
+    """``painted`` inside the hole, ``image`` outside it. Images (N,3,H,W) in [0,1]; mask (N,1,H,W), 1 = hole."""
     return torch.where(mask > 0.5, painted, image)
 
 
 def seamless(painted: Tensor, image: Tensor, mask: Tensor) -> Tensor:
-    """Like ``mend``, but without a seam: ``painted`` keeps its gradients, and meets the image at the border of the
-    hole.
+    """Like ``mend``, but without a seam: ``painted`` keeps its gradients and meets the image at the hole's border.
 
     The difference at the border is continued into the hole as a membrane, a solution of the Laplace equation, and added
     to ``painted``: Poisson image editing (Perez, Gangnet and Blake 2003, eq. 4).
