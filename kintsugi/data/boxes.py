@@ -44,7 +44,8 @@ class Things:
 class Boxed:
     """Images with boxes, in a fixed order.
 
-    read: index -> the image, uint8 (3,H,W) sRGB, of any size. things: the objects of each image. classes: their names.
+    read: index -> the image, uint8 (3,H,W) sRGB, of any size. things: the objects in each image. classes: the names of
+    the classes.
     """
 
     read: Callable[[int], Tensor]
@@ -78,10 +79,10 @@ def open_boxes(spec: str, store: Store = Store(), *, scenes: int = 300, size: in
     classes = sorted({name for found in train.values() for name in found.names})
     if unknown := sorted({name for found in test.values() for name in found.names} - set(classes)):
         raise ValueError(
-            f"--data {spec}: {unknown[0]!r} is in the test images alone: there is nothing to learn it from"
+            f"--data {spec}: {unknown[0]!r} is only in the test images: add it to the training images"
         )
     if not all(any(not all(found.difficult) for found in split.values()) for split in (train, test)):
-        raise ValueError(f"--data {spec}: trainval or test has not one box that is not difficult")
+        raise ValueError(f"--data {spec}: all boxes of trainval or of test are difficult: add others")
     return _boxed(train, classes), _boxed(test, classes)
 
 
@@ -147,7 +148,7 @@ def _folder(root: Path, split: str, spec: str, store: Store) -> dict[Path, _Anno
     if skipped:
         store.report_skipped(str(listed), skipped, len(names), "images")
     if not found:
-        raise ValueError(f"--data {spec}: not one image of {listed} has a readable annotation; replace the files")
+        raise ValueError(f"--data {spec}: no image of {listed} has a readable annotation; replace the files")
     return found
 
 

@@ -1,6 +1,7 @@
-"""Clips: frames in order, with a measure of the motion in each. From folders of frames, video files or built-in scenes.
+"""Opens clips, which are frames in order, and measures how much moves in them.
 
-Frames are decoded once into the cache, as images are (``kintsugi.data.images``), so memory holds only the batches.
+Clips come from folders of frames, video files or the built-in scenes. Frames are decoded once into the cache, as images
+are (``kintsugi.data.images``), so memory holds only the batches.
 """
 
 from __future__ import annotations

@@ -71,9 +71,10 @@ def read_values(path: Path) -> np.ndarray:
 
 
 def nearest(maps: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """Brings maps (h,w,...) to the height and width ``shape``, each pixel with the value of the nearest original pixel.
+    """Resizes maps (h,w,...) to the height and width ``shape``. Each pixel takes the value of the nearest original
+    pixel.
 
-    Maps are cropped and shrunk as ``decode.crop_and_shrink`` does with the image.
+    First they are cropped, as ``decode.crop_and_shrink`` crops the image, so that they fit it.
     """
     height, width = min(maps.shape[0], 2 * maps.shape[1]), min(maps.shape[1], 2 * maps.shape[0])
     top, left = (maps.shape[0] - height) // 2, (maps.shape[1] - width) // 2

@@ -75,7 +75,7 @@ class Opener:
 
     def _decoded_at_each_use(self, source: Source, needed: float, folder: Path) -> Images:
         self.store.report(
-            f"{self.spec}: decoded it takes about {needed / 1e9:.2g} GB, more than --cache-gb "
+            f"{self.spec}: takes about {needed / 1e9:.2g} GB when decoded, more than --cache-gb "
             f"{self.store.limit_gb:g}: images are decoded at each use"
         )
         if source.skipped:

@@ -178,12 +178,12 @@ def _stacked(pairs: Iterator[Pair], spec: str, classes: list[str] | None = None)
     """Stacks pairs as ``MaskedImages``. classes: their names; None = the ids from 0 to the highest that occurs."""
     found = list(pairs)
     if not found:
-        raise ValueError(f"--data {spec}: not one pair of image and mask can be read; replace the files")
+        raise ValueError(f"--data {spec}: no pair of image and mask can be read; replace the files")
     images, targets = stack_padded(found, VOID)
     if classes is None:
         ids = targets[targets != VOID]
         if len(ids) == 0:
-            raise ValueError(f"--data {spec}: the masks hold nothing but void; is --void right?")
+            raise ValueError(f"--data {spec}: the masks hold only void pixels: check --void")
         classes = [str(i) for i in range(int(ids.max()) + 1)]
     return MaskedImages(images, targets, classes)
 
@@ -215,7 +215,7 @@ def _class_ids(path: Path, void: int) -> np.ndarray:
     with Image.open(path) as mask:
         ids, mode = np.array(mask), mask.mode
     if ids.ndim != 2 or ids.dtype != np.uint8:
-        raise WrongKindError(f"{path} is no mask of class ids: it must have one 8-bit channel, not mode {mode}")
+        raise WrongKindError(f"{path} is not a mask of class ids: it must have one 8-bit channel, not mode {mode}")
     ids[ids == void] = VOID
     return ids
 
@@ -225,5 +225,5 @@ def _foreground(path: Path) -> np.ndarray:
     with Image.open(path) as mask:
         values, mode = np.array(mask), mask.mode
     if values.ndim != 2:
-        raise WrongKindError(f"{path} is no mask: it must have one channel, 0 = background, not mode {mode}")
+        raise WrongKindError(f"{path} is not a mask: it must have one channel, 0 = background, not mode {mode}")
     return (values != 0).astype(np.uint8)

@@ -46,7 +46,7 @@ def open_rgbd(folder: Path, store: Store = Store()) -> RgbdFrames:
         gravity = normalize(_read_numbers(folder / "gravity.txt", 3), dim=0)
     pairs = list(read_pairs(folder, "rgb", "depth", _millimeters, store))
     if not pairs:
-        raise ValueError(f"{folder}: not one pair of image and depth can be read; replace the files")
+        raise ValueError(f"{folder}: no pair of image and depth can be read; replace the files")
     images, depth = stack_padded(pairs, fill=0)
     return RgbdFrames(images, depth[:, None].float() / 1000, intrinsics, gravity)
 
@@ -81,5 +81,5 @@ def _millimeters(path: Path) -> np.ndarray:
     with Image.open(path) as depth:
         values, mode = np.array(depth), depth.mode
     if values.ndim != 2 or not mode.startswith("I"):
-        raise WrongKindError(f"{path} is no depth: it must be a 16-bit PNG in millimeters, not mode {mode}")
+        raise WrongKindError(f"{path} is not a depth map: it must be a 16-bit PNG in millimeters, not mode {mode}")
     return values.astype(np.int32)

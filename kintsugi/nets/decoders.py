@@ -38,9 +38,9 @@ class ChannelwiseLinear(nn.Module):
 class Pyramid(nn.Module):
     """A feature pyramid (Lin 2017, arXiv:1612.03144): {stride: map} -> (N,out,H/s,W/s), s the finest stride.
 
-    It starts at the coarsest map. At each stride it adds up the result so far, enlarged twice, and a 1x1 convolution of
-    that stride's map; a 3x3 convolution, norm and ReLU with ``width`` channels follow. A 1x1 convolution makes the
-    output.
+    It goes from the coarsest stride to the finest. At each stride, a 1x1 convolution of the map is added to the result
+    so far, enlarged twice; then follow a 3x3 convolution, a norm and a ReLU, with ``width`` channels. A final 1x1
+    convolution gives ``out`` channels.
     """
 
     def __init__(self, channels: dict[int, int], out: int, width: int = 128, norm: Norm = "batch") -> None:

@@ -258,7 +258,10 @@ def room_exit(origin: Tensor, direction: Tensor, room: Tensor) -> Tensor:
 
 
 def directions(lens: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Directions through pixels (x, y). lens (9,...): the entries of matrices like ``Cameras.lens``, row by row."""
+    """The x, y and z of the directions of rays through the image points (x, y), px.
+
+    lens: (9,...), the entries of matrices like ``Cameras.lens``, row by row.
+    """
     a, b, c, d, e, f, g, h, i = lens
     return a * x + b * y + c, d * x + e * y + f, g * x + h * y + i
 

@@ -21,7 +21,7 @@ def run_method(method: type[Method[C]], presets: Sequence[Callable[[], C]], argv
         method.check(config)
         folder = train(method, config)
         if int(os.environ.get("RANK", 0)) == 0:
-            print(f"look: make tensorboard; {method.next_step.format(folder=folder)}")
+            print(f"see the run: make tensorboard; {method.next_step.format(folder=folder)}")
 
 
 def named(presets: Sequence[Callable[[], C]]) -> dict[Preset, Callable[[], C]]:

@@ -125,8 +125,7 @@ class World(Compute):
         return box[0]
 
     def main_first(self) -> contextlib.AbstractContextManager[None]:
-        """A context in which the main rank runs the body first, to build a cache for example; then the others run it.
-        """
+        """A context in which the main rank runs the body first, to build a cache for example; then all others do."""
         return _main_first(self)
 
 

@@ -103,8 +103,7 @@ class Method(nn.Module, ABC, Generic[C]):
         """Computes figures on held-out batches. Every call must use the same crops and masks."""
 
     def baselines(self, batches: Iterable[Batch]) -> dict[str, dict[str, float]]:
-        """Figures of baselines without training: name -> figures as in ``evaluate``. The table after a run shows them.
-        """
+        """Figures of baselines without training: name -> figures as in ``evaluate``. The table after a run has them."""
         return {}
 
     def embed(self, batch: Batch) -> tuple[Tensor, Tensor] | None:
