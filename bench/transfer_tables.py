@@ -131,7 +131,10 @@ def camvid() -> str:
 
 
 def _camvid_cells(file: str, role: str, protocol: str, title: str) -> dict[str, str]:
-    """One row's columns for one protocol: mIoU with the trained weights and with random weights, and the gain."""
+    """The columns for one protocol, frozen or fine-tuned, in the row of an encoder.
+
+    They are mIoU with the trained weights, mIoU with random weights, and the gain.
+    """
     found = load(f"segmentation-camvid-{file}")["miou"][role][protocol]
     learned, random = found["pretrained"], found["random"]
     gains = [100 * (a - b) for a, b in zip(learned, random, strict=True)]

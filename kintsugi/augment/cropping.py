@@ -141,8 +141,8 @@ def center_crops(batch: Mapping[str, Tensor], size: int) -> Tensor:
 def crop(image: Tensor, extent: Tensor, size: int, draws: Tensor | None = None, flip: Tensor | None = None) -> Tensor:
     """Crops squares of ``size`` px without resampling: (n,C,H,W) of any type -> (n,C,size,size).
 
-    extent (n,2): height and width, px, at least ``size``. draws (n,2) in [0,1): top and left, uniform over all whole
-    pixels; None = in the middle. flip: bool (n,), mirrored left to right where true.
+    extent (n,2): height and width, px, at least ``size``. draws (n,2): uniform numbers in [0,1), from which top and
+    left are computed, in whole pixels; None = the center. flip: bool (n,), mirrored left to right where true.
     """
     device = image.device
     room = extent.to(device) - size
@@ -157,7 +157,10 @@ def crop(image: Tensor, extent: Tensor, size: int, draws: Tensor | None = None, 
 
 
 def _filters(start: Tensor, length: Tensor, pixels: int, size: int) -> Tensor:
-    """Weights (n,size,pixels) that resample [start, start+length) of a line of ``pixels`` pixels to ``size`` pixels."""
+    """Filter weights, (n,size,pixels), that resize a section of a line of pixels to ``size`` pixels.
+
+    start, length: (n,), px; the section is [start, start+length). pixels: length of the whole line.
+    """
     start, length = start[:, None, None], length[:, None, None]
     edge = torch.arange(pixels, device=start.device)  # (pixels,), the left edges of the pixels
     step = length / size

@@ -125,7 +125,10 @@ class _Annotation:
 
 
 def _folder(root: Path, split: str, spec: str, store: Store) -> dict[Path, _Annotation]:
-    """The images in a split's list with a readable annotation, in the list's order: image file -> annotation."""
+    """Reads the annotations of a split: image file -> annotation, in the order of the split's list.
+
+    Images that are missing or have no readable annotation are left out and reported.
+    """
     listed = root / "ImageSets" / "Main" / f"{split}.txt"
     for needed in (root, root / "JPEGImages", root / "Annotations", listed):
         if not needed.exists():

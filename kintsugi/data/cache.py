@@ -71,8 +71,7 @@ def save_index(file: Path, names: Sequence[str], about: object, **arrays: np.nda
 
 
 def load_index(file: Path) -> tuple[list[str], Any, dict[str, np.ndarray]] | None:
-    """Reads the names, the JSON value and the arrays that ``save_index`` wrote; None if the file is missing or damaged.
-    """
+    """Reads the names, JSON value and arrays that ``save_index`` wrote; None if the file is missing or damaged."""
     try:
         with np.load(file) as found:  # checks every array's checksum
             arrays = {name: found[name] for name in found.files}

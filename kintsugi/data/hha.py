@@ -110,9 +110,11 @@ def fit_normals(depth: Tensor, intrinsics: Tensor, known: Tensor, radius: int, s
 
 
 def _moments(known: Tensor, inverse: Tensor, radius: int, step: int) -> list[Tensor]:
-    """Sums over the squares, each (N,1,H,W), of which every step-th row and column is computed.
+    """Sums over the square of ``radius`` px around each pixel: of ``known`` times 1, i, j, ii, ij, jj, and of
+    ``inverse`` times 1, i, j.
 
-    Returns the sums of ``known`` times 1, i, j, ii, ij, jj, and of ``inverse`` times 1, i, j.
+    (i, j) is counted from the center of the square. known, inverse: (N,1,H,W). Returns a tensor for each sum, of which
+    only every step-th row and column is computed.
     """
     k, ki, kii = _sums(known, -1, radius, step, (0, 1, 2))
     d, di = _sums(inverse, -1, radius, step, (0, 1))
@@ -127,7 +129,7 @@ def _moments(known: Tensor, inverse: Tensor, radius: int, step: int) -> list[Ten
 def _sums(x: Tensor, dim: int, radius: int, step: int, powers: tuple[int, ...]) -> list[Tensor]:
     """For each power p: the sum of i^p x over the elements at offsets i = -radius..radius along ``dim``.
 
-    By adding shifted slices, which on CPUs takes a fifth of the time of a one-channel convolution.
+    Computed by adding shifted slices. On CPUs this takes a fifth of the time of a one-channel convolution.
     """
     length = x.shape[dim]
     padded = pad(x, (radius, radius) if dim == -1 else (0, 0, radius, radius))

@@ -105,10 +105,10 @@ class Split:
 
 
 def held_out(images: Images) -> Split:
-    """Holds out the images whose names have the lowest hashes: about ``HELDOUT`` of them, from 1 to ``MAX_HELDOUT``.
+    """Holds out the images whose names have the lowest hashes: a fraction of about ``HELDOUT``.
 
-    So adding an image does not change on which side the others are, unless one of the limits is reached. Raises
-    ValueError for a set of one image.
+    At least one image is held out, and at most ``MAX_HELDOUT``. Unless such a limit is reached, adding an image moves
+    none of the others from one side to the other. Raises ValueError for a set of one image.
     """
     if len(images) < 2:
         raise ValueError(f"one image ({images.names[0]!r}) cannot be split into training and held-out ones: add more")

@@ -71,8 +71,7 @@ def read_values(path: Path) -> np.ndarray:
 
 
 def nearest(maps: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """Resizes maps (h,w,...) to the height and width ``shape``. Each pixel takes the value of the nearest original
-    pixel.
+    """Resizes maps (h,w,...) to the height and width ``shape``, taking the nearest original pixel for each pixel.
 
     First they are cropped, as ``decode.crop_and_shrink`` crops the image, so that they fit it.
     """

@@ -55,8 +55,8 @@ def to_bytes(image: Tensor) -> Tensor:
 
 @functools.lru_cache(4)  # several tasks use the same scenes
 def labeled_scenes(split: str, count: int, size: int) -> dict[str, Tensor]:
-    """Renders scenes with labels: all that ``kintsugi.scenes.rendering.render`` returns, but image as uint8; on the
-    CPU.
+    """Renders scenes with labels. Returns the results of ``kintsugi.scenes.rendering.render`` on the CPU, image as
+    uint8.
 
     split: ``train`` gives ``count`` scenes; ``val`` gives others, a quarter as many, at least one. They are square,
     ``size`` px.

@@ -9,13 +9,13 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 MaskedMean = Callable[[Tensor, Tensor], Tensor]
-"""Values and a bool mask of the same shape -> the mean over the mask, (), 0 if the mask is empty."""
+"""A function of values and a bool mask of the same shape: the mean over the mask, (); 0 if the mask is empty."""
 
 
 def masked_mean(values: Tensor, known: Tensor) -> Tensor:
-    """The mean of ``values`` where ``known``, (), 0 if nothing is known. Both have the same shape; ``known`` is bool.
+    """The mean of ``values`` over the elements where ``known`` is true, (); 0 if it is true nowhere.
 
-    With several ranks, ``World.weighted_mean`` is used instead.
+    known: bool, of the same shape. With several ranks, ``World.weighted_mean`` is used instead.
     """
     return torch.where(known, values, 0).sum() / known.sum().clamp(min=1)
 

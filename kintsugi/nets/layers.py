@@ -50,7 +50,7 @@ def stage_maps(x: Tensor, strides: Iterable[int], stages: Iterable[nn.Module]) -
 
 
 class SplitBatchNorm(nn.Module):
-    """Batch normalization of ``splits`` equal parts of the batch separately, as MoCo has it on several devices.
+    """Batch normalization that is computed separately for each of ``splits`` equal parts of the batch, as in MoCo.
 
     It is not a subclass of torch's batch norm, so that it is never synchronized over devices. Its running statistics
     are the means over the parts. If the batch cannot be divided into ``splits`` parts of at least two images, it uses

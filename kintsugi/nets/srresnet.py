@@ -38,10 +38,10 @@ class SRResNetSpec:
 
 
 class Trunk(Encoder):
-    """All layers of SRResNet before the enlargement, and SRResNet's encoder.
+    """SRResNet's encoder: all layers before the enlargement.
 
     As an encoder it takes images of the size of SRResNet's output, and shrinks them 4 times, as in training. So its
-    features have stride 4. Those of strides 8 and 16 are their local means.
+    features have stride 4. Those of strides 8 and 16 are averages of them over 2x2 and 4x4 positions.
     """
 
     def __init__(self, spec: SRResNetSpec) -> None:

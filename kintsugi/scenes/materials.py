@@ -61,7 +61,7 @@ def plain(draws: Draws, palette: Sequence[str], gloss: float = 0.1) -> Material:
 
 
 def wood(draws: Draws) -> Material:
-    """Draws wood of planks."""
+    """Draws planks of wood."""
     return material(draws, (WOOD,), WOODS, None, (0.08, 0.16), 0.25)
 
 

@@ -35,9 +35,9 @@ def shade_smooth(stage: Stage, surface: Surface, light: Tensor) -> Tensor:
 def shade_edges(stage: Stage, surface: Surface, light: Tensor, candidates: Candidates) -> tuple[Tensor, Tensor]:
     """Linear RGB at four points of each pixel that has a neighbor on another surface.
 
-    In these pixels four rays are traced. Each gets the mean light of those pixels around (3x3) that are on the surface
-    it hits. Returns the numbers of the E pixels, indices into the flattened (N,R), int64 (E,); and their colors
-    (3,E,4).
+    In these pixels four rays are traced. The light of a ray is the mean over those of the 3x3 pixels around that are on
+    the same surface as the point that the ray hits. Returns the numbers of the E pixels, indices into the flattened
+    (N,R), int64 (E,); and their colors (3,E,4).
     """
     height, width, count = stage.cameras.height, stage.cameras.width, len(stage.x)
     key = surface.key()

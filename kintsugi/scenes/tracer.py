@@ -95,7 +95,7 @@ class Candidates:
     pixel: Tensor  # (M,) int64, index into the flattened (N,H,W)
 
     def at(self, chosen: Tensor) -> Candidates:
-        """The pairs with the numbers ``chosen``, int64."""
+        """The pairs at the indices ``chosen``, int64."""
         return Candidates(self.slot[chosen], self.pixel[chosen])
 
 

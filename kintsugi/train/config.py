@@ -120,11 +120,11 @@ _FREE_AT_RESUME = frozenset(
 
 
 def parse_training(method: str, presets: Mapping[Preset, Callable[[], C]], argv: Sequence[str] | None = None) -> C:
-    """The settings of a training run. Options on the command line come first.
+    """Reads the settings of a training run from the command line.
 
-    For all others, the values are those of the preset, or with --resume those of the checkpoint. Raises ValueError with
-    one line for a mistake, if --resume finds no checkpoint, or if it would change what is trained without
-    --accept-changes.
+    Options that are not given have the values of the preset; with --resume, those in the run's checkpoint. Raises
+    ValueError with one line for a mistake, if --resume finds no checkpoint, or if options would change what a resumed
+    run trains and --accept-changes is not given.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     kind = type(presets["demo"]())
