@@ -113,8 +113,8 @@ def photos(data: Path | None, count: int, like_imagenet: bool = False) -> Iterat
     """A context with a temporary folder of images, all in one class folder, ``all``.
 
     It holds up to ``count`` images: files from below ``data``, spread evenly over all of them, or built-in scenes if
-    ``data`` is None. Scenes are written as JPEG at ImageNet's usual size. So are photos with ``like_imagenet``;
-    otherwise they are links to the files. Raises ValueError if ``data`` has no images.
+    ``data`` is None. Scenes are written as JPEG at ImageNet's usual size. So are photos if ``like_imagenet`` is true;
+    otherwise the folder holds links to them. Raises ValueError if ``data`` has no images.
     """
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place) / "photos" / "all"

@@ -1,7 +1,8 @@
 """How the cost of SimCLR's training grows with batch, size, threads, images and ranks; and what each option gains.
 
-Run ``make bench`` or ``python -m bench.growth``. All training is on the built-in scenes. Jobs that are compared with
-each other take turns. Figures are medians, except for opening folders and for ranks, which are measured once.
+Run ``make bench`` or ``python -m bench.growth``. Whole training runs use the built-in scenes, single steps use random
+pixels. Jobs that are compared with each other take turns. Figures are medians, except for opening folders and for
+ranks, which are measured once.
 """
 
 from __future__ import annotations
@@ -42,8 +43,7 @@ class GrowthConfig(TimingConfig):
     folders: tuple[int, ...] = (1000, 10_000, 50_000)
     """Numbers of images in the folders to open."""
     ranks: tuple[int, ...] = (1, 2)
-    """Numbers of processes that share a batch, each with a core or a GPU of its own. Numbers larger than the machine
-    has are left out."""
+    """Numbers of processes that share a batch, each with its own core or GPU. Too large numbers are left out."""
     compile: bool = True
     """Also measure torch.compile. This takes a minute and, on a CPU, needs a C++ compiler."""
 
@@ -55,7 +55,7 @@ class Growth:
         self.config, self.device = config, pick_device(config.device)
 
     def rates(self, jobs: dict[str, tuple[int, Job]]) -> dict[str, float]:
-        """Items per second of each job. jobs: name -> number of items that one run makes, and the job."""
+        """Items per second of each job. jobs: name -> (number of items that one run makes, job)."""
         times = milliseconds({name: job for name, (_, job) in jobs.items()}, self.config.rounds, self.device)
         return {name: count / times[name] * 1e3 for name, (count, _) in jobs.items()}
 

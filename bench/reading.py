@@ -40,7 +40,7 @@ class ReadingConfig:
     """Measures the cost of reading: opening folders, decoding, indexing shards."""
 
     data: Path | None = None
-    """A folder of class folders of JPEG; default: built-in scenes, written at ImageNet's usual size."""
+    """A folder of class folders of JPEG files; default: built-in scenes, written at ImageNet's usual size."""
     images: int = 512
     """Largest number of images to use."""
     batch: int = 64

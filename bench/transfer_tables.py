@@ -54,7 +54,8 @@ def cells(report: str) -> dict[str, dict[str, dict[int, float]]]:
 def with_gain(values: Mapping[int, float], random: Mapping[int, float]) -> str:
     """Mean and standard deviation over seeds in percent, and the gain over random weights: "61.0 ± 0.4 (+5.2, 3/3)".
 
-    The brackets hold the mean gain, and on how many of the seeds there was one. values, random: seed -> figure in
+    The brackets hold the mean gain, and the number of seeds with a gain out of all. They are left out without random
+    weights. values, random: seed -> figure in
     [0,1].
     """
     text = mean_and_deviation(list(values.values()))

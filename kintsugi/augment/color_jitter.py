@@ -30,8 +30,10 @@ class ColorAugmentation:
     contrast: float = 0.8
     saturation: float = 0.8
     hue: float = 0.2
-    """brightness, contrast, saturation x: a factor uniform in [1 - x, 1 + x]. hue x: a turn uniform in [-x, x] of the
-    color circle."""
+    """For brightness, contrast and saturation, x means a factor uniform in [1 - x, 1 + x].
+
+    For hue, x means a turn of the color circle, uniform in [-x, x] of the full circle.
+    """
     jitter: float = 0.8
     """Probability that the four changes above are applied, in random order."""
     gray: float = 0.2

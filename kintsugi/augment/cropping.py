@@ -76,9 +76,9 @@ def crop_resize(
     """Crops each image to its box and resizes it to ``size`` px: (n,3,H,W) -> float (n,3,size,size) in [0,1].
 
     image: uint8 in 0..255 or float in [0,1]. boxes: int64 (n,4). flip: bool (n,), mirrored left to right where true.
-    apply: a function that may change the views in place. It gets views and the slice of their rows in the batch: for
-    uint8 images on a CPU one of the ``chunks`` after the other, while it is in the CPU's cache; otherwise the whole
-    batch.
+    apply: called with views, which it may change in place, and the slice of the batch that they are. For uint8 images
+    on a CPU it is called for each of the ``chunks``, while its pixels are still in the CPU's cache; otherwise once, for
+    the whole batch.
 
     Resampling is bilinear with antialiasing: a triangle filter, widened when shrinking, which reads nothing outside the
     box. It equals ``interpolate(crop, size, mode="bilinear", antialias=True)``. For uint8 images on a CPU it is that

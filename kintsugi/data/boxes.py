@@ -78,9 +78,7 @@ def open_boxes(spec: str, store: Store = Store(), *, scenes: int = 300, size: in
     train, test = _folder(root, "trainval", spec, store), _folder(root, "test", spec, store)
     classes = sorted({name for found in train.values() for name in found.names})
     if unknown := sorted({name for found in test.values() for name in found.names} - set(classes)):
-        raise ValueError(
-            f"--data {spec}: {unknown[0]!r} is only in the test images: add it to the training images"
-        )
+        raise ValueError(f"--data {spec}: {unknown[0]!r} is only in the test images: add it to the training images")
     if not all(any(not all(found.difficult) for found in split.values()) for split in (train, test)):
         raise ValueError(f"--data {spec}: all boxes of trainval or of test are difficult: add others")
     return _boxed(train, classes), _boxed(test, classes)

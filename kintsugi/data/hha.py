@@ -16,8 +16,10 @@ from torch import Tensor
 from torch.nn.functional import normalize, pad
 
 ROUNDS = ((45.0, 5), (15.0, 5))
-"""Stages of estimating gravity: a normal within this many degrees counts as parallel or perpendicular; number of
-rounds."""
+"""The stages in which gravity is estimated: (degrees, number of rounds).
+
+In a stage, normals count that are within this many degrees of parallel or perpendicular to gravity.
+"""
 
 
 def hha(depth: Tensor, intrinsics: Tensor, known: Tensor | None = None, gravity: Tensor | None = None) -> Tensor:
@@ -110,11 +112,10 @@ def fit_normals(depth: Tensor, intrinsics: Tensor, known: Tensor, radius: int, s
 
 
 def _moments(known: Tensor, inverse: Tensor, radius: int, step: int) -> list[Tensor]:
-    """Sums over the square of ``radius`` px around each pixel: of ``known`` times 1, i, j, ii, ij, jj, and of
-    ``inverse`` times 1, i, j.
+    """Sums over the square of ``radius`` px around each pixel, with (i, j) counted from its center.
 
-    (i, j) is counted from the center of the square. known, inverse: (N,1,H,W). Returns a tensor for each sum, of which
-    only every step-th row and column is computed.
+    known, inverse: (N,1,H,W). Returns the sums of ``known`` times 1, i, j, ii, ij, jj, and of ``inverse`` times 1, i,
+    j, each for every step-th row and column only.
     """
     k, ki, kii = _sums(known, -1, radius, step, (0, 1, 2))
     d, di = _sums(inverse, -1, radius, step, (0, 1))

@@ -52,8 +52,10 @@ def open_rgbd(folder: Path, store: Store = Store()) -> RgbdFrames:
 
 
 def read_intrinsics(folder: Path) -> Tensor:
-    """Reads the camera's matrix (3,3), px, from ``folder``/intrinsics.txt. Raises ValueError with one line if it is not
-    one."""
+    """Reads the camera's matrix (3,3), px, from ``folder``/intrinsics.txt.
+
+    Raises ValueError with one line if the file does not hold one.
+    """
     matrix = _read_numbers(folder / "intrinsics.txt", 9).view(3, 3)
     fx, fy = matrix[0, 0].item(), matrix[1, 1].item()
     if min(fx, fy) <= 0:

@@ -44,8 +44,8 @@ def normal_loss(normal: Tensor, truth: Tensor, mean: MaskedMean = masked_mean) -
 def contour_loss(logits: Tensor, contour: Tensor) -> Tensor:
     """Cross-entropy of contours, weighted so that an image with few contour pixels counts as much as one with many; ().
 
-    logits, contour: (N,1,S,S); contour is 1 on contours, else 0. In each image, the weight is its number of other
-    pixels divided by its number of contour pixels, at most S (the side), as in the code of Ren and Lee 2018
+    logits, contour: (N,1,S,S); contour is 1 on contours, else 0. The loss of each image is multiplied by the number of
+    its other pixels divided by the number of its contour pixels, but at most by S, as in the code of Ren and Lee 2018
     (arXiv:1711.09082).
     """
     pixels, count = contour[0].numel(), contour.sum((1, 2, 3), keepdim=True)

@@ -10,7 +10,10 @@ COLLAPSED = 0.01
 """A ``spread/deviation`` below this is a collapse. Untrained networks have 0.05 or more."""
 
 COLLAPSED_RANK = 1.5
-"""A ``spread/rank`` below this is a collapse too: almost all variance is in one direction. A rank of 1 is the least."""
+"""A ``spread/rank`` below this is a collapse too: almost all variance is in one direction.
+
+Two embeddings alone always have a rank of 1.
+"""
 
 
 def spread(embeddings: Tensor) -> dict[str, Tensor]:

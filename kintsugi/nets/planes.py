@@ -66,7 +66,10 @@ class Rgbd:
 
 
 class PlaneEncoder(Encoder):
-    """RGB (N,3,H,W) in [0,1] -> the backbone's maps of some planes of it. Converts RGB to Lab inside."""
+    """RGB (N,3,H,W) in [0,1] -> the maps of a backbone that gets only some planes of the image.
+
+    Converts RGB to Lab inside.
+    """
 
     def __init__(self, spec: Planes) -> None:
         super().__init__()

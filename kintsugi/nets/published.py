@@ -115,9 +115,9 @@ def _from_torchvision(spec: Published) -> PublishedEncoder:
 def _levels(net: nn.Module) -> dict[int, tuple[str, int]]:
     """Finds one map for each stride: stride -> name of its node and number of its channels, from fine to coarse.
 
-    It is the last map of that stride on which everything after it depends, and on nothing else. So it is the output of
-    a block, never of a branch within one. The strides are found by one forward pass on the meta device, with an image
-    64 times as wide as high: only maps of the image have such sides.
+    It is the last map of that stride that alone determines everything after it. So it is the output of a block, never
+    of a branch within one. The strides are found by one forward pass on the meta device, with an image 64 times as wide
+    as high: only maps of the image have such sides.
     """
     from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
 

@@ -22,9 +22,9 @@ Number = float | Tensor
 """A number that is the same for all N scenes, or a tensor (N,) with one for each."""
 Vector = tuple[Number, Number, Number]
 ABSENT = -50.0
-"""The height, in meters, at which a part is put in scenes that do not have it.
+"""The height, in meters, that marks a part as absent.
 
-This is because all scenes of a batch have the same rows.
+All scenes of a batch have the same rows. ``Scenes.parts`` drops the absent ones.
 """
 
 

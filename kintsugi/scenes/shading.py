@@ -35,8 +35,8 @@ def shade_smooth(stage: Stage, surface: Surface, light: Tensor) -> Tensor:
 def shade_edges(stage: Stage, surface: Surface, light: Tensor, candidates: Candidates) -> tuple[Tensor, Tensor]:
     """Linear RGB at four points of each pixel that has a neighbor on another surface.
 
-    In these pixels four rays are traced. The light of a ray is the mean over those of the 3x3 pixels around that are on
-    the same surface as the point that the ray hits. Returns the numbers of the E pixels, indices into the flattened
+    In these pixels four rays are traced. The light of a ray is the mean over the pixel's 3x3 neighborhood, but only
+    over those pixels on the surface that the ray hits. Returns the numbers of the E pixels, indices into the flattened
     (N,R), int64 (E,); and their colors (3,E,4).
     """
     height, width, count = stage.cameras.height, stage.cameras.width, len(stage.x)

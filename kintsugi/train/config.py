@@ -48,8 +48,8 @@ class TrainConfig:
     cache_gb: float = 8.0
     """Largest decoded data set to keep on disk, GB; images of a larger one are decoded at each use."""
     device_gb: float = -1
-    """Largest decoded data set to keep in GPU memory as well, GB, with all images padded to the largest one; -1 = a
-    quarter of the free GPU memory, 0 = none."""
+    """Keep the decoded data set in GPU memory too if it takes at most this many GB there, with all images padded to the
+    largest one; -1 = a quarter of the free GPU memory, 0 = never."""
 
     steps: int = 2000
     """Optimization steps."""
@@ -72,9 +72,9 @@ class TrainConfig:
     out: Path | None = None
     """This run's own folder, instead of a new one in --runs."""
     resume: bool = False
-    """Continue from the newest checkpoint in --out (default: of the latest run), with its settings."""
+    """Continue the run in --out (default: the latest run) from its newest checkpoint, with its settings."""
     accept_changes: bool = False
-    """With --resume: accept options that differ from the run's own and change what is trained."""
+    """With --resume: accept options that differ from the run's and so change what is trained."""
 
     log_every: int = 20
     """Steps between logged scalars."""

@@ -28,7 +28,10 @@ def ema_update(target: nn.Module, network: nn.Module, momentum: float) -> None:
 
 
 def cosine_momentum(base: float, step: int, steps: int) -> float:
-    """A momentum that rises from ``base`` at step 0 to 1 at ``steps`` along a cosine (Grill 2020, arXiv:2006.07733)."""
+    """A momentum that rises along a cosine, from ``base`` at step 0 to 1 at step ``steps``.
+
+    As in Grill 2020 (arXiv:2006.07733).
+    """
     return 1 - (1 - base) * (math.cos(math.pi * step / steps) + 1) / 2
 
 

@@ -86,7 +86,7 @@ class Log:
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
-        """A context that turns an OSError of the writer into one warning, and ends logging to TensorBoard."""
+        """A context that turns an OSError of the writer into a warning, and ends logging to TensorBoard then."""
         try:
             yield
         except OSError as error:  # the disk is full or the folder gone, for example

@@ -181,7 +181,7 @@ class _Loop:
             checkpoint.prune(self.folder, self.config.keep)
 
     def _write(self, done: int, name: str) -> None:
-        """Writes a checkpoint after ``done`` steps, and makes ``latest`` point to this run."""
+        """Writes a checkpoint after ``done`` steps. Unless --out is given, makes ``latest`` point to this run."""
         encoders = {
             role: {"spec": encoder.spec.plain(), "state": encoder.state_dict()}
             for role, encoder in self.method.encoders().items()
