@@ -1,4 +1,4 @@
-"""What the benchmarks share: the machine's description, photos, timing, and how figures are written."""
+"""Code that the benchmarks share: timing, sample photos, the description of the machine, writing of results."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def write(result: Mapping[str, object], bars: Mapping[str, Mapping[str, float]], out: Path, name: str) -> None:
-    """Prints ``result`` with the machine's description. Writes it to ``out`` as NAME.json, and a bar chart as NAME.png.
+    """Prints ``result`` with a description of the machine, and writes both to ``out``/NAME.json.
 
-    bars: title of a panel -> name of a bar -> its length.
+    Also draws bar charts as ``out``/NAME.png. bars: title of a panel -> name of a bar -> its length.
     """
     text = json.dumps({**result, "machine": machine()}, indent=1, default=str)
     print(text)
@@ -69,16 +69,21 @@ class TimingConfig:
     batch: int = 64
     """Images per step."""
     rounds: int = 4
-    """How often each job is timed, after one run that does not count."""
+    """Number of timed runs of each job, after one run as a warm-up."""
     out: Path = RESULTS
-    """Folder for the figures and their chart."""
+    """Folder for the results and their chart."""
 
 
 Job = Callable[[], object]
+"""Work that is timed. Its result is ignored."""
 
 
 def milliseconds(jobs: Mapping[str, Job], rounds: int, device: torch.device) -> dict[str, float]:
-    """Milliseconds of each job, median of ``rounds``. The jobs run in turns, once before the rounds that count."""
+    """The median time of each job over ``rounds`` runs, in milliseconds.
+
+    The jobs take turns. Each first runs once as a warm-up, which is not counted. On a GPU a run ends when the device is
+    done.
+    """
     times: dict[str, list[float]] = {name: [] for name in jobs}
     for _ in tqdm(range(rounds + 1), desc=", ".join(jobs)[:60], leave=False):
         for name, job in jobs.items():
@@ -91,7 +96,7 @@ def milliseconds(jobs: Mapping[str, Job], rounds: int, device: torch.device) -> 
 
 
 def machine() -> dict[str, object]:
-    """Processor, cores, threads, GPU, load and the version of torch."""
+    """Describes the machine: processor, cores, threads, GPU, load of the last minute, version of torch."""
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
     return {
         "processor": _processor(),
@@ -105,10 +110,11 @@ def machine() -> dict[str, object]:
 
 @contextlib.contextmanager
 def photos(data: Path | None, count: int, like_imagenet: bool = False) -> Iterator[Path]:
-    """A temporary folder with one class folder of up to ``count`` photos, from ``data`` or of built-in scenes.
+    """A context with a temporary folder of images, all in one class folder, ``all``.
 
-    Photos are spread evenly over all files below ``data``. Scenes, and with ``like_imagenet`` all photos, are written
-    as JPEG of ImageNet's usual size. Raises ValueError if ``data`` has no images.
+    It holds up to ``count`` images: files from below ``data``, spread evenly over all of them, or built-in scenes if
+    ``data`` is None. Scenes are written as JPEG at ImageNet's usual size. So are photos if ``like_imagenet`` is true;
+    otherwise the folder holds links to them. Raises ValueError if ``data`` has no images.
     """
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place) / "photos" / "all"
@@ -131,7 +137,7 @@ def photos(data: Path | None, count: int, like_imagenet: bool = False) -> Iterat
 
 
 def _write_jpeg(image: Image.Image, file: Path) -> None:
-    """Writes a JPEG of ImageNet's usual size, in the image's orientation."""
+    """Writes a JPEG of ImageNet's usual size, landscape or portrait like the image. Crops what does not fit."""
     short, long = IMAGENET
     size = (long, short) if image.width >= image.height else (short, long)
     ImageOps.fit(image.convert("RGB"), size, Image.Resampling.BICUBIC).save(file, quality=95)

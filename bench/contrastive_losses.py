@@ -1,7 +1,7 @@
 """SimCLR's and BYOL's losses compared with lightly's on the same tensors: values, gradients and time.
 
-Run ``python -m bench.contrastive_losses`` with lightly installed. Times are medians of 20 runs, in turns, after three
-that do not count. "ratio" is lightly's time over ours.
+Run ``python -m bench.contrastive_losses`` with lightly installed. The two losses take turns. Times are medians of 20
+runs, after three that are not counted. "ratio" is lightly's time divided by ours.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from kintsugi.losses.infonce import info_nce, nt_xent_logits
 from kintsugi.train.config import parse_command, user_errors
 
 Loss = Callable[[Tensor, Tensor], Tensor]
+"""Embeddings (N,D) of two views of N images -> the loss, ()."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +30,7 @@ class LossesConfig:
     """Compares the contrastive losses with lightly's: values, gradients and time."""
 
     batch: int = 512
-    """Images, with two views each."""
+    """Number of images. Each has two views."""
     dimensions: int = 128
     """Dimensions of the embeddings."""
     out: Path = RESULTS
@@ -37,7 +38,7 @@ class LossesConfig:
 
 
 def pairs() -> dict[str, tuple[Loss, Loss]]:
-    """Our loss and lightly's, by name."""
+    """The losses to compare: name -> (ours, lightly's)."""
     from lightly.loss import NegativeCosineSimilarity, NTXentLoss  # imported here: not needed for --help
 
     return {
@@ -48,7 +49,8 @@ def pairs() -> dict[str, tuple[Loss, Loss]]:
 
 
 def timed(loss: Loss, views: tuple[Tensor, Tensor]) -> tuple[float, Tensor, Tensor]:
-    """Seconds for value and gradient, the value, and the gradient of the first view."""
+    """Computes a loss and its gradient. Returns the seconds this took, the loss, and the gradient of the first view
+    (N,D)."""
     first, second = views[0].clone().requires_grad_(), views[1].clone()
     start = time.perf_counter()
     value = loss(first, second)
@@ -57,6 +59,7 @@ def timed(loss: Loss, views: tuple[Tensor, Tensor]) -> tuple[float, Tensor, Tens
 
 
 def run(config: LossesConfig) -> None:
+    """Measures all losses, and prints and writes the results."""
     torch.manual_seed(0)
     views = torch.randn(config.batch, config.dimensions), torch.randn(config.batch, config.dimensions)
     result: dict[str, dict[str, object]] = {}

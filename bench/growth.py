@@ -1,7 +1,8 @@
-"""How the cost of SimCLR's training on the built-in scenes grows, and which options make it faster, one at a time.
+"""How the cost of SimCLR's training grows with batch, size, threads, images and ranks; and what each option gains.
 
-Run ``make bench`` or ``python -m bench.growth``. Jobs that are compared are timed in turns. Figures are medians, except
-those of opening folders and of ranks, which are from one run.
+Run ``make bench`` or ``python -m bench.growth``. Whole training runs use the built-in scenes, single steps use random
+pixels. Jobs that are compared with each other take turns. Figures are medians, except for opening folders and for
+ranks, which are measured once.
 """
 
 from __future__ import annotations
@@ -36,15 +37,15 @@ class GrowthConfig(TimingConfig):
     """Measures how cost grows with batch, size, threads, images and ranks, and which options make training faster."""
 
     batches: tuple[int, ...] = (16, 32, 64, 128)
-    """Batches of the updates."""
+    """Batch sizes at which a training step is measured."""
     sizes: tuple[int, ...] = (32, 64, 96, 128, 224)
-    """Sides of the crops of updates and views, px."""
+    """Sides of the crops at which training steps and views are measured, px."""
     folders: tuple[int, ...] = (1000, 10_000, 50_000)
     """Numbers of images in the folders to open."""
     ranks: tuple[int, ...] = (1, 2)
-    """Numbers of processes that share a batch, with a core or a GPU each. Numbers above the machine's are left out."""
+    """Numbers of processes that share a batch, each with its own core or GPU. Too large numbers are left out."""
     compile: bool = True
-    """Measure torch.compile too, which takes a minute, and needs a C++ compiler on a CPU."""
+    """Also measure torch.compile. This takes a minute and, on a CPU, needs a C++ compiler."""
 
 
 class Growth:
@@ -54,36 +55,41 @@ class Growth:
         self.config, self.device = config, pick_device(config.device)
 
     def rates(self, jobs: dict[str, tuple[int, Job]]) -> dict[str, float]:
-        """Items per second. jobs: name -> how many items the job makes, and the job."""
+        """Items per second of each job. jobs: name -> (number of items that one run makes, job)."""
         times = milliseconds({name: job for name, (_, job) in jobs.items()}, self.config.rounds, self.device)
         return {name: count / times[name] * 1e3 for name, (count, _) in jobs.items()}
 
     def method(self, size: int, batch: int, *, bf16: bool, channels_last: bool, compile: bool) -> simclr.SimCLR:
+        """SimCLR's demo settings for crops of ``size`` px and this batch size, with fresh weights, on the device."""
         world = World(self.device, bf16=bf16)
         method = simclr.SimCLR(replace(simclr.demo(), size=size, batch=batch), world)
         world.place(method.children(), channels_last=channels_last, compile=compile)
         return method
 
     def usual(self, size: int, batch: int) -> simclr.SimCLR:
+        """As ``method``, with the options of a usual run: the configured precision, channels last, not compiled."""
         return self.method(size, batch, bf16=self.config.precision == "bf16", channels_last=True, compile=False)
 
     def random_batch(self, size: int, batch: int) -> dict[str, Tensor]:
-        """A batch of random pixels on the device."""
+        """A batch of random pixels on the device, with the keys of ``Images.batch``. Images are 1.25 times as large as
+        the crops."""
         side = size * 5 // 4
         pixels = torch.randint(0, 256, (batch, 3, side, side), dtype=torch.uint8)
         pixels = pixels.contiguous(memory_format=torch.channels_last).to(self.device)
         return {"image": pixels, "extent": torch.tensor([[side, side]]).expand(batch, 2)}
 
     def update(self, method: simclr.SimCLR) -> tuple[int, Job]:
+        """The job of one training step on a random batch, and its number of images."""
         batch = self.random_batch(method.config.size, method.config.batch)
         return len(batch["image"]), lambda: method.update(batch, 0)
 
     def views(self, size: int) -> tuple[int, Job]:
+        """The job of making both views of a random batch, and its number of images."""
         method, batch = self.usual(size, self.config.batch), self.random_batch(size, self.config.batch)
         return self.config.batch, lambda: [method.view(batch, which, 0) for which in (0, 1)]
 
     def by_threads(self, job: tuple[int, Job]) -> dict[str, float]:
-        """Items per second of a job with one thread and with all."""
+        """Items per second of a job with one thread and with all: number of threads -> rate."""
         threads = torch.get_num_threads()
         found = {}
         for count in sorted({1, threads}):
@@ -93,7 +99,7 @@ class Growth:
         return found
 
     def options(self) -> dict[str, float]:
-        """Speed of training with each option, relative to float32 with channels last."""
+        """Speed of a training step with each option, relative to float32 with channels last."""
         size, batch = self.config.size, self.config.batch
         plain = {"bf16": False, "channels_last": True, "compile": False}
         variants = {
@@ -109,7 +115,7 @@ class Growth:
         return {name: rate / first for name, rate in found.items()}
 
     def opening(self) -> dict[str, float]:
-        """Seconds to open a folder of small PNG files for training: with decoding, and then from the cache."""
+        """Seconds to open folders of small PNG files for training: first with decoding, then from the cache."""
         found = {}
         for count in self.config.folders:
             with tempfile.TemporaryDirectory() as place:
@@ -125,7 +131,8 @@ class Growth:
         return found
 
     def by_ranks(self) -> dict[str, float]:
-        """Images per second of whole trainings by torchrun, with the same global batch for each number of processes."""
+        """Images per second of whole training runs under torchrun: number of processes -> rate. All use the same global
+        batch."""
         config, found = self.config, {}
         most = torch.cuda.device_count() if self.device.type == "cuda" else os.cpu_count() or 1
         for count in (count for count in config.ranks if count <= most):
@@ -143,12 +150,12 @@ class Growth:
                 subprocess.run(command, check=True, env=os.environ | threads, stdout=sys.stderr)
                 events = EventAccumulator(f"{runs}/run")
                 events.Reload()
-                last = events.Scalars(panel("speed/images_per_second"))[-1]  # of the last steps, without the start
+                last = events.Scalars(panel("speed/images_per_second"))[-1]  # of the last steps: without the start
                 found[str(count)] = last.value
         return found
 
     def measure(self) -> dict[str, dict[str, float]]:
-        """All figures, rounded to three digits."""
+        """All figures, rounded to three significant digits: title -> name -> figure."""
         config, device = self.config, self.device
         camera = torch.tensor([[[518.9, 0, 325.6], [0, 519.5, 253.7], [0, 0, 1]]], device=device)
         slope = torch.linspace(1, 4, 480, device=device)[:, None].expand(480, 640)

@@ -1,6 +1,7 @@
-"""HHA compared with a picture from the authors' MATLAB code, and its time for a 640x480 frame.
+"""Compares HHA with a picture from the authors' MATLAB code, and measures its time for a frame of 640x480 px.
 
-Run ``python -m bench.hha_rate --data FOLDER``. The folder holds depth.png (16 bit, 1e-4 m) and hha_matlab.png.
+Run ``python -m bench.hha_rate --data FOLDER``. The folder holds depth.png (16 bit, in units of 1e-4 m) and
+hha_matlab.png.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from kintsugi.data.hha import hha
 from kintsugi.train.config import parse_command, user_errors
 
 CAMERA = torch.tensor([[[518.858, 0, 325.582], [0, 519.470, 253.736], [0, 0, 1]]])
+"""Intrinsics of the camera that took depth.png, px, (1,3,3)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +30,7 @@ class HhaConfig:
     """Compares HHA with a picture from the authors' code, and measures milliseconds per frame."""
 
     data: Path
-    """Folder with depth.png (16 bit, 1e-4 m) and hha_matlab.png."""
+    """Folder with depth.png (16 bit, in units of 1e-4 m) and hha_matlab.png."""
     out: Path = RESULTS
     """Folder for hha.json."""
 

@@ -1,10 +1,12 @@
-"""Speed of two augmented views of each JPEG in a folder, compared with the loaders of other libraries.
+"""Speed of making two augmented views of each JPEG in a folder, compared with the loaders of other libraries.
 
-Run ``make bench``, or ``python -m bench.loaders --data FOLDER`` with lightly and stable-pretraining installed. All have
-the same crops and colors (SimCLR's), the same batches and two workers. "ours" has two threads of one process, as in
-training by one process; "ours, ranks" has two processes with one thread each that share each batch, as under torchrun.
-In each round every loader makes a pass of several epochs, one loader after the other; figures are medians over the
-rounds. "ours, first pass" is one epoch with an empty cache, which includes decoding and writing the cache.
+Run ``make bench``, or ``python -m bench.loaders --data FOLDER`` with lightly and stable-pretraining installed. All
+loaders make the same crops and colors (SimCLR's) in batches of the same size, with two workers. "ours" is one process
+with two threads, as in training with one process. "ours, ranks" is two processes with one thread each, which share
+every batch, as under torchrun.
+
+In each round every loader makes one pass of several epochs, one loader after the other. Figures are medians over the
+rounds. "ours, first pass" is one epoch with an empty cache; it includes decoding and writing the cache.
 """
 
 from __future__ import annotations
@@ -36,7 +38,7 @@ from kintsugi.train.config import parse_command, user_errors
 from kintsugi.train.dist import World, keep_freed_memory
 
 Pass = Callable[[], Iterator[tuple[Tensor, Tensor]]]
-"""One pass over the folder: batches of two views (n,3,S,S), float."""
+"""A function that makes one pass over the folder. It yields the two views of each batch, float (n,3,S,S)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,19 +46,20 @@ class LoadersConfig:
     """Compares the speed of our views with lightly, stable-pretraining and torchvision."""
 
     data: Path | None = None
-    """A folder of class folders of JPEG; default: built-in scenes, written at ImageNet's usual size."""
+    """A folder of class folders of JPEG files; default: built-in scenes, written at ImageNet's usual size."""
     like_imagenet: bool = False
-    """Resize the photos of --data to that size first."""
+    """Resize the photos of --data to ImageNet's usual size first."""
     sizes: tuple[int, ...] = (64, 224)
     """Sides of the views, px."""
     batch: int = 64
     """Images per batch."""
     workers: int = 2
-    """Worker processes of the others; threads or ranks of ours."""
+    """Worker processes of the other loaders, and processes of "ours, ranks"."""
     rounds: int = 3
-    """Passes of each loader."""
+    """Number of passes of each loader."""
     epochs: int = 16
-    """Epochs of each pass. Its start counts too; workers stay alive between epochs. A first pass has one epoch."""
+    """Epochs of each pass. The time of starting workers is included; they stay alive between epochs. "ours, first pass"
+    has one epoch."""
     images: int = 512
     """Largest number of images to use."""
     out: Path = RESULTS
@@ -64,9 +67,10 @@ class LoadersConfig:
 
 
 class Ours:
-    """This project's loader and SimCLR's views, with the folder ``cache``.
+    """A ``Pass`` with this project's loader and SimCLR's views. Decoded images are kept in the folder ``cache``.
 
-    In one process, or in ``ranks`` processes with one thread each; this process is one of them.
+    With one rank, this process does all the work. With more, that many processes of one thread each share every batch;
+    this process is rank 0.
     """
 
     def __init__(self, folder: Path, size: int, config: LoadersConfig, cache: Path, ranks: int = 1) -> None:
@@ -93,7 +97,7 @@ class Ours:
         torch.set_num_threads(threads)
 
     def views(self, method: simclr.SimCLR) -> Iterator[tuple[Tensor, Tensor]]:
-        """The two views of this rank's part of each batch."""
+        """Yields the two views of this rank's share of each batch."""
         config, world = self.config, method.world
         split = open_images(str(self.folder), self.size, Store(cache=self.cache, quiet=True))
         loader = Loader(split.train, config.batch, seed=0, rank=world.rank, world=world.size)
@@ -103,14 +107,14 @@ class Ours:
                 yield method.view(batch, 0, step), method.view(batch, 1, step)
 
     def discard_views(self, method: simclr.SimCLR) -> None:
-        """The work of another rank."""
+        """Does the work of another rank in a process of its own, and drops the views."""
         torch.set_num_threads(1)
         for _ in self.views(method):
             pass
 
 
 class FirstPass(Ours):
-    """The same, with an empty cache in each pass."""
+    """As ``Ours``, but each pass starts with an empty cache."""
 
     def __call__(self) -> Iterator[tuple[Tensor, Tensor]]:
         with tempfile.TemporaryDirectory() as empty:
@@ -119,7 +123,7 @@ class FirstPass(Ours):
 
 
 def transform(size: int) -> v2.Compose:
-    """SimCLR's augmentation by torchvision: PIL image -> float (3,S,S)."""
+    """SimCLR's augmentation with torchvision: PIL image -> float (3,S,S) in [0,1], where S is ``size``, px."""
     return v2.Compose(
         [
             v2.ToImage(),
@@ -134,7 +138,7 @@ def transform(size: int) -> v2.Compose:
 
 
 def passes(data: Dataset[Any], config: LoadersConfig, views: Callable[[Any], Sequence[Tensor]]) -> Pass:
-    """Passes of torch's own loader. views: takes the two views from a batch of ``data``."""
+    """A ``Pass`` with torch's DataLoader. views: picks the two views from a batch of ``data``."""
 
     def one() -> Iterator[tuple[Tensor, Tensor]]:
         loader = DataLoader(
@@ -153,12 +157,14 @@ def passes(data: Dataset[Any], config: LoadersConfig, views: Callable[[Any], Seq
 
 
 def torchvision_pass(folder: Path, size: int, config: LoadersConfig) -> Pass:
+    """A ``Pass`` with torchvision's ImageFolder and transforms."""
     one = transform(size)
     data = datasets.ImageFolder(folder, lambda image: (one(image), one(image)))
     return passes(data, config, lambda found: found[0])
 
 
 def lightly_pass(folder: Path, size: int, config: LoadersConfig) -> Pass:
+    """A ``Pass`` with lightly's data set and transform."""
     from lightly.data import LightlyDataset
     from lightly.transforms import SimCLRTransform
 
@@ -167,6 +173,7 @@ def lightly_pass(folder: Path, size: int, config: LoadersConfig) -> Pass:
 
 
 def stable_pretraining_pass(folder: Path, size: int, config: LoadersConfig) -> Pass:
+    """A ``Pass`` with stable-pretraining's data set and transforms."""
     from stable_pretraining.data import FromTorchDataset, transforms
 
     def view() -> transforms.Compose:
@@ -186,10 +193,14 @@ def stable_pretraining_pass(folder: Path, size: int, config: LoadersConfig) -> P
 
 
 PEERS = {"lightly": lightly_pass, "stable_pretraining": stable_pretraining_pass, "torchvision": torchvision_pass}
+"""Package of another library -> the function that makes its ``Pass``."""
 
 
 def rate(one: Pass, batch: int) -> float:
-    """Images per second of a whole pass with its start. batch: of all ranks."""
+    """Images per second of one whole pass, including its start.
+
+    batch: images per global batch. The views that the pass yields may be one rank's share of it.
+    """
     start, count = time.perf_counter(), 0
     for first, second in one():
         assert first.shape == second.shape
@@ -199,7 +210,7 @@ def rate(one: Pass, batch: int) -> float:
 
 
 def measure(config: LoadersConfig, folder: Path, size: int) -> dict[str, float]:
-    """Images per second of each loader, median over the rounds."""
+    """Images per second of each loader for views of ``size`` px, median over the rounds."""
     with tempfile.TemporaryDirectory() as cache:
         contenders: dict[str, Pass] = {
             "ours": Ours(folder, size, config, Path(cache)),

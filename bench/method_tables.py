@@ -1,4 +1,4 @@
-"""Tables of what the methods reach on held-out images, compared with what needs no learning."""
+"""Tables of the methods' figures on held-out images, compared with baselines that need no learning."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from bench.printing import XEON, XEON_FP32, columns_of, label, load, mean_and_de
 
 
 def demos() -> str:
-    """What each demo reaches on held-out scenes, and what needs no learning."""
+    """The main figure of each reconstruction method's demo on held-out scenes, and that of its baseline."""
     hole = load("inpainting-quality-scenes-demo")["center"]
     color, enlarged = load("demo-colorization"), load("demo-superresolution")
     split, depth, surfaces = load("demo-splitbrain"), load("demo-splitbrain-hha"), load("demo-synthetic")
@@ -46,7 +46,7 @@ def demos() -> str:
 
 
 def contrastive_demos() -> str:
-    """How often another view of a scene is found among the held-out scenes."""
+    """How often, in percent, the nearest neighbor of a view is the other view of the same held-out scene."""
     rows = {
         label(name): {
             "found, %": f"{load(f'demo-{name}')[name]['same_image']:.1f}",
@@ -65,7 +65,7 @@ def contrastive_demos() -> str:
 
 
 def inpainting() -> str:
-    """Quality in the hole, of the context encoder and of fills without learning."""
+    """PSNR / SSIM / L1 / L2 in the hole, for the context encoder and for fills without learning."""
     sets = {
         "scenes, demo, 64 px": load("inpainting-quality-scenes-demo"),
         "Caltech-101 test, 96 px": load("inpainting-quality-caltech101"),
@@ -89,6 +89,7 @@ def inpainting() -> str:
 
 
 def colorization() -> str:
+    """Colorization of held-out photos, compared with its baselines."""
     chroma_truth = load("colorization-caltech101")["gray"]["chroma_truth"]
     columns = {
         "auc": ("accuracy of ab, %", ".1f"),
@@ -106,6 +107,7 @@ def colorization() -> str:
 
 
 def set5() -> str:
+    """Super-resolution of Set5, compared with bicubic enlargement."""
     columns = {
         "psnr": ("PSNR, dB", ".2f"),
         "ssim": ("SSIM", ".3f"),
@@ -118,6 +120,7 @@ def set5() -> str:
 
 
 def splitbrain() -> str:
+    """The split-brain autoencoder on held-out photos, compared with its baselines."""
     columns = {
         "psnr": ("PSNR of both predictions, dB", ".1f"),
         "auc": ("accuracy of ab, %", ".1f"),
@@ -134,6 +137,7 @@ def splitbrain() -> str:
 
 
 def splitbrain_hha() -> str:
+    """The split-brain autoencoder with depth on held-out frames, compared with its baselines."""
     columns = {
         "hha_psnr": ("HHA, dB", ".1f"),
         "disparity": ("disparity, levels", ".1f"),
@@ -153,6 +157,7 @@ def splitbrain_hha() -> str:
 
 
 def synthetic() -> str:
+    """Depth, normals and contours on held-out scenes, compared with the mean of the scenes."""
     columns = {
         "depth_within_25": ("depth within 25 %", ".3f"),
         "normal_degrees": ("mean error of normals, degrees", ".1f"),
@@ -169,7 +174,7 @@ def synthetic() -> str:
 
 
 def domains() -> str:
-    """What the discriminator of synthetic to real does, over seeds."""
+    """Synthetic to real with and without its discriminator: mean and standard deviation over seeds."""
     found = load("domains-scenes-caltech101")
     columns = {
         "domain_accuracy": ("discriminator's accuracy", 3),

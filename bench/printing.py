@@ -1,4 +1,4 @@
-"""What the tables of the documentation share: the results, how they are named, and how a table is printed."""
+"""Code that the tables of the documentation share: reading results, naming rows, printing a table."""
 
 from __future__ import annotations
 
@@ -42,14 +42,15 @@ LABELS = {
     "supervised": "supervised, from scratch",
     "squeezenet1_0, squeezenet1_0_imagenet.safetensors": "SqueezeNet, ImageNet labels",
 }
-"""How the results' own names are printed."""
+"""Name of a row in the results -> its name in the tables."""
 
 Rows = dict[str, dict[str, str]]
-"""Row -> column -> what is printed."""
+"""Row -> column -> printed text."""
 
 
 def load(name: str) -> Any:
-    """The results of a file, with the spelling of today: the oldest files have British names."""
+    """Reads results/NAME.json. Keys with British spelling, which the oldest files have, are changed to American
+    spelling."""
     spelling = json.loads((RESULTS / "spelling.json").read_text())
 
     def respelled(values: dict[str, Any]) -> dict[str, Any]:
@@ -59,24 +60,31 @@ def load(name: str) -> Any:
 
 
 def label(name: str) -> str:
+    """The name of a row in the tables. A name without an entry in ``LABELS`` is used as it is."""
     if name.startswith("random init ("):
         return name.replace("random init", "random weights")
     return LABELS.get(name, name)
 
 
 def mean_and_deviation(values: list[float], digits: int = 1, scale: float = 100) -> str:
-    """Mean and standard deviation of a figure over seeds, in per cent unless ``scale`` is 1."""
+    """Mean and standard deviation of a figure over seeds, each times ``scale``: by default in percent."""
     mean, deviation = scale * statistics.fmean(values), scale * statistics.stdev(values)
     return f"{mean:.{digits}f} ± {deviation:.{digits}f}"
 
 
 def with_source(rows: Rows, corner: str, command: str, machine: str, runs: str) -> str:
-    """A table and, under it, where its figures come from."""
+    """A table in markdown and, below it, where its figures come from: command, machine, number of runs.
+
+    corner: the head of the column of row names.
+    """
     return f"{table.markdown(rows, corner)}\n\n*{command}. {machine[0].upper()}{machine[1:]}. {runs}.*"
 
 
 def columns_of(figures: Mapping[str, Mapping[str, float]], columns: Mapping[str, tuple[str, str]]) -> Rows:
-    """Rows of figures by the columns' keys -> printed name and format."""
+    """Formats figures as rows of a table.
+
+    figures: row -> key -> value. columns: key -> printed name and format. Keys without a column are left out.
+    """
     return {
         label(row): {name: format(values[key], form) for key, (name, form) in columns.items() if key in values}
         for row, values in figures.items()

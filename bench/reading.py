@@ -1,7 +1,8 @@
 """The cost of reading: opening a folder of many files, decoding images at each use, indexing shards.
 
-Run ``python -m bench.reading --data FOLDER``. Times are CPU seconds with one thread of torch, which depend little on
-how busy the machine is. The many files are empty, and decoding is replaced by an image of one pixel.
+Run ``python -m bench.reading --data FOLDER``. Times are CPU seconds with one torch thread, because they depend little
+on how busy the machine is. To measure opening alone, the many files are empty, and decoding is replaced by a function
+that returns one pixel.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ class ReadingConfig:
     """Measures the cost of reading: opening folders, decoding, indexing shards."""
 
     data: Path | None = None
-    """A folder of class folders of JPEG; default: built-in scenes, written at ImageNet's usual size."""
+    """A folder of class folders of JPEG files; default: built-in scenes, written at ImageNet's usual size."""
     images: int = 512
     """Largest number of images to use."""
     batch: int = 64
@@ -56,14 +57,15 @@ class ReadingConfig:
 
 
 def seconds(job: Callable[[], object]) -> float:
-    """CPU seconds of a job in this process and in its finished child processes."""
+    """CPU seconds of a job, in this process and in child processes that ended meanwhile."""
     before = os.times()
     job()
     return sum(os.times()[:4]) - sum(before[:4])
 
 
 def opening(folder: Path, count: int) -> dict[str, float]:
-    """Seconds to open a folder of ``count`` files without and with a cache, and the growth of memory, MB."""
+    """Opens a folder of ``count`` files twice: without a cache, then with it. Returns CPU seconds and the growth of
+    peak memory, MB."""
     for number in range(count):
         file = folder / "files" / f"n{number % 1000:08d}" / f"{number}.JPEG"
         if number < 1000:
@@ -81,7 +83,7 @@ def opening(folder: Path, count: int) -> dict[str, float]:
 
 
 class Plain(Dataset[Tensor]):
-    """The same files as a typical torchvision script reads them."""
+    """Reads the same files as a typical torchvision script does: decodes, resizes and crops each image at each use."""
 
     def __init__(self, files: list[Path]) -> None:
         self.files = files
@@ -95,7 +97,10 @@ class Plain(Dataset[Tensor]):
 
 
 def decoding(folder: Path, batch: int, kept: Path) -> dict[str, float]:
-    """Milliseconds per image: decoding alone at two sizes, our loader without a cache, and torchvision's loader."""
+    """CPU milliseconds per image: decoding alone at two sizes, our loader without a cache, and torch's DataLoader.
+
+    kept: a folder for our cache.
+    """
     files = sorted(file for file in folder.rglob("*") if file.is_file())
     found = {}
     for side in (96, 256):
@@ -112,7 +117,7 @@ def decoding(folder: Path, batch: int, kept: Path) -> dict[str, float]:
 
 
 def indexing(folder: Path, count: int) -> float:
-    """Microseconds per sample to index a shard."""
+    """Writes a shard of ``count`` samples. Returns CPU microseconds per sample to index it."""
     with tarfile.open(folder / "set.tar", "w") as tar:
         for number, (kind, content) in itertools.product(range(count), (("jpg", b"0" * 9000), ("cls", b"7"))):
             member = tarfile.TarInfo(f"{number:06d}.{kind}")

@@ -1,4 +1,4 @@
-"""Tables of speed, and of how near the library's own code comes to that of others."""
+"""Tables of speed, and of how closely the library's own code matches that of others."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ from bench.printing import Rows, label, load, with_source
 
 
 def machine_of(found: Mapping[str, Any]) -> str:
+    """The machine, precision and version of PyTorch of a result, in one line."""
     machine = found["machine"]
     precision = found["settings"].get("precision", "fp32")
     return f"{machine['cores']} cores of an {machine['processor']}, {precision}, PyTorch {machine['torch']}"
 
 
 def loaders() -> str:
-    """Two augmented views of each image, compared with other libraries."""
+    """Speed of making two augmented views of each image, compared with other libraries."""
     found = load("loaders")
     names = {
         "ours": "Kintsugi, one process of two threads",
@@ -43,7 +44,7 @@ def loaders() -> str:
 
 
 def steps() -> str:
-    """Whole training steps against the networks' own work."""
+    """Time of whole training steps, compared with the time of the networks alone."""
     found = load("steps")
     batch = found["settings"]["batch"]
     rows: Rows = {}
@@ -66,7 +67,7 @@ def steps() -> str:
 
 
 def growth() -> str:
-    """How speed grows with threads, ranks, batches and sizes, on two machines."""
+    """How speed changes with threads, ranks, batch sizes and image sizes, on two machines."""
     machines = {"EPYC": load("growth"), "Xeon": load("growth-xeon")}
     rows: Rows = {}
     for name, found in machines.items():
@@ -97,6 +98,7 @@ def _growth_lines(found: Mapping[str, Mapping[str, float]]) -> dict[str, str]:
 
 
 def contrastive_losses() -> str:
+    """SimCLR's and BYOL's losses compared with lightly's: values, gradients and time."""
     found = load("contrastive-losses")
     rows = {
         name: {
@@ -120,7 +122,7 @@ def contrastive_losses() -> str:
 
 
 def hha() -> str:
-    """Our HHA against the picture that the authors' program made, and its speed."""
+    """Our HHA compared with a picture from the authors' program, and its speed."""
     found = load("hha")
     rows = {
         plane: {"equal pixels, %": f"{100 * of['equal']:.1f}", "largest difference, levels": f"{of['largest']}"}

@@ -1,9 +1,10 @@
-"""Training steps compared with the least time that they can take, on the built-in scenes.
+"""Time of training steps compared with the least time that they can take, on the built-in scenes.
 
-Run ``make bench`` or ``python -m bench.steps``. Jobs that are compared are timed in turns; figures are medians:
+Run ``make bench`` or ``python -m bench.steps``. Jobs that are compared with each other take turns. Figures are medians.
+There are two ratios:
 
-- *contrastive*: a step with reading, both views and the update, over the same update with ready views;
-- *GAN*: the update with a ready batch, over the sum of its networks' own forward and backward passes.
+- *contrastive*: a whole step (reading, both views, update), divided by the same update with views made beforehand;
+- *GAN*: the update of a batch read beforehand, divided by the sum of its networks' own forward and backward passes.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from kintsugi.train.method import Method
 
 @dataclass(frozen=True, kw_only=True)
 class StepsConfig(TimingConfig):
-    """Compares training steps with the least time that they can take."""
+    """Compares the time of training steps with the least time that they can take."""
 
     rounds: int = 7
     scenes: int = 512
@@ -49,12 +50,14 @@ class Steps:
         return milliseconds(jobs, self.config.rounds, self.world.device)
 
     def place(self, method: Method) -> None:
+        """Moves a method's networks to the device, as the training loop does."""
         self.world.place(method.children(), channels_last=True, compile=False)
 
     # --- contrastive ------------------------------------------------------------------------------------------
 
     def contrastive(self, method: ViewsMethod) -> dict[str, float]:
-        """Milliseconds of a whole step, of the update alone, and of both views alone."""
+        """Milliseconds of a whole step, of the update alone and of both views alone; and the first divided by the
+        second."""
         self.place(method)
         config = self.config
         loader = Loader(self.images, config.batch, 0, device=self.world.device)
@@ -76,6 +79,7 @@ class Steps:
         return found | {"whole over model": round(found["whole step"] / found["model only"], 3)}
 
     def views_methods(self) -> dict[str, dict[str, float]]:
+        """The figures of ``contrastive`` for SimCLR, MoCo and BYOL."""
         size, batch, world = self.config.size, self.config.batch, self.world
         return {
             "simclr": self.contrastive(simclr.SimCLR(replace(simclr.demo(), size=size, batch=batch), world)),
@@ -86,7 +90,7 @@ class Steps:
     # --- GANs -------------------------------------------------------------------------------------------------
 
     def alone(self, network: nn.Module, *inputs: Tensor) -> Job:
-        """One forward and one backward pass of a network alone, to all its weights and its first input."""
+        """A job: one forward and one backward pass of a network, with gradients for its weights and its first input."""
         first = inputs[0].detach().requires_grad_()
 
         def both() -> None:
@@ -98,7 +102,10 @@ class Steps:
         return both
 
     def gan(self, method: inpainting.Inpainting | superresolution.SuperResolution) -> dict[str, float]:
-        """Milliseconds of a whole step, and of each network alone."""
+        """Milliseconds of a whole step and of each network alone; and the step divided by the sum of its passes.
+
+        A step trains the discriminator on real and on generated images, so its passes count twice.
+        """
         self.place(method)
         batch = Loader(self.images, method.config.batch, 0, device=self.world.device)
         with batch.iterate(0) as batches:
@@ -128,6 +135,7 @@ class Steps:
         return found | {"whole over networks": round(found["whole step"] / sum(passes.values()), 3)}
 
     def gans(self) -> dict[str, dict[str, float]]:
+        """The figures of ``gan`` for inpainting and super-resolution."""
         size, batch = self.config.size, self.config.batch
         painter = replace(inpainting.demo(), size=size, batch=batch, steps=1000, adversarial_start=10)
         enlarger = replace(superresolution.demo(), size=size, batch=batch, steps=1000, adversarial_start=10)

@@ -1,11 +1,11 @@
 """The tables of the documentation, made from ``bench/results``, so that no figure is typed by hand.
 
-``python -m bench.tables`` rewrites every table that a page of ``docs/`` holds between two markers::
+``python -m bench.tables`` rewrites every table in a page of ``docs/`` that stands between two markers::
 
     <!-- table: NAME -->
     <!-- end of table -->
 
-A table has its command, its machine and its number of runs under it. A test fails where a page is not up to date.
+Each table has its command, its machine and its number of runs below it. A test fails if a page is not up to date.
 """
 
 from __future__ import annotations
@@ -37,11 +37,15 @@ TABLES: dict[str, Callable[[], str]] = {
     "growth": speed_tables.growth,
     "contrastive losses": speed_tables.contrastive_losses,
 }
+"""Name of a table in a marker -> the function that makes it."""
 
 
 def block(name: str) -> str:
-    """The table that a page calls ``name``: one of ``TABLES``, or ``transfer REPORT`` and its rows, each after a
-    semicolon (``transfer report; simclr``)."""
+    """The table for the name in a page's marker.
+
+    name: one of ``TABLES``; or ``transfer REPORT``, followed by the rows to show, each after a semicolon (``transfer
+    report; simclr``). Raises ValueError for another name.
+    """
     if name.startswith("transfer "):
         report, *rows = (word.strip() for word in name.removeprefix("transfer ").split(";"))
         return transfer_tables.transfer(report, *rows)
@@ -51,7 +55,7 @@ def block(name: str) -> str:
 
 
 def refreshed(text: str) -> str:
-    """A page with all of its tables made anew."""
+    """The text of a page with all its tables made anew."""
     return BLOCK.sub(lambda found: f"{found[1]}{block(found[2])}\n{found[3]}", text)
 
 
@@ -61,6 +65,7 @@ def pages() -> list[Path]:
 
 
 def main() -> None:
+    """Rewrites the tables of every page and prints which pages changed."""
     for page in pages():
         before = page.read_text()
         after = refreshed(before)

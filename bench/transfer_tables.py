@@ -1,4 +1,4 @@
-"""Tables of what features are worth for other tasks, compared with random weights of the same network."""
+"""Tables of how well features transfer to other tasks, compared with random weights of the same network."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ RANDOM = {
     "moco": "random init (resnet18, split norm)",
     "squeezenet1_0, squeezenet1_0_imagenet.safetensors": "random init (squeezenet1_0)",
 }
-"""Random weights of the network of each row of the transfer reports; of the others, those of ``RESNET18``."""
+"""Row of a transfer report -> the row with random weights of the same network. For all other rows it is ``RESNET18``.
+"""
 RESNET18 = "random init (resnet18)"
 
 COLUMNS = {
@@ -37,11 +38,11 @@ COLUMNS = {
     "cifar10-part: linear": "linear",
     "figure-ground davis: frozen J": "DAVIS J",
 }
-"""The columns of the transfer reports, and how they are printed."""
+"""Column of a transfer report -> its name in the tables."""
 
 
 def figures(report: str) -> dict[str, dict[str, dict[int, float]]]:
-    """Row -> column -> seed -> figure, of a transfer report."""
+    """Reads a transfer report: row -> column -> seed -> figure."""
     found: dict[str, dict[str, dict[int, float]]] = {}
     for result in load(f"transfer/{report}")["results"]:
         for name, value in result["figures"].items():
@@ -51,7 +52,12 @@ def figures(report: str) -> dict[str, dict[str, dict[int, float]]]:
 
 
 def with_gain(values: Mapping[int, float], random: Mapping[int, float]) -> str:
-    """Mean and deviation over seeds; in brackets the gain over random weights, and the seeds on which it was won."""
+    """Mean and standard deviation over seeds in percent, and the gain over random weights: "61.0 ± 0.4 (+5.2, 3/3)".
+
+    The brackets hold the mean gain, and the number of seeds with a gain out of all. They are left out without random
+    weights. values, random: seed -> figure in
+    [0,1].
+    """
     text = mean_and_deviation(list(values.values()))
     gains = [100 * (values[seed] - random[seed]) for seed in values if seed in random]
     if not gains:
@@ -60,7 +66,10 @@ def with_gain(values: Mapping[int, float], random: Mapping[int, float]) -> str:
 
 
 def transfer_rows(report: str, names: tuple[str, ...] = (), leave_out: tuple[str, ...] = ()) -> Rows:
-    """The rows of a transfer report (default: all), those of random weights and of raw pixels last."""
+    """The rows of a transfer report, with random weights and raw pixels last.
+
+    names: which rows; default: all. leave_out: columns that are left out.
+    """
     found = figures(report)
 
     def last(row: str) -> bool:
@@ -78,7 +87,7 @@ def transfer_rows(report: str, names: tuple[str, ...] = (), leave_out: tuple[str
 
 
 def transfer(report: str, *names: str) -> str:
-    """A transfer report, or some of its rows and random weights of their networks."""
+    """The table of a transfer report: all rows, or the rows ``names`` with random weights of their networks."""
     wanted = tuple(dict.fromkeys([*names, *(RANDOM.get(name, RESNET18) for name in names)]))
     leave_out = ("caltech101: 1 % of labels",)
     command = {
@@ -123,6 +132,10 @@ def camvid() -> str:
 
 
 def _camvid_cells(file: str, role: str, protocol: str, title: str) -> dict[str, str]:
+    """The columns for one protocol, frozen or fine-tuned, in the row of an encoder.
+
+    They are mIoU with the trained weights, mIoU with random weights, and the gain.
+    """
     found = load(f"segmentation-camvid-{file}")["miou"][role][protocol]
     learned, random = found["pretrained"], found["random"]
     gains = [100 * (a - b) for a, b in zip(learned, random, strict=True)]
@@ -134,7 +147,7 @@ def _camvid_cells(file: str, role: str, protocol: str, title: str) -> dict[str, 
 
 
 def cifar10() -> str:
-    """The short runs on CIFAR-10."""
+    """Accuracy on CIFAR-10 after short pre-training runs on it, compared with random weights."""
     found = load("cifar10")
 
     def cell(column: str, row: str) -> str:

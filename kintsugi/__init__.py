@@ -1,4 +1,4 @@
-"""Kintsugi: learning to see by mending images. What all methods share; each convention is stated once, here.
+"""Kintsugi: learning to see by mending images. These conventions hold everywhere in the library:
 
 - Images are float tensors ``(N, 3, H, W)`` in [0, 1], sRGB. On disk and in caches they are uint8.
 - Masks are float tensors ``(N, 1, H, W)``; 1 = hole, 0 = visible.
@@ -6,9 +6,9 @@
 - Semantic maps are uint8 ``(N, H, W)``; 255 = void.
 - Randomness is a function of ``(seed, step)`` for the whole global batch (``kintsugi.rng``); a rank takes its slice.
 - Layers, from top to bottom: ``apps``, ``eval``, the methods (``recon``, ``contrastive``, ``pretext``), ``train``,
-  ``metrics``, ``losses``, ``fill``, ``nets``, ``augment``, ``data``, ``scenes``, the single files. A module imports
-  only from the layers below its own. The library imports no method, and neither does a transfer in ``eval``: it reads
-  checkpoints. ``make check`` holds all of this.
+  ``metrics``, ``losses``, ``fill``, ``nets``, ``augment``, ``data``, ``scenes``, the base modules (``rng``, ``color``,
+  ``table``, ``pictures``). A module imports only from the layers below its own. The library imports no method. Neither
+  does the transfer in ``eval``, which reads checkpoints. ``make check`` enforces the layers.
 """
 
 from typing import TYPE_CHECKING

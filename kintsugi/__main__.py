@@ -1,4 +1,4 @@
-"""``python -m kintsugi`` is the command ``kintsugi``, also where only the checkout is there."""
+"""Makes ``python -m kintsugi`` the same as the command ``kintsugi``, also in a checkout that is not installed."""
 
 from kintsugi.apps.cli import main
 

@@ -1,4 +1,4 @@
-"""The one list of the programs: the methods that are trained, and what is done with the results.
+"""The one list of all programs: those that train a method, and those that evaluate or use the result.
 
 The command ``kintsugi``, the Makefile's jobs, ``make help``, ``make transfer`` and the tests all read this list. It is
 pure data and imports only the standard library, so that ``make help`` works before anything is installed.
@@ -10,27 +10,27 @@ from typing import NamedTuple
 
 
 class Program(NamedTuple):
-    """One program: a module whose ``main(argv)`` reads its own options."""
+    """One program: a module with a function ``main(argv)`` that reads the program's own options."""
 
     group: str
-    """``train``, ``eval``, or empty for a command of its own."""
+    """``train`` or ``eval``; empty for a program outside these groups, such as ``kintsugi mend``."""
     name: str
-    """What follows the group: ``kintsugi train NAME``. A method's runs are kept in ``runs/NAME``."""
+    """The word after the group, as in ``kintsugi train NAME``. A method's runs are kept in ``runs/NAME``."""
     module: str
-    """Where ``main`` is."""
+    """The module that holds ``main``."""
     summary: str
     """What it does, in one line."""
     takes: tuple[str, ...]
-    """The Makefile's variables that it takes beside ARGS: DATA=, CKPT= and so on."""
+    """The Makefile's variables that the job reads besides ARGS=: DATA, CKPT and so on."""
 
     @property
     def words(self) -> str:
-        """The words after ``kintsugi``: ``train inpainting``, ``mend``."""
+        """The words after ``kintsugi``, such as ``train inpainting`` or ``mend``."""
         return f"{self.group} {self.name}".strip()
 
     @property
     def job(self) -> str:
-        """The Makefile's target: ``train-inpainting``, ``mend``."""
+        """The Makefile's target, such as ``train-inpainting`` or ``mend``."""
         return self.words.replace(" ", "-")
 
 
@@ -199,7 +199,7 @@ PROGRAMS = (
     ),
     Program("", "scenes", "kintsugi.apps.scenes", "draw a contact sheet of the built-in scenes", ("OUT",)),
 )
-"""Every program, in the order of the help."""
+"""Every program, in the order in which the help lists them."""
 
 
 GROUPS = {
@@ -211,8 +211,8 @@ GROUPS = {
 
 
 def make_help() -> str:
-    """A line for each of the Makefile's jobs that run a program: ``make JOB``, and what it does."""
-    usual = {"train": ("DATA", "GPUS"), "eval": ("CKPT", "DATA"), "": ()}  # named once, in the heading
+    """The text of ``make help``: one line for each of the Makefile's jobs that runs a program."""
+    usual = {"train": ("DATA", "GPUS"), "eval": ("CKPT", "DATA"), "": ()}  # printed once, in the group's heading
     lines = ["DATA= any data, ARGS= any option, GPUS= how many, CKPT= a run's folder or a checkpoint", ""]
     for group, heading in GROUPS.items():
         lines.append(f"{heading}: {' '.join(f'{name}=' for name in (*usual[group], 'ARGS'))}")

@@ -1,7 +1,8 @@
-"""Lab color (CIE 1976, D65: lightness L in 0..100, chroma ab in about -110..110), and ab as classes.
+"""Lab color (CIE 1976, white point D65), and ab as classes.
 
-The 313 bins, their soft encoding, the rebalancing weights and the annealed mean are those of Colorful Image
-Colorization (Zhang, Isola and Efros 2016, arXiv:1603.08511, section 2).
+Lab has lightness L in 0..100 and chroma a and b in about -110..110. The 313 bins of ab, their soft encoding, the
+rebalancing weights and the annealed mean are those of Colorful Image Colorization (Zhang, Isola and Efros 2016,
+arXiv:1603.08511, section 2).
 """
 
 from __future__ import annotations
@@ -14,11 +15,11 @@ import torch
 from torch import Tensor
 
 GRID = 10
-"""Distance between neighboring ab bins."""
+"""Distance between neighboring bins along a and b, in Lab units."""
 
 
 def rgb_to_lab(image: Tensor) -> Tensor:
-    """sRGB (N,3,H,W) in [0,1] -> L in 0..100 and ab, (N,3,H,W).
+    """Converts sRGB (N,3,H,W) in [0,1] to Lab (N,3,H,W).
 
     >>> white = torch.ones(1, 3, 1, 1)
     >>> rgb_to_lab(white).flatten().round().abs().tolist()
@@ -31,7 +32,7 @@ def rgb_to_lab(image: Tensor) -> Tensor:
 
 
 def lab_to_rgb(lab: Tensor) -> Tensor:
-    """Lab (N,3,H,W) -> sRGB (N,3,H,W) in [0,1]; colors outside sRGB are clipped."""
+    """Converts Lab (N,3,H,W) to sRGB (N,3,H,W) in [0,1]. Colors outside sRGB are clipped."""
     import kornia
 
     with _exact(lab):
@@ -39,15 +40,15 @@ def lab_to_rgb(lab: Tensor) -> Tensor:
 
 
 def _exact(planes: Tensor) -> torch.autocast:
-    """Turns autocast off: in bf16 L, a and b would have errors of up to 3."""
+    """A context without autocast: in bf16, L, a and b would have errors of up to 3."""
     return torch.autocast(planes.device.type, enabled=False)
 
 
 @functools.cache
 def ab_bins() -> Tensor:
-    """Centers (313,2) of the ab bins, float, sorted by a, then by b.
+    """The centers of the 313 ab bins, float (313,2), sorted by a, then by b.
 
-    They are the points of a grid of spacing 10 in the convex hull of sRGB's ab values, extended by one bin, as in the
+    They are the points of a grid of spacing 10 inside the convex hull of sRGB's ab values, grown by one bin, as in the
     authors' ``pts_in_hull``.
     """
     from scipy.spatial import ConvexHull, Delaunay
@@ -64,10 +65,11 @@ def ab_bins() -> Tensor:
 
 
 def soft_encode(ab: Tensor, bins: Tensor, neighbors: int = 5, sigma: float = 5.0) -> tuple[Tensor, Tensor]:
-    """The nearest bins of each pixel and their weights (Zhang 2016, section 2.2).
+    """Finds the nearest bins of each pixel and gives them weights (Zhang 2016, section 2.2).
 
-    ab (N,2,H,W), bins (Q,2). Returns the bins' indices (N,k,H,W), nearest first, and weights (N,k,H,W) proportional to
-    exp(-d^2 / (2 sigma^2)) that sum to 1. The paper has k = 5 neighbors, the released code 10.
+    ab (N,2,H,W), bins (Q,2). Returns the bins' indices, int64 (N,k,H,W), nearest first, and weights (N,k,H,W)
+    proportional to exp(-d^2 / (2 sigma^2)), with sum 1; d is the distance from pixel to bin. k is ``neighbors``: 5 in
+    the paper, 10 in the released code.
     """
     pixels = ab.movedim(1, -1)  # (N,H,W,2)
     squared = (pixels.square().sum(-1, keepdim=True) - 2 * pixels @ bins.T + bins.square().sum(1)).clamp(min=0)
@@ -85,7 +87,7 @@ def soft_cross_entropy(logits: Tensor, index: Tensor, weights: Tensor) -> Tensor
 
 
 def rebalancing(prior: Tensor, mix: float = 0.5) -> Tensor:
-    """Weights (Q,) of the bins that give rare colors more weight (eq. 4).
+    """Weights (Q,) of the bins by which rare colors count more (eq. 4).
 
     prior (Q,): the frequency p of each bin, with sum 1. The weights are ((1 - mix) p + mix / Q)^-1, scaled to a mean of
     1 under the prior.
@@ -95,18 +97,22 @@ def rebalancing(prior: Tensor, mix: float = 0.5) -> Tensor:
 
 
 def count_bins(nearest: Tensor, bins: int) -> Tensor:
-    """How often each bin occurs in ``nearest``, indices of any shape -> counts (bins,), float."""
+    """Counts how often each bin occurs: indices of any shape -> float (bins,)."""
     return torch.bincount(nearest.flatten(), minlength=bins).float()
 
 
 def annealed_mean(logits: Tensor, bins: Tensor, temperature: float = 0.38) -> Tensor:
-    """ab (N,2,H,W) from logits (N,Q,H,W) over bins (Q,2): the mean of the softmax of logits / temperature (eq. 5).
+    """Decodes logits to ab: the mean of the bins under softmax(logits / temperature) (eq. 5).
 
-    A temperature of 1 gives the mean, with dull colors; near 0 it gives the mode, with spotty ones.
+    logits (N,Q,H,W), bins (Q,2) -> ab (N,2,H,W). A temperature of 1 gives the mean, with dull colors; near 0 it gives
+    the mode, with spotty ones.
     """
     return torch.einsum("nqhw,qc->nchw", (logits.float() / temperature).softmax(1), bins)
 
 
 def lightness_bins(lightness: Tensor) -> Tensor:
-    """L in 0..100 -> one of 50 classes of width 2, int64, same shape (Zhang 2017, arXiv:1611.09842, section 4.1)."""
+    """Divides L into 50 classes of width 2: L in 0..100 -> int64 in 0..49, same shape.
+
+    As in Zhang 2017 (arXiv:1611.09842, section 4.1).
+    """
     return (lightness / 2).long().clamp(0, 49)

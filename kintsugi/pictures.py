@@ -1,4 +1,4 @@
-"""Pictures side by side, and frames that mark right and wrong predictions."""
+"""Puts pictures side by side, and marks right and wrong predictions with colored frames."""
 
 from __future__ import annotations
 
@@ -17,14 +17,17 @@ def right_wrong_colors(right: Tensor) -> Tensor:
 
 
 def framed(image: Tensor, color: Tensor, line: int) -> Tensor:
-    """Images (n,3,H,W) with a frame ``line`` px wide inside their border, each in its ``color`` (n,3)."""
+    """Draws a frame inside the border of images (n,3,H,W), ``line`` px wide, each in its ``color`` (n,3)."""
     frame = color[:, :, None, None].to(image).expand_as(image).clone()
     frame[:, :, line:-line, line:-line] = image[:, :, line:-line, line:-line]
     return frame
 
 
 def sheet(columns: Sequence[Tensor], zoom: int = 1) -> Tensor:
-    """One picture (3,h,w) with a row for each image. columns: each (N,3,H,W) in [0,1], enlarged ``zoom`` times."""
+    """Puts images side by side in one picture (3,h,w), with a row for each of N images.
+
+    columns: (N,3,H,W) in [0,1] each, enlarged ``zoom`` times.
+    """
     from torchvision.utils import make_grid  # imported here: slow, and --help does not need it
 
     rows = torch.stack([column.float() for column in columns], 1).flatten(0, 1)  # (N*columns,3,H,W)

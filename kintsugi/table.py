@@ -1,4 +1,4 @@
-"""Tables of figures, as markdown and JSON: what commands print, and leave in a run's folder."""
+"""Tables of figures, as markdown and JSON, which commands print and write into a run's folder."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from collections.abc import Mapping
 from pathlib import Path
 
 Rows = Mapping[str, Mapping[str, float | str]]
-"""Row -> column -> value, or the text to print. A column that a row lacks is left empty."""
+"""Row -> column -> value, or printed text. The cell of a column that a row lacks is empty."""
 
 
 def markdown(rows: Rows, corner: str = "") -> str:
-    """A table of aligned columns, readable on a terminal too; columns in the order in which rows first have them.
+    """A markdown table with aligned columns, so that it is readable on a terminal too.
 
-    corner: the head of the column of row names.
+    Columns are in the order in which they first occur in the rows. corner: the head of the column of row names.
     """
     columns = list(dict.fromkeys(name for row in rows.values() for name in row))
     cells = [[corner, *columns]]
@@ -30,9 +30,9 @@ def markdown(rows: Rows, corner: str = "") -> str:
 
 
 def write(rows: Rows, folder: Path, name: str, corner: str = "", record: object = None) -> None:
-    """Writes ``NAME.md`` and ``NAME.json`` into a folder, which is made if it does not exist.
+    """Writes NAME.md and NAME.json into a folder, which is created if needed.
 
-    record: what the JSON holds; default: the rows.
+    record: the content of the JSON; default: the rows.
     """
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f"{name}.md").write_text(markdown(rows, corner) + "\n")
@@ -40,7 +40,7 @@ def write(rows: Rows, folder: Path, name: str, corner: str = "", record: object 
 
 
 def _figure(value: float | str | None) -> str:
-    """About four significant digits, for values from thousandths to thousands."""
+    """The text of a cell. Numbers from thousandths to thousands get about four significant digits."""
     if value is None or isinstance(value, str):
         return value or ""
     return f"{value:.2f}" if abs(value) >= 10 or value == 0 else f"{value:.3f}" if abs(value) >= 0.1 else f"{value:.4f}"

@@ -1,18 +1,18 @@
-"""Bicubic resampling equal to MATLAB's imresize, with which the super-resolution benchmarks are made."""
+"""Bicubic resampling that equals MATLAB's imresize, with which the super-resolution benchmarks were made."""
 
 from __future__ import annotations
 
 from torch import Tensor
 from torch.nn.functional import interpolate, pad
 
-_REACH = 4  # pixels of the small image by which a kernel of 4 reaches over the border, rounded up
+_REACH = 4  # px of the small image to add at each border; the kernel, 4 px wide, needs at most half of them
 
 
 def shrink(image: Tensor, factor: int) -> Tensor:
-    """(N,C,H,W) -> (N,C,H/factor,W/factor), antialiased and not clipped.
+    """Shrinks images by an integer factor, antialiased and not clipped: (N,C,H,W) -> (N,C,H/factor,W/factor).
 
-    Keys' kernel (a = -.5), widened by the factor; border pixels continue outside the image. ValueError where the sides
-    are not multiples of the factor.
+    The kernel is Keys' (a = -0.5), widened by the factor. Beyond the border, the border's pixels are repeated. Raises
+    ValueError if a side is not a multiple of the factor.
     """
     height, width = image.shape[-2:]
     if height % factor or width % factor:
@@ -25,7 +25,7 @@ def shrink(image: Tensor, factor: int) -> Tensor:
 
 
 def enlarge(image: Tensor, factor: int) -> Tensor:
-    """(N,C,h,w) -> (N,C,h*factor,w*factor), with the same kernel and not clipped."""
+    """Enlarges images by an integer factor with Keys' kernel, not clipped: (N,C,h,w) -> (N,C,h*factor,w*factor)."""
     framed = pad(image, (_REACH,) * 4, mode="replicate")
     size = [side * factor for side in framed.shape[-2:]]
     # With antialias=True torch uses a = -.5, without it -.75.

@@ -1,8 +1,8 @@
 """Random color changes of views, as in contrastive methods: drawn on the CPU, applied in batch on the device.
 
-The operations equal torchvision's with the same parameters. What torchvision lacks: in one batch each image has its own
-parameters and its own order of operations, in forms that take few operations and none that are slow on a CPU. Crops and
-flips are those of ``kintsugi.augment.cropping``.
+With the same parameters, each operation equals torchvision's. Unlike there, every image of a batch has its own
+parameters and its own order of operations. The operations are written so that they are fast on a CPU too. Crops and
+flips are in ``kintsugi.augment.cropping``.
 """
 
 from __future__ import annotations
@@ -19,28 +19,32 @@ from torch.nn.functional import pad
 from kintsugi.augment import cropping
 from kintsugi.rng import generator
 
-_CROPS, _COLORS = 1, 2  # what random numbers are for, the last number of their key
+_CROPS, _COLORS = 1, 2  # the last number of a random key: what is drawn with it
 
 
 @dataclass(frozen=True)
 class ColorAugmentation:
-    """How much the colors of a view vary, and how probably; by default as in SimCLR (Chen 2020, appendix A)."""
+    """How strongly and how often the colors of a view change. Defaults: SimCLR's (Chen 2020, appendix A)."""
 
     brightness: float = 0.8
     contrast: float = 0.8
     saturation: float = 0.8
     hue: float = 0.2
-    """The first three: factors uniform in [1 - x, 1 + x]. Hue: turned by up to x of the circle in either direction."""
+    """For brightness, contrast and saturation, x means a factor uniform in [1 - x, 1 + x].
+
+    For hue, x means a turn of the color circle, uniform in [-x, x] of the full circle.
+    """
     jitter: float = 0.8
-    """Probability of the four above, which are applied in random order."""
+    """Probability that the four changes above are applied, in random order."""
     gray: float = 0.2
+    """Probability that the view becomes gray."""
     blur: float = 0.5
     """Probability of a Gaussian blur with sigma uniform in [.1, 2] px."""
     solarize: float = 0.0
-    """Probability of inverting what is brighter than half (BYOL)."""
+    """Probability of solarization, which inverts values above 0.5 (BYOL)."""
 
     def with_strength(self, strength: float) -> ColorAugmentation:
-        """The same with brightness, contrast, saturation and hue ``strength`` times as strong."""
+        """A copy with brightness, contrast, saturation and hue multiplied by ``strength``."""
         return replace(
             self,
             brightness=strength * self.brightness,
@@ -52,9 +56,12 @@ class ColorAugmentation:
 
 @dataclass(frozen=True)
 class ColorChanges:
-    """What ``recolor`` does to each of n images; on the CPU. Factors of 1 and turns and sigmas of 0 change nothing."""
+    """The color changes of n images, for ``recolor``. All tensors are on the CPU.
 
-    factors: Tensor  # (n,4): brightness, contrast, saturation; and the hue's turn as a fraction of the circle
+    A factor of 1, a turn of 0 and a sigma of 0 change nothing.
+    """
+
+    factors: Tensor  # (n,4): factors of brightness, contrast, saturation; turn of the hue as a fraction of the circle
     order: Tensor  # (n,4) int64: the order in which the four are applied
     gray: Tensor  # (n,) bool
     sigma: Tensor  # (n,), px
@@ -95,9 +102,10 @@ def random_views(
     mine: slice,
     key: tuple[int, ...],
 ) -> Tensor:
-    """``cropping.random_crops`` of a batch, drawn for ``key``, with changed colors: (n,3,S,S) in [0,1].
+    """Random crops of a batch with random color changes: (n,3,size,size) in [0,1].
 
-    augmentation: None = the colors stay as they are.
+    batch, size, smallest, count and mine are as in ``cropping.random_crops``. augmentation: None leaves the colors as
+    they are. key: the key of the random numbers (``kintsugi.rng``).
     """
     crops = generator(*key, _CROPS)
     if augmentation is None:
@@ -109,7 +117,10 @@ def random_views(
 
 
 def recolor(image: Tensor, changes: ColorChanges) -> Tensor:
-    """Images (n,3,H,W) in [0,1] with changed colors: jitter, gray, blur, solarization. In [0,1] up to rounding."""
+    """Changes the colors of images (n,3,H,W) in [0,1]: jitter, then gray, blur and solarization.
+
+    Returns new images of the same shape, in [0,1] up to rounding.
+    """
     changed = image.clone(memory_format=torch.contiguous_format)
     if image.device.type == "cpu":
         for rows in cropping.chunks(len(image), image.shape[2] * image.shape[3]):
@@ -120,13 +131,13 @@ def recolor(image: Tensor, changes: ColorChanges) -> Tensor:
 
 
 def recolor_(image: Tensor, changes: ColorChanges) -> None:
-    """``recolor`` in place, for contiguous images."""
+    """As ``recolor``, but in place. The images must be contiguous."""
     factors, sigma = (
         by.to(image.device)[..., None, None, None] for by in (changes.factors.T, changes.sigma)
     )  # (4,n,1,1,1) and (n,1,1,1)
     active = (changes.factors.T != _UNCHANGED).tolist()
     for steps in changes.order.T.tolist():
-        todo: dict[int, list[int]] = {}  # step -> images
+        todo: dict[int, list[int]] = {}  # operation -> rows of the images that have it next
         for row, step in enumerate(steps):
             if active[step][row]:
                 todo.setdefault(step, []).append(row)
@@ -140,17 +151,18 @@ def recolor_(image: Tensor, changes: ColorChanges) -> None:
 
 
 Change = Callable[[Tensor, Tensor], object]
-"""Changes images (n,3,H,W) in place by a number for each, (n,1,1,1)."""
+"""Changes images (n,3,H,W) in place. The second argument is one parameter for each image, (n,1,1,1)."""
 
-_UNCHANGED = torch.tensor([1.0, 1.0, 1.0, 0.0])[:, None]  # factors
+_UNCHANGED = torch.tensor([1.0, 1.0, 1.0, 0.0])[:, None]  # (4,1): the factors that change nothing
 
 
 def _true(chosen: Tensor) -> list[int]:
+    """The rows at which ``chosen`` (n,) is true or not 0."""
     return [row for row, true in enumerate(chosen.tolist()) if true]
 
 
 def _change(image: Tensor, rows: list[int], change: Change, by: Tensor) -> None:
-    """Changes the images at ``rows``. by: (n,1,1,1), for all images."""
+    """Applies ``change`` to the images at ``rows``. by: the parameters of all images of the batch, (n,1,1,1)."""
     if len(rows) == len(image):
         change(image, by)
     elif rows:
@@ -160,8 +172,8 @@ def _change(image: Tensor, rows: list[int], change: Change, by: Tensor) -> None:
         image[where] = chosen
 
 
-# Each operation below is one pass of vector instructions on a CPU. It works in place on pixels that are still in the
-# CPU's cache, and broadcasts at most one operand over the pixels, because with more of them torch is slow.
+# On a CPU each operation below is one pass of vector instructions, in place, over pixels that are still in the CPU's
+# cache. It broadcasts at most one operand over the pixels, because torch is slow with more than one.
 
 
 def _brighten(image: Tensor, factor: Tensor) -> None:
@@ -178,12 +190,13 @@ def _saturate(image: Tensor, factor: Tensor) -> None:
 
 
 def turn_hue(image: Tensor, turn: Tensor) -> None:
-    """Turns the hue of images (n,3,H,W) in [0,1] by fractions (n,1,1,1) of the circle, in place.
+    """Turns the hue of images (n,3,H,W) in [0,1] by fractions (n,1,1,1) of the color circle, in place.
 
-    Equal to adjust_hue of kornia and torchvision, but without HSV and without torch.where, which on a CPU takes as long
-    as 30 additions. M is the smallest channel of a pixel, C its chroma, and the circle has six sixths. The hue lies
-    1 + (g + b - r - M) / C away from red, towards green where g > b. For a hue of h, red is M + C clamp(|h - 3| - 1, 0,
-    1), green M + C clamp(2 - |h - 2|, 0, 1) and blue M + C clamp(2 - |h - 4|, 0, 1).
+    Equals adjust_hue of kornia and torchvision, but does not convert to HSV, and does not use torch.where, which on a
+    CPU takes as long as 30 additions. Let M be the smallest channel of a pixel and C its chroma (largest minus smallest
+    channel), and let hues run from 0 to 6 around the circle, with red at 0. The hue is 1 + (g + b - r - M) / C away
+    from red, towards green if g >= b, else towards blue. A pixel of hue h has red M + C clamp(|h - 3| - 1, 0, 1), green
+    M + C clamp(2 - |h - 2|, 0, 1) and blue M + C clamp(2 - |h - 4|, 0, 1).
     """
     red, green, blue = image.unbind(1)  # (n,H,W)
     value = torch.maximum(red, green).maximum(blue)
@@ -206,7 +219,8 @@ _JITTER: tuple[Change, ...] = (_brighten, _contrast, _saturate, turn_hue)
 
 
 def _gray(image: Tensor) -> Tensor:
-    """Luma, (n,3,H,W) -> (n,1,H,W): kornia's rgb_to_grayscale in a third of its time for few images."""
+    """The luma of images, (n,3,H,W) -> (n,1,H,W). Equals kornia's rgb_to_grayscale, in a third of its time for few
+    images."""
     red, green, blue = image.unbind(1)
     return (0.299 * red).add_(green, alpha=0.587).add_(blue, alpha=0.114)[:, None]
 
@@ -216,11 +230,11 @@ def _decolor(image: Tensor, _: Tensor) -> None:
 
 
 def blur(image: Tensor, sigma: Tensor, reach: int) -> None:
-    """Blurs images (n,3,H,W) by a Gaussian of ``sigma`` (n,1,1,1) px, mirrored at the border, in place.
+    """Blurs images (n,3,H,W) by a Gaussian of ``sigma`` (n,1,1,1) px, in place. Images are mirrored at the border.
 
-    The kernel is as wide as a tenth of the image, as in SimCLR, at least 3 px, and reaches at most ``reach`` px from
-    its center. With so few taps, sums of shifted images are faster than a convolution. The images are shifted as lines
-    of all their pixels; the ends of the rows mix only in the padding.
+    The kernel is a tenth of the image wide, as in SimCLR, and at least 3 px, but reaches at most ``reach`` px from its
+    center. It has so few taps that a sum of shifted images is faster than a convolution. Each padded image is shifted
+    as one long line of pixels. So the end of a row runs into the next row, but only within the padding.
     """
     height, width = image.shape[-2:]
     reach = min(reach, max(1, min(height, width) // 20))

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 SMALLEST_CROP = (1e-3, 1.0)
-"""Bounds for the smallest fraction of an image's area that a view may show."""
+"""The range allowed for methods' settings of the smallest fraction of an image's area that a view may show."""
 
 
 def chunks(count: int, pixels: int) -> list[slice]:
@@ -27,7 +27,7 @@ def chunks(count: int, pixels: int) -> list[slice]:
 
 
 def crop_draws(n: int, generator: torch.Generator) -> Tensor:
-    """Uniform numbers in [0,1), (n,4), from which ``random_boxes`` makes boxes for ``n`` images of any extent."""
+    """Uniform numbers in [0,1), (n,4), from which ``random_boxes`` makes one box for each of ``n`` images."""
     return torch.rand(n, 4, generator=generator)
 
 
@@ -49,7 +49,7 @@ def random_boxes(
     area_draw, ratio_draw, top_draw, left_draw = draws.to(extent.device).unbind(1)
     area = height * width * (scale[0] + (scale[1] - scale[0]) * area_draw)
     low, high = math.log(ratio[0]), math.log(ratio[1])
-    root = torch.exp((low + (high - low) * ratio_draw) / 2)  # the ratio's
+    root = torch.exp((low + (high - low) * ratio_draw) / 2)  # the square root of the ratio
     box_height, box_width = area.sqrt() / root, area.sqrt() * root
     shrink = torch.minimum(height / box_height, width / box_width).clamp(max=1)
     box_height = (shrink * box_height).round().clamp(min=1).minimum(height)
@@ -73,17 +73,18 @@ def crop_resize(
     flip: Tensor | None = None,
     apply: Callable[[Tensor, slice], object] = lambda views, rows: None,
 ) -> Tensor:
-    """Crops each image to its box and resizes it to ``size``; (n,3,H,W) -> float (n,3,size,size) in [0,1].
+    """Crops each image to its box and resizes it to ``size`` px: (n,3,H,W) -> float (n,3,size,size) in [0,1].
 
-    image: uint8 in 0..255 or float in [0,1]. boxes (n,4). flip: bool (n,), mirrored left to right where true. apply:
-    changes the views of some rows of the batch in place. On a CPU it is called on ``chunks``, which are still in the
-    cache.
+    image: uint8 in 0..255 or float in [0,1]. boxes: int64 (n,4). flip: bool (n,), mirrored left to right where true.
+    apply: called with views, which it may change in place, and the slice of the batch that they are. For uint8 images
+    on a CPU it is called for each of the ``chunks``, while its pixels are still in the CPU's cache; otherwise once, for
+    the whole batch.
 
-    Bilinear with antialiasing: a triangle filter, widened when shrinking. Nothing outside the box is read. Equal to
-    ``interpolate(crop, size, mode="bilinear", antialias=True)``. For uint8 images on a CPU it is that call, image by
-    image and in 8 bits, which is three times faster where the channels of a pixel lie together. Elsewhere it is two
-    matrix products for the batch, rows @ image @ columns^T, with weights for each image: the filter is separable and
-    linear.
+    Resampling is bilinear with antialiasing: a triangle filter, widened when shrinking, which reads nothing outside the
+    box. It equals ``interpolate(crop, size, mode="bilinear", antialias=True)``. For uint8 images on a CPU it is that
+    call, image by image and in 8 bits, which is three times faster if the channels of a pixel lie together. Otherwise
+    it is two matrix products for the whole batch, rows @ image @ columns^T, with weights for each image; this is
+    possible because the filter is separable and linear.
     """
     if image.dtype == torch.uint8 and image.device.type == "cpu":
         views = torch.empty(len(image), image.shape[1], size, size)
@@ -121,10 +122,11 @@ def random_crops(
     smallest: float = 0.35,
     apply: Callable[[Tensor, slice], object] = lambda views, rows: None,
 ) -> Tensor:
-    """Random boxes of a batch's images at ``size``, half of them mirrored: (n,3,size,size) in [0,1].
+    """Random crops of a batch's images, resized to ``size`` px, half of them mirrored: (n,3,size,size) in [0,1].
 
-    The boxes are drawn for ``count`` images, those of all ranks; this rank has the slice ``mine`` of them. smallest:
-    the smallest fraction of an image's area. apply: as in ``crop_resize``.
+    batch: ``image`` and ``extent`` as in ``Images.batch``. count: number of images in the global batch; boxes are drawn
+    for all of them. mine: this rank's slice of the global batch. smallest: the smallest fraction of an image's area
+    that a crop may show. apply: as in ``crop_resize``.
     """
     draws, flip = crop_draws(count, random), random_flips(count, random)
     boxes = random_boxes(batch["extent"], draws[mine], scale=(smallest, 1.0))
@@ -132,15 +134,15 @@ def random_crops(
 
 
 def center_crops(batch: Mapping[str, Tensor], size: int) -> Tensor:
-    """The largest central squares of a batch's images at ``size``: (n,3,size,size) in [0,1]."""
+    """The largest central square of each image of a batch, resized to ``size`` px: (n,3,size,size) in [0,1]."""
     return crop_resize(batch["image"], center_boxes(batch["extent"]), size)
 
 
 def crop(image: Tensor, extent: Tensor, size: int, draws: Tensor | None = None, flip: Tensor | None = None) -> Tensor:
     """Crops squares of ``size`` px without resampling: (n,C,H,W) of any type -> (n,C,size,size).
 
-    extent (n,2): height and width, px, at least ``size``. draws (n,2) in [0,1): top and left, uniform over all whole
-    pixels; None = in the middle. flip: bool (n,), mirrored left to right where true.
+    extent (n,2): height and width, px, at least ``size``. draws (n,2): uniform numbers in [0,1), from which top and
+    left are computed, in whole pixels; None = the center. flip: bool (n,), mirrored left to right where true.
     """
     device = image.device
     room = extent.to(device) - size
@@ -155,9 +157,12 @@ def crop(image: Tensor, extent: Tensor, size: int, draws: Tensor | None = None, 
 
 
 def _filters(start: Tensor, length: Tensor, pixels: int, size: int) -> Tensor:
-    """Weights (n,size,pixels) that resample [start, start+length) of a line of ``pixels`` pixels to ``size`` pixels."""
+    """Filter weights, (n,size,pixels), that resize a section of a line of pixels to ``size`` pixels.
+
+    start, length: (n,), px; the section is [start, start+length). pixels: length of the whole line.
+    """
     start, length = start[:, None, None], length[:, None, None]
-    edge = torch.arange(pixels, device=start.device)  # (pixels,), the left edges
+    edge = torch.arange(pixels, device=start.device)  # (pixels,), the left edges of the pixels
     step = length / size
     center = start + (torch.arange(size, device=start.device)[:, None] + 0.5) * step  # (n,size,1)
     triangle = (1 - (edge + 0.5 - center).abs() / step.clamp(min=1)).clamp(min=0)  # (n,size,pixels)

@@ -1,4 +1,7 @@
-"""Crops of batches that hold images of two domains: ``DOMAIN/image`` and ``DOMAIN/extent``, synthetic and real."""
+"""Crops of batches that hold images of two domains, "synthetic" and "real".
+
+The images of a domain are under the keys ``DOMAIN/image`` and ``DOMAIN/extent``.
+"""
 
 from __future__ import annotations
 
@@ -13,9 +16,11 @@ from kintsugi.augment import cropping
 def random_domain_crops(
     batch: Mapping[str, Tensor], domain: str, size: int, count: int, part: slice, random: torch.Generator
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Crops of a domain's images, uint8 (n,C,size,size); whether each is mirrored; and a color channel for each.
+    """Random crops of a domain's images, without resampling.
 
-    Drawn for ``count`` images, of which the batch holds the rows ``part``.
+    count: number of images of the domain in the global batch; random numbers are drawn for all of them. part: this
+    rank's slice of the global batch. Returns the crops, uint8 (n,C,size,size); whether each is mirrored, bool (n,); and
+    a random color channel for each, int64 (n,) in 0..2, for ``one_channel``.
     """
     place, flip = torch.rand(count, 2, generator=random), torch.rand(count, generator=random) < 0.5
     channel = torch.randint(3, (count,), generator=random)
@@ -24,11 +29,11 @@ def random_domain_crops(
 
 
 def center_domain_crops(batch: Mapping[str, Tensor], domain: str, size: int) -> Tensor:
-    """The central squares of a domain's images, uint8 (n,C,size,size), at the scale of the random crops."""
+    """The central squares of a domain's images, not resampled: uint8 (n,C,size,size)."""
     return cropping.crop(batch[f"{domain}/image"], batch[f"{domain}/extent"], size)
 
 
 def one_channel(image: Tensor, channel: Tensor) -> Tensor:
-    """Images (n,3,S,S) with one ``channel`` (n,) of each, three times."""
+    """Repeats one channel of each image three times: images (n,3,S,S), channels int64 (n,) in 0..2 -> (n,3,S,S)."""
     one = image[torch.arange(len(image), device=image.device), channel.to(image.device)]
     return one[:, None].expand(-1, 3, -1, -1)

@@ -9,10 +9,13 @@ from torch import Tensor
 
 
 def draw_hints(ab: Tensor, count: int, random: torch.Generator, part: slice) -> Tensor:
-    """Where hints are given, (n,1,S,S), 1 = known: the rows ``part`` of those for ``count`` images, like ab (n,2,S,S).
+    """Draws where the colors of images are given as hints: (n,1,S,S), 1 = given, on the device of ab (n,2,S,S).
 
-    As in Zhang 2017 (arXiv:1705.02999, section 3.2): the number of hints is geometric (p = 1/8), patches are 1 to 9 px
-    wide, their positions are normal around the center, and 1 image in 100 is known everywhere.
+    count: number of images in the global batch; random numbers are drawn for all of them. part: this rank's slice of
+    it.
+
+    As in Zhang 2017 (arXiv:1705.02999, section 3.2), the number of hints is geometric (p = 1/8), each is a square of 1
+    to 9 px, their positions are normal around the center, and 1 image in 100 has all its colors given.
     """
     side = ab.shape[-1]
     numbers = torch.log1p(-torch.rand(count, generator=random)).div(math.log(1 - 1 / 8)).floor().clamp(max=64).int()

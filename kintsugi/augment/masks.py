@@ -1,6 +1,7 @@
-"""Masks of the holes to be painted, (N,1,S,S) float, 1 = hole, different for each image (Pathak 2016, section 3.3).
+"""Masks of the holes to be painted (Pathak 2016, section 3.3): (N,1,S,S) float, 1 = hole.
 
-The random numbers are drawn first, on the CPU, and their count is fixed. Rasterizing them, on ``device``, is pure.
+Random masks differ from image to image. Each function draws a fixed count of random numbers on the CPU, then computes
+the masks from these on ``device``.
 """
 
 from __future__ import annotations
@@ -16,10 +17,11 @@ Kind = Literal["center", "blocks", "regions"]
 MAX_AREA = 1 / 4
 """The largest fraction of an image that a mask covers."""
 RECTANGLES = 12
+"""The largest number of rectangles in a mask of ``blocks``."""
 
 
 def draw(kind: Kind, n: int, size: int, generator: torch.Generator, device: torch.device | str = "cpu") -> Tensor:
-    """``n`` masks of a kind, (n,1,size,size). ValueError where the kind is unknown."""
+    """Makes ``n`` masks of one kind, (n,1,size,size). Raises ValueError for an unknown kind."""
     if kind == "center":
         return center(n, size, device)
     if kind == "blocks":
@@ -30,7 +32,7 @@ def draw(kind: Kind, n: int, size: int, generator: torch.Generator, device: torc
 
 
 def center(n: int, size: int, device: torch.device | str = "cpu") -> Tensor:
-    """The central square of half the side, (n,1,size,size)."""
+    """A hole in the central square of half the image's side, the same for all images; (n,1,size,size)."""
     mask = torch.zeros(n, 1, size, size, device=device)
     quarter = size // 4
     mask[..., quarter : quarter + size // 2, quarter : quarter + size // 2] = 1
@@ -38,9 +40,9 @@ def center(n: int, size: int, device: torch.device | str = "cpu") -> Tensor:
 
 
 def blocks(n: int, size: int, generator: torch.Generator, device: torch.device | str = "cpu") -> Tensor:
-    """Overlapping rectangles with sides of 1/8 to 3/8, which together cover about 1/8 to 1/4; (n,1,size,size).
+    """Overlapping rectangles that together cover about 1/8 to 1/4 of the image; (n,1,size,size).
 
-    Their centers are anywhere in the image; what sticks out is cut off.
+    Their sides are 1/8 to 3/8 of the image's. Their centers are anywhere in the image; what sticks out is cut off.
     """
     area = torch.empty(n, 1, 1).uniform_(0.6 * MAX_AREA, MAX_AREA, generator=generator)
     side = torch.empty(n, 2, RECTANGLES).uniform_(1 / 8, 3 / 8, generator=generator)
@@ -52,7 +54,7 @@ def blocks(n: int, size: int, generator: torch.Generator, device: torch.device |
     rows, columns = inside.unbind(1)
 
     mask = torch.zeros(n, size, size, dtype=torch.bool, device=device)
-    for i in range(RECTANGLES):  # a rectangle with which the mask would exceed its area is left out
+    for i in range(RECTANGLES):  # skips a rectangle if the mask would exceed its area with it
         grown = mask | (rows[:, :, None, i] & columns[:, None, :, i])
         fits = grown.sum((1, 2), keepdim=True) <= area * size**2
         mask = torch.where(fits, grown, mask)
@@ -60,7 +62,7 @@ def blocks(n: int, size: int, generator: torch.Generator, device: torch.device |
 
 
 def regions(n: int, size: int, generator: torch.Generator, device: torch.device | str = "cpu") -> Tensor:
-    """Random curved shapes, possibly in several pieces, which cover 1/10 to 1/4; (n,1,size,size).
+    """Random curved shapes, possibly in several pieces, that cover 1/10 to 1/4 of the image; (n,1,size,size).
 
     The paper takes the shapes from segmentations of unrelated images. Here they are the highest places of a smooth
     random field, so that no other data is needed.
@@ -76,13 +78,13 @@ def regions(n: int, size: int, generator: torch.Generator, device: torch.device 
 
 
 def dilate(mask: Tensor, pixels: int) -> Tensor:
-    """The mask grown by ``pixels`` in every direction, by a square neighborhood; (N,1,H,W)."""
+    """Grows the holes of masks (N,1,H,W) by ``pixels`` in every direction, with a square neighborhood."""
     taller = max_pool2d(mask, (2 * pixels + 1, 1), stride=1, padding=(pixels, 0))
     return max_pool2d(taller, (1, 2 * pixels + 1), stride=1, padding=(0, pixels))
 
 
 def _smooth(noise: Tensor, size: int) -> Tensor:
-    """A sum of Gaussian bumps on a grid over the image, with noise (n,g,g) as heights; (n,size,size)."""
+    """Smooth random fields (n,size,size): sums of Gaussian bumps on a grid, with the heights ``noise`` (n,g,g)."""
     points = torch.arange(noise.shape[-1], device=noise.device)
     line = torch.linspace(0, noise.shape[-1] - 1, size, device=noise.device)
     bumps = (-((line[:, None] - points) ** 2)).exp()  # (size,g)

@@ -1,1 +1,1 @@
-"""Where images come from: folders, torchvision's sets, the built-in scenes; and how batches of them are made."""
+"""Data: where images come from (folders, torchvision's sets, the built-in scenes), and how batches are made."""

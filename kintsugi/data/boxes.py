@@ -21,17 +21,17 @@ from kintsugi.data.torchvision_sets import voc_detection
 from kintsugi.scenes.classes import CEILING, CLASSES, FLOOR, WALL
 
 MIN_SIDE = 1 / 16
-"""Fraction of a scene's side; objects with a shorter side are difficult."""
-_STUFF = (WALL, FLOOR, CEILING)  # what has no boxes
+"""Fraction of a scene's side. An object is marked difficult if a side of its box is shorter."""
+_STUFF = (WALL, FLOOR, CEILING)  # classes that have no boxes
 _THINGS = [number for number in range(len(CLASSES)) if number not in _STUFF]
 
 
 @dataclass(frozen=True)
 class Things:
-    """The objects in an image of ``width`` px.
+    """The objects in one image, which is ``width`` px wide.
 
-    ``boxes`` float (k,4): left, top, right, bottom in px, where pixel (i,j) covers [j,j+1) x [i,i+1). ``labels`` int64
-    (k,): indices into the classes. ``difficult`` bool (k,): left out of training and of the figures.
+    boxes: float (k,4), left, top, right, bottom in px, where pixel (i,j) covers [j,j+1) x [i,i+1). labels: int64 (k,),
+    indices into the classes. difficult: bool (k,), objects to leave out of training and of the figures.
     """
 
     width: int
@@ -42,7 +42,11 @@ class Things:
 
 @dataclass(frozen=True)
 class Boxed:
-    """Images with boxes, in a fixed order. ``read``: index -> uint8 (3,H,W) sRGB, of any size."""
+    """Images with boxes, in a fixed order.
+
+    read: index -> the image, uint8 (3,H,W) sRGB, of any size. things: the objects in each image. classes: the names of
+    the classes.
+    """
 
     read: Callable[[int], Tensor]
     things: Sequence[Things]
@@ -53,14 +57,17 @@ class Boxed:
 
 
 def open_boxes(spec: str, store: Store = Store(), *, scenes: int = 300, size: int = 128) -> tuple[Boxed, Boxed]:
-    """Images to learn from and to test on.
+    """Opens images with boxes: a set for training and a set for testing.
 
-    spec: ``scenes`` (``scenes`` of ``size`` px, and a quarter as many to test on; their objects are all instances but
-    walls, floors and ceilings), ``voc2007`` (trainval and test, downloaded by torchvision into ``store``'s cache) or a
-    folder that holds JPEGImages/, Annotations/ and ImageSets/Main/{trainval,test}.txt.
+    spec is one of:
 
-    Images whose annotation or file is missing or damaged are skipped and reported. ValueError of one line where the
-    folder is incomplete or nothing of it is left.
+    - ``scenes``: ``scenes`` built-in scenes of ``size`` px for training, and a quarter as many for testing. Every
+      instance is an object, except walls, floors and ceilings.
+    - ``voc2007``: trainval and test, downloaded by torchvision into ``store``'s cache.
+    - a folder that holds JPEGImages/, Annotations/ and ImageSets/Main/{trainval,test}.txt.
+
+    Images whose annotation or file is missing or damaged are skipped and reported. Raises ValueError with one line if
+    the folder is incomplete, if no image is left, or if the test images have a class that the training images lack.
     """
     if spec == "scenes":
         return _scenes("train", scenes, size), _scenes("val", scenes, size)
@@ -71,11 +78,9 @@ def open_boxes(spec: str, store: Store = Store(), *, scenes: int = 300, size: in
     train, test = _folder(root, "trainval", spec, store), _folder(root, "test", spec, store)
     classes = sorted({name for found in train.values() for name in found.names})
     if unknown := sorted({name for found in test.values() for name in found.names} - set(classes)):
-        raise ValueError(
-            f"--data {spec}: {unknown[0]!r} is in the test images alone: there is nothing to learn it from"
-        )
+        raise ValueError(f"--data {spec}: {unknown[0]!r} is only in the test images: add it to the training images")
     if not all(any(not all(found.difficult) for found in split.values()) for split in (train, test)):
-        raise ValueError(f"--data {spec}: trainval or test has not one box that is not difficult")
+        raise ValueError(f"--data {spec}: all boxes of trainval or of test are difficult: add others")
     return _boxed(train, classes), _boxed(test, classes)
 
 
@@ -89,13 +94,16 @@ def _scenes(split: str, count: int, size: int) -> Boxed:
 
 
 def things_of(instance: Tensor, semantic: Tensor) -> Things:
-    """The objects in a scene's maps (H,W): the box of each instance and the class of most of its pixels. Objects with a
-    side under ``MIN_SIDE`` of the image's are difficult."""
+    """The objects in a scene's maps ``instance`` and ``semantic``, (H,W) each.
+
+    Each instance gives one object: its box, and the class of most of its pixels. An object is difficult if a side of
+    its box is shorter than ``MIN_SIDE`` of the image's width.
+    """
     ids = instance.unique()
     masks = instance == ids[:, None, None]  # (k,H,W)
     kinds = torch.stack([semantic[mask].long().mode().values for mask in masks])
     chosen = (kinds[:, None] == torch.tensor(_THINGS)).any(1)
-    # torchvision's boxes end in the last pixels, these end behind them.
+    # torchvision's boxes end at the last pixel's index, these one further.
     boxes = masks_to_boxes(masks[chosen]) + torch.tensor([0.0, 0.0, 1.0, 1.0])
     sides = boxes[:, 2:] - boxes[:, :2]
     labels = (kinds[chosen][:, None] == torch.tensor(_THINGS)).long().argmax(1)
@@ -115,7 +123,10 @@ class _Annotation:
 
 
 def _folder(root: Path, split: str, spec: str, store: Store) -> dict[Path, _Annotation]:
-    """Image file -> its annotation, in the order of the split's list."""
+    """Reads the annotations of a split: image file -> annotation, in the order of the split's list.
+
+    Images that are missing or have no readable annotation are left out and reported.
+    """
     listed = root / "ImageSets" / "Main" / f"{split}.txt"
     for needed in (root, root / "JPEGImages", root / "Annotations", listed):
         if not needed.exists():
@@ -130,7 +141,7 @@ def _folder(root: Path, split: str, spec: str, store: Store) -> dict[Path, _Anno
         try:
             if name not in files:
                 raise ValueError("no such image in JPEGImages")
-            with Image.open(files[name]) as image:  # reads the header alone
+            with Image.open(files[name]) as image:  # reads the header only
                 extent = image.size
             found[files[name]] = _annotation(root / "Annotations" / f"{name}.xml", extent)
         except (OSError, ValueError, SyntaxError) as error:  # XML's errors are a SyntaxError
@@ -138,13 +149,16 @@ def _folder(root: Path, split: str, spec: str, store: Store) -> dict[Path, _Anno
     if skipped:
         store.report_skipped(str(listed), skipped, len(names), "images")
     if not found:
-        raise ValueError(f"--data {spec}: not one image of {listed} has a readable annotation; replace the files")
+        raise ValueError(f"--data {spec}: no image of {listed} has a readable annotation; replace the files")
     return found
 
 
 def _annotation(file: Path, extent: tuple[int, int]) -> _Annotation:
-    """Reads one of VOC's files. ValueError, OSError or ParseError of one line where it is not one. extent: width and
-    height of the image, px."""
+    """Reads one of VOC's XML files. extent: width and height of the image, px.
+
+    Raises ValueError, OSError or ParseError, with one line, if the file cannot be read or an object lacks a name or a
+    valid box.
+    """
     result = _Annotation(extent[0], [], [], [])
     for thing in ET.parse(file).iterfind("object"):
         corners = [thing.findtext(f"bndbox/{side}") for side in ("xmin", "ymin", "xmax", "ymax")]
@@ -176,7 +190,8 @@ def _boxed(split: dict[Path, _Annotation], classes: Sequence[str]) -> Boxed:
 
 
 def _read(files: Sequence[Path], index: int) -> Tensor:
-    """An image at its own size, which boxes refer to. Decoded at each use, because the cache holds cropped images."""
+    """Reads an image at its own size, to which its boxes refer. It is decoded at each use; the cache holds cropped
+    images."""
     try:
         with Image.open(files[index]) as image:
             return torch.from_numpy(np.array(rgb(image))).permute(2, 0, 1)

@@ -1,9 +1,9 @@
-"""Decoded images on disk: a flat, memory-mapped uint8 file and an index of arrays, which loads fast.
+"""Decoded images on disk: one flat, memory-mapped uint8 file, and an index of arrays that loads fast.
 
-The channels of a pixel lie together, as decoders return them and as resizing is fastest.
+The channels of a pixel lie together: decoders return them so, and resizing is fastest that way.
 
 A set is built in a temporary folder, which is renamed when it is complete. So an interrupted build leaves nothing that
-could be mistaken for a set, and where two processes build the same set at once, the second one uses the first one's.
+could be mistaken for a set. If two processes build the same set at once, the second one to finish uses the first one's.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-FORMAT = 4  # belongs to every key: raise it when the stored format changes
+FORMAT = 4  # part of every key: raise it when the stored format changes
 _ABANDONED = 3600.0  # seconds without a write after which a build counts as dead
 
 Pixels = np.ndarray | str
-"""An image, (planes,H,W) uint8, mostly RGB; or the reason why it cannot be read."""
+"""An image, uint8 (planes,H,W), mostly RGB; or, if it cannot be read, the reason."""
 Reader = Callable[[Sequence[int]], list[Pixels]]
-"""Row numbers -> an image for each."""
+"""Reads the images with these row numbers, in their order."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """Images that can be read repeatedly: files to decode, scenes to render, or a decoded set."""
+    """Images that can be read repeatedly: files to decode, scenes to render, or a set that is decoded already."""
 
     names: Sequence[str]
     read: Reader
@@ -47,17 +47,21 @@ class Source:
     chunk: int = 256
     """How many images to read at once while a set is built."""
     planes: int = 3
+    """Number of planes of each image."""
     extents: np.ndarray | None = None
-    """(N,2) int64 height, width in px; None unless the images are decoded already."""
+    """(N,2) int64, height and width of each image, px; None unless the images are decoded already."""
     skipped: Sequence[tuple[str, str]] = ()
-    """Names of images that are already left out, with the reasons."""
+    """Images that were left out already: name and reason of each."""
 
 
 # --- an index -------------------------------------------------------------------------------------------------
 
 
 def save_index(file: Path, names: Sequence[str], about: object, **arrays: np.ndarray) -> None:
-    """Writes names, JSON and arrays of numbers into one file. Names may hold any byte but zero, as file names do."""
+    """Writes names, a JSON value and arrays of numbers into one file.
+
+    A name may hold any byte except zero, as file names do.
+    """
     text = b"".join(os.fsencode(name) + b"\0" for name in names)
     with open(file, "wb") as out:
         given = {"names": np.frombuffer(text, np.uint8), "about": np.frombuffer(json.dumps(about).encode(), np.uint8)}
@@ -67,7 +71,7 @@ def save_index(file: Path, names: Sequence[str], about: object, **arrays: np.nda
 
 
 def load_index(file: Path) -> tuple[list[str], Any, dict[str, np.ndarray]] | None:
-    """Reads what ``save_index`` wrote; None where the file is missing or damaged."""
+    """Reads the names, JSON value and arrays that ``save_index`` wrote; None if the file is missing or damaged."""
     try:
         with np.load(file) as found:  # checks every array's checksum
             arrays = {name: found[name] for name in found.files}
@@ -82,7 +86,7 @@ def load_index(file: Path) -> tuple[list[str], Any, dict[str, np.ndarray]] | Non
 
 
 def load(folder: Path) -> Source | None:
-    """Opens the set in ``folder``; None where it is missing or damaged."""
+    """Opens the set in ``folder``; None if it is missing or damaged."""
     index = load_index(folder / "index.npz")
     if index is None:
         return None
@@ -110,17 +114,17 @@ def load(folder: Path) -> Source | None:
 
 
 def estimate(source: Source) -> float:
-    """About how many bytes the decoded set takes, estimated from 64 images spread over it."""
+    """About how many bytes the set takes when decoded, from 64 images spread evenly over it."""
     count = len(source.names)
     rows = np.linspace(0, count - 1, num=min(64, count)).astype(int).tolist()
     return count * float(np.mean([0 if isinstance(image, str) else image.nbytes for image in source.read(rows)]))
 
 
 def build(folder: Path, source: Source, limit: float, title: str, quiet: bool = False) -> Source | None:
-    """Reads all of ``source`` into ``folder``, with a progress bar on terminals; None where it exceeds ``limit`` bytes.
+    """Decodes all of ``source`` into ``folder`` and opens it; None if it exceeds ``limit`` bytes.
 
-    Several processes may build at once. ValueError where no image can be read, OSError where the set cannot be written;
-    then nothing is left behind.
+    Shows a progress bar on terminals, with ``title``. Several processes may build at once. Raises ValueError if no
+    image can be read, and OSError if the set cannot be written; nothing is left behind then.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     _remove_abandoned(folder.parent)
@@ -141,8 +145,8 @@ def build(folder: Path, source: Source, limit: float, title: str, quiet: bool = 
 
 
 def _write(folder: Path, source: Source, limit: float, title: str, quiet: bool) -> bool:
-    """Writes the set's two files; False, with the files incomplete, where the set exceeds ``limit`` bytes."""
-    extents = np.zeros((len(source.names), 2), np.int64)  # 0 where there is no image
+    """Writes the set's two files. Returns False if the set exceeds ``limit`` bytes; the files are incomplete then."""
+    extents = np.zeros((len(source.names), 2), np.int64)  # stays 0 for images that are skipped
     skipped = list(source.skipped)
     count, written = len(source.names), 0
     with (
@@ -178,7 +182,7 @@ def _write(folder: Path, source: Source, limit: float, title: str, quiet: bool) 
 
 
 def _remove_abandoned(root: Path) -> None:
-    """Removes what killed builds have left."""
+    """Removes the temporary folders of builds that were killed."""
     for folder in root.glob("building-*"):
         with contextlib.suppress(OSError):  # another process may be removing it, or have just created it
             if time.time() - (folder / "pixels.bin").stat().st_mtime > _ABANDONED:

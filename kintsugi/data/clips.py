@@ -1,6 +1,7 @@
-"""Clips: frames in order, from folders of frames, video files or the built-in scenes; and how much moves in them.
+"""Opens clips, which are frames in order, and measures how much moves in them.
 
-Frames are decoded once into the cache, as images are (``kintsugi.data.images``), so memory holds only the batches.
+Clips come from folders of frames, video files or the built-in scenes. Frames are decoded once into the cache, as images
+are (``kintsugi.data.images``), so memory holds only the batches.
 """
 
 from __future__ import annotations
@@ -25,15 +26,16 @@ from kintsugi.data.opener import Opener
 from kintsugi.data.rendered import renderer_digests, to_bytes
 from kintsugi.data.video_files import VIDEOS, is_video, require_av, video_source
 
-_MOTION_SIDE = 24  # px, to which frames are averaged before they are compared, so that noise is no motion
+_MOTION_SIDE = 24  # px: frames are averaged to this side before comparison, so that noise does not count as motion
 _HELP = "name a folder with a folder of frames or a video file for each clip, or scenes"
 
 
 @dataclass(frozen=True)
 class Clips:
-    """Frames of clips, in order: clip c consists of ``lengths[c]`` rows of ``images``, from ``firsts[c]`` on.
+    """Frames of M clips, in order: clip c consists of ``lengths[c]`` rows of ``images``, from ``firsts[c]`` on.
 
-    ``motion`` (rows,) float: how much each frame differs from the one before it, in [0,1]; 0 for a clip's first frame.
+    motion: float (rows,), how much each frame differs from the one before it, in [0,1]; 0 for the first frame of a
+    clip. firsts, lengths: int64 (M,). names: of the clips.
     """
 
     images: Images
@@ -56,7 +58,7 @@ class Clips:
 
 
 def open_scene_clips(opener: Opener, count: int, frames: int) -> Clips:
-    """Clips of ``frames`` moments in each of the first ``count`` built-in scenes."""
+    """Clips of the first ``count`` built-in scenes: ``frames`` moments of each, evenly spread over its time."""
     from kintsugi.scenes import rendering  # here, because only runs on scenes need it
 
     def read(rows: Sequence[int]) -> list[Pixels]:
@@ -72,10 +74,11 @@ def open_scene_clips(opener: Opener, count: int, frames: int) -> Clips:
 
 
 def open_clip_folder(opener: Opener, every: int) -> Clips:
-    """The clips of the folder ``opener.spec``, or of its folder frames/: subfolders of images, or video files.
+    """The clips of the folder ``opener.spec``, or of its subfolder frames/ if it has one.
 
-    Every ``every``-th frame is used. The frames of a subfolder are ordered by their names, frame9 before frame10.
-    ValueError of one line where there is no clip, or where there are both kinds.
+    A clip is a subfolder of images or a video file. Every ``every``-th frame is used. The frames of a subfolder are
+    ordered by their names, with frame9 before frame10. Raises ValueError with one line if there is no clip, or if the
+    folder holds both kinds.
     """
     root = Path(opener.spec).expanduser()
     if not root.is_dir():
@@ -115,9 +118,10 @@ def _natural(name: str) -> list[tuple[int, str]]:
 def _open_clips(
     opener: Opener, name: str, key: object, make: Callable[[], Source], verb: str = "decoding", must_fit: bool = False
 ) -> Clips:
-    """The clips of ``make()`` (``Opener.open``), whose frames are named CLIP/FRAME. Their motion is measured once.
+    """Opens the frames of ``make()`` through the cache (``Opener.open``), and measures their motion once.
 
-    must_fit: ValueError where the frames exceed the cache's limit, because decoding them at each use would be too slow.
+    The frames are named CLIP/FRAME. must_fit: raises ValueError if the frames exceed the cache's limit, for sources
+    that are too slow to decode at each use.
     """
     folder = opener.folder_of(name, ["clips", key])
     images = opener.open(name, ["clips", key], make, verb)
@@ -137,7 +141,7 @@ def _open_clips(
 
 
 def _cached_motion(images: Images, file: Path) -> np.ndarray:
-    """``_motion``, kept in a file."""
+    """``_motion`` of the images, read from ``file`` if it is there, else computed and written to it."""
     try:
         kept = np.load(file)
     except (OSError, ValueError):
@@ -156,7 +160,10 @@ def _cached_motion(images: Images, file: Path) -> np.ndarray:
 
 
 def _motion(images: Images) -> np.ndarray:
-    """The mean absolute difference, in [0,1], of each frame from the one before it, (rows,) float32; the first: 0."""
+    """The mean absolute difference of each frame from the one before it, in [0,1]; float32 (rows,).
+
+    It is 0 for the very first frame.
+    """
     motion = np.zeros(len(images), np.float32)
     before: Tensor | None = None
     for row in range(len(images)):

@@ -1,4 +1,4 @@
-"""Image files of any kind, decoded to upright 8-bit RGB at the size at which they are stored."""
+"""Decodes image files of many formats to upright 8-bit RGB, at the size at which images are stored."""
 
 from __future__ import annotations
 
@@ -19,29 +19,29 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from kintsugi.data.cache import Pixels
 
 SUFFIXES = frozenset((".jpg", ".jpeg", ".jpe", ".png", ".webp", ".bmp", ".tif", ".tiff"))
-_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")  # by content, whatever the suffix
+_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")  # recognized by content, whatever the suffix
 
 _LARGE = 2**25  # pixels; only one thread at a time decodes such an image, which takes up to 2 GB
 _ONE_AT_A_TIME = threading.Lock()
 
-# Pillow warns of damaged metadata and of large pictures one by one; what matters is reported in one line.
+# Pillow warns about each image with damaged metadata or many pixels. Skipped images are reported in one line instead.
 warnings.filterwarnings("ignore", module="PIL")
 logging.getLogger("PIL").setLevel(logging.CRITICAL)
 
 
 @functools.cache
 def pool() -> ThreadPoolExecutor:
-    """Threads for decoding, which Pillow does without holding Python's lock; created once."""
+    """Threads for decoding, created once. Pillow releases Python's lock while it decodes."""
     return ThreadPoolExecutor(min(os.cpu_count() or 1, 32), "decoder")
 
 
 def decode_all(files: Iterable[Path], short_side: int) -> list[Pixels]:
-    """``decode`` of several files, in parallel, in their order."""
+    """Decodes several files in parallel, as ``decode``. Results are in the files' order."""
     return list(pool().map(functools.partial(decode, short_side=short_side), files))
 
 
 def decode(file: Path, short_side: int) -> Pixels:
-    """An image file at its stored size, upright; or the reason why it cannot be read."""
+    """Decodes an image file, upright, at its stored size (``crop_and_shrink``); or returns why it cannot be read."""
     try:
         if not file.is_file():
             return "not a file"  # a broken link or a pipe, which would block
@@ -53,7 +53,7 @@ def decode(file: Path, short_side: int) -> Pixels:
 
 
 def decode_bytes(content: bytes, short_side: int) -> Pixels:
-    """As ``decode``, for the content of a file."""
+    """As ``decode``, from the content of a file."""
     return _decoded(io.BytesIO(content), short_side) if content else "an empty file"
 
 
@@ -74,13 +74,13 @@ def _decoded(file: Path | io.BytesIO, short_side: int) -> Pixels:
 
 
 def crop_and_shrink(image: Image.Image, short_side: int, ratio: float = 0) -> np.ndarray:
-    """Pixels at the size at which they are stored, (3,h,w) uint8 RGB.
+    """An image at the size at which it is stored: uint8 (3,h,w) RGB.
 
     The long side is cropped around its middle to at most twice the short one. Then the short side is reduced to
     ``short_side`` px (bicubic, antialiased) if it is larger.
 
-    ``ratio``: long side over short side, 0 = that of ``image``. Given where a JPEG was decoded at a reduced size,
-    because that rounds the sides.
+    ratio: long side over short side of the original; 0 = that of ``image``. It is needed if a JPEG was decoded at a
+    reduced size, because that rounds the sides.
     """
     image = rgb(image)
     width, height = min(image.width, 2 * image.height), min(image.height, 2 * image.width)
@@ -97,10 +97,10 @@ def crop_and_shrink(image: Image.Image, short_side: int, ratio: float = 0) -> np
 
 
 def rgb(image: Image.Image) -> Image.Image:
-    """Any Pillow image as 8-bit RGB; color profiles are ignored.
+    """Converts any Pillow image to 8-bit RGB. Color profiles are ignored.
 
-    Transparent pixels are blended with white. 16-bit gray is divided by 257. Float gray is taken as [0,1], or as 0..255
-    where it exceeds 1. Pillow itself converts palettes, CMYK, YCbCr and 16-bit color.
+    Transparent pixels are blended with white. 16-bit gray is divided by 257. Gray stored as float is taken as [0,1], or
+    as 0..255 if it exceeds 1. Pillow itself converts palettes, CMYK, YCbCr and 16-bit color.
     """
     if image.mode.startswith("I") or image.mode == "F":
         gray = np.nan_to_num(np.asarray(image, np.float64), posinf=1.0, neginf=0.0)
@@ -113,6 +113,6 @@ def rgb(image: Image.Image) -> Image.Image:
 
 
 def reason(error: Exception) -> str:
-    """What went wrong, in one line of at most 120 characters."""
+    """The message of an error in one line of at most 120 characters."""
     text = (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
     return " ".join(text.split())[:120]

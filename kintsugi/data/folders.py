@@ -1,4 +1,4 @@
-"""Folders of image files: walked, and opened as sets of images."""
+"""Finds the image files below a folder, and opens folders and lists of files as sets of images."""
 
 from __future__ import annotations
 
@@ -21,13 +21,14 @@ SPECS = "scenes, cifar10, stl10, voc2012, imagenet:PATH or shards:SET.tar"
 """What --data may name besides a folder of images."""
 
 _LABEL_FOLDERS = {"images": ("masks",), "rgb": ("depth", "normal", "instance")}
-"""Folder of photos -> folders next to it that hold its labels (``kintsugi.data.pairs``)."""
+"""Folder of photos -> folders next to it that hold labels (``kintsugi.data.pairs``), which are not searched for images.
+"""
 
 
 def open_folder(opener: Opener, path: Path) -> Images:
-    """The images below a folder. If all lie in two or more subfolders, those are the classes.
+    """Opens the images below a folder. If all of them lie in two or more subfolders, those are the classes.
 
-    ValueError of one line where there is no such folder or no image in it.
+    Raises ValueError with one line if there is no such folder or no image in it.
     """
     if not path.is_dir():
         raise ValueError(f"--data {path}: no such folder; name a folder of images, or {SPECS}")
@@ -42,13 +43,13 @@ def open_folder(opener: Opener, path: Path) -> Images:
 
 
 def open_files(opener: Opener, paths: Sequence[str]) -> Images:
-    """Image files that all lie in one folder."""
+    """Opens image files that all lie in the same folder, without classes."""
     names = [os.path.basename(file) for file in paths]
     return _open_named(opener, Path(paths[0]).parent, names, np.array([stamp(file) for file in paths]))
 
 
 def _open_named(opener: Opener, folder: Path, names: Sequence[str], stamps: np.ndarray) -> Images:
-    """names: relative to ``folder``; stamps (N,2) int64: size and time of change of each."""
+    """Opens images by their names relative to ``folder``. stamps: int64 (N,2), size and time of change of each file."""
 
     def read(rows: Sequence[int]) -> list[Pixels]:
         return decode_all((folder / names[row] for row in rows), opener.short_side)
@@ -68,10 +69,11 @@ def _open_named(opener: Opener, folder: Path, names: Sequence[str], stamps: np.n
 
 
 def walk(root: Path, report: Callable[[str], None], suffixes: Set[str] = SUFFIXES) -> Iterator[tuple[str, int, int]]:
-    """The files below ``root`` with one of the ``suffixes``: relative name, size in bytes, time of change in ns.
+    """Finds the files below ``root`` with one of the ``suffixes``: relative name, size in bytes, time of change in ns.
 
-    Leaves out hidden files and folders, and the labels of labeled sets. Follows links to folders, but enters each
-    folder once, so that loops end. ``report`` is called with a line for each folder that cannot be read.
+    Leaves out hidden files and folders, and folders of labels (``_LABEL_FOLDERS``). Follows links to folders, but
+    enters each folder only once, so that loops end. ``report`` is called with one line for each folder that cannot be
+    read.
     """
     entered: set[tuple[int, int]] = set()
 
@@ -101,7 +103,7 @@ def walk(root: Path, report: Callable[[str], None], suffixes: Set[str] = SUFFIXE
 
 
 def stamp(file: str) -> tuple[int, int]:
-    """Size in bytes and time of change in ns; -1, -1 for what is not a file, such as a broken link."""
+    """A file's size in bytes and time of change in ns; -1, -1 if it is not a file, such as a broken link."""
     try:
         status = os.stat(file)
     except OSError:

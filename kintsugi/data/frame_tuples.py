@@ -1,6 +1,7 @@
-"""Tuples of frames, from which methods learn the order of time; drawn where things move.
+"""Tuples of frames, from which methods learn the order of time. More are drawn where things move.
 
-A window of a clip is drawn with a probability proportional to its motion. In the window the method draws its frames.
+First a window of consecutive frames of a clip is drawn, with a probability proportional to the motion in it. Then the
+method draws its frames within the window.
 """
 
 from __future__ import annotations
@@ -19,18 +20,19 @@ from kintsugi.data.store import Store
 from kintsugi.rng import generator
 
 HELDOUT = 0.2
-"""Fraction of the clips that is held out. More than of images, because clips are few."""
-_TRAIN, _HELDOUT = 5, 6  # keys of the random numbers
+"""Fraction of the clips that is held out. It is larger than for images, because there are fewer clips."""
+_TRAIN, _HELDOUT = 5, 6  # parts of the random keys, so that both sets draw different tuples
 
 Draw = Callable[[torch.Generator], Tensor]
-"""Draws the frames of one tuple: numbers below the window's length, int64 (K,)."""
+"""Draws the frames of one tuple: their positions within the window, int64 (K,) in 0..span-1."""
 
 
 class Tuples:
     """``count`` tuples of frames of ``clips``, in a fixed order. Tuple i is a function of (*key, i) alone.
 
-    Each lies in a window of ``span`` frames, drawn with a probability proportional to the mean motion in it (Misra
-    2016, section 3.1; there by optical flow, here by differences of frames, which are cheap).
+    Each lies in a window of ``span`` frames, which is drawn with a probability proportional to the mean motion in it
+    (Misra 2016, section 3.1). Deviation: motion is measured by differences of frames, which are cheap, instead of
+    optical flow.
     """
 
     def __init__(self, clips: Clips, span: int, draw: Draw, count: int, *key: int) -> None:
@@ -42,7 +44,7 @@ class Tuples:
             ]
         )
         total = torch.cat([torch.zeros(1, dtype=torch.float64), clips.motion.double().cumsum(0)])
-        inside = total[self.starts + span] - total[self.starts + 1]  # the first frame's motion is from one outside
+        inside = total[self.starts + span] - total[self.starts + 1]  # the first frame's is to a frame outside
         self.weights = (inside / (span - 1)).clamp(min=0)
         if self.weights.sum() == 0:  # nothing ever moves
             self.weights = torch.ones_like(self.weights)
@@ -55,8 +57,8 @@ class Tuples:
         """The tuples at ``indices`` (n,), on the CPU, as a dictionary:
 
         - image: uint8 (n,K,3,H,W) sRGB, padded with 0 on the right and below to the batch's largest.
-        - extent: int64 (n,2), height and width that all frames of a tuple have.
-        - frame: int64 (n,K), their rows among all frames.
+        - extent: int64 (n,2), the height and width, px, that all frames of a tuple have at least.
+        - frame: int64 (n,K), the row of each frame in ``clips.images``.
         - index: int64 (n,), ``indices``.
         """
         rows = torch.stack([self._rows(index) for index in indices.tolist()])  # (n,K)
@@ -66,6 +68,7 @@ class Tuples:
         return {"image": read["image"].unflatten(0, shape), "extent": extent, "frame": rows, "index": indices}
 
     def _rows(self, index: int) -> Tensor:
+        """Draws tuple ``index``: the rows of its K frames, int64 (K,)."""
         random = generator(*self.key, index)
         place = self.bounds[-1] * torch.rand((), generator=random, dtype=torch.float64)
         window = int(torch.searchsorted(self.bounds, place, right=True).clamp(max=len(self.starts) - 1))
@@ -74,7 +77,7 @@ class Tuples:
 
 @dataclass(frozen=True)
 class TupleSplit:
-    """Tuples for training and held-out ones, of different clips."""
+    """Tuples for training and held-out tuples. They are of different clips."""
 
     train: Tuples
     heldout: Tuples
@@ -94,16 +97,17 @@ def open_tuples(
     every: int = 1,
     scenes: int = 4096,
 ) -> TupleSplit:
-    """Tuples of frames, which ``draw`` draws from windows of ``span`` frames of the clips that ``spec`` names.
+    """Opens the clips that ``spec`` names, and draws tuples of frames from windows of ``span`` frames.
 
-    spec: ``scenes`` (``scenes`` clips of ``frames`` moments each) or a folder of clips (``clips.open_clip_folder``),
-    with every ``every``-th frame used. Sizes, cache and files that cannot be read: as in ``images.open_images``.
+    spec: ``scenes`` (``scenes`` clips of ``frames`` moments each) or a folder of clips (``clips.open_clip_folder``), of
+    which every ``every``-th frame is used. size, store: as in ``images.open_images``. draw: draws the frames of a tuple
+    within a window. count: number of tuples for training, and as many held-out ones.
 
-    ``count`` tuples are for training and as many for the held-out clips. A fifth of the clips is held out, at least
-    one, those whose names have the lowest SHA-256. Clips of fewer than ``span`` frames are skipped and reported.
+    A fifth of the clips is held out, at least one: those whose names have the lowest SHA-256. Clips of fewer than
+    ``span`` frames are skipped and reported.
 
-    Raises ValueError of one line where fewer than two clips are left; ``shorter`` tells the user how to get windows
-    that fit.
+    Raises ValueError with one line if fewer than two clips are left. shorter: the end of that message, which tells the
+    user how to get shorter windows.
     """
     opener = Opener(spec, size, store)
     clips = open_scene_clips(opener, scenes, frames) if spec == "scenes" else open_clip_folder(opener, every)
@@ -122,18 +126,18 @@ def open_tuples(
 
 
 def _held_out(clips: Clips) -> tuple[Clips, Clips]:
-    """Clips for training and held-out ones."""
+    """Splits clips into those for training and held-out ones."""
     order = sorted(range(len(clips)), key=lambda clip: hashlib.sha256(os.fsencode(clips.names[clip])).digest())
     count = max(1, round(HELDOUT * len(order)))
     return clips.subset(torch.tensor(sorted(order[count:]))), clips.subset(torch.tensor(sorted(order[:count])))
 
 
 def equalize_exposure(frames: Tensor, limit: float = 2.0) -> Tensor:
-    """Gives the K frames of a tuple the same mean and standard deviation in each color channel, their averages.
+    """Gives the K frames of a tuple the same mean and standard deviation in each color channel.
 
-    Frames (n,K,3,H,W) in [0,1] -> the same shape and range. So the exposure and white balance of a camera, which drift
-    along a clip, do not reveal the order of time. Deviations change by at most a factor of ``limit``, so that a blank
-    frame stays blank. Values outside [0,1] are clipped.
+    Frames (n,K,3,H,W) in [0,1] -> the same shape and range; values outside it are clipped. The common mean and
+    deviation are the averages over the K frames. So a camera's exposure and white balance, which drift along a clip, do
+    not reveal the order of time. Deviations change by at most a factor of ``limit``, so that a blank frame stays blank.
     """
     mean, deviation = frames.mean((3, 4), keepdim=True), frames.std((3, 4), keepdim=True)
     ratio = deviation.mean(1, keepdim=True) / deviation.clamp(min=1e-6)

@@ -1,8 +1,8 @@
-"""Images with depth as HHA (``kintsugi.data.hha``): the built-in scenes, or folders rgb/ and depth/ of one camera.
+"""Images with depth encoded as HHA (``kintsugi.data.hha``): built-in scenes, or folders rgb/ and depth/ of one camera.
 
-A sample has seven planes of uint8, which are stored, read and cropped as images are (``kintsugi.data.images``): image
-(3, sRGB), HHA (3), and 255 where depth is known (1). HHA is computed from whole frames at their own size, before they
-are shrunk.
+A sample has seven uint8 planes: image (3, sRGB), HHA (3), and 255 where depth is known, else 0 (1). They are stored,
+read and cropped as images are (``kintsugi.data.images``). HHA is computed from whole frames at their own size, before
+they are shrunk.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ PLANES = 7
 
 
 def open_hha(spec: str, size: int, store: Store = Store(), *, scenes: int = 4096) -> Split:
-    """Images of seven planes (``unpack``): the first ``scenes`` built-in ones, or a folder, for crops of ``size`` px.
+    """Opens images of seven planes (``unpack``), split into training and held-out ones, for crops of ``size`` px.
 
-    spec: ``scenes``, or a folder that holds, by the same names, rgb/ (any format) and depth/ (16-bit PNGs in
-    millimeters, 0 = missing), and intrinsics.txt, the camera's 3x3 matrix. Stored size, cache and split are as in
-    ``open_images``. Frames that cannot be read or do not match are skipped and reported. ValueError of one line where
-    nothing is left.
+    spec: ``scenes`` (the first ``scenes`` built-in scenes), or a folder that holds rgb/ (any format), depth/ (16-bit
+    PNGs in millimeters, 0 = missing, named like the images) and intrinsics.txt, the camera's 3x3 matrix. Stored size,
+    cache and split are as in ``open_images``. Frames that cannot be read or do not match are skipped and reported.
+    Raises ValueError with one line if nothing is left.
     """
     opener = Opener(spec, size, store)
     if spec == "scenes":
@@ -51,7 +51,7 @@ def open_hha(spec: str, size: int, store: Store = Store(), *, scenes: int = 4096
 
 
 def unpack(planes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """uint8 (n,7,H,W) -> image and HHA, each (n,3,H,W) in [0,1], and where depth is known, bool (n,1,H,W)."""
+    """Splits uint8 (n,7,H,W) into image and HHA, (n,3,H,W) each, in [0,1]; and where depth is known, bool (n,1,H,W)."""
     return planes[:, :3].float() / 255, planes[:, 3:6].float() / 255, planes[:, 6:] > 127
 
 
@@ -72,7 +72,7 @@ def _open_scenes(opener: Opener, count: int) -> Images:
 
 
 def _sample(paths: Sequence[Path], matrix: Tensor, short_side: int) -> Pixels:
-    """The planes of an image and its depth, or the reason why there are none."""
+    """The seven planes of an image file and its depth file, or the reason why there are none."""
     try:
         with Image.open(paths[0]) as file:
             picture = rgb(ImageOps.exif_transpose(file))

@@ -14,19 +14,20 @@ from torch import Tensor
 from kintsugi.data.cache import Source
 
 HELDOUT = 0.05
-"""Fraction of the images that is held out, which training never sees."""
+"""Fraction of the images that is held out from training."""
 MAX_HELDOUT = 1024
+"""The largest number of images that is held out."""
 
 
 class Images:
     """A set of images in a fixed order, read in batches.
 
-    ``names`` are unique. ``labels`` (N,) int64 are indices into ``classes``, -1 where unknown, or None.
+    names: unique. labels: int64 (N,), indices into ``classes``, -1 = unknown; None if the set has no labels.
     """
 
     def __init__(self, source: Source, rows: np.ndarray | None = None) -> None:
         self.source = source
-        # Which of the source's images are in this set, (N,) int64.
+        # The rows of the source's images that are in this set, int64 (N,).
         self.rows = np.arange(len(source.names)) if rows is None else rows
 
     def __len__(self) -> int:
@@ -42,7 +43,7 @@ class Images:
 
     @property
     def extents(self) -> Tensor:
-        """Height and width of each image, px, (N,2) int64. Only for sets that are decoded (``Source.extents``)."""
+        """Height and width of each image, px, int64 (N,2). Only for sets that are decoded (``Source.extents``)."""
         assert self.source.extents is not None
         return torch.from_numpy(self.source.extents[self.rows])
 
@@ -58,12 +59,12 @@ class Images:
 
         - image: uint8 (n,3,H,W) sRGB, channels last in memory, padded with 0 on the right and below to the largest
           image of the batch.
-        - extent: int64 (n,2), height and width of each image.
+        - extent: int64 (n,2), height and width of each image, px.
         - index: int64 (n,), ``indices``.
-        - label: int64 (n,), where the set has labels.
+        - label: int64 (n,), if the set has labels.
 
-        An image that cannot be read is replaced by the next readable one, with its label. That happens only in sets
-        that are decoded at each use. ValueError where no image is readable.
+        An image that cannot be read is replaced by the next readable one and its label. This happens only in sets that
+        are decoded at each use. Raises ValueError if no image is readable.
         """
         rows = self.rows[indices.numpy()]
         pixels = self.source.read(rows.tolist())
@@ -83,6 +84,7 @@ class Images:
         return batch
 
     def _next_readable(self, index: int, why: str) -> tuple[int, np.ndarray]:
+        """Row and pixels of the first readable image after ``index``. why: the reason that this one is not readable."""
         for step in range(1, len(self)):
             row = int(self.rows[(index + step) % len(self)])
             image = self.source.read([row])[0]
@@ -93,17 +95,20 @@ class Images:
 
 @dataclass(frozen=True)
 class Split:
-    """Training and held-out images. The held-out ones are ordered by a hash of their names, so that the first few are
-    of many classes."""
+    """Training and held-out images.
+
+    Held-out images are ordered by a hash of their names, so that the first few are of many classes.
+    """
 
     train: Images
     heldout: Images
 
 
 def held_out(images: Images) -> Split:
-    """Holds out the images whose names have the lowest hashes: about ``HELDOUT`` of them, from 1 to ``MAX_HELDOUT``.
+    """Holds out the images whose names have the lowest hashes: a fraction of about ``HELDOUT``.
 
-    So an image that is added moves no other image from one side to the other. ValueError for a set of one image.
+    At least one image is held out, and at most ``MAX_HELDOUT``. Unless such a limit is reached, adding an image moves
+    none of the others from one side to the other. Raises ValueError for a set of one image.
     """
     if len(images) < 2:
         raise ValueError(f"one image ({images.names[0]!r}) cannot be split into training and held-out ones: add more")

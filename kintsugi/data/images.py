@@ -1,4 +1,4 @@
-"""Images to learn from, opened by name: any folder, torchvision's sets, webdataset's shards, the built-in scenes."""
+"""Opens images for training by name: a folder, a torchvision data set, webdataset shards, the built-in scenes."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from kintsugi.data.torchvision_sets import open_array_set, open_imagenet, voc_de
 
 
 def open_images(spec: str, size: int, store: Store = Store(), *, scenes: int = 4096) -> Split:
-    """The images that ``spec`` names, for crops of ``size`` px.
+    """Opens the images that ``spec`` names, for crops of ``size`` px.
 
     spec is one of:
 
     - ``scenes``: the first ``scenes`` built-in scenes.
-    - a folder of images, searched recursively. If all lie in two or more subfolders, those are the classes.
+    - a folder of images, searched recursively. If all images lie in two or more subfolders, those are the classes.
     - ``cifar10``, ``stl10`` (with its unlabeled images) or ``voc2012``: downloaded by torchvision.
-    - ``imagenet:PATH``: a folder with the archives, or with train/ and val/.
-    - ``shards:`` and webdataset's shards: a folder of .tar, or a path or an http(s) URL, with braces for several, as in
-      set-{000..099}.tar.
+    - ``imagenet:PATH``: a folder with ImageNet's archives, or with train/ and val/.
+    - ``shards:WHAT``: webdataset shards. WHAT is a folder of .tar files, or a path or http(s) URL, with braces for
+      several shards, as in set-{000..099}.tar.
 
     Images are stored as ``store`` says: cropped around their middle to at most 2:1, then shrunk to the short side, but
-    never enlarged. Images under ``size`` px and those that cannot be read are skipped, and reported in one line.
+    never enlarged. Images that are smaller than the crop or cannot be read are skipped, and reported in one line.
 
-    About 5 % of the images are held out, by a hash of their names: adding images moves no other from one side to the
-    other, up to ``image_set.MAX_HELDOUT``. torchvision's sets are split as their authors did.
+    About 5 % of the images are held out, chosen by a hash of their names (``image_set.held_out``). torchvision's sets
+    are split as their authors did.
 
-    Raises ValueError of one line where nothing is left to learn from, OSError where the cache cannot be written.
+    Raises ValueError with one line if no image is left for training, and OSError if the cache cannot be written.
     """
     opener = Opener(spec, size, store)
     if spec == "scenes":
@@ -55,11 +55,11 @@ def open_images(spec: str, size: int, store: Store = Store(), *, scenes: int = 4
 
 
 def open_labeled(spec: str, size: int, store: Store = Store()) -> Split:
-    """Images with a class each, to learn from (``train``) and to test on (``heldout``).
+    """Opens images with one class each: ``train`` for training, ``heldout`` for testing.
 
-    spec: a folder with train/ and test/ (or val/) of class folders, ``cifar10``, ``stl10`` or ``imagenet:PATH``.
-    Everything else is as in ``open_images``. ValueError of one line where there are no classes, or where the two splits
-    have different ones.
+    spec: a folder with train/ and test/ (or val/), each with a folder for each class; or ``cifar10``, ``stl10``,
+    ``imagenet:PATH``. Everything else is as in ``open_images``. Raises ValueError with one line if there are no
+    classes, or if the two splits have different classes.
     """
     opener = Opener(spec, size, store)
     if spec in ("cifar10", "stl10"):
@@ -89,6 +89,6 @@ def _open_imagenet_splits(opener: Opener) -> list[Images]:
 
 
 def _without_unlabeled(images: Images) -> Images:
-    """STL-10 has unlabeled images."""
+    """The images that have a label. STL-10 has unlabeled images too."""
     assert images.labels is not None
     return images.subset((images.labels >= 0).nonzero()[:, 0])

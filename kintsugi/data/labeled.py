@@ -1,7 +1,7 @@
-"""Synthetic images with the depth, the normal and the instance of every pixel.
+"""Synthetic images with the depth, the surface normal and the object instance of every pixel.
 
-A sample has ten planes of uint8, which are stored, read and cropped as images are (``kintsugi.data.images``): image (3,
-sRGB), depth (2, millimeters, high byte first), normal (3, -1..1 as 0..255) and instance (2).
+A sample has ten uint8 planes: image (3, sRGB), depth (2, millimeters, high byte first), normal (3, -1..1 as 0..255) and
+instance (2, high byte first). They are stored, read and cropped as images are (``kintsugi.data.images``).
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ FOLDERS = ("rgb", "depth", "normal", "instance")
 
 @dataclass(frozen=True)
 class Labels:
-    """The labels of every pixel.
+    """The labels of every pixel of n images.
 
-    depth (n,1,H,W) meters, 0 = missing; normal (n,3,H,W) unit, camera axes (x right, y down, z forward), 0 = missing;
-    instance int64 (n,H,W), numbers without an order.
+    depth: (n,1,H,W) in meters, 0 = missing. normal: unit (n,3,H,W) in camera axes (x right, y down, z forward), 0 =
+    missing. instance: int64 (n,H,W), a number for each instance, in no order.
     """
 
     depth: Tensor
@@ -42,10 +42,10 @@ class Labels:
 
 
 def pack(image: Tensor, labels: Labels) -> Tensor:
-    """Images (n,3,H,W) in [0,1] and their labels as planes, uint8 (n,10,H,W).
+    """Packs images (n,3,H,W) in [0,1] and their labels into planes, uint8 (n,10,H,W).
 
-    Depth is rounded to millimeters, and missing beyond 65 m. Normals are rounded to 1/255. Of an instance's number 16
-    bits are kept.
+    Depth is rounded to millimeters; beyond 65 m it becomes missing. Normals are rounded to 8 bits per component. Of an
+    instance's number the lowest 16 bits are kept.
     """
     millimeters = (1000 * labels.depth).round().long()
     millimeters = torch.where(millimeters < 2**16, millimeters, 0)
@@ -74,9 +74,9 @@ def unpack(planes: Tensor) -> tuple[Tensor, Labels]:
 
 
 def mirrored(labels: Labels, flip: Tensor) -> Labels:
-    """The labels after images were mirrored left to right where ``flip`` (n,) bool: the normals' x changes its sign.
+    """Completes mirroring labels left to right: changes the sign of the normals' x where ``flip``, bool (n,), is true.
 
-    Depth and instance must be mirrored already.
+    The pixels of all labels must be mirrored already, with those of the images.
     """
     sign = torch.ones(len(flip), 3, 1, 1, device=labels.normal.device)
     sign[flip.to(sign.device), 0] = -1
@@ -84,7 +84,10 @@ def mirrored(labels: Labels, flip: Tensor) -> Labels:
 
 
 def contours(instance: Tensor) -> Tensor:
-    """1 where the right, left, upper or lower neighbor belongs to another instance; (n,H,W) -> float (n,1,H,W)."""
+    """Marks the borders of instances: (n,H,W) -> float (n,1,H,W).
+
+    1 where the right, left, upper or lower neighbor belongs to another instance, else 0.
+    """
     edge = torch.zeros_like(instance, dtype=torch.bool)
     for one, other in (
         ((..., slice(1, None)), (..., slice(None, -1))),
@@ -100,13 +103,19 @@ def contours(instance: Tensor) -> Tensor:
 
 
 def open_synthetic(spec: str, size: int, store: Store = Store(), *, scenes: int = 4096) -> Split:
-    """Images of ten planes (``unpack``): the first ``scenes`` built-in ones, or a folder, for crops of ``size`` px.
+    """Opens images of ten planes (``unpack``), split into training and held-out ones, for crops of ``size`` px.
 
-    spec: ``scenes``, or a folder that holds, by the same names, rgb/ (any format), depth/ (16-bit PNGs in millimeters,
-    0 = missing), normal/ (8-bit RGB PNGs, 255 * (n + 1) / 2 in camera axes: x right, y down, z forward; gray = missing)
-    and instance/ (PNGs of one channel of 8 or 16 bits). Stored size, cache and split are as in ``open_images``; where
-    images are shrunk, each pixel takes the labels of one pixel, unmixed. Samples that cannot be read or do not match
-    are skipped and reported. ValueError of one line where nothing is left.
+    spec: ``scenes`` (the first ``scenes`` built-in scenes), or a folder that holds four folders with files of the same
+    names:
+
+    - rgb/: images of any format.
+    - depth/: 16-bit PNGs in millimeters, 0 = missing.
+    - normal/: 8-bit RGB PNGs, 255 * (n + 1) / 2 in camera axes (x right, y down, z forward); gray = missing.
+    - instance/: PNGs of one channel of 8 or 16 bits.
+
+    Stored size, cache and split are as in ``open_images``. If images are shrunk, each pixel gets the labels of the
+    nearest original pixel. Samples that cannot be read or do not match are skipped and reported. Raises ValueError with
+    one line if nothing is left.
     """
     opener = Opener(spec, size, store)
     if spec == "scenes":
@@ -127,7 +136,7 @@ def _open_scenes(opener: Opener, count: int) -> Images:
 
 
 def _sample(paths: Sequence[Path], short_side: int) -> Pixels:
-    """The planes of four files, or the reason why there are none."""
+    """The ten planes of an image, depth, normal and instance file, or the reason why there are none."""
     try:
         with Image.open(paths[0]) as file:
             picture = rgb(ImageOps.exif_transpose(file))

@@ -1,4 +1,4 @@
-"""The order in which images are read, and their way to the device."""
+"""The order in which samples are read, and their transfer to the device."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from kintsugi.rng import generator
 
 
 class Indexed(Protocol):
-    """Samples in a fixed order, read in batches: ``Images``, or tuples of frames, or two sets side by side."""
+    """Samples in a fixed order, read in batches: ``Images``, ``Tuples`` of frames, or two sets side by side."""
 
     def __len__(self) -> int: ...
 
@@ -25,7 +25,8 @@ class Indexed(Protocol):
 
 
 class Resident:
-    """All of ``images`` on ``device``, uint8 and padded to the largest; batches equal those of ``Images.batch``.
+    """All of ``images`` in the memory of ``device``, uint8, padded to the largest. Batches equal those of
+    ``Images.batch``.
 
     The images must be decoded (``Source.extents``).
     """
@@ -44,14 +45,14 @@ class Resident:
 
     @staticmethod
     def size(images: Images) -> int:
-        """How many bytes ``images`` would take on the device."""
+        """The number of bytes that ``images`` would take on the device."""
         return len(images) * images.source.planes * int(images.extents.amax(0).prod())
 
     def __len__(self) -> int:
         return len(self.extent)
 
     def batch(self, indices: Tensor) -> dict[str, Tensor]:
-        """As ``Images.batch``, on the device."""
+        """As ``Images.batch``, with all tensors on the device."""
         height, width = self.extent[indices].amax(0).tolist()
         rows = indices.to(self.device, non_blocking=True)
         image = self.pixels[:, :, :height, :width].index_select(0, rows)
@@ -59,9 +60,9 @@ class Resident:
 
 
 def resident(images: Indexed, device: torch.device, gb: float) -> Indexed:
-    """``images`` on the device (``Resident``) if they take at most ``gb`` GB there, else unchanged.
+    """Moves ``images`` to the device (``Resident``) if they take at most ``gb`` GB there; else returns them unchanged.
 
-    gb -1: a quarter of a GPU's free memory, and 0 on a CPU, where it gains little.
+    gb = -1 stands for a quarter of a GPU's free memory, and for 0 on a CPU, where this gains little.
     """
     if not isinstance(images, Images) or images.source.extents is None:
         return images
@@ -71,14 +72,14 @@ def resident(images: Indexed, device: torch.device, gb: float) -> Indexed:
 
 
 class Loader:
-    """Batches of images in an order that is a function of (seed, epoch) alone.
+    """Batches of samples, in an order that depends only on (seed, epoch).
 
-    The permutations of all epochs, one after the other, form one endless sequence. Step s of a run takes its ``batch``
-    positions from s * batch on, and rank r of ``world`` ranks takes the r-th contiguous slice of them. So a run may
-    start at any step and on any number of ranks, and no image comes twice within an epoch.
+    The permutations of all epochs, one after the other, form one endless sequence. Step s takes the ``batch`` positions
+    from s * batch on, and rank r takes the r-th contiguous slice of these. So a run may start at any step and with any
+    number of ranks, and no sample comes twice within an epoch.
 
-    batch: images per step, over all ranks. prefetch: how many batches are read ahead. ValueError where ``batch`` is not
-    a multiple of ``world``.
+    batch: samples per step, over all ranks. world: number of ranks. prefetch: number of batches that are read ahead.
+    Raises ValueError if ``batch`` is not a multiple of ``world``.
     """
 
     def __init__(
@@ -98,7 +99,7 @@ class Loader:
         self._epoch, self._order = -1, torch.empty(0, dtype=torch.int64)
 
     def indices(self, step: int) -> Tensor:
-        """The images of this rank at ``step``, (batch / world,) int64."""
+        """The indices of this rank's samples at ``step``, int64 (batch / world,)."""
         share, count = self.batch // self.world, len(self.images)
         first = step * self.batch + self.rank * share
         positions = torch.arange(first, first + share)
@@ -113,10 +114,10 @@ class Loader:
 
     @contextmanager
     def iterate(self, start: int) -> Iterator[Iterator[dict[str, Tensor]]]:
-        """The batches (``Images.batch``) of steps ``start``, ``start + 1``, ... without end, on the device.
+        """A context with an endless iterator over this rank's batches (``Images.batch``), from step ``start`` on.
 
-        A thread reads ``prefetch`` of them ahead and ends with the context. An error in it is raised unchanged where
-        the batch is taken. ``Resident`` images need no thread.
+        The batches are on the device. A thread reads ``prefetch`` of them ahead; it ends with the context. An error in
+        the thread is raised unchanged when the next batch is taken. ``Resident`` images need no thread.
         """
         if isinstance(self.images, Resident):
             yield map(self.images.batch, map(self.indices, itertools.count(start)))
@@ -154,4 +155,4 @@ class Loader:
             closed.set()
             free.release()
             thread.join()
-            ready.put(RuntimeError("the loader is closed"))  # so that nobody waits for a batch without end
+            ready.put(RuntimeError("the loader is closed"))  # so that nothing waits forever for a batch

@@ -1,4 +1,4 @@
-"""Folders side by side in which files of the same name form one sample, such as rgb/ and depth/; kept in the cache."""
+"""Opens folders in which files of the same name form one sample, such as rgb/ and depth/, through the cache."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ def open_matched(
     kind: str,
     key: object = None,
 ) -> Images:
-    """The samples of the folder ``opener.spec``, one for each name that is in all of its subfolders.
+    """Opens the samples of the folder ``opener.spec``: one for each name that is in all of its subfolders ``folders``.
 
-    folders: the subfolders, that of the images first. sample: makes ``planes`` planes of the files of one name, uint8
-    (planes,H,W), or returns the reason why it cannot. kind and key (JSON): tell sets apart in the cache. ValueError of
-    one line where files are missing.
+    folders: the first is that of the images. sample: makes planes, uint8 (planes,H,W), from the files of one name, or
+    returns the reason why it cannot. planes: their number. kind and key (JSON): distinguish sets in the cache. Raises
+    ValueError with one line if a folder is missing or no name is in all of them.
     """
     root = Path(opener.spec).expanduser()
     wanted = "/, ".join(folders) + "/"
@@ -55,14 +55,14 @@ def open_matched(
 
 
 def _images(folder: Path) -> Iterator[tuple[str, Path]]:
-    """Name without suffix and path of each image. Hidden files are left out."""
+    """The image files in a folder, sorted: name without suffix, and path. Hidden files are left out."""
     for path in sorted(folder.iterdir()):
         if path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file():
             yield path.stem, path
 
 
 def read_values(path: Path) -> np.ndarray:
-    """A PNG's numbers, (h,w) or (h,w,C), uint8 or uint16; numbers beyond 16 bits become 0."""
+    """Reads the numbers in a PNG: (h,w) or (h,w,C), uint8 or uint16. Numbers beyond 16 bits become 0."""
     with Image.open(path) as file:
         found = np.array(file)
     if found.dtype == np.int32:  # Pillow's mode I
@@ -71,8 +71,10 @@ def read_values(path: Path) -> np.ndarray:
 
 
 def nearest(maps: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """Maps (h,w,...) at ``shape``, cropped and shrunk as ``decode.crop_and_shrink`` does to the image, but with the
-    value of the nearest pixel."""
+    """Resizes maps (h,w,...) to the height and width ``shape``, taking the nearest original pixel for each pixel.
+
+    First they are cropped, as ``decode.crop_and_shrink`` crops the image, so that they fit it.
+    """
     height, width = min(maps.shape[0], 2 * maps.shape[1]), min(maps.shape[1], 2 * maps.shape[0])
     top, left = (maps.shape[0] - height) // 2, (maps.shape[1] - width) // 2
     rows = top + ((np.arange(shape[0]) + 0.5) * height / shape[0]).astype(int)

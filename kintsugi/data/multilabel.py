@@ -1,4 +1,4 @@
-"""Images that show several classes at once: the built-in scenes and VOC2007."""
+"""Opens images that may show several classes at once: the built-in scenes and VOC2007."""
 
 from __future__ import annotations
 
@@ -20,16 +20,17 @@ from kintsugi.data.torchvision_sets import voc_detection
 
 MULTILABEL = ("scenes", "voc2007")
 MIN_FRACTION = 0.002
-"""Fraction of a scene's pixels that a class needs in order to count as present."""
+"""Fraction of a scene's pixels that a class must cover to count as present."""
 
 
 def open_multilabel(spec: str, size: int, store: Store = Store(), *, scenes: int = 1000) -> Split:
-    """Images to learn from and to test on. Labels are int64 (N,K): 1 = the class is present, 0 = it is absent, -1 =
-    unknown (VOC's difficult objects).
+    """Opens images for training (``train``) and testing (``heldout``), labeled with the classes that they show.
 
-    spec: ``scenes`` (``scenes`` of the built-in ones at ``size`` px, and a quarter as many to test on) or ``voc2007``
-    (trainval and test, downloaded by torchvision, for crops of ``size`` px). ValueError of one line where it cannot be
-    downloaded.
+    Labels are int64 (N,K): 1 = the class is present, 0 = absent, -1 = unknown (VOC's difficult objects).
+
+    spec: ``scenes`` (``scenes`` built-in scenes of ``size`` px for training, and a quarter as many for testing) or
+    ``voc2007`` (trainval and test, downloaded by torchvision, for crops of ``size`` px). Raises ValueError with one
+    line if the download fails.
     """
     if spec == "scenes":
         return Split(*(_scenes(split, scenes, size) for split in ("train", "val")))
@@ -48,7 +49,7 @@ def _scenes(split: str, count: int, size: int) -> Images:
 
 
 def presence(semantic: Tensor, classes: int) -> Tensor:
-    """Maps uint8 (N,H,W) -> int64 (N,K): 1 where a class covers at least ``MIN_FRACTION`` of the pixels, else 0."""
+    """Which classes are present in maps, uint8 (N,H,W) -> int64 (N,K): 1 if a class covers ``MIN_FRACTION``, else 0."""
     return torch.stack(
         [
             (one.flatten().long().bincount(minlength=256)[:classes] >= MIN_FRACTION * one.numel()).long()
@@ -66,8 +67,10 @@ def _voc(opener: Opener, split: str) -> Images:
 
 
 def object_labels(annotation: Path) -> Tensor:
-    """The labels of a VOC annotation, int64 (20,): 1 = present, 0 = absent, -1 = all objects of the class are difficult
-    (VOC's own protocol)."""
+    """The labels of one image from its VOC annotation, int64 (20,).
+
+    1 = present, 0 = absent, -1 = all objects of the class are difficult (VOC's own protocol).
+    """
     labels = torch.zeros(len(VOC_CLASSES) - 1, dtype=torch.int64)
     for thing in ET.parse(annotation).iterfind("object"):
         name = thing.findtext("name", "")
@@ -80,4 +83,4 @@ def object_labels(annotation: Path) -> Tensor:
 
 
 _VOC_NAMES = {"diningtable": "table", "pottedplant": "plant", "tvmonitor": "tv"}
-"""VOC's names where ``VOC_CLASSES`` has shorter ones."""
+"""VOC's name of a class -> the shorter one in ``VOC_CLASSES``."""

@@ -1,4 +1,4 @@
-"""Sets of images in the cache: opened if they are there, else decoded into it, and what could not be used reported."""
+"""Opens sets of images through the cache, decodes them into it first if needed, and reports what cannot be used."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from kintsugi.data.store import NAMED, Store
 
 @dataclass(frozen=True)
 class Opener:
-    """Opens sets from the cache and decodes them into it first where they are missing.
+    """Opens sets of images from the cache. A set that is not there yet is decoded into it first.
 
-    ``spec`` is what --data names, for messages. Images whose short side is under ``size`` px, the side of the crops,
-    are left out. ValueError where ``store.short_side`` is less than that.
+    spec: the name given with --data, for messages. size: side of the crops, px; images with a shorter short side are
+    left out. Raises ValueError if ``store.short_side`` is less than ``size``.
     """
 
     spec: str
@@ -37,16 +37,17 @@ class Opener:
         return self.store.side_for(self.size)
 
     def folder_of(self, name: str, key: object) -> Path:
-        """The folder of a set in the cache, whether it exists or not. ``key``: JSON."""
+        """The folder of a set in the cache, which may not exist yet. name and key (JSON) identify the set."""
         digest = hashlib.sha256(json.dumps([cache.FORMAT, name, self.short_side, key]).encode()).hexdigest()
         label = re.sub(r"[^\w.-]+", "_", name)[:40]
         return self.store.root / "images" / f"{label}-{self.short_side}px-{digest[:16]}"
 
     def open(self, name: str, key: object, make: Callable[[], Source], verb: str = "decoding") -> Images:
-        """The images of ``make()``, which is called only if the cache has no set of this ``name`` and ``key`` (JSON).
+        """Opens the set of this ``name`` and ``key`` (JSON). ``make`` is called only if the cache does not have it.
 
-        ``verb`` is shown beside the progress bar. A set of more than ``store.limit_gb`` is not kept. ValueError where
-        no image can be used, OSError where the cache cannot be written, each of one line.
+        verb: shown with the progress bar, for example "decoding". A set of more than ``store.limit_gb`` is not kept in
+        the cache; its images are decoded at each use. Raises ValueError if no image can be used and OSError if the
+        cache cannot be written, each with one line.
         """
         folder, limit = self.folder_of(name, key), self.store.limit_gb * 1e9
         decoded = cache.load(folder)
@@ -74,7 +75,7 @@ class Opener:
 
     def _decoded_at_each_use(self, source: Source, needed: float, folder: Path) -> Images:
         self.store.report(
-            f"{self.spec}: decoded it takes about {needed / 1e9:.2g} GB, more than --cache-gb "
+            f"{self.spec}: takes about {needed / 1e9:.2g} GB when decoded, more than --cache-gb "
             f"{self.store.limit_gb:g}: images are decoded at each use"
         )
         if source.skipped:
@@ -82,7 +83,7 @@ class Opener:
         return Images(self._checked(source))
 
     def _usable(self, decoded: Source, folder: Path) -> Images:
-        """The images that hold the crop; the others, and those that could not be decoded, are reported."""
+        """The images that are large enough for the crop. Reports the others, and those that could not be decoded."""
         assert decoded.extents is not None
         short = decoded.extents.min(1)  # (N,)
         if short.max() < self.size:
@@ -98,7 +99,8 @@ class Opener:
         return Images(decoded, (short >= self.size).nonzero()[0])
 
     def _checked(self, source: Source) -> Source:
-        """The source with a reason in place of each image that is too small. Reports the first few unusable images."""
+        """The source, but with a reason in place of each image that is too small. Reports the first few unusable
+        images."""
         reported: set[int] = set()
 
         def read(rows: Sequence[int]) -> list[Pixels]:
@@ -120,7 +122,8 @@ class Opener:
         return f"short side of {short} px, less than the crop of {self.size}"
 
     def _report(self, skipped: Sequence[tuple[str, str]], count: int, folder: Path) -> None:
-        """Reports what was skipped of ``count`` images of the set in ``folder``, and lists all of it in a file."""
+        """Reports which of a set's ``count`` images were skipped, and lists them all in a file next to the set's
+        ``folder``."""
         file = folder.with_name(folder.name + ".skipped.txt")
         with contextlib.suppress(OSError):  # a cache built by another user may be read-only
             file.parent.mkdir(parents=True, exist_ok=True)

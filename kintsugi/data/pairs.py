@@ -1,4 +1,4 @@
-"""Images with a class for every pixel: folders, clips, the built-in scenes, VOC2012; held in memory."""
+"""Opens images with a class for every pixel, held in memory: folders, clips, the built-in scenes, VOC2012."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from kintsugi.data.torchvision_sets import voc_segmentation
 from kintsugi.scenes.classes import CLASSES
 
 VOID = 255
+"""The class id of pixels that are ignored."""
 VOC_CLASSES = (
     "background aeroplane bicycle bird boat bottle bus car cat chair cow table dog horse motorbike person plant sheep "
     "sofa train tv"
@@ -28,10 +29,10 @@ VOC_CLASSES = (
 
 @dataclass(frozen=True)
 class MaskedImages:
-    """Images with masks. ``images`` uint8 (N,3,H,W) sRGB; ``targets`` uint8 (N,H,W), indices into ``classes``, 255 =
-    void.
+    """Images with masks.
 
-    Smaller images are padded below and on the right, with 0 and with void.
+    images: uint8 (N,3,H,W) sRGB. targets: uint8 (N,H,W), indices into ``classes``, 255 = void. Images smaller than the
+    largest one are padded below and on the right with 0, their targets with void.
     """
 
     images: Tensor
@@ -45,14 +46,16 @@ class MaskedImages:
 def open_pairs(
     spec: str, split: str, store: Store = Store(), *, void: int = VOID, scenes: int = 400, size: int = 96
 ) -> MaskedImages:
-    """The ``train`` or ``val`` images that ``spec`` names, with their masks.
+    """Opens the ``train`` or ``val`` images that ``spec`` names, with their masks.
 
-    spec: ``scenes`` (``scenes`` of them for training and a quarter as many for validation, ``size`` px), ``voc2012``
-    (downloaded by torchvision into ``store``'s cache) or a folder with {train,val}/{images,masks}, where a mask is a
-    PNG of class ids with the name of its image. The ids ``void`` and 255 are ignored. Pairs that cannot be read are
-    skipped and reported.
+    spec is one of:
 
-    Raises ValueError of one line for folders that are missing, empty, or whose masks do not match.
+    - ``scenes``: ``scenes`` built-in scenes of ``size`` px for training, and a quarter as many for validation.
+    - ``voc2012``: downloaded by torchvision into ``store``'s cache.
+    - a folder with {train,val}/{images,masks}. A mask is a PNG of class ids with the name of its image.
+
+    Pixels with the id ``void`` or 255 are ignored. Pairs that cannot be read are skipped and reported. Raises
+    ValueError with one line if folders are missing or empty, or masks do not match their images.
     """
     assert split in ("train", "val")
     if spec == "scenes":
@@ -71,19 +74,23 @@ def open_pairs(
 
 @dataclass(frozen=True)
 class MaskedClips(MaskedImages):
-    """Frames with masks. ``clips``: the name of each frame's clip; the frames of a clip follow each other, in order."""
+    """Frames of clips, with masks.
+
+    clips: the name of each frame's clip. The frames of a clip are consecutive and in order.
+    """
 
     clips: list[str]
 
 
 def open_clips(spec: str, split: str, store: Store = Store()) -> MaskedClips:
-    """The ``train`` or ``val`` frames of a folder of clips: frames/CLIP/ and masks/CLIP/, with files of the same names.
-    Masks are PNGs, 0 = background, all else = foreground. Classes: background, foreground.
+    """Opens the ``train`` or ``val`` frames of a folder of clips, with a mask for each frame.
 
-    Whole clips are held out for ``val``: a third, at least one, those whose names have the lowest SHA-256. Frames that
-    cannot be read are skipped and reported.
+    The folder holds frames/CLIP/ and masks/CLIP/, with files of the same names. Masks are PNGs, 0 = background, all
+    else = foreground. The classes are background and foreground.
 
-    Raises ValueError of one line for folders that are missing or empty, and for masks that do not match.
+    Whole clips are held out for ``val``: a third of them, at least one, those whose names have the lowest SHA-256.
+    Frames that cannot be read are skipped and reported. Raises ValueError with one line if folders are missing or
+    empty, or masks do not match their frames.
     """
     assert split in ("train", "val")
     root = Path(spec).expanduser()
@@ -111,20 +118,20 @@ def open_clips(spec: str, split: str, store: Store = Store()) -> MaskedClips:
 # --- reading pairs of files -----------------------------------------------------------------------------------
 
 Pair = tuple[np.ndarray, np.ndarray]
-"""An image (h,w,3) uint8 and a number for each of its pixels, (h,w)."""
+"""An image, uint8 (h,w,3), and one number for each of its pixels, (h,w)."""
 
 
 class WrongKindError(ValueError):
-    """A file that is not damaged but of the wrong kind: a mistake of the user's."""
+    """A file that is not damaged but of the wrong kind. It is a mistake of the user, so it is not skipped."""
 
 
 def read_pairs(
     root: Path, images: str, labels: str, read: Callable[[Path], np.ndarray], store: Store
 ) -> Iterator[Pair]:
-    """The pairs of two subfolders, matched by name without suffix; ``read`` turns a PNG in ``labels`` into (h,w).
+    """Reads the pairs in two subfolders of ``root``, matched by file name without suffix.
 
-    Pairs that cannot be read are skipped and reported. ValueError of one line where files have no partner or differ in
-    size.
+    images, labels: the subfolders. read: reads a PNG in ``labels`` as numbers, (h,w). Pairs that cannot be read are
+    skipped and reported. Raises ValueError with one line if a file has no partner, or the two differ in size.
     """
     pictures, partners = _files(root / images, SUFFIXES), _files(root / labels, {".png"})
     if lonely := sorted(set(pictures) ^ set(partners)):
@@ -154,7 +161,10 @@ def read_pairs(
 
 
 def stack_padded(pairs: list[Pair], fill: int) -> tuple[Tensor, Tensor]:
-    """Images (N,3,H,W), padded with 0, and values (N,H,W), padded with ``fill``, below and on the right."""
+    """Stacks pairs: images uint8 (N,3,H,W) and values (N,H,W), where H and W are those of the largest.
+
+    Smaller ones are padded below and on the right, images with 0 and values with ``fill``.
+    """
     height, width = (max(values.shape[i] for _, values in pairs) for i in (0, 1))
     images = np.zeros((len(pairs), 3, height, width), np.uint8)
     values = np.full((len(pairs), height, width), fill, pairs[0][1].dtype)
@@ -165,28 +175,28 @@ def stack_padded(pairs: list[Pair], fill: int) -> tuple[Tensor, Tensor]:
 
 
 def _stacked(pairs: Iterator[Pair], spec: str, classes: list[str] | None = None) -> MaskedImages:
-    """``classes``: None = the ids that occur, up to the highest."""
+    """Stacks pairs as ``MaskedImages``. classes: their names; None = the ids from 0 to the highest that occurs."""
     found = list(pairs)
     if not found:
-        raise ValueError(f"--data {spec}: not one pair of image and mask can be read; replace the files")
+        raise ValueError(f"--data {spec}: no pair of image and mask can be read; replace the files")
     images, targets = stack_padded(found, VOID)
     if classes is None:
         ids = targets[targets != VOID]
         if len(ids) == 0:
-            raise ValueError(f"--data {spec}: the masks hold nothing but void; is --void right?")
+            raise ValueError(f"--data {spec}: the masks hold only void pixels: check --void")
         classes = [str(i) for i in range(int(ids.max()) + 1)]
     return MaskedImages(images, targets, classes)
 
 
 def _subfolders(folder: Path) -> list[str]:
-    """Names of the subfolders. Hidden ones are left out."""
+    """The names of the subfolders, sorted. Hidden ones are left out."""
     if not folder.is_dir():
         raise ValueError(f"no folder {folder}: make frames/CLIP/ and masks/CLIP/")
     return sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
 
 
 def _files(folder: Path, suffixes: Iterable[str]) -> dict[str, Path]:
-    """Name without suffix -> file, sorted. Hidden files are left out."""
+    """The files with one of the suffixes: name without suffix -> path, sorted. Hidden files are left out."""
     if not folder.is_dir():
         raise ValueError(f"no folder {folder}: make it, or name a folder that has {folder.name}/")
     found: dict[str, Path] = {}
@@ -201,17 +211,19 @@ def _files(folder: Path, suffixes: Iterable[str]) -> dict[str, Path]:
 
 
 def _class_ids(path: Path, void: int) -> np.ndarray:
+    """Reads a mask of class ids, uint8 (h,w). The id ``void`` becomes 255."""
     with Image.open(path) as mask:
         ids, mode = np.array(mask), mask.mode
     if ids.ndim != 2 or ids.dtype != np.uint8:
-        raise WrongKindError(f"{path} is no mask of class ids: it must have one 8-bit channel, not mode {mode}")
+        raise WrongKindError(f"{path} is not a mask of class ids: it must have one 8-bit channel, not mode {mode}")
     ids[ids == void] = VOID
     return ids
 
 
 def _foreground(path: Path) -> np.ndarray:
+    """Reads a mask of foreground and background, uint8 (h,w): 1 = foreground, 0 = background."""
     with Image.open(path) as mask:
         values, mode = np.array(mask), mask.mode
     if values.ndim != 2:
-        raise WrongKindError(f"{path} is no mask: it must have one channel, 0 = background, not mode {mode}")
+        raise WrongKindError(f"{path} is not a mask: it must have one channel, 0 = background, not mode {mode}")
     return (values != 0).astype(np.uint8)

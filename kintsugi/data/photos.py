@@ -1,4 +1,4 @@
-"""A user's own photos at full size: read from files, written as PNG."""
+"""A user's own photos at full size: read from files, and written as PNG."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from kintsugi.data.decode import SUFFIXES, rgb
 
 
 def read_photo(path: Path) -> tuple[Image.Image, str]:
-    """A photo, upright, as 8-bit RGB or RGBA; and a note on its conversion, "" where nothing was lost.
+    """Reads a photo, upright, as 8-bit RGB or RGBA; and a note on its conversion, "" if nothing was lost.
 
-    ``info["icc_profile"]`` of the result is the profile that still describes its colors, or None. ValueError of one
-    line for a file that cannot be read.
+    ``info["icc_profile"]`` of the result is the color profile that still applies, or None. Raises ValueError with one
+    line if the file cannot be read.
     """
     image, raw = open_upright(path)
     deep = image.mode.startswith("I") or ";16" in raw
@@ -32,7 +32,10 @@ def read_photo(path: Path) -> tuple[Image.Image, str]:
 
 
 def open_upright(path: Path) -> tuple[Image.Image, str]:
-    """An image file, decoded and upright; and how its pixels are stored, as Pillow describes it."""
+    """Opens an image file, decoded and upright. Also returns how its pixels are stored, as Pillow describes it.
+
+    Raises ValueError with one line if the file cannot be read.
+    """
     if not path.is_file():
         raise ValueError(f"no such file: {path}")
     try:
@@ -44,7 +47,7 @@ def open_upright(path: Path) -> tuple[Image.Image, str]:
 
 
 def write_png(image: Image.Image, out: Path, icc_profile: bytes | None = None) -> None:
-    """Writes ``out`` completely or not at all. Creates its folder."""
+    """Writes the file ``out`` completely or not at all. Creates its folder if needed."""
     out.parent.mkdir(parents=True, exist_ok=True)
     unfinished = out.with_name(f".{out.name}.part")
     try:
@@ -55,19 +58,19 @@ def write_png(image: Image.Image, out: Path, icc_profile: bytes | None = None) -
 
 
 def to_tensor(image: Image.Image) -> Tensor:
-    """An 8-bit image as (3,H,W) in [0,1]; an alpha channel is dropped, and the colors under it stay as they are."""
+    """An 8-bit image as a tensor (3,H,W) in [0,1]. Alpha is dropped; the colors of transparent pixels are kept."""
     return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1) / 255
 
 
 def to_image(image: Tensor) -> Image.Image:
-    """(3,H,W), clipped to [0,1], as an 8-bit image."""
+    """A tensor (3,H,W) as an 8-bit image. Values are clipped to [0,1]."""
     return Image.fromarray((255 * image.clamp(0, 1)).round().byte().permute(1, 2, 0).cpu().numpy())
 
 
 def whole_strides(extent: tuple[int, int], side: int, stride: int = 32) -> tuple[int, int]:
-    """Height and width, px, as multiples of ``stride``, so that no feature map of a network has to be cropped.
+    """Height and width, px, that are multiples of ``stride``, so that no feature map of a network has to be cropped.
 
-    The short side is about ``side`` px, and the proportions are about those of ``extent`` (height, width).
+    The short side is about ``side`` px. The proportions are about those of ``extent`` (height, width).
     """
     scale = side / min(extent)
     height, width = (max(stride, stride * round(scale * length / stride)) for length in extent)

@@ -1,7 +1,7 @@
 """The built-in scenes as data sets.
 
-Pre-training renders scenes of seed 0 into the cache; ``labeled_scenes``, by which methods are compared, are of seed 1.
-The renderer is imported inside the functions, so that only runs on scenes pay for it.
+Training uses scenes of seed 0, which are rendered into the cache. ``labeled_scenes``, on which methods are compared,
+are of seed 1. The renderer is imported inside the functions, so that only runs on scenes wait for it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from kintsugi.data.opener import Opener
 
 
 def open_scenes(opener: Opener, count: int) -> Images:
-    """The first ``count`` scenes, square."""
+    """The first ``count`` scenes, as square images."""
 
     def read(rows: Sequence[int]) -> list[Pixels]:
         from kintsugi.scenes import rendering
@@ -37,13 +37,14 @@ def scene_names(count: int) -> list[str]:
 
 
 def renderer_digests() -> list[str]:
-    """Digests of the renderer's source files. They belong into the key of rendered sets, which change with the code."""
+    """Digests of the renderer's source files: part of the keys of rendered sets, which change with the code."""
     from kintsugi.scenes import rendering
 
     return [file_digest(file) for file in rendering.SOURCE_FILES]
 
 
 def file_digest(file: Path) -> str:
+    """The SHA-256 of a file's content, in hex."""
     return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
@@ -54,9 +55,11 @@ def to_bytes(image: Tensor) -> Tensor:
 
 @functools.lru_cache(4)  # several tasks use the same scenes
 def labeled_scenes(split: str, count: int, size: int) -> dict[str, Tensor]:
-    """Scenes with labels: all that ``kintsugi.scenes.rendering.render`` gives, but image uint8; on the CPU.
+    """Renders scenes with labels. Returns the results of ``kintsugi.scenes.rendering.render`` on the CPU, image as
+    uint8.
 
-    ``count`` scenes for ``train``, or a quarter as many others, at least one, for ``val``; square, ``size`` px.
+    split: ``train`` gives ``count`` scenes; ``val`` gives others, a quarter as many, at least one. They are square,
+    ``size`` px.
     """
     from kintsugi.scenes.rendering import render
 

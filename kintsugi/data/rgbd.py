@@ -1,4 +1,4 @@
-"""Frames of an RGB-D camera: images with the depth of every pixel, in folders rgb/ and depth/; held in memory."""
+"""Opens frames of an RGB-D camera: images with the depth of every pixel, in folders rgb/ and depth/; held in memory."""
 
 from __future__ import annotations
 
@@ -18,9 +18,10 @@ from kintsugi.data.store import Store
 
 @dataclass(frozen=True)
 class RgbdFrames:
-    """``images`` uint8 (N,3,H,W) sRGB; ``depth`` float (N,1,H,W), meters along the camera's axis, 0 = missing.
+    """Frames of one RGB-D camera.
 
-    ``intrinsics`` (3,3), px; ``gravity`` (3,) unit, camera axes (x right, y down, z forward), pointing down, or None.
+    images: uint8 (N,3,H,W) sRGB. depth: float (N,1,H,W), meters along the camera's axis, 0 = missing. intrinsics:
+    (3,3), px. gravity: unit (3,) in camera axes (x right, y down, z forward), pointing down; None if unknown.
     """
 
     images: Tensor
@@ -33,10 +34,11 @@ class RgbdFrames:
 
 
 def open_rgbd(folder: Path, store: Store = Store()) -> RgbdFrames:
-    """Frames of one camera: rgb/, depth/ (16-bit PNGs in millimeters, named as the images), intrinsics.txt (3x3) and,
-    where it is known, gravity.txt (3 numbers).
+    """Opens the frames in a folder: rgb/, depth/ and intrinsics.txt, and gravity.txt if gravity is known.
 
-    Frames that cannot be read are skipped and reported. ValueError of one line for what is missing or does not match.
+    depth/ holds 16-bit PNGs in millimeters, named like the images; intrinsics.txt a 3x3 matrix in px; gravity.txt 3
+    numbers. Frames that cannot be read are skipped and reported. Raises ValueError with one line if something is
+    missing or does not match.
     """
     intrinsics = read_intrinsics(folder)
     gravity = None
@@ -44,13 +46,16 @@ def open_rgbd(folder: Path, store: Store = Store()) -> RgbdFrames:
         gravity = normalize(_read_numbers(folder / "gravity.txt", 3), dim=0)
     pairs = list(read_pairs(folder, "rgb", "depth", _millimeters, store))
     if not pairs:
-        raise ValueError(f"{folder}: not one pair of image and depth can be read; replace the files")
+        raise ValueError(f"{folder}: no pair of image and depth can be read; replace the files")
     images, depth = stack_padded(pairs, fill=0)
     return RgbdFrames(images, depth[:, None].float() / 1000, intrinsics, gravity)
 
 
 def read_intrinsics(folder: Path) -> Tensor:
-    """The camera's matrix in ``folder``/intrinsics.txt, (3,3), px. ValueError of one line where it is not one."""
+    """Reads the camera's matrix (3,3), px, from ``folder``/intrinsics.txt.
+
+    Raises ValueError with one line if the file does not hold one.
+    """
     matrix = _read_numbers(folder / "intrinsics.txt", 9).view(3, 3)
     fx, fy = matrix[0, 0].item(), matrix[1, 1].item()
     if min(fx, fy) <= 0:
@@ -62,7 +67,8 @@ def read_intrinsics(folder: Path) -> Tensor:
 
 
 def _read_numbers(path: Path, count: int) -> Tensor:
-    """A text file of ``count`` numbers, float (count,). ValueError of one line where it does not hold these."""
+    """Reads ``count`` numbers from a text file, float (count,). Raises ValueError with one line if it does not hold
+    them."""
     try:
         values = np.array(path.read_text().split(), np.float32)
     except (OSError, ValueError) as error:
@@ -73,8 +79,9 @@ def _read_numbers(path: Path, count: int) -> Tensor:
 
 
 def _millimeters(path: Path) -> np.ndarray:
+    """Reads a depth file, int32 (h,w) in millimeters."""
     with Image.open(path) as depth:
         values, mode = np.array(depth), depth.mode
     if values.ndim != 2 or not mode.startswith("I"):
-        raise WrongKindError(f"{path} is no depth: it must be a 16-bit PNG in millimeters, not mode {mode}")
+        raise WrongKindError(f"{path} is not a depth map: it must be a 16-bit PNG in millimeters, not mode {mode}")
     return values.astype(np.int32)

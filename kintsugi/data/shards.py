@@ -1,9 +1,9 @@
 """webdataset shards: tar files that hold images and their labels, local or behind URLs.
 
-webdataset reads shards as a stream, in an order that depends on its workers and buffers. Here the order is a function
-of (seed, epoch), and a run may start at any step. So shards are not streamed. Shards behind URLs are first copied into
-the cache; each shard is read through once to index where its images lie; then images are read from there. How members
-form samples is left to webdataset (``group_by_keys``).
+webdataset reads shards as a stream, in an order that depends on its workers and buffers. Here the order must be a
+function of (seed, epoch), and a run may start at any step. So shards are not streamed: shards behind URLs are first
+copied into the cache; each shard is read once to index where its images are; from then on, images are read from there.
+webdataset decides which members of a tar form a sample (``group_by_keys``).
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ from kintsugi.data.image_set import Images
 from kintsugi.data.opener import Opener
 from kintsugi.data.store import Store
 
-_FORMAT = 1  # belongs to every key: raise it when the contents of an index change
+_FORMAT = 1  # part of every key: raise it when the contents of an index change
 _MAX_LABEL = 1 << 20  # bytes: a larger label is ignored
 
 
 def open_shards(opener: Opener, what: str) -> Images:
-    """The images of the shards that ``what`` names (``shard_names``).
+    """Opens the images of the shards that ``what`` names (``shard_names``).
 
-    ValueError of one line where a shard is missing or no image is left, OSError where shards cannot be copied.
+    Raises ValueError with one line if a shard is missing or no image is left, and OSError if shards cannot be copied.
     """
     try:
         found = shard_names(what)
@@ -62,14 +62,15 @@ def open_shards(opener: Opener, what: str) -> Images:
             ) from None
 
     name = os.path.basename(found[0]).partition(".")[0]
-    # A URL has no stamp: once copied and decoded, it is used from then on without a request.
+    # A URL has no size and time to check. After a shard is copied and decoded, its URL is never requested again.
     return opener.open(name, ["shards", [[shard, *stamp(shard)] for shard in found]], make)
 
 
 def shard_names(what: str) -> list[str]:
-    """The shards that ``what`` names: a folder of .tar, or paths or http(s) URLs with braces, set-{000..099}.tar.
+    """The shards that ``what`` names: a folder of .tar files, a path, or an http(s) URL.
 
-    ValueError of one line where there are none or one is missing.
+    A path or URL may have braces for several shards, as in set-{000..099}.tar. Raises ValueError with one line if there
+    are no shards or one is missing.
     """
     if "://" not in what and (folder := Path(what).expanduser()).is_dir():
         found = sorted(str(file) for file in folder.glob("*.tar"))
@@ -90,9 +91,9 @@ def _is_url(name: str) -> bool:
 
 
 def _local(names: Sequence[str], folder: Path, store: Store) -> list[Path]:
-    """Shards as local files: paths unchanged, URLs copied into ``folder`` where they are not there yet.
+    """Shards as local files: paths as they are; URLs copied into ``folder``, unless they are there already.
 
-    Several processes may copy at once. ValueError of one line where a copy fails, OSError where there is no room.
+    Several processes may copy at once. Raises ValueError with one line if a copy fails, OSError if there is no room.
     """
     files = [folder / _copy_name(name) if _is_url(name) else Path(name) for name in names]
     missing = [pair for pair in zip(names, files, strict=True) if _is_url(pair[0]) and not pair[1].exists()]
@@ -104,16 +105,17 @@ def _local(names: Sequence[str], folder: Path, store: Store) -> list[Path]:
 
 
 def _copy_name(url: str) -> str:
-    """Different for each URL, and recognizable."""
+    """A file name for the copy of a URL: unique, and still recognizable."""
     digest = hashlib.sha256(url.encode()).hexdigest()
     return f"{digest[:16]}-{PurePosixPath(url.partition('?')[0]).name[-80:]}"
 
 
 def _copy(url: str, file: Path) -> None:
+    """Downloads a shard. Raises ValueError with one line if this fails, OSError if ``file`` cannot be written."""
     file.parent.mkdir(parents=True, exist_ok=True)
     unfinished = file.with_name(f"copying-{uuid.uuid4().hex}")
     try:
-        # By curl, which retries, and fails where the server sends less than it announced.
+        # gopen uses curl, which retries, and fails if the server sends less than it announced.
         with open(unfinished, "wb") as out, gopen(url) as stream:
             shutil.copyfileobj(stream, out, 1 << 20)
         unfinished.replace(file)
@@ -140,13 +142,14 @@ class _Index:
 
 
 def _shard_source(files: Sequence[Path], short_side: int, folder: Path) -> Source:
-    """The images of tar files, read from where they lie. Their index is kept in ``folder``.
+    """The images of tar files, read from their places in the files. The index of places is kept in ``folder``.
 
-    Members with the same name up to the first dot form a sample: one image (.jpg, .png, .webp and so on) and, if there
-    is one, its class: .cls, a number, or .json with "label" or "cls". Samples are named SHARD/KEY.
+    Members with the same name up to the first dot form a sample. It has one image (.jpg, .png, .webp and so on) and may
+    have a class: .cls, a number, or .json with "label" or "cls". Samples are named SHARD/KEY.
 
-    Left out, with the reason, are samples without an image, a second member or sample of the same name, links, paths
-    that lead out of their folder, and members that a truncated file lacks. ValueError of one line where none is left.
+    These are left out, with the reason: samples without an image, a second member or sample of the same name, links,
+    paths that lead out of their folder, and members cut off by the end of the file. Raises ValueError with one line if
+    no image is left.
     """
     stamps = [[str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns] for file in files]
     digest = hashlib.sha256(json.dumps([_FORMAT, stamps]).encode()).hexdigest()
@@ -154,7 +157,7 @@ def _shard_source(files: Sequence[Path], short_side: int, folder: Path) -> Sourc
     index = _load(kept)
     if index is None:
         index = _indexed(files)
-        with contextlib.suppress(OSError):  # without it the next start takes longer, no more
+        with contextlib.suppress(OSError):  # without the index, the next start only takes longer
             _save(kept, index)
     if not index.names:
         name, why = index.skipped[0] if index.skipped else (files[0].name, "empty")
@@ -175,6 +178,7 @@ def _shard_source(files: Sequence[Path], short_side: int, folder: Path) -> Sourc
 
 
 def _indexed(files: Sequence[Path]) -> _Index:
+    """Reads through the shards once and notes where each image is."""
     plain = [file.name for file in files]
     titles = plain if len(set(plain)) == len(plain) else [str(file) for file in files]
     found: dict[str, tuple[int, int, int]] = {}
@@ -205,22 +209,27 @@ def _indexed(files: Sequence[Path]) -> _Index:
 
 
 def _at(file: Path, first: int, count: int) -> bytes:
-    with open(file, "rb", buffering=0) as content:  # opened each time: there may be more shards than files may be open
+    """Reads ``count`` bytes of a file, from byte ``first`` on."""
+    with open(file, "rb", buffering=0) as content:  # opened each time: there may be more shards than a process may open
         return os.pread(content.fileno(), count, first)
 
 
 def _note(skipped: list[tuple[str, str]], title: str, name: str, why: str) -> None:
+    """Adds a reason for skipping a member ``name`` of the shard ``title``, or all of the shard if the name is empty."""
     skipped.append((f"{title}/{name}" if name else title, why))
 
 
 def _duplicate(skip: Callable[[str, str], None], error: Exception) -> bool:
-    """Handles webdataset's error for a member that its sample already has: the first one counts."""
+    """Handles webdataset's error for a member that its sample already has: keeps the first one and notes the second."""
     skip(str(error.args[0]).partition(": duplicate")[0], "a second member of this name")
     return True
 
 
 def _members(file: Path, skip: Callable[[str, str], None]) -> Iterator[dict[str, object]]:
-    """A tar's members as ``group_by_keys`` takes them, with the place of their bytes, (first, count), as data."""
+    """The members of a tar in the form that ``group_by_keys`` takes.
+
+    In place of the content, "data" is where it lies: (first byte, number of bytes).
+    """
     end = file.stat().st_size
     try:
         with tarfile.open(file, "r:") as tar:  # "r:": a compressed tar has no fixed places
@@ -246,7 +255,7 @@ def _members(file: Path, skip: Callable[[str, str], None]) -> Iterator[dict[str,
 
 
 def _label(file: Path, sample: dict[str, tuple[int, int]]) -> str | None:
-    """The number of a sample's class as text; None where there is none or it is negative."""
+    """The class of a sample, a number, as text; None if it has none or a negative one."""
     kind = next((kind for kind in ("cls", "json") if kind in sample), None)
     if kind is None or sample[kind][1] > _MAX_LABEL:
         return None

@@ -1,4 +1,4 @@
-"""Synthetic and real images side by side, for methods that learn from both; and sample photos for a demo."""
+"""Synthetic and real images side by side, for methods that learn from both; and sample photos for their demo."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ from kintsugi.data.store import Store
 class SideBySide:
     """A synthetic and a real set of images, read together: item i is item i of each. The smaller set wraps around.
 
-    So an epoch is one of the larger set, and in it the images of the smaller one occur equally often, give or take one.
+    So one epoch goes once through the larger set, and all images of the smaller one occur equally often, give or take
+    one.
     """
 
     def __init__(self, synthetic: Images, real: Images) -> None:
@@ -31,8 +32,10 @@ class SideBySide:
 
     def batch(self, indices: Tensor) -> dict[str, Tensor]:
         """The batches of both sets (``Images.batch``) at ``indices`` (n,), with the set's name before each key:
-        ``synthetic/image`` uint8 (n,10,H,W), ``real/image`` uint8 (n,3,H,W), ``real/extent`` and so on. Also
-        ``synthetic/first`` and ``real/first``, bool (n,): false where the set has wrapped around."""
+
+        - ``synthetic/image`` uint8 (n,10,H,W), ``real/image`` uint8 (n,3,H,W), ``real/extent`` and so on.
+        - ``synthetic/first`` and ``real/first``: bool (n,), false once the set has wrapped around.
+        """
         batch: dict[str, Tensor] = {}
         for name, images in self.sets.items():
             found = images.batch(indices % len(images))
@@ -54,7 +57,10 @@ class Domains:
 
 
 def open_real(spec: str, size: int, store: Store = Store()) -> Split:
-    """Real images, as ``open_images`` opens them; ``scenes`` is refused. Its ValueErrors name ``--real``."""
+    """Opens real images, as ``open_images`` does. ``scenes`` is refused, because these are synthetic.
+
+    Messages of its ValueErrors name the option --real instead of --data.
+    """
     if spec == "scenes":
         raise ValueError("--real scenes: scenes are the synthetic side; name a folder of photos")
     try:
@@ -64,9 +70,9 @@ def open_real(spec: str, size: int, store: Store = Store()) -> Split:
 
 
 def sample_photos(size: int) -> Split:
-    """Square tiles of ``size`` px from scikit-image's sample photos, at three scales; two photos are held out.
+    """Square tiles of ``size`` px from scikit-image's sample photos, at three scales. Two photos are held out.
 
-    Enough to see a demo work, not enough to learn from.
+    They are enough to see a demo work, but not to learn from.
     """
     train = (samples.astronaut, samples.rocket, lambda: samples.stereo_motorcycle()[0])
     heldout = (samples.chelsea, samples.coffee)

@@ -1,6 +1,6 @@
-"""The sets that torchvision downloads: CIFAR-10, STL-10, ImageNet, Pascal VOC.
+"""The data sets that torchvision downloads: CIFAR-10, STL-10, ImageNet, Pascal VOC.
 
-torchvision is imported inside the functions, because it takes a second, which --help need not wait for.
+torchvision is imported inside the functions, because the import takes a second and --help does not need it.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ V = TypeVar("V", "VOCDetection", "VOCSegmentation")
 
 
 def open_array_set(opener: Opener, split: str) -> Images:
-    """The ``train`` or ``test`` images of ``cifar10`` or ``stl10``, which torchvision holds in memory.
+    """Opens the ``train`` or ``test`` images of ``cifar10`` or ``stl10``, sets that torchvision loads into memory.
 
-    STL-10's ``train`` includes its unlabeled images. torchvision is used only where the cache lacks the set.
+    STL-10's ``train`` includes its unlabeled images. torchvision is used only if the cache lacks the set.
     """
     place, train, store = opener.store.downloads, split == "train", opener.store
 
@@ -63,7 +63,10 @@ def open_array_set(opener: Opener, split: str) -> Images:
 
 
 def open_imagenet(opener: Opener, path: Path, split: str) -> Images:
-    """ImageNet's ``train`` or ``val`` images in a folder with train/ and val/, or with the archives of these."""
+    """Opens ImageNet's ``train`` or ``val`` images in a folder with train/ and val/, or with ImageNet's archives.
+
+    Archives are unpacked. Raises ValueError with one line if there is neither.
+    """
     if path.is_dir() and not (path / split).is_dir():
         from torchvision import datasets
 
@@ -75,14 +78,14 @@ def open_imagenet(opener: Opener, path: Path, split: str) -> Images:
 
 
 def voc_detection(spec: str, split: str, year: str, store: Store) -> VOCDetection:
-    """Pascal VOC with boxes, downloaded where it is missing. ValueError of one line where that fails."""
+    """Pascal VOC with boxes, downloaded if it is missing. Raises ValueError with one line if that fails."""
     from torchvision import datasets
 
     return _downloaded_voc(spec, split, year, store, datasets.VOCDetection)
 
 
 def voc_segmentation(spec: str, split: str, year: str, store: Store) -> VOCSegmentation:
-    """Pascal VOC with masks, downloaded where it is missing. ValueError of one line where that fails."""
+    """Pascal VOC with masks, downloaded if it is missing. Raises ValueError with one line if that fails."""
     from torchvision import datasets
 
     return _downloaded_voc(spec, split, year, store, datasets.VOCSegmentation)
@@ -100,6 +103,7 @@ def _downloaded_voc(spec: str, split: str, year: str, store: Store, dataset: Cal
 
 
 def _download(spec: str, store: Store, make: Callable[[], T]) -> T:
+    """Calls ``make``, which downloads a set. Raises ValueError with one line if that fails."""
     try:
         return make()
     except (OSError, RuntimeError, EOFError, tarfile.TarError, http.client.HTTPException) as error:

@@ -1,4 +1,4 @@
-"""Frames of video files, decoded by PyAV, an optional package that is imported only where there are videos."""
+"""Frames of video files, decoded by PyAV, an optional package that is imported only if there are videos."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def is_video(name: str) -> bool:
 
 
 def require_av(spec: str) -> None:
-    """ValueError of one line where PyAV is missing."""
+    """Raises ValueError with one line if PyAV is not installed."""
     try:
         import av  # noqa: F401
     except ImportError:
@@ -31,13 +31,13 @@ def require_av(spec: str) -> None:
 
 
 def video_source(root: Path, names: Sequence[str], every: int, short_side: int) -> Source:
-    """Each ``every``-th frame of the video files ``names`` in ``root``, named VIDEO/NUMBER.
+    """Every ``every``-th frame of the video files ``names`` in ``root``, as images named VIDEO/NUMBER.
 
-    A video that cannot be opened counts as one frame, with the reason.
+    A video that cannot be opened counts as one frame that cannot be read, with the reason.
     """
     counts = [max(1, len(range(0, _count_frames(root / name), every))) for name in names]
     places = [(video, i * every) for video, count in enumerate(counts) for i in range(count)]
-    # The video that was read last stays open: frames are mostly read in order, and decoding always starts at the first.
+    # The last video stays open, because frames are mostly read in order, and decoding always starts at the first frame.
     current, position = -1, 0
     frames: Iterator[Image | str] = iter(())
 
@@ -64,7 +64,7 @@ def video_source(root: Path, names: Sequence[str], every: int, short_side: int) 
 
 
 def _count_frames(file: Path) -> int:
-    """How many frames a video holds, as far as it can be read, without decoding them."""
+    """Counts a video's frames, as far as it can be read, without decoding them."""
     import av
 
     count = 0
@@ -73,12 +73,12 @@ def _count_frames(file: Path) -> int:
             for packet in container.demux(container.streams.video[0]):
                 count += packet.size > 0
     except (av.error.FFmpegError, OSError, IndexError, ValueError):
-        pass  # reading its frames gives the reason
+        pass  # _frames gives the reason
     return count
 
 
 def _frames(file: Path) -> Iterator[Image | str]:
-    """A video's frames, upright; then, where it is damaged, the reason."""
+    """The frames of a video, upright. If it is damaged, the reason comes after the last readable frame."""
     import av
 
     try:

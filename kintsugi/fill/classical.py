@@ -1,4 +1,4 @@
-"""Classical fills, which need no learning: the mean color, and biharmonic inpainting."""
+"""Classical fills that need no learning: the mean color, and biharmonic inpainting."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ def mean_color(image: Tensor, mask: Tensor) -> Tensor:
 def biharmonic(image: Tensor, mask: Tensor) -> Tensor:
     """Fills holes with the smoothest continuation of their surroundings (Chui and Mhaskar 2010), by scikit-image.
 
-    The classical method in the project's tables: on central holes of photos its PSNR is slightly above that of Telea's
-    method. Shapes as in ``Fill``.
+    This is the classical method in the project's tables: for central holes of photos its PSNR is slightly higher than
+    that of Telea's method. Shapes as in ``Fill``.
     """
     from skimage.restoration import inpaint_biharmonic  # imported here: slow, and --help does not need it
 
@@ -35,4 +35,4 @@ def biharmonic(image: Tensor, mask: Tensor) -> Tensor:
 
 
 CLASSICAL: Mapping[str, Fill] = {"mean color": mean_color, "biharmonic": biharmonic}
-"""Baselines without learning, by name."""
+"""Name of a classical fill -> its function."""

@@ -1,4 +1,4 @@
-"""Fills without a visible seam at the border of a hole: membranes, Poisson image editing."""
+"""Fills without a visible seam at the border of a hole, by a membrane (Poisson image editing)."""
 
 from __future__ import annotations
 
@@ -8,25 +8,25 @@ from torch.nn.functional import avg_pool2d, interpolate, pad
 
 
 def mend(painted: Tensor, image: Tensor, mask: Tensor) -> Tensor:
-    """``painted`` inside the hole, ``image`` outside it. Images (N,3,H,W) in [0,1], mask (N,1,H,W)."""
+    """``painted`` inside the hole, ``image`` outside it. Images (N,3,H,W) in [0,1]; mask (N,1,H,W), 1 = hole."""
     return torch.where(mask > 0.5, painted, image)
 
 
 def seamless(painted: Tensor, image: Tensor, mask: Tensor) -> Tensor:
-    """Like ``mend``, without a seam: ``painted`` keeps its gradients but meets the image at the border of the hole.
+    """Like ``mend``, but without a seam: ``painted`` keeps its gradients and meets the image at the hole's border.
 
-    The difference at the border is continued into the hole as a membrane (the Laplace equation) and added to
-    ``painted``: Poisson image editing (Perez, Gangnet and Blake 2003, eq. 4).
+    The difference at the border is continued into the hole as a membrane, a solution of the Laplace equation, and added
+    to ``painted``: Poisson image editing (Perez, Gangnet and Blake 2003, eq. 4).
     """
     correction = membrane((image - painted) * (1 - mask), mask)
     return mend((painted + correction).clamp(0, 1), image, mask)
 
 
 def membrane(values: Tensor, mask: Tensor, rounds: int = 24) -> Tensor:
-    """Values (N,C,H,W) continued into the holes of mask (N,1,H,W), where each becomes the mean of its four neighbors.
+    """Continues values (N,C,H,W) into the holes of mask (N,1,H,W), where each becomes the mean of its four neighbors.
 
-    Computed by relaxation from coarse to fine, ``rounds`` at each size: the solution at half the size is the first
-    guess for the next one.
+    Solved by relaxation from coarse to fine: the solution at half the size is the first guess for the full size.
+    rounds: iterations at each size.
     """
     height, width = mask.shape[-2:]
     seen = 1 - mask

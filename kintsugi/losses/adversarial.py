@@ -62,7 +62,8 @@ def r1_penalty(discriminator: Callable[[Tensor], Tensor], images: Tensor) -> Ten
 def no_statistics_update(network: nn.Module) -> Iterator[None]:
     """A context in which batch norms in training mode use the batch's statistics but do not update their averages.
 
-    So a discriminator's averages describe real images alone, not a mixture with fake ones that no batch has.
+    Fake images pass in this context, so that a discriminator's running averages describe real images, and not a mixture
+    of real and fake ones, which no batch holds.
     """
     norms = [m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
     for norm in norms:

@@ -1,4 +1,4 @@
-"""Losses of depth and surface normals, over the pixels whose truth is known, and of contours."""
+"""Losses for depth and surface normals, over the pixels whose truth is known, and for contours."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 MaskedMean = Callable[[Tensor, Tensor], Tensor]
-"""Values and a bool mask of the same shape -> the mean over the mask, (), 0 if the mask is empty."""
+"""A function of values and a bool mask of the same shape: the mean over the mask, (); 0 if the mask is empty."""
 
 
 def masked_mean(values: Tensor, known: Tensor) -> Tensor:
-    """The mean of ``values`` where ``known``, (), 0 if nothing is known. Both have the same shape; ``known`` is bool.
+    """The mean of ``values`` over the elements where ``known`` is true, (); 0 if it is true nowhere.
 
-    In training on several ranks ``World.weighted_mean`` takes its place.
+    known: bool, of the same shape. With several ranks, ``World.weighted_mean`` is used instead.
     """
     return torch.where(known, values, 0).sum() / known.sum().clamp(min=1)
 
@@ -42,10 +42,11 @@ def normal_loss(normal: Tensor, truth: Tensor, mean: MaskedMean = masked_mean) -
 
 
 def contour_loss(logits: Tensor, contour: Tensor) -> Tensor:
-    """Cross-entropy of contours, weighted so that few contours in an image count as much as many; ().
+    """Cross-entropy of contours, weighted so that an image with few contour pixels counts as much as one with many; ().
 
-    logits, contour: (N,1,S,S); contour is 1 on contours, else 0. The weight of an image is its number of other pixels
-    divided by its number of contour pixels, at most S, as in the code of Ren and Lee 2018 (arXiv:1711.09082).
+    logits, contour: (N,1,S,S); contour is 1 on contours, else 0. The loss of each image is multiplied by the number of
+    its other pixels divided by the number of its contour pixels, but at most by S, as in the code of Ren and Lee 2018
+    (arXiv:1711.09082).
     """
     pixels, count = contour[0].numel(), contour.sum((1, 2, 3), keepdim=True)
     weight = (pixels - count) / count.clamp(min=contour.shape[-1])

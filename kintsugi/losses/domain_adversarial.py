@@ -25,5 +25,8 @@ def reverse_gradient(x: Tensor, weight: float) -> Tensor:
 
 
 def domain_accuracy(on_real: Tensor, on_fake: Tensor) -> Tensor:
-    """Fraction of a discriminator's logits on the right side of 0, real and fake with equal weight; 0-d."""
+    """The accuracy of a discriminator of domains, 0-d in [0,1]; real and fake images have equal weight.
+
+    on_real, on_fake: its logits, of any shape; above 0 means real.
+    """
     return ((on_real > 0).float().mean() + (on_fake <= 0).float().mean()) / 2

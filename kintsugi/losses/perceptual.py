@@ -14,9 +14,10 @@ from kintsugi.nets.backbones import IMAGENET_MEAN, IMAGENET_STD
 
 
 class Lpips(nn.Module):
-    """LPIPS, AlexNet, version 0.1 (Zhang 2018, arXiv:1801.03924), as a map: two images (N,3,H,W) in [0,1] -> (N,1,H,W).
+    """LPIPS, version 0.1 with AlexNet (Zhang 2018, arXiv:1801.03924), as a map of distances.
 
-    The linear layers come from the lpips package. trunk: the weights of ImageNet's AlexNet, with torchvision's names.
+    Two images (N,3,H,W) in [0,1] -> (N,1,H,W). The linear layers come from the lpips package. trunk: the weights of
+    AlexNet trained on ImageNet, with torchvision's names.
     """
 
     def __init__(self, trunk: dict[str, Tensor]) -> None:
@@ -35,9 +36,9 @@ class Lpips(nn.Module):
 def open_lpips(trunk: str) -> tuple[Lpips | None, str]:
     """LPIPS and one line that names its weights, or None and one line that gives the reason.
 
-    trunk: ``off``; ``auto``: weights in torch.hub's cache, nothing is downloaded; ``download``; or a file (.pth,
-    .safetensors) of torchvision's AlexNet. Raises ValueError if the file does not hold these weights, OSError if the
-    download fails.
+    trunk: the weights of torchvision's AlexNet: ``auto`` (those in torch.hub's cache, if they are there; nothing is
+    downloaded), ``download``, or a file (.pth, .safetensors); ``off`` for no LPIPS. Raises ValueError if the file does
+    not hold these weights, OSError if the download fails.
     """
     from torchvision.models import AlexNet_Weights
 
@@ -56,15 +57,15 @@ def open_lpips(trunk: str) -> tuple[Lpips | None, str]:
 
 
 ContentLayer = Literal["relu2_2", "relu3_4", "relu5_4"]
-_CONTENT_LAYERS: dict[str, int] = {"relu2_2": 9, "relu3_4": 18, "relu5_4": 36}  # number of torchvision's layers
+_CONTENT_LAYERS: dict[str, int] = {"relu2_2": 9, "relu3_4": 18, "relu5_4": 36}  # number of layers up to it
 
 
 class ContentFeatures(nn.Module):
-    """VGG19's map after a ReLU, before the next pooling: RGB (N,3,H,W) in [0,1] -> (N,C,h,w).
+    """VGG19 up to one of its ReLUs: RGB (N,3,H,W) in [0,1] -> feature map (N,C,h,w).
 
-    The features of SRGAN's content loss (Ledig 2017, arXiv:1609.04802, eq. 5): phi_2,2 is relu2_2, phi_5,4 is relu5_4.
-    Images are normalized by ImageNet's mean and standard deviation inside. Gradients pass through; the weights are
-    frozen.
+    These are the features of SRGAN's content loss (Ledig 2017, arXiv:1609.04802, eq. 5): phi_2,2 is relu2_2, phi_5,4 is
+    relu5_4. Images are normalized by ImageNet's mean and standard deviation inside. Gradients pass through; the weights
+    are frozen.
     """
 
     mean: Tensor
@@ -89,9 +90,9 @@ class ContentFeatures(nn.Module):
         return self.layers((image - self.mean) / self.std)
 
     def distance(self, image: Tensor, truth: Tensor) -> Tensor:
-        """Mean squared difference of the two images' maps, relative to the mean square of the truth's map; 0-d.
+        """Mean squared difference of the two images' feature maps, divided by the mean square of the truth's map; 0-d.
 
-        It has the same scale for weights from Caffe, whose maps are hundreds of times larger than torchvision's.
+        Because of the division the scale is the same for weights from Caffe, whose maps are hundreds of times larger.
         """
         with torch.no_grad():
             target = self(truth).float()
@@ -101,7 +102,7 @@ class ContentFeatures(nn.Module):
 def open_content(layer: ContentLayer, weights: str) -> tuple[ContentFeatures | None, str]:
     """VGG19's features and one line that names their weights, or None and one line that gives the reason.
 
-    weights: of torchvision's VGG19, with the values of ``trunk`` in ``open_lpips``, which has the same errors.
+    weights: those of torchvision's VGG19. The values are those of ``trunk`` in ``open_lpips``, and so are the errors.
     """
     from torchvision.models import VGG19_Weights
 

@@ -1,4 +1,7 @@
-"""Distances between the features of two kinds of images. Features are (N,C), with a row for each position."""
+"""Distances between the features of two kinds of images.
+
+Features are (N,C): a row for each position of each image.
+"""
 
 from __future__ import annotations
 
@@ -9,16 +12,18 @@ from torch import Tensor
 
 from kintsugi.losses.domain_adversarial import domain_accuracy
 
-SIGNIFICANT = 1e-10  # least variance for the scaling of a channel, relative to the mean variance
+SIGNIFICANT = 1e-10  # the least variance by which a channel is scaled, relative to the mean over all channels
 
 
 def probe_accuracy(one: list[Tensor], other: list[Tensor], ridge: float = 1e-3) -> float:
-    """Accuracy of a linear classifier that separates the two kinds of images: about 0.5 = it cannot, 1 = always right.
+    """Accuracy of a linear classifier that separates two kinds of images: 0.5 is chance, 1 is always right.
 
-    The proxy A-distance is 2 (2 accuracy - 1) (Ben-David 2007; Ganin 2016, arXiv:1505.07818, section 5.1.5), here with
-    ridge regression instead of a linear SVM. one, other: the features (P,C) of each image, at least two images of each
-    kind. The classifier is fitted on every second image and tested on the rest, and the other way round. The result is
-    the mean over the two kinds, so that their sizes do not matter.
+    one, other: a list with the features (P,C) of each image, at least two images of each kind. The classifier is fitted
+    on every second image and tested on the others, then the other way round. The result is the mean over both ways and
+    over the two kinds, so that their numbers of images do not matter.
+
+    The proxy A-distance is 2 (2 accuracy - 1) (Ben-David 2007; Ganin 2016, arXiv:1505.07818, section 5.1.5). Deviation:
+    ridge regression instead of a linear SVM.
     """
     folds = [[torch.cat(kind[i::2]).double() for kind in (one, other)] for i in (0, 1)]
     accuracies = []
@@ -39,10 +44,11 @@ def _ridge_classifier(one: Tensor, other: Tensor, ridge: float) -> Callable[[Ten
 
 
 def frechet_distance(one: Tensor, other: Tensor) -> float:
-    """The squared Frechet distance between two sets of features (N,C) and (M,C), as Gaussians, per channel; 0 = equal.
+    """The squared Frechet distance between two sets of features, as Gaussians, per channel; 0 = equal.
 
-    |m1 - m2|^2 + tr(S1 + S2 - 2 (S1 S2)^(1/2)) (Heusel 2017, arXiv:1706.08500, eq. 6), divided by C. The features are
-    scaled to unit variance over the two sets, so that a network does not lower the distance by smaller features.
+    one, other: (N,C) and (M,C). |m1 - m2|^2 + tr(S1 + S2 - 2 (S1 S2)^(1/2)) (Heusel 2017, arXiv:1706.08500, eq. 6),
+    divided by C. The features are first scaled to unit variance over both sets, so that a network cannot lower the
+    distance by making its features smaller.
     """
     one, other = one.double(), other.double()
     mean, scale = _scaling(one, other)
@@ -57,28 +63,34 @@ def frechet_distance(one: Tensor, other: Tensor) -> float:
 
 
 def _scaling(one: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of each channel, (C,), with equal weight for the two sets."""
+    """Mean and standard deviation of each channel, (C,) each, over both sets with equal weight."""
     mean = (one.mean(0) + other.mean(0)) / 2
     variance = ((one - mean).square().mean(0) + (other - mean).square().mean(0)) / 2
     return mean, variance.clamp(min=max(SIGNIFICANT * variance.mean().item(), 1e-30)).sqrt()
 
 
 class DomainGap:
-    """How far apart the features of real and synthetic images are, over many batches."""
+    """Collects features and logits over many batches, and measures how far apart real and synthetic images are."""
 
     def __init__(self) -> None:
         self.features: dict[str, list[Tensor]] = {"synthetic": [], "real": []}  # (P,C) of each image
         self.logits: dict[str, list[Tensor]] = {"synthetic": [], "real": []}
 
     def add(self, domain: str, features: Tensor, logits: Tensor) -> None:
-        """Features (n,C,s,s) of images of a domain, and the discriminator's logits on them, (n,...)."""
+        """Adds a batch of images of one domain.
+
+        domain: ``real`` or ``synthetic``. features: (n,C,s,s). logits: the discriminator's on them, (n,...).
+        """
         self.features[domain] += features.flatten(2).mT.cpu().unbind()
         self.logits[domain].append(logits.flatten(1))
 
     def means(self) -> dict[str, float]:
-        """domain_accuracy of the discriminator, .5 where it cannot tell the domains apart; and two figures that do not
-        depend on how well the discriminator has learned: domain_probe (``probe_accuracy``), and domain_frechet
-        (``frechet_distance``). These need two images of each domain and are left out if there are fewer."""
+        """The figures over all batches:
+
+        - domain_accuracy of the discriminator; 0.5 if it cannot separate the domains.
+        - domain_probe (``probe_accuracy``) and domain_frechet (``frechet_distance``), which do not depend on how well
+          the discriminator has learned. They need two images of each domain and are left out if there are fewer.
+        """
         real, synthetic = self.features["real"], self.features["synthetic"]
         accuracy = domain_accuracy(torch.cat(self.logits["real"]), torch.cat(self.logits["synthetic"]))
         figures = {"domain_accuracy": accuracy.item()}

@@ -8,9 +8,10 @@ from torch.nn.functional import normalize
 
 
 def vote(similarity: Tensor, labels: Tensor, classes: int, neighbors: int, temperature: float = 0.1) -> Tensor:
-    """The predicted classes (M,) of M images, by a vote of the ``neighbors`` most similar of N labeled images.
+    """Predicts the classes (M,) of M images, by a vote of the ``neighbors`` most similar ones of N labeled images.
 
-    similarity (M,N): cosines s; each vote has the weight exp(s / temperature). labels (N,): classes of the N images.
+    similarity (M,N): cosines s; each vote has the weight exp(s / temperature). labels int64 (N,): classes of the N
+    images. classes: their number.
     """
     near, index = similarity.topk(min(neighbors, len(labels)), dim=1)
     votes = torch.zeros(len(similarity), classes, device=similarity.device)
@@ -19,7 +20,10 @@ def vote(similarity: Tensor, labels: Tensor, classes: int, neighbors: int, tempe
 
 
 def leave_one_out(features: Tensor, labels: Tensor, neighbors: int = 20) -> float:
-    """Fraction of images with features (N,D) whose labels (N,) a vote of their nearest other images predicts."""
+    """Accuracy, in [0,1], of predicting each image's label by a vote of its nearest other images.
+
+    features (N,D); labels int64 (N,). neighbors: number of images that vote.
+    """
     unit = normalize(features.float(), dim=1)
     similarity = (unit @ unit.T).fill_diagonal_(-torch.inf)
     predicted = vote(similarity, labels, int(labels.amax()) + 1, min(neighbors, len(unit) - 1))
@@ -30,7 +34,10 @@ CHUNK = 512  # images that are compared at once, which limits the memory for sim
 
 
 def classify(known: Tensor, labels: Tensor, queries: Tensor, classes: int, neighbors: int) -> Tensor:
-    """The predicted classes (M,) of queries (M,C), by votes of their neighbors in known (N,C), with labels (N,)."""
+    """Predicts the classes (M,) of queries (M,C), by votes of their neighbors among known features (N,C).
+
+    labels int64 (N,): classes of the known ones. classes: their number. neighbors: number of images that vote.
+    """
     unit = normalize(known, dim=1)
     chunks = normalize(queries, dim=1).split(CHUNK)
     return torch.cat([vote(x @ unit.T, labels, classes, neighbors) for x in chunks])

@@ -1,4 +1,4 @@
-"""The spread of embeddings, which shows a collapse."""
+"""The spread of embeddings, by which a collapse is detected."""
 
 from __future__ import annotations
 
@@ -7,18 +7,24 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 COLLAPSED = 0.01
-"""A ``spread/deviation`` below this is a collapse. Fresh networks have .05 or more."""
+"""A ``spread/deviation`` below this is a collapse. Untrained networks have 0.05 or more."""
 
 COLLAPSED_RANK = 1.5
-"""A ``spread/rank`` below this is a collapse too: almost all variance is in one direction. Two images have rank 1."""
+"""A ``spread/rank`` below this is a collapse too: almost all variance is in one direction.
+
+Two embeddings alone always have a rank of 1.
+"""
 
 
 def spread(embeddings: Tensor) -> dict[str, Tensor]:
-    """Two figures for the spread of embeddings (N,D), 0-d.
+    """Two figures of how far embeddings (N,D) are spread, 0-d each.
 
-    spread/deviation: the mean standard deviation of the normalized embeddings' coordinates, times sqrt(D): 1 if they
-    are spread evenly over the sphere, 0 if all are one point (Chen and He 2021, arXiv:2011.10566, figure 2).
-    spread/rank: the effective rank, exp of the entropy of the normalized singular values (Roy and Vetterli 2007).
+    spread/deviation: the mean standard deviation of the coordinates of the normalized embeddings, times sqrt(D). It is
+    1 if they are spread evenly over the sphere, and 0 if all are one point (Chen and He 2021, arXiv:2011.10566, figure
+    2).
+
+    spread/rank: the effective rank, which is exp of the entropy of the normalized singular values (Roy and Vetterli
+    2007).
     """
     unit = normalize(embeddings.detach().float(), dim=1)
     values = torch.linalg.svdvals(unit - unit.mean(0))

@@ -10,9 +10,9 @@ from torchmetrics.functional.classification import binary_average_precision
 
 
 def depth_errors(depth: Tensor, truth: Tensor) -> dict[str, float]:
-    """Errors of depth p for the true depth t, both (N,H,W) in meters, over the pixels with t > 0; 0 = missing.
+    """Errors of predicted depth p and true depth t, (N,H,W) in meters each, over the pixels with t > 0.
 
-    The fraction with max(p/t, t/p) < 1.25, the mean of abs(p - t) / t, and the root of the mean (p - t)^2 in meters
+    The fraction with max(p/t, t/p) < 1.25; the mean of |p - t| / t; and the root of the mean of (p - t)^2, in meters
     (Eigen and Fergus 2015, arXiv:1411.4734).
     """
     known = truth > 0
@@ -26,9 +26,9 @@ def depth_errors(depth: Tensor, truth: Tensor) -> dict[str, float]:
 
 
 def normal_errors(normal: Tensor, truth: Tensor) -> dict[str, float]:
-    """Fractions of the angles below 11.25, 22.5 and 30 degrees, and the mean and median angle in degrees.
+    """Fractions of the angles between normals below 11.25, 22.5 and 30 degrees; their mean and median in degrees.
 
-    Normals (N,3,H,W), unit; true ones are 0 where they are missing. Figures of Fouhey et al. 2013 (ICCV).
+    normal, truth: unit (N,3,H,W); the truth is 0 where it is missing. The figures of Fouhey et al. 2013 (ICCV).
     """
     angle = normal_angles(normal, truth)
     return {
@@ -39,13 +39,16 @@ def normal_errors(normal: Tensor, truth: Tensor) -> dict[str, float]:
 
 
 def normal_angles(normal: Tensor, truth: Tensor) -> Tensor:
-    """Angles in degrees between unit normals (N,3,H,W), (K,): one for each of the K pixels whose truth is not 0."""
+    """Angles between predicted and true normals, in degrees, (K,): one for each of the K pixels whose truth is known.
+
+    normal, truth: unit (N,3,H,W); the truth is 0 where it is missing.
+    """
     cosine = (normal * truth).sum(1)[truth.any(1)]
     return torch.rad2deg(cosine.clamp(-1, 1).acos())
 
 
 class SurfaceErrors:
-    """Mean errors of depth, normals and contours over many batches. Values are collected on the CPU."""
+    """Collects the errors of depth, normals and contours over many batches, on the CPU."""
 
     def __init__(self) -> None:
         self.depth: list[Tensor] = []
@@ -53,16 +56,19 @@ class SurfaceErrors:
         self.contours: list[tuple[Tensor, Tensor]] = []
 
     def add_depth(self, log_depth: Tensor, truth: Tensor) -> None:
-        """log_depth: predictions (N,1,H,W), logarithms of meters. truth: (N,1,H,W) in meters, 0 = missing."""
+        """Adds a batch of depth, (N,1,H,W) each.
+
+        log_depth: predictions, logarithms of meters. truth: meters, 0 = missing.
+        """
         known = truth > 0
         self.depth.append((log_depth[known] - truth[known].log()).cpu())
 
     def add_normals(self, normal: Tensor, truth: Tensor) -> None:
-        """Both (N,3,H,W), unit; the truth is 0 where it is missing."""
+        """Adds a batch. normal, truth: unit (N,3,H,W); the truth is 0 where it is missing."""
         self.angles.append(normal_angles(normal, truth).cpu())
 
     def add_contours(self, logits: Tensor, truth: Tensor) -> None:
-        """Both (N,1,H,W); the truth is 1 on contours, else 0."""
+        """Adds a batch. logits, truth: (N,1,H,W); the truth is 1 on contours, else 0."""
         self.contours.append((logits.sigmoid().flatten().cpu(), truth.flatten().long().cpu()))
 
     def means(self) -> dict[str, float]:

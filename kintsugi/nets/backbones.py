@@ -25,13 +25,15 @@ class Backbone:
     name: Literal["resnet18", "resnet50", "alexnet", "dcgan"] = "resnet18"
     norm: Norm = "batch"
     width: float = 1.0
-    """Fraction of the channels: 1, or .5 for each half of a split-brain network."""
+    """Multiplies all numbers of channels: 1, or 0.5 for each half of a split-brain network."""
     stem: Literal["large", "small"] = "large"
-    """small, for ResNets only: a 3x3 convolution without stride and without pooling, for images of about 32 px. The
-    strides are then 1, 2, 4, 8."""
+    """small, for ResNets only: a 3x3 convolution of stride 1 and no pooling, for images of about 32 px.
+
+    The strides are then 1, 2, 4, 8.
+    """
 
     def build(self) -> Encoder:
-        """Raises ValueError with one line for settings that do not fit."""
+        """Makes the encoder. Raises ValueError with one line for settings that do not fit."""
         if self.stem == "small" and not self.name.startswith("resnet"):
             raise ValueError(f"{self.name} has no small stem: use a ResNet")
         kinds = {"resnet18": ResNet, "resnet50": ResNet, "alexnet": AlexNet, "dcgan": DCGAN}
@@ -41,6 +43,7 @@ class Backbone:
         raise ValueError(f"unknown backbone {self.name!r}: use resnet18, resnet50, alexnet or dcgan")
 
     def plain(self) -> dict[str, Any]:
+        """As ``Spec.plain``."""
         return {"kind": "backbone", **asdict(self)}
 
 
@@ -117,7 +120,7 @@ class AlexNet(_ImageNetNormalized):
 
     The convolutions' weights have torchvision's names and shapes. Two deviations: a normalization after each
     convolution replaces local response normalization, as in later self-supervised work; and the pools are padded by 1,
-    so that the maps have sides H/8, H/16, H/32 as in the other encoders, and images of 32 px reach pool5.
+    so that the maps have sides H/8, H/16, H/32 as in the other encoders, and images of 32 px are large enough.
     """
 
     channels = {4: 64, 8: 192, 16: 256, 32: 256}  # noqa: RUF012  (the contract's attribute, the same for all instances)

@@ -13,10 +13,10 @@ MEAN_COLOR = (123 / 255, 117 / 255, 104 / 255)  # RGB with which the authors fil
 
 
 class ContextEncoder(nn.Module):
-    """RGB (N,3,S,S) in [0,1] and holes (N,1,S,S), 1 = hole -> the whole image, painted, (N,3,S,S) in [0,1].
+    """Paints holes: RGB (N,3,S,S) in [0,1] and holes (N,1,S,S), 1 = hole -> the whole image (N,3,S,S) in [0,1].
 
-    S is ``size``. The encoder sees ``MEAN_COLOR`` in the holes. A backbone named ``dcgan`` gets the bottleneck of the
-    authors' released network, any other the paper's.
+    S is ``size``. The encoder gets ``MEAN_COLOR`` in the holes. The backbone ``dcgan`` comes with the bottleneck of the
+    authors' released network, all others with the paper's.
     """
 
     mean_color: Tensor
@@ -38,7 +38,7 @@ class ContextEncoder(nn.Module):
 
 
 def _channelwise_bottleneck(channels: int, side: int, norm: Norm) -> nn.Module:
-    """The paper's: each map is mixed over its own positions; then a 1x1 convolution mixes the maps."""
+    """The paper's bottleneck: mixes each map over its own positions, then all maps by a 1x1 convolution."""
     return nn.Sequential(
         ChannelwiseLinear(channels, side**2, side**2),  # (N,C,side,side)
         nn.Conv2d(channels, channels, 1, bias=False),
@@ -48,7 +48,7 @@ def _channelwise_bottleneck(channels: int, side: int, norm: Norm) -> nn.Module:
 
 
 def _dense_bottleneck(channels: int, side: int, norm: Norm) -> nn.Module:
-    """That of the released 128-px network: everything passes through 4000 units."""
+    """The bottleneck of the released 128-px network: everything passes through 4000 units."""
     return nn.Sequential(
         nn.Conv2d(channels, 4000, side, bias=False),  # (N,C,side,side) -> (N,4000,1,1)
         normalization(norm, 4000),

@@ -1,4 +1,4 @@
-"""Decoders: from features to pictures and maps."""
+"""Decoders, which turn features into pictures and maps."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ class ChannelwiseLinear(nn.Module):
     """Channel-wise fully connected layer (Pathak 2016, arXiv:1604.07379, section 3.1).
 
     (N,C,h,w) with h*w = ``positions_in`` -> (N,C,s,s) with s*s = ``positions_out``. Each of the C maps has its own
-    matrix from positions to positions, and maps are not mixed: C*h*w*s*s weights, a C-th of a dense layer's. Raises
-    ValueError if ``positions_out`` is no square number.
+    matrix from positions to positions; maps are not mixed. So it has C*h*w*s*s weights, while a dense layer would have
+    C times as many. Raises ValueError if ``positions_out`` is not a square number.
     """
 
     def __init__(self, channels: int, positions_in: int, positions_out: int) -> None:
@@ -26,7 +26,7 @@ class ChannelwiseLinear(nn.Module):
         self.side = isqrt(positions_out)
         if self.side**2 != positions_out:
             raise ValueError(f"positions_out must be a square number, not {positions_out}")
-        # With this standard deviation outputs have the mean square of the inputs.
+        # With this standard deviation, outputs have the same mean square as inputs.
         self.weight = nn.Parameter(torch.randn(channels, positions_out, positions_in) / positions_in**0.5)
         self.bias = nn.Parameter(torch.zeros(channels, positions_out))
 
@@ -38,8 +38,9 @@ class ChannelwiseLinear(nn.Module):
 class Pyramid(nn.Module):
     """A feature pyramid (Lin 2017, arXiv:1612.03144): {stride: map} -> (N,out,H/s,W/s), s the finest stride.
 
-    From coarse to fine: the result so far, enlarged twice, plus a 1x1 convolution of the finer map, then a 3x3
-    convolution, norm and ReLU with ``width`` channels.
+    It goes from the coarsest stride to the finest. At each stride, a 1x1 convolution of the map is added to the result
+    so far, enlarged twice; then follow a 3x3 convolution, a norm and a ReLU, with ``width`` channels. A final 1x1
+    convolution gives ``out`` channels.
     """
 
     def __init__(self, channels: dict[int, int], out: int, width: int = 128, norm: Norm = "batch") -> None:
@@ -53,7 +54,10 @@ class Pyramid(nn.Module):
         self.last = nn.Conv2d(width, out, 1)
 
     def forward(self, features: dict[int, Tensor], added: dict[int, Tensor] | None = None) -> Tensor:
-        """added: maps (N,width,H/stride,W/stride) by stride, which are added to the lateral ones."""
+        """features: maps by stride, with the channels of the constructor.
+
+        added: maps (N,width,H/stride,W/stride) by stride, which are added to the 1x1 convolutions of these strides.
+        """
         x: Tensor | None = None
         for stride, lateral, smooth in zip(self.strides, self.lateral, self.smooth, strict=True):
             y = lateral(features[stride])
@@ -66,8 +70,8 @@ class Pyramid(nn.Module):
 class Decoder(nn.Module):
     """Up-convolutions: features (N,C,h,w) -> RGB (N,3,H,W) in [0,1], where H = h * 2 ** (len(widths) + 1).
 
-    Each is a 4x4 transposed convolution that doubles the side. A sigmoid follows the last one, a norm and a ReLU each
-    other one. ``widths`` are the channels between them. Weights start like DCGAN's (``normal_init``).
+    Each layer is a 4x4 transposed convolution that doubles the side. The last one is followed by a sigmoid, all others
+    by a norm and a ReLU. widths: the channels between layers. Weights are initialized as in DCGAN (``normal_init``).
     """
 
     def __init__(self, channels_in: int, widths: Sequence[int], norm: Norm = "batch") -> None:

@@ -21,12 +21,13 @@ class DiscriminatorSpec:
     size: int
     """Side of the square input images, px; at least 8."""
     width: int = 64
-    """Channels of the first convolution. They double with each one, up to 8 times this number."""
+    """Channels of the first convolution. They double with each further one, up to 8 times this number."""
     norm: DiscriminatorNorm = "batch"
     """Normalization after each convolution except the first; spectral: spectral normalization of all weights instead
     (Miyato 2018, arXiv:1802.05957)."""
 
     def build(self) -> Discriminator:
+        """Makes the discriminator. Raises ValueError with one line if the images are too small."""
         if self.size < 8:
             raise ValueError(f"a discriminator needs images of at least 8 px, not {self.size}")
         return Discriminator(self)
@@ -36,7 +37,7 @@ class DiscriminatorSpec:
 
 
 class DiscriminatorEncoder(Encoder):
-    """The discriminator without its last layer: 4x4 convolutions of stride 2 until the side is 4 to 7."""
+    """The discriminator without its last layer: 4x4 convolutions of stride 2, until the side is 4 to 7 px."""
 
     def __init__(self, spec: DiscriminatorSpec) -> None:
         super().__init__()
@@ -77,7 +78,7 @@ class Discriminator(nn.Module):
 
 
 def _block(channels_in: int, channels: int, norm: DiscriminatorNorm, first: bool) -> nn.Sequential:
-    """4x4 convolution of stride 2, norm, LeakyReLU; no norm in the first one, whose input is the image."""
+    """4x4 convolution of stride 2, norm, LeakyReLU. The first block, whose input is the image, has no norm."""
     if first or norm == "spectral":
         conv = nn.Conv2d(channels_in, channels, 4, stride=2, padding=1)
         return nn.Sequential(conv, nn.LeakyReLU(0.2, inplace=True))
@@ -95,9 +96,11 @@ class SRGANDiscriminatorSpec:
     size: int
     """Side of the square input images, px; a multiple of 16."""
     width: int = 64
+    """Channels of the first convolutions; later ones have up to 8 times this number."""
     norm: Literal["batch", "group"] = "batch"
 
     def build(self) -> SRGANDiscriminator:
+        """Makes the discriminator. Raises ValueError with one line if the size is not a multiple of 16 px."""
         if self.size % 16:
             raise ValueError(f"SRGAN's discriminator needs sides of a multiple of 16 px, not {self.size}")
         return SRGANDiscriminator(self)
@@ -107,7 +110,10 @@ class SRGANDiscriminatorSpec:
 
 
 class SRGANDiscriminatorEncoder(Encoder):
-    """SRGAN's eight 3x3 convolutions: pairs of 1, 2, 4 and 8 times ``width`` channels; the second has stride 2."""
+    """SRGAN's eight 3x3 convolutions, in four pairs.
+
+    The pairs have 1, 2, 4 and 8 times ``width`` channels. The second convolution of each pair has stride 2.
+    """
 
     def __init__(self, spec: SRGANDiscriminatorSpec) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""The contract of all encoders, by which features are transferred to other tasks."""
+"""The contract that all encoders fulfill, so that their features can be transferred to other tasks."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ class Spec(Protocol):
 class Encoder(nn.Module):
     """RGB (N,3,H,W) in [0,1] -> {stride: feature map (N,C,H/stride,W/stride)}, fine to coarse.
 
-    Fully convolutional: takes any image with sides of at least 32 px. Input normalization happens inside. ``channels``
-    holds the C of each stride.
+    Fully convolutional: takes images of any size with sides of at least 32 px. Normalizes its input itself. ``spec``
+    holds its settings, ``channels`` the C of each stride.
     """
 
     spec: Spec
     channels: dict[int, int]
     planes: int = 3
-    """Channels of the input: 3, or 6 for RGB and HHA (``kintsugi.data.hha``), which few tasks have."""
+    """Channels of the input: 3 for RGB, or 6 for RGB and HHA (``kintsugi.data.hha``), which only few tasks have."""
 
     def forward(self, image: Tensor) -> dict[int, Tensor]:
         raise NotImplementedError
 
     def vector(self, maps: dict[int, Tensor]) -> Tensor:
-        """One vector per image (N,D) from the maps of ``forward``: the coarsest one, averaged over its positions."""
+        """One vector per image, (N,D), from the maps of ``forward``: the coarsest map, averaged over its positions."""
         return maps[max(maps)].mean((2, 3))
 
     def vectors(self, image: Tensor) -> Tensor:

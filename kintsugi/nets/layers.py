@@ -42,7 +42,7 @@ def normal_init(module: nn.Module) -> None:
 
 
 def stage_maps(x: Tensor, strides: Iterable[int], stages: Iterable[nn.Module]) -> dict[int, Tensor]:
-    """Passes ``x`` through the stages, one after the other. Returns each stage's output by its stride."""
+    """Passes ``x`` through the stages, one after the other. Returns the output of each stage: stride -> map."""
     maps = {}
     for stride, stage in zip(strides, stages, strict=True):
         x = maps[stride] = stage(x)
@@ -50,10 +50,11 @@ def stage_maps(x: Tensor, strides: Iterable[int], stages: Iterable[nn.Module]) -
 
 
 class SplitBatchNorm(nn.Module):
-    """Batch normalization of each of ``splits`` parts of the batch alone, as MoCo has it on several devices.
+    """Batch normalization that is computed separately for each of ``splits`` equal parts of the batch, as in MoCo.
 
-    Not a subclass of torch's batch norm, so that it is never synchronized over devices. Its running statistics are the
-    means over the parts.
+    It is not a subclass of torch's batch norm, so that it is never synchronized over devices. Its running statistics
+    are the means over the parts. If the batch cannot be divided into ``splits`` parts of at least two images, it uses
+    fewer.
     """
 
     running_mean: Tensor

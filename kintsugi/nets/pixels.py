@@ -15,7 +15,7 @@ STRIDE = 8
 
 @dataclass(frozen=True)
 class Pixels:
-    """The spec of ``PixelEncoder``, which has no settings."""
+    """The settings of ``PixelEncoder``, which has none."""
 
     def build(self) -> PixelEncoder:
         return PixelEncoder(self)
@@ -25,7 +25,10 @@ class Pixels:
 
 
 class PixelEncoder(Encoder):
-    """Each block of 8x8 pixels as one position with 192 channels. Sides are padded with 0 to whole blocks."""
+    """Takes each block of 8x8 pixels as one position with 192 channels: {8: (N,192,H/8,W/8)}.
+
+    Images whose sides are not multiples of 8 px are padded with 0.
+    """
 
     def __init__(self, spec: Pixels) -> None:
         super().__init__()

@@ -1,6 +1,7 @@
-"""Encoders that use some planes of an image, such as its lightness, and encoders of RGB and HHA.
+"""Encoders of some planes of an image, such as its lightness, and encoders of RGB and HHA.
 
-All take RGB or RGB and HHA, so that ``eval`` transfers features of methods that train on planes like any others.
+The input of all of them is RGB, or RGB and HHA. So ``eval`` can transfer features of methods that train on planes in
+the same way as all others.
 """
 
 from __future__ import annotations
@@ -19,7 +20,10 @@ from kintsugi.nets.encoder import Encoder
 
 @dataclass(frozen=True)
 class Planes:
-    """A backbone whose input is lightness (L), chroma (ab), or the gradients of lightness (sobel) alone."""
+    """The settings of ``PlaneEncoder``: a backbone that gets only some planes of the image.
+
+    These are lightness (L), chroma (ab), or the gradients of lightness (sobel).
+    """
 
     planes: Literal["L", "ab", "sobel"]
     backbone: Backbone
@@ -33,7 +37,10 @@ class Planes:
 
 @dataclass(frozen=True)
 class Joined:
-    """Several encoders whose maps are concatenated (Zhang 2017, arXiv:1611.09842, section 3.2)."""
+    """The settings of ``JoinedEncoder``: several encoders whose maps are concatenated.
+
+    As in Zhang 2017 (arXiv:1611.09842, section 3.2).
+    """
 
     parts: tuple[Planes, ...]
 
@@ -46,7 +53,7 @@ class Joined:
 
 @dataclass(frozen=True)
 class Rgbd:
-    """A backbone for RGB and one for HHA (``kintsugi.data.hha``), whose maps are concatenated."""
+    """The settings of ``RgbdEncoder``: a backbone for RGB and one for HHA (``kintsugi.data.hha``)."""
 
     rgb: Backbone
     hha: Backbone
@@ -59,7 +66,10 @@ class Rgbd:
 
 
 class PlaneEncoder(Encoder):
-    """The encoder of ``Planes``: converts RGB to Lab inside."""
+    """RGB (N,3,H,W) in [0,1] -> the maps of a backbone that gets only some planes of the image.
+
+    Converts RGB to Lab inside.
+    """
 
     def __init__(self, spec: Planes) -> None:
         super().__init__()
@@ -84,7 +94,10 @@ class PlaneEncoder(Encoder):
 
 
 class JoinedEncoder(Encoder):
-    """The encoder of ``Joined``, from encoders built from ``Planes``, trained or fresh."""
+    """RGB (N,3,H,W) in [0,1] -> the maps of several encoders, concatenated at each stride.
+
+    parts: encoders with ``Planes`` as settings, trained or fresh.
+    """
 
     def __init__(self, parts: Sequence[Encoder]) -> None:
         super().__init__()
@@ -100,7 +113,7 @@ class JoinedEncoder(Encoder):
 
 
 class RgbdEncoder(Encoder):
-    """The encoder of ``Rgbd``: RGB and HHA (N,6,H,W) in [0,1] -> the concatenated maps of both encoders."""
+    """RGB and HHA (N,6,H,W) in [0,1] -> the maps of an encoder for each, concatenated at each stride."""
 
     planes = 6
 

@@ -1,4 +1,4 @@
-"""Convolutional networks of torchvision and timm as encoders, by name, and their published weights."""
+"""Convolutional networks of torchvision and timm as encoders, chosen by name, and their published weights."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from kintsugi.nets.backbones import IMAGENET_MEAN, IMAGENET_STD, Backbone
 from kintsugi.nets.encoder import Encoder
 
 _TIMM = "timm/"
-_CLASSIFIERS = ("classifier", "fc")  # the names of classifiers in torchvision's convolutional networks
+_CLASSIFIERS = ("classifier", "fc")  # what torchvision's convolutional networks call their classifiers
 _OWN = {"resnet18": Backbone("resnet18"), "resnet50": Backbone("resnet50")}
 _TRANSFORMERS = ("vit_", "swin_", "maxvit_")
 _LEAST, _MOST = 32, 128  # px, the range in which the smallest possible side of a network's input is searched
@@ -31,7 +31,7 @@ class Published:
     """A convolutional network of torchvision, or of timm if torchvision has none of that name."""
 
     name: str
-    """The name in ``torchvision.models`` or timm; ``timm/NAME`` for timm's network if both have it."""
+    """The name in ``torchvision.models`` or timm. If both have it, ``timm/NAME`` chooses timm's network."""
 
     def build(self) -> PublishedEncoder:
         """The encoder with fresh weights. Raises ValueError with one line if there is no such network."""
@@ -44,11 +44,11 @@ class Published:
 
 
 class PublishedEncoder(Encoder):
-    """A network without its classifier, ``trunk``. The input is normalized by the mean and std that it expects.
+    """A published network without its classifier. Normalizes its input as the network expects it.
 
-    Strides are powers of two, from 2. Maps of networks that do not pad are slightly smaller: 224 px become 109, 54, 27
-    and 13 in squeezenet1_0. Some networks need sides of more than 32 px, at least ``least``; smaller images raise
-    ValueError.
+    Strides are powers of two, from 2 on. Networks that do not pad give slightly smaller maps: 109, 54, 27 and 13 px for
+    images of 224 px in squeezenet1_0. Some networks need images with sides of more than 32 px, at least ``least``;
+    smaller images raise ValueError.
     """
 
     mean: Tensor
@@ -97,7 +97,7 @@ def _torchvision(name: str) -> nn.Module:
     from torchvision.models import get_model
 
     options: dict[str, bool] = {}
-    if name in ("googlenet", "inception_v3"):  # their weights are for inputs in [-1,1], which they compute
+    if name in ("googlenet", "inception_v3"):  # their weights expect inputs in [-1,1], to which they convert inside
         options = {"transform_input": True, "aux_logits": False, "init_weights": False}
     return get_model(name, weights=None, **options)
 
@@ -113,10 +113,11 @@ def _from_torchvision(spec: Published) -> PublishedEncoder:
 
 
 def _levels(net: nn.Module) -> dict[int, tuple[str, int]]:
-    """Stride -> node and channels of its last map on which alone all later maps depend; strides from fine to coarse.
+    """Finds one map for each stride: stride -> name of its node and number of its channels, from fine to coarse.
 
-    So a map is the output of a block, never of a branch within one. The strides are found by one forward pass on the
-    meta device, of an image 64 times as wide as high: only maps of the image have such sides.
+    It is the last map of that stride that alone determines everything after it. So it is the output of a block, never
+    of a branch within one. The strides are found by one forward pass on the meta device, with an image 64 times as wide
+    as high: only maps of the image have such sides.
     """
     from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
 
@@ -128,7 +129,7 @@ def _levels(net: nn.Module) -> dict[int, tuple[str, int]]:
     name_of = {node: name for name, node in cast(dict[str, Any], output.args[0]).items()}
     place = {node: i for i, node in enumerate(nodes)}
     levels: dict[int, tuple[str, int]] = {}
-    reach = 0  # the last place at which any node so far is used
+    reach = 0  # the last place at which the output of any node so far is used
     for i, node in enumerate(nodes):
         alone = reach <= i
         reach = max([reach, *(place[user] for user in node.users if user is not output)])
@@ -189,13 +190,13 @@ def _near(name: str, names: Sequence[str]) -> str:
 
 
 def load_published(name: str, file: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Reads published weights: the spec of an encoder as a plain dict, and its state dict.
+    """Reads published weights: the settings of an encoder as a plain dict, and its state dict.
 
-    name: as in ``Published``; resnet18 and resnet50 become the project's own encoders, so that a comparison with random
-    weights is the one of the project's methods. file: a state dict with torchvision's or timm's names, as .safetensors,
-    .pth or .pt. It may be inside ``state_dict`` or ``model``, and its names may have a prefix such as ``module.``.
-    Weights of the classifier are ignored. Raises ValueError with one line if the file holds no weights, or those of
-    another network.
+    name: as in ``Published``. resnet18 and resnet50 become the project's own encoders, so that they are compared with
+    the same random weights as the project's methods. file: a state dict with torchvision's or timm's names, as
+    .safetensors, .pth or .pt. It may be inside ``state_dict`` or ``model``, and its names may have a prefix such as
+    ``module.``. Weights of the classifier are ignored. Raises ValueError with one line if the file holds no weights, or
+    those of another network.
     """
     spec = _OWN.get(name) or Published(name)
     state = spec.build().state_dict()
@@ -224,7 +225,10 @@ def load_published(name: str, file: Path) -> tuple[dict[str, Any], dict[str, Ten
 
 
 def _flat(key: str) -> str:
-    """A name with _ for each dot: timm's encoders have ``stages_0.blocks`` for the network's ``stages.0.blocks``."""
+    """The name with _ for each dot.
+
+    timm's encoders have ``stages_0.blocks`` for the network's ``stages.0.blocks``.
+    """
     return key.replace(".", "_")
 
 
@@ -236,7 +240,7 @@ def _prefix(given: Collection[str], wanted: Sequence[str]) -> str:
 
 
 def _foreign(name: str, prefix: str, given: Sequence[str], wanted: Sequence[str]) -> str | None:
-    """The first given name that belongs to a part of the encoder but is not a name of the network.
+    """The first name in the file that belongs to a part of the encoder but is unknown to the network; else None.
 
     Without this check a shallow network would accept the weights of a deeper one.
     """

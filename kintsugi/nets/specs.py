@@ -1,4 +1,4 @@
-"""Builds encoders from the plain dicts in checkpoints."""
+"""Builds encoders from the plain dicts of settings in checkpoints."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ from kintsugi.nets.srresnet import SRResNetSpec
 
 
 def build_spec(spec: dict[str, Any]) -> Encoder:
-    """The encoder that a plain dict (``Spec.plain``) describes, with fresh weights. Raises ValueError if unknown."""
+    """Builds the encoder that a plain dict (``Spec.plain``) describes, with fresh weights.
+
+    Raises ValueError with one line for unknown settings.
+    """
     kind = spec.get("kind")
     try:
         if kind == "backbone":
@@ -43,7 +46,7 @@ def build_spec(spec: dict[str, Any]) -> Encoder:
 
 
 def fresh(encoder: Encoder, seed: int) -> Encoder:
-    """A network like ``encoder`` with fresh weights from ``seed``, on its device and in evaluation mode."""
+    """Builds a network like ``encoder`` with fresh weights from ``seed``, on its device, in evaluation mode."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         built = build_spec(encoder.spec.plain())

@@ -33,15 +33,15 @@ class SRResNetSpec:
 
     @property
     def reach(self) -> int:
-        """The largest distance, px of the small image, at which a pixel can change an output pixel."""
+        """How many px of the small image around a pixel can have an effect on its enlargement."""
         return 4 + 2 * self.blocks + 1 + 1 + 1 + 1 + 3  # 9x9, blocks, 3x3, two up, 9x9 at 4 times the size, bicubic
 
 
 class Trunk(Encoder):
-    """All layers before the enlargement.
+    """SRResNet's encoder: all layers before the enlargement.
 
-    As an encoder it takes images of the size of the network's output and shrinks them 4 times, as in training. So its
-    features have stride 4; those of strides 8 and 16 are means of them.
+    As an encoder it takes images of the size of SRResNet's output, and shrinks them 4 times, as in training. So its
+    features have stride 4. Those of strides 8 and 16 are averages of them over 2x2 and 4x4 positions.
     """
 
     def __init__(self, spec: SRResNetSpec) -> None:
@@ -55,7 +55,7 @@ class Trunk(Encoder):
         )
 
     def small(self, image: Tensor) -> Tensor:
-        """Small images (N,3,h,w) in [0,1] -> features (N,C,h,w), with the long skip connection."""
+        """Features (N,C,h,w) of small images (N,3,h,w) in [0,1], including the long skip connection."""
         x = self.first(image)
         return x + self.last(self.blocks(x))
 
@@ -66,10 +66,10 @@ class Trunk(Encoder):
 
 
 class SRResNet(nn.Module):
-    """RGB (N,3,h,w) in [0,1] -> (N,3,4h,4w) in about [0,1], not clipped.
+    """Enlarges images 4 times: RGB (N,3,h,w) in [0,1] -> (N,3,4h,4w) in about [0,1], not clipped.
 
-    Deviation: it predicts the difference from the bicubic enlargement (as Kim 2016, arXiv:1511.04587), so that training
-    starts at the baseline and is faster.
+    Deviation: it predicts the difference from the bicubic enlargement (as in Kim 2016, arXiv:1511.04587), so that
+    training starts at that baseline and is faster.
     """
 
     def __init__(self, spec: SRResNetSpec) -> None:
@@ -114,10 +114,10 @@ class _Block(nn.Module):
 
 @torch.no_grad()
 def pieces(image: Tensor, net: SRResNet, tile: int = 128) -> Iterator[tuple[int, int, Tensor]]:
-    """Enlarges an image (3,h,w) in [0,1] in tiles of ``tile`` px: top and left in the large image, and the piece there.
+    """Enlarges an image (3,h,w) in [0,1] in tiles of ``tile`` px. Yields top, left and pixels of each enlarged tile.
 
-    Pieces are (3,H,W) in [0,1], on the CPU. Each tile is enlarged with a margin of the network's ``reach``, so that its
-    pixels are those of the whole image.
+    top and left are px in the large image. Pixels are (3,H,W) in [0,1], on the CPU. Each tile is enlarged together with
+    a margin of the network's ``reach``, so that the result is the same as for the whole image.
     """
     device = next(net.parameters()).device
     _, height, width = image.shape
@@ -133,7 +133,10 @@ def pieces(image: Tensor, net: SRResNet, tile: int = 128) -> Iterator[tuple[int,
 
 
 def upscale(image: Tensor, net: SRResNet, tile: int = 128) -> Tensor:
-    """(3,h,w) in [0,1], of any size -> (3,4h,4w) in [0,1], on the CPU; ``tile`` px of the small image at a time."""
+    """Enlarges an image of any size 4 times, in tiles: (3,h,w) in [0,1] -> (3,4h,4w) in [0,1], on the CPU.
+
+    tile: side of the tiles, px of the small image.
+    """
     _, height, width = image.shape
     large = torch.empty(3, SCALE * height, SCALE * width)
     for top, left, piece in pieces(image, net, tile):

@@ -14,13 +14,16 @@ from kintsugi.nets.backbones import Backbone
 from kintsugi.nets.layers import Norm, normalization
 
 STRIDES = {"alexnet": (16,), "resnet18": (16, 32), "resnet50": (16, 32)}
-"""Strides of the feature maps that the heads and the discriminator see; alexnet's is conv5, as in the paper."""
-NEAR, FAR = 1.0, 8.0  # meters; white and black in pictures of depth
+"""Backbone -> strides of the maps that the heads and the discriminator get. AlexNet's is conv5, as in the paper."""
+NEAR, FAR = 1.0, 8.0  # meters: the depths that are white and black in pictures of depth
 
 
 @dataclass(frozen=True)
 class SurfacePrediction:
-    """log_depth (N,1,H,W), logarithms of meters; normal (N,3,H,W), unit; contour (N,1,H,W), logits."""
+    """Predicted surfaces of N images.
+
+    log_depth: (N,1,H,W), logarithms of meters. normal: unit (N,3,H,W), camera axes. contour: logits (N,1,H,W).
+    """
 
     log_depth: Tensor
     normal: Tensor
@@ -31,15 +34,15 @@ class SurfacePrediction:
         return [depth_picture(self.log_depth), self.normal / 2 + 0.5, self.contour.sigmoid().expand(-1, 3, -1, -1)]
 
     def expand(self, count: int) -> SurfacePrediction:
-        """One prediction (N = 1) for each of ``count`` images."""
+        """Repeats one prediction (N = 1) for each of ``count`` images."""
         shape = (count, -1, -1, -1)
         return SurfacePrediction(self.log_depth.expand(shape), self.normal.expand(shape), self.contour.expand(shape))
 
 
 def mean_surfaces(depth: Tensor, normal: Tensor, contour: Tensor) -> SurfacePrediction:
-    """The mean of true surfaces at each pixel, as one prediction (N = 1).
+    """The mean of N true surfaces at each pixel, as one prediction (N = 1).
 
-    depth (N,1,H,W) in meters, 0 = missing; normal (N,3,H,W), unit; contour (N,1,H,W), 1 on contours, else 0.
+    depth: (N,1,H,W) in meters, 0 = missing. normal: unit (N,3,H,W). contour: (N,1,H,W), 1 on contours, else 0.
     """
     known = depth > 0
     log_depth = torch.where(known, depth.clamp(min=1e-3).log(), 0).sum(0) / known.sum(0).clamp(min=1)
@@ -48,7 +51,10 @@ def mean_surfaces(depth: Tensor, normal: Tensor, contour: Tensor) -> SurfacePred
 
 
 def depth_picture(log_depth: Tensor) -> Tensor:
-    """Log depth (N,1,H,W) as gray (N,3,H,W): white at ``NEAR`` meters, black at ``FAR`` and where depth is missing."""
+    """A picture of log depth (N,1,H,W), logarithms of meters: gray (N,3,H,W) in [0,1].
+
+    White is ``NEAR`` meters or less; black is ``FAR`` meters or more, or missing depth.
+    """
     near, far = math.log(NEAR), math.log(FAR)
     gray = ((far - log_depth) / (far - near)).clamp(0, 1)
     missing = log_depth < math.log(2e-3)
@@ -78,7 +84,7 @@ class SurfaceNet(nn.Module):
 
 
 def _head(channels: int, out: int, norm: Norm) -> nn.Sequential:
-    """Up-convolutions to half of the image's side, then bilinear: (N,C,s,s) -> (N,out,16s,16s)."""
+    """Up-convolutions to half of the image's side, then bilinear enlargement: (N,C,s,s) -> (N,out,16s,16s)."""
     layers: list[nn.Module] = []
     for wide, narrow in pairwise((channels, 64, 64, 32)):
         layers += [
@@ -90,7 +96,10 @@ def _head(channels: int, out: int, norm: Norm) -> nn.Sequential:
 
 
 class PatchDiscriminator(nn.Module):
-    """Features (N,C,s,s) -> a logit for each patch (N,1,s/2,s/2), above 0 = real; about 6x6 at the paper's size."""
+    """Predicts for each patch of features whether the image is real: (N,C,s,s) -> logits (N,1,s/2,s/2), above 0 = real.
+
+    At the paper's image size there are about 6x6 patches.
+    """
 
     def __init__(self, channels: int, norm: Norm, width: int = 512) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""The semantic classes of the built-in scenes. A class is its number, an index into ``CLASSES``."""
+"""The semantic classes of the built-in scenes. A class is given by its number, an index into ``CLASSES``."""
 
 CLASSES = tuple(
     "wall floor ceiling window door picture rug table chair sofa bed shelf cupboard lamp plant ball box book vase "

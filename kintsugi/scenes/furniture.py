@@ -1,7 +1,8 @@
-"""The pieces of the built-in scenes, each a table of parts (``kintsugi.scenes.pieces`` says how to read them).
+"""The furniture and other pieces of the built-in scenes, each a list of parts (see ``kintsugi.scenes.pieces``).
 
-A row is a shape's center, its half extents (both in meters) and its material. w, h and r are half the width, half the
-height and the radius. Random sizes and materials are drawn in the order in which they are written.
+A part is given by its center and its half extents, both in meters, and its material. w, h and r are half the width,
+half the height and the radius. Random sizes and materials are drawn in the order in which they are written, so the
+order must not change.
 """
 
 from __future__ import annotations
@@ -119,7 +120,10 @@ def shelf(draws: Draws) -> Piece:
 
 
 def _row_of_books(draws: Draws, w: Tensor, gap: Tensor, bottom: Tensor, books: Material) -> Piece:
-    """Books on a board of half width w, from its left end. bottom: the board's height. gap: to the next board. (N,)"""
+    """Books on a board, from its left end on. All sizes are (N,), meters.
+
+    w: half width of the board. bottom: its height. gap: height up to the next board.
+    """
     tall, wide = gap * draws.between(0.28, 0.4), w * draws.between(0.25, 0.85)
     row = box((wide - w + 0.03, bottom + tall, 0.14), (wide, tall, 0.1), books)
     return Piece(BOOK, row, present=draws.chance(0.75))
@@ -214,7 +218,7 @@ def table_lamp(draws: Draws) -> Piece:
 
 
 def pendant(draws: Draws, y: Tensor, ceiling: Tensor) -> Piece:
-    """A lamp whose bulb hangs at height y (N,) from the ceiling (N,)."""
+    """A lamp that hangs from the ceiling. y: height of its bulb; ceiling: height of the ceiling; (N,) each, meters."""
     return Piece(
         LAMP,
         sphere((0, y, 0), (0.16, draws.between(0.08, 0.16), 0.16), plain(draws, WHITE)),
@@ -234,7 +238,10 @@ def plant(draws: Draws) -> Piece:
 
 
 def _leaves(draws: Draws, number: int, tall: Tensor, green: Material) -> Part:
-    """One of five bunches of leaves from the bottom up, in a spiral; tall (N,) is the height of the stem."""
+    """One of five bunches of leaves, in a spiral from the bottom up.
+
+    number: 0..4. tall: (N,), height of the stem, meters.
+    """
     angle, r = 2.4 * number + draws.between(0, 1), draws.between(0.1, 0.17)
     reach = 0.1 * (number > 0)
     at = (reach * angle.cos(), 0.3 + tall * (0.45 + 0.15 * number), reach * angle.sin())
@@ -247,11 +254,13 @@ def vase(draws: Draws) -> Piece:
 
 
 def ball(draws: Draws, r: Tensor) -> Piece:
+    """A ball of radius r (N,), meters."""
     skin = material(draws, (PLAIN, STRIPES, CHECKS), TOYS, TOYS, (0.08, 0.2), 0.6)
     return Piece(BALL, sphere((0, r, 0), (r, r, r), skin))
 
 
 def carton(draws: Draws, half: tuple[Tensor, Tensor, Tensor]) -> Piece:
+    """A box with the half extents ``half``, (N,) each, meters."""
     paper = material(draws, (PLAIN, STRIPES, PANELS, PICTURE), (*TOYS, "c69c6d"), PAINTS, (0.1, 0.3), 0.1)
     return Piece(BOX, box((0, half[1], 0), half, paper))
 
@@ -260,7 +269,10 @@ def carton(draws: Draws, half: tuple[Tensor, Tensor, Tensor]) -> Piece:
 
 
 def window(draws: Draws, w: Tensor, h: Tensor, y: Tensor, glass: Material) -> Piece:
-    """A window of half width w and half height h with its middle at height y, (N,) each; half of them have curtains."""
+    """A window with the half width w and half height h, and its middle at height y; (N,) each, meters.
+
+    Half of the windows have curtains.
+    """
     sill, curtain, drawn = plain(draws, WHITE), fabric(draws), draws.chance(0.5)
     return Piece(
         WINDOW,
@@ -279,7 +291,7 @@ def door(draws: Draws) -> Piece:
 
 
 def picture(draws: Draws, x: float) -> Piece:
-    """A framed print, x meters to the side."""
+    """A framed print. x: how far it hangs to the side of the pose at which it is placed, meters."""
     present, half = draws.chance(0.75), (draws.between(0.16, 0.32), draws.between(0.18, 0.34), 0.015)
     at: Vector = (x, draws.between(1.55, 1.75), 0)
     return Piece(PICTURES, box(at, half, material(draws, (PICTURE,), FABRICS, TOYS)), present=present)

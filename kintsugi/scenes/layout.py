@@ -1,7 +1,7 @@
-"""How the built-in scenes are laid out: the room, what stands where, and what moves over a clip.
+"""The layout of the built-in scenes: the room, what stands where, and what moves during a clip.
 
-World axes: x right, y up, z forward, meters. A room is [0,width] x [0,height] x [0,depth]; the camera stands near z = 0
-and faces into it. All draws are (N,), one for each scene of a batch.
+World axes: x right, y up, z forward, meters. A room is [0,width] x [0,height] x [0,depth]. The camera stands near z = 0
+and faces into the room. All draws are (N,), one for each scene of a batch.
 """
 
 from __future__ import annotations
@@ -22,21 +22,28 @@ from kintsugi.scenes.scene_batch import Scenes
 from kintsugi.scenes.textures import PLAIN, SKY
 
 Options = Sequence[tuple[Callable[[Draws], Piece], int]]
-"""Pieces of which a scene has one, and of how many of the equally likely numbers 0, 1, ... each is the choice."""
+"""Alternatives for one place in a room: functions that make a piece, and the weight of each.
 
-BACK_WALL: Options = ((furniture.sofa, 2), (furniture.bed, 2), (furniture.screen_unit, 1))  # of 8; 3 for two others
+Each scene draws one of the equally likely numbers 0, 1, 2, ... An option of weight w is chosen by w of these numbers;
+the numbers that are left choose none.
+"""
+
+BACK_WALL: Options = ((furniture.sofa, 2), (furniture.bed, 2), (furniture.screen_unit, 1))  # of 8; else: two others
 BACK_WALL_SIDES: Options = ((furniture.shelf, 2), (furniture.cupboard, 1), (furniture.desk, 1))  # of 4
-SIDE_WALLS: Options = (  # of 6; 2 for nothing
+SIDE_WALLS: Options = (  # of 6; else: nothing
     (furniture.shelf, 1),
     (furniture.cupboard, 1),
     (furniture.desk, 1),
     (furniture.armchair, 1),
 )
-CORNERS: Options = ((furniture.floor_lamp, 1), (furniture.plant, 2))  # of 4; 1 for nothing
+CORNERS: Options = ((furniture.floor_lamp, 1), (furniture.plant, 2))  # of 4; else: nothing
 
 
 def draw_scenes(draws: Draws, moment: Tensor) -> Scenes:
-    """N scenes from their draws, at a moment (N,) of their clips: 0 at the start, 1 at the end."""
+    """Lays out N scenes from their draws.
+
+    moment (N,): the time within each scene's clip, 0 at its start, 1 at its end.
+    """
     room = Room(draws, moment)
     room.furnish()
     window_at, window_normal, has_window = room.hang_on_walls()
@@ -48,7 +55,10 @@ def draw_scenes(draws: Draws, moment: Tensor) -> Scenes:
 
 
 class Room:
-    """The rooms of N scenes while they are furnished."""
+    """The rooms of N scenes, while they are furnished.
+
+    draws: for the N scenes. moment (N,): the time within each scene's clip, in [0,1].
+    """
 
     def __init__(self, draws: Draws, moment: Tensor) -> None:
         self.draws, self.moment, self.zero = draws, moment, torch.zeros_like(moment)
@@ -60,7 +70,7 @@ class Room:
         self.parts = PartTable(self.zero)
 
     def table(self) -> Tensor:
-        """All that was placed and the room itself, (N,P+3,19) as ``PartTable.with_room``."""
+        """The table of everything placed and of the room itself, (N,P+3,19), as ``PartTable.with_room`` returns it."""
         texture = torch.full_like(self.wall.texture, PLAIN)
         ceiling = replace(self.wall, texture=texture, first=self.trim, gloss=self.zero)
         return self.parts.with_room(((WALL, self.wall), (FLOOR, self.floor), (CEILING, ceiling)), self.size)
@@ -84,11 +94,15 @@ class Room:
         self._cartons()
 
     def _at_back_wall(self, x: Tensor | float) -> Pose:
-        """x: a fraction of the wall's width."""
+        """The pose of a piece with its back to the back wall. x: its place as a fraction of the wall's width."""
         return Pose(self.width * x, self.zero, self.depth - 0.03, self.zero + math.pi)
 
     def _one_of(self, options: Options, drawn: Tensor, pose: Pose, present: Tensor | None = None) -> None:
-        """Places the piece whose number was drawn, (N,), if any. All pieces are drawn."""
+        """Places the option that each scene drew, if any, at the pose.
+
+        All options are made, whether placed or not, so that the number of draws is fixed. drawn: the number that each
+        scene drew, int64 (N,). present: bool (N,), which scenes get a piece at all; None = all.
+        """
         first = 0
         for make, count in options:
             chosen = (drawn >= first) & (drawn < first + count)
@@ -105,7 +119,10 @@ class Room:
         self.parts.place(furniture.low_table(draws), pose, kind == 1)
 
     def _balls(self) -> None:
-        """Up to three balls on the floor. Over a clip the outer ones roll towards the middle, all of them away."""
+        """Up to three balls on the floor.
+
+        During a clip all of them roll away from the camera, the outer ones also towards the middle.
+        """
         draws = self.draws
         for i in range(3):
             r, present = draws.between(0.09, 0.2), draws.chance(0.55)
@@ -116,7 +133,7 @@ class Room:
             self.parts.place(furniture.ball(draws, r), pose, present)
 
     def _cartons(self) -> None:
-        """Up to two boxes on the floor. Over a clip they slide away from the camera."""
+        """Up to two boxes on the floor. During a clip they slide away from the camera."""
         draws = self.draws
         for i in range(2):
             half = draws.between(0.12, 0.25), draws.between(0.12, 0.25), draws.between(0.12, 0.25)
@@ -129,7 +146,8 @@ class Room:
     def hang_on_walls(self) -> tuple[Tensor, Tensor, Tensor]:
         """Places windows, doors and pictures on the three walls in view. A room has at most one window.
 
-        Returns the window's middle (N,3), its normal into the room (N,3), and whether there is one, bool (N,).
+        Returns the position of the window's middle (N,3), meters; its unit normal, which points into the room, (N,3);
+        and whether the room has a window, bool (N,).
         """
         draws, zero = self.draws, self.zero
         poses = (
@@ -155,7 +173,7 @@ class Room:
         return window_at, window_normal, has_window
 
     def hang_lamp(self) -> Tensor:
-        """Places the lamp that hangs from the ceiling, in all scenes; returns where its light is, (N,3)."""
+        """Places a lamp that hangs from the ceiling, in all scenes. Returns where its light is, (N,3), meters."""
         y = self.height - self.draws.between(0.35, 0.6)
         x, z = self.width / 2, self.depth * self.draws.between(0.5, 0.65)
         self.parts.place(furniture.pendant(self.draws, y, self.height), Pose(x, self.zero, z, self.zero))

@@ -13,7 +13,7 @@ from kintsugi.scenes.draws import Draws
 
 @dataclass(frozen=True)
 class Lights:
-    """The lights of N scenes: a lamp that hangs from the ceiling, at most one window, and light from all around."""
+    """The lights of N scenes: a lamp that hangs from the ceiling, at most one window, and ambient light."""
 
     lamp_at: Tensor  # (N,3)
     lamp_light: Tensor  # (N,3) linear RGB; 0 where the lamp is off
@@ -27,11 +27,11 @@ class Lights:
 
 @dataclass(frozen=True)
 class Viewpoint:
-    """The cameras of N scenes, apart from their pixels."""
+    """The position, axes and field of view of the cameras of N scenes."""
 
     eye: Tensor  # (N,3)
     axes: Tensor  # (N,3,3), rows: right, down, ahead
-    field: Tensor  # (N,) of view along the longer side, radians
+    field: Tensor  # (N,) field of view along the longer side, radians
 
 
 def draw_lights(draws: Draws, lamp_at: Tensor, window_at: Tensor, window_normal: Tensor, has_window: Tensor) -> Lights:
@@ -46,9 +46,9 @@ def draw_lights(draws: Draws, lamp_at: Tensor, window_at: Tensor, window_normal:
 
 
 def draw_viewpoint(draws: Draws, size: Tensor, moment: Tensor) -> Viewpoint:
-    """Draws cameras near z = 0 that face into rooms of ``size`` (N,3), and how they walk over a clip.
+    """Draws cameras near z = 0 that face into the rooms, and how they walk during a clip.
 
-    moment (N,): 0 at a clip's start, 1 at its end.
+    size: (N,3), the rooms' width, height and depth, meters. moment: (N,), 0 at a clip's start, 1 at its end.
     """
     width, _, depth = size.unbind(-1)
     x, z = width * draws.between(0.22, 0.78), depth * draws.between(0.03, 0.1)  # at the start
@@ -64,7 +64,7 @@ def draw_viewpoint(draws: Draws, size: Tensor, moment: Tensor) -> Viewpoint:
 
 
 def _axes(yaw: Tensor, pitch: Tensor, roll: Tensor) -> Tensor:
-    """A camera's axes in the world, (N,3,3) with rows right, down, ahead; angles (N,) in radians."""
+    """A camera's axes in the world, unit (N,3,3), with the rows right, down, ahead. Angles are (N,), radians."""
     right = torch.stack([yaw.cos(), torch.zeros_like(yaw), -yaw.sin()], -1)
     ahead = torch.stack([yaw.sin() * pitch.cos(), pitch.sin(), yaw.cos() * pitch.cos()], -1)
     down = torch.stack([yaw.sin() * pitch.sin(), -pitch.cos(), yaw.cos() * pitch.sin()], -1)

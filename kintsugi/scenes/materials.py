@@ -1,4 +1,4 @@
-"""Palettes and materials of the built-in scenes: which textures, colors and gloss wood, fabric and walls have."""
+"""Palettes and materials of the built-in scenes: the textures, colors and gloss of wood, fabric, walls and so on."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ LAMPSHADES = (PAINTS[4], PAINTS[0])
 
 @dataclass(frozen=True)
 class Material:
-    """How a surface looks in each of N scenes."""
+    """The material of a surface in each of N scenes."""
 
-    texture: Tensor  # (N,) int64, a pattern of kintsugi.scenes.textures
+    texture: Tensor  # (N,) int64, one of PLAIN to PANELS in kintsugi.scenes.textures
     first: Tensor  # (N,3) linear RGB, the pattern's first color
-    second: Tensor  # (N,3) linear RGB
+    second: Tensor  # (N,3) linear RGB, its second color
     scale: Tensor  # (N,) meters, the size of the pattern's repeat
     gloss: Tensor  # (N,) strength of highlights; 0 is matte
 
@@ -45,9 +45,10 @@ def material(
     scale: tuple[float, float] = (0.1, 0.3),
     gloss: float = 0.1,
 ) -> Material:
-    """Draws a material: one of the textures, a color from each palette, and a scale in meters between two bounds.
+    """Draws a material: one of the textures, a color from each palette, and a scale in meters.
 
-    Without a second palette, the second color is the first one, darker.
+    first, second: palettes, hex codes of sRGB colors. Without a second palette, the second color is a darker version of
+    the first. scale: the range from which it is drawn.
     """
     one = draws.color(first)
     two = 0.55 * one if second is None else draws.color(second)
@@ -55,41 +56,41 @@ def material(
 
 
 def plain(draws: Draws, palette: Sequence[str], gloss: float = 0.1) -> Material:
-    """One color without a pattern."""
+    """Draws a material of one color, without a pattern."""
     return material(draws, (PLAIN,), palette, gloss=gloss)
 
 
 def wood(draws: Draws) -> Material:
-    """Planks."""
+    """Draws planks of wood."""
     return material(draws, (WOOD,), WOODS, None, (0.08, 0.16), 0.25)
 
 
 def painted(draws: Draws) -> Material:
-    """Painted or bare wood of furniture."""
+    """Draws the painted or bare wood of furniture."""
     return material(draws, (PLAIN, PLAIN, WOOD), PAINTS + WOODS, None, (0.1, 0.2), 0.2)
 
 
 def fabric(draws: Draws) -> Material:
-    """Upholstery and curtains."""
+    """Draws the fabric of upholstery and curtains."""
     return material(draws, (PLAIN, PLAIN, STRIPES, CHECKS), FABRICS, FABRICS, (0.06, 0.2), 0.0)
 
 
 def flooring(draws: Draws) -> Material:
-    """Planks in three rooms of five, else tiles or stone."""
+    """Draws the material of the floor: planks in three rooms of five, else tiles or stone."""
     planks = material(draws, (WOOD,), WOODS, None, (0.12, 0.2), 0.35)
     tiles = material(draws, (TILES, TILES, MARBLE, PLAIN), FLOOR_TILES, GROUTS, (0.3, 0.55), 0.35)
     return _where(draws.chance(0.6), planks, tiles)
 
 
 def wallpaper(draws: Draws) -> Material:
-    """One color in three rooms of four, else bricks, stripes or panels."""
+    """Draws the material of the walls: one color in three rooms of four, else bricks, stripes or panels."""
     bare = material(draws, (PLAIN,), WALLS, None, (0.5, 1.0), 0.0)
     patterned = material(draws, (BRICKS, STRIPES, PANELS, STRIPES), WALLS, WALLS, (0.12, 0.3), 0.0)
     return _where(draws.chance(0.75), bare, patterned)
 
 
 def _where(condition: Tensor, one: Material, other: Material) -> Material:
-    """The one material where ``condition`` (N,), the other elsewhere."""
+    """``one`` in scenes where ``condition``, bool (N,), is true, ``other`` elsewhere."""
     return Material(
         torch.where(condition, one.texture, other.texture),
         torch.where(condition[:, None], one.first, other.first),

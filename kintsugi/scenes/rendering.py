@@ -1,9 +1,9 @@
-"""A synthetic world of furnished rooms: unlimited, with exact depth, normals, instances and classes.
+"""Renders a synthetic world of furnished rooms: as many as needed, with exact depth, normals, instances and classes.
 
-Sample i of a seed is a function of (seed, i) alone. The CPU draws a row of uniform numbers for each scene. The rest
-happens on any device for a whole batch, without a loop over images: rooms, furniture, lights and cameras are computed
-from these rows (``kintsugi.scenes.layout``), traced (``kintsugi.scenes.hits``, ``kintsugi.scenes.shadows``) and shaded
-(``kintsugi.scenes.shading``).
+Sample i of a seed is a function of (seed, i) alone. The CPU draws one row of uniform numbers for each scene. All else
+is computed from these rows for a whole batch, on any device, without a loop over images: the layout of rooms,
+furniture, lights and cameras (``kintsugi.scenes.layout``), tracing (``kintsugi.scenes.hits``,
+``kintsugi.scenes.shadows``) and shading (``kintsugi.scenes.shading``).
 
 Results are in camera axes: x right, y down, z forward.
 """
@@ -25,10 +25,10 @@ from kintsugi.scenes.shadows import light_visibility
 from kintsugi.scenes.tracer import find_candidates
 
 SOURCE_FILES = [Path(rng.__file__), *sorted(Path(__file__).parent.glob("*.py"))]
-"""The files that decide what a scene looks like: a cache of scenes is keyed by their content."""
+"""The source files on which the look of a scene depends. Caches of scenes have a digest of them in their keys."""
 
-_RAYS = 131_072  # traced together on a CPU, in about 200 MB
-_SCENES = 256  # laid out together, and on a GPU traced together
+_RAYS = 131_072  # number of rays traced together on a CPU, which takes about 200 MB
+_SCENES = 256  # number of scenes laid out together, and on a GPU also traced together
 
 
 def render(
@@ -52,9 +52,10 @@ def render(
 def render_clip(
     seed: int, indices: Tensor, size: int | tuple[int, int], frames: int, device: torch.device | str = "cpu"
 ) -> dict[str, Tensor]:
-    """Renders ``frames`` moments of each scene while the camera walks and things move.
+    """Renders ``frames`` moments, T of them, of each scene while the camera walks and things move.
 
-    Arguments and results are as for ``render``, with (N,T,...) for (N,...). The first frame is ``render``'s image.
+    Arguments and results are as for ``render``, but with shapes (N,T,...) instead of (N,...). The first moment equals
+    the result of ``render``.
     """
     moments = torch.linspace(0, 1, frames).repeat(len(indices))
     result = _render(seed, indices.repeat_interleave(frames), moments, size, device)
@@ -77,7 +78,7 @@ def _render(
 
 
 def _view(scenes: Scenes, height: int, width: int) -> dict[str, Tensor]:
-    """Traces one batch at its pixels' centers, and shades it at four points of each pixel."""
+    """Renders one batch: traces a ray through each pixel's center, and shades four points of each pixel."""
     stage = make_stage(scenes, height, width)
     count, candidates = len(scenes), find_candidates(stage.parts.shapes, stage.cameras)
     every = torch.arange(count, device=stage.x.device)
@@ -94,7 +95,7 @@ def _view(scenes: Scenes, height: int, width: int) -> dict[str, Tensor]:
 
 
 def _exposed(color: Tensor, exposure: Tensor) -> Tensor:
-    """sRGB from linear RGB (3,N,...) by an exposure (N,), relative to the image's mean."""
+    """Converts linear RGB (3,N,...) to sRGB. exposure (N,): relative to the mean of the image."""
     # In double, because the order of a sum depends on the batch.
     glare = color.mean((0, 2), dtype=torch.float64).float()[:, None]
     linear = -torch.expm1(-color * (1.35 * exposure[:, None] / glare.clamp(min=1e-3)))
@@ -102,7 +103,7 @@ def _exposed(color: Tensor, exposure: Tensor) -> Tensor:
 
 
 def _maps(stage: Stage, center: Surface) -> dict[str, Tensor]:
-    """All results of ``render`` but the image, from what rays through the pixels' centers meet."""
+    """All results of ``render`` except the image. center: what the rays through the pixels' centers hit."""
     focal, height, width = stage.cameras.focal, stage.cameras.height, stage.cameras.width
     axes = stage.cameras.axes
     semantic, instance = stage.parts.columns[:2, center.slot]

@@ -1,4 +1,4 @@
-"""The light that leaves surfaces towards the camera: materials, lights, and four points of each pixel."""
+"""Computes the light that surfaces send to the camera, from materials and lights, at four points of each pixel."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from kintsugi.scenes.tracer import Candidates, dot, norm
 def shade_smooth(stage: Stage, surface: Surface, light: Tensor) -> Tensor:
     """Linear RGB at four points of each pixel, (3,N,R,4), without regard to edges.
 
-    The four points lie on the tangent plane at the pixel's center and have its light. light (2,N,R): as
-    ``light_visibility``.
+    The four points are taken on the tangent plane at the pixel's center, and have the light of the center. light:
+    (2,N,R), from ``light_visibility``.
     """
     cameras = stage.cameras
     eye = per_scene(cameras.eye, surface.scene)
@@ -35,8 +35,9 @@ def shade_smooth(stage: Stage, surface: Surface, light: Tensor) -> Tensor:
 def shade_edges(stage: Stage, surface: Surface, light: Tensor, candidates: Candidates) -> tuple[Tensor, Tensor]:
     """Linear RGB at four points of each pixel that has a neighbor on another surface.
 
-    There four rays are traced, each with the light of the neighbors on the surface that it meets. Returns the E pixels'
-    numbers into (N,R) made flat, int64 (E,), and their colors (3,E,4).
+    In these pixels four rays are traced. The light of a ray is the mean over the pixel's 3x3 neighborhood, but only
+    over those pixels on the surface that the ray hits. Returns the numbers of the E pixels, indices into the flattened
+    (N,R), int64 (E,); and their colors (3,E,4).
     """
     height, width, count = stage.cameras.height, stage.cameras.width, len(stage.x)
     key = surface.key()
@@ -48,7 +49,7 @@ def shade_edges(stage: Stage, surface: Surface, light: Tensor, candidates: Candi
     at = edge.flatten().nonzero()[:, 0]  # (E,)
     scene, pixel = at // count, at % count
 
-    number = torch.full((key.numel(),), -1, device=at.device)  # of each pixel among the edges
+    number = torch.full((key.numel(),), -1, device=at.device)  # of each pixel in the list of edge pixels
     number[at] = torch.arange(len(at), device=at.device)
     tested = candidates.at((number[candidates.pixel] >= 0).nonzero()[:, 0])
     ray = number[tested.pixel][:, None] * 4 + torch.arange(4, device=at.device)
@@ -61,22 +62,25 @@ def shade_edges(stage: Stage, surface: Surface, light: Tensor, candidates: Candi
     alike = traced.key()[..., None] == key.flatten()[near][:, None]  # (E,4,9)
     lights = light.flatten(1)[:, near][:, :, None]  # (2,E,1,9)
     shared = (alike * lights).sum(-1) / alike.sum(-1).clamp(min=1)
-    own = light.flatten(1)[:, at, None]  # for rays that meet a surface of no neighbor
+    own = light.flatten(1)[:, at, None]  # for rays that hit a surface which no neighbor is on
     light = torch.where(alike.any(-1), shared, own)  # (2,E,4)
     material = _material(stage, traced, traced.point[..., None])
     return at, _outgoing(*material, *_incoming(stage.scenes, traced, light))[..., 0]
 
 
 def _outgoing(albedo: Tensor, gloss: Tensor, glow: Tensor, diffuse: Tensor, shine: Tensor) -> Tensor:
-    """Linear RGB (3,A,B,S) towards the eye from S points for each ray; arguments as ``_material`` and ``_incoming``."""
+    """The light towards the eye from S points for each ray, linear RGB (3,A,B,S).
+
+    The arguments are the results of ``_material`` and ``_incoming``.
+    """
     reflected = albedo * diffuse[..., None] + (gloss * shine)[..., None]
     return torch.where(glow > 0, albedo * glow, reflected)
 
 
 def _incoming(scenes: Scenes, surface: Surface, light: Tensor) -> tuple[Tensor, Tensor]:
-    """What a white surface and a glossy one reflect towards the eye at each point; linear RGB (3,A,B) each.
+    """What a white matte surface and a glossy one reflect towards the eye at each point; linear RGB (3,A,B) each.
 
-    light (2,A,B): the fractions of lamp and window that are visible.
+    light: (2,A,B), the fractions of the lamp and of the window that are visible.
     """
     scene, point, normal, lights = surface.scene, surface.point, surface.normal, scenes.lights
     to_eye = _unit(per_scene(scenes.viewpoint.eye, scene) - point)
@@ -99,9 +103,9 @@ def _incoming(scenes: Scenes, surface: Surface, light: Tensor) -> tuple[Tensor, 
 
 
 def _openness(point: Tensor, beyond: Tensor) -> Tensor:
-    """How much ambient light reaches points (3,A,B), in [0,1]: less in the corners of the room.
+    """How much ambient light reaches points (3,A,B), in [0,1]. It is less near walls, floor and ceiling.
 
-    beyond (3,A,B): from the point to the walls on the right and at the back and to the ceiling, meters.
+    beyond: (3,A,B), the distances from each point to the right wall, to the ceiling and to the back wall, meters.
     """
     openness = torch.ones_like(point[0])
     for gap in (point[1], beyond[1], point[0], beyond[0], beyond[2]):
@@ -110,9 +114,9 @@ def _openness(point: Tensor, beyond: Tensor) -> Tensor:
 
 
 def _material(stage: Stage, surface: Surface, point: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Albedo (3,A,B,S), gloss (A,B) and glow (A,B,S) at S points (3,A,B,S) on the surface that each ray meets."""
+    """Albedo (3,A,B,S), gloss (A,B) and glow (A,B,S) of the surface that each ray hits, at S points (3,A,B,S) on it."""
     scenes, own, side = stage.scenes, stage.parts.at(surface.slot), surface.side
-    axis = torch.tensor([1, 1, 0, 0, 2, 2, 0, 1, 2], device=side.device)[side]  # of the normal
+    axis = torch.tensor([1, 1, 0, 0, 2, 2, 0, 1, 2], device=side.device)[side]  # axis of the normal
     x, y, z = tracer.turned(point - own.center[..., None], own.yaw[..., None])
     # Along a surface, u is the part's z on its x sides, else its x; v is its z on top and below, else its height.
     # Textures take (A*B,...).

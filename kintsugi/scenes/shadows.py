@@ -1,4 +1,4 @@
-"""Soft shadows: which fraction of the lamp and of the window each pixel sees, for one ray per pixel."""
+"""Soft shadows: the fractions of the lamp and of the window that each pixel sees, from one ray per pixel."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from kintsugi.scenes.lights_and_camera import Lights
 
 
 def light_visibility(stage: Stage, surface: Surface) -> Tensor:
-    """The fraction of the lamp and of the window that is visible from each pixel's point, (2,N,R) in [0,1].
+    """The fractions of the lamp and of the window that are visible from each pixel's point, (2,N,R) in [0,1].
 
-    Each pixel tests one point of one light. Within a block of 4x4 pixels the points differ, and each pixel takes the
-    mean over its neighbors on the same surface.
+    Each pixel tests one point of one light. Within a block of 4x4 pixels all points differ. The result of a pixel is
+    the mean over its 4x4 neighborhood, without the pixels on other surfaces.
     """
     parts, height, width = stage.parts, stage.cameras.height, stage.cameras.width
     y, x, inside = _blocks(height, width, surface.point.device)
-    pixel = y.clamp(max=height - 1) * width + x.clamp(max=width - 1)  # outside, a border pixel, without effect
+    pixel = y.clamp(max=height - 1) * width + x.clamp(max=width - 1)  # outside the image: any border pixel
     to_window, end = _targets(stage.scenes.lights, y, x)
     origin = (surface.point + 2e-3 * surface.normal)[:, :, pixel]  # (3,N,T,2,32)
     opaque = (parts.columns[0] != LAMP) & (parts.columns[0] != WINDOW)
@@ -39,8 +39,11 @@ def light_visibility(stage: Stage, surface: Surface) -> Tensor:
 
 
 def _blocks(height: int, width: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """The pixels of T blocks of 8x8, those with x + y even and those with x + y odd apart: y, x and whether they are
-    inside the image, (T,2,32) each. The rays of a group of 32 go to the same light and are traced together."""
+    """Divides the image into T blocks of 8x8 pixels, and each block into two groups of 32: x + y even, and x + y odd.
+
+    Returns y, x and whether the pixel is inside the image, (T,2,32) each. The rays of a group go to the same light and
+    are traced together.
+    """
     block = torch.tensor([[y, x] for odd in (0, 1) for y in range(8) for x in range(8) if (x + y) % 2 == odd])
     within_y, within_x = block.view(2, 32, 2).to(device).unbind(-1)  # (2,32)
     y = torch.arange(0, height, 8, device=device)[:, None, None, None] + within_y
@@ -51,7 +54,11 @@ def _blocks(height: int, width: int, device: torch.device) -> tuple[Tensor, Tens
 
 
 def _targets(lights: Lights, y: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Which light the pixels y, x (T,2,32) test: whether it is the window, bool (N,2); and its point, (3,N,T,2,32)."""
+    """Which light the pixels ``y``, ``x`` (T,2,32) test, and at which point.
+
+    Returns whether each group of pixels tests the window, bool (N,2); and the points on the lights, (3,N,T,2,32),
+    meters.
+    """
     odd = torch.tensor([False, True], device=y.device)
     to_window = lights.has_window[:, None] & (odd | ~lights.lamp_on[:, None])  # (N,2)
     spot = 4 * (y % 4) + x % 4  # (T,2,32)
@@ -67,10 +74,10 @@ def _targets(lights: Lights, y: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _sum_of_neighbors(counts: Tensor, key: Tensor) -> Tensor:
-    """The sum of ``counts`` (N,H,W) over 4x4 pixels with the same ``key`` (N,H,W) as the pixel itself."""
+    """Sums ``counts`` (N,H,W) over each pixel's 4x4 neighbors that have the same ``key`` (N,H,W) as the pixel."""
     total = torch.zeros_like(counts)
     for dy in range(-2, 2):
         for dx in range(-2, 2):
-            # Over the border a roll meets the opposite side of the image, which is rarely the same surface.
+            # A roll wraps around to the opposite side of the image, which is rarely on the same surface.
             total += (key.roll((dy, dx), (1, 2)) == key) * counts.roll((dy, dx), (1, 2))
     return total

@@ -1,6 +1,6 @@
-"""Procedural textures of the built-in scenes: color as a function of the place on a surface, in meters.
+"""Procedural textures of the built-in scenes: color as a function of the position on a surface, in meters.
 
-Colors are linear RGB. Shapes: M surfaces with S points each.
+Colors are linear RGB. In shapes, M is the number of surfaces and S the number of points on each.
 """
 
 from __future__ import annotations
@@ -12,7 +12,10 @@ PLAIN, WOOD, TILES, BRICKS, STRIPES, CHECKS, MARBLE, SKY, BOOKS, PICTURE, BORDER
 
 
 def value_noise(u: Tensor, v: Tensor, seed: Tensor) -> Tensor:
-    """Smooth noise in [0,1] with features of size 1, of the shape to which u, v and seed broadcast."""
+    """Smooth noise in [0,1] with features of about size 1.
+
+    u, v and seed must broadcast; the result has the broadcast shape.
+    """
     cell_u, cell_v = u.floor(), v.floor()
     x, y = u - cell_u, v - cell_v
     x, y = x * x * (3 - 2 * x), y * y * (3 - 2 * y)
@@ -37,17 +40,17 @@ def shade(
     reach_u: Tensor,
     reach_v: Tensor,
 ) -> Tensor:
-    """Linear RGB (3,M,S) at points (u,v) of surfaces, (M,S) meters from each surface's middle.
+    """The color, linear RGB (3,M,S), of surfaces at the points (u, v), (M,S), in meters from each surface's middle.
 
-    kind (M,): the texture, ``PLAIN`` to ``PANELS``. first, second (3,M): the two colors of the pattern. scale (M,): the
-    size of its repeat, meters. seed (M,): makes the patterns of equal parts differ. reach_u, reach_v (M,): half the
-    part's size along u and v, meters, for patterns that fill it once.
+    kind (M,): the texture, ``PLAIN`` to ``PANELS``. first, second (3,M): the two colors of the pattern. scale (M,):
+    size of its repeat, meters. seed (M,): integers that make the patterns of similar parts differ. reach_u, reach_v
+    (M,): half the size of the part along u and v, meters, for patterns that fill the part once.
     """
     rough = value_noise(7 * u, 7 * v, seed[:, None])
     fine = value_noise(31 * u, 31 * v, seed[:, None] + 1)
     mix = 0.12 * rough
     light = 1 + 0.14 * (rough - 0.5) + 0.1 * (fine - 0.5)
-    for number, pattern in _PATTERNS.items():  # each only on its own surfaces
+    for number, pattern in _PATTERNS.items():  # each is computed only on the surfaces that have it
         rows = (kind == number).nonzero()[:, 0]
         a, b = u[rows] / scale[rows, None], v[rows] / scale[rows, None]
         s, t = u[rows] / reach_u[rows, None], v[rows] / reach_v[rows, None]
@@ -72,8 +75,8 @@ def shade(
     return color
 
 
-# Patterns: the fraction of the second color, (M,S). a, b (M,S): the point in repeats of the pattern; s, t (M,S): the
-# point in -1..1 over the part; seed (M,1).
+# Each pattern returns the fraction of the second color, (M,S). a, b (M,S): the point, in units of the pattern's repeat.
+# s, t (M,S): the point, in -1..1 over the part. seed (M,1).
 
 
 def _wood(a: Tensor, b: Tensor, s: Tensor, t: Tensor, seed: Tensor) -> Tensor:
@@ -93,7 +96,10 @@ def _bricks(a: Tensor, b: Tensor, s: Tensor, t: Tensor, seed: Tensor) -> Tensor:
 
 
 def _along_course(a: Tensor, b: Tensor) -> Tensor:
-    """Position along a course, in bricks of two repeats. Every other course is shifted by half a brick."""
+    """Position along a course of bricks, in units of a brick, which is two repeats long.
+
+    Every other course is shifted by half a brick.
+    """
     return a / 2 + 0.5 * (b.floor() % 2)
 
 
@@ -133,7 +139,7 @@ _PATTERNS = {
 def sky(s: Tensor, t: Tensor, first: Tensor, seed: Tensor) -> Tensor:
     """The view through a window, brighter than the room: linear RGB (3,M,S).
 
-    s, t (M,S) in -1..1, t upwards. first (3,M): the color of the sky at the horizon. seed (M,).
+    s, t (M,S): the point, in -1..1 over the window, t upwards. first (3,M): color of the sky at the horizon. seed (M,).
     """
     seed = seed[:, None]
     hills = -0.35 + 0.5 * (value_noise(1.7 * s, torch.zeros_like(s), seed) - 0.5)
@@ -155,17 +161,20 @@ def _picture(s: Tensor, t: Tensor, first: Tensor, second: Tensor, seed: Tensor) 
 
 
 def _mix(a: Tensor, b: Tensor, amount: Tensor | float) -> Tensor:
-    """As torch.lerp, whose last bit depends on the tensors' layout, and so on the batch."""
+    """Interpolates linearly between a and b.
+
+    Not torch.lerp, because its last bit depends on the layout of the tensors, and so on the batch.
+    """
     return a + (b - a) * amount
 
 
 def _outward(s: Tensor, t: Tensor) -> Tensor:
-    """How far out a point is: 0 in the middle of a part, 1 at its edges."""
+    """How far out a point of a part is: 0 in the middle, 1 at the edges."""
     return torch.maximum(s.abs(), t.abs())
 
 
 def _line(x: Tensor, width: Tensor | float) -> Tensor:
-    """1 within ``width`` of integers, else 0."""
+    """1 if x is within ``width`` of an integer, else 0."""
     return ((x - x.round()).abs() < width).to(x)
 
 
@@ -184,6 +193,6 @@ def _hash(u: Tensor, v: Tensor, seed: Tensor) -> Tensor:
 
 
 def _scramble(h: Tensor) -> Tensor:
-    """Numbers in [0,1) from int32 ones."""
+    """Hashes int32 numbers to numbers in [0,1)."""
     h = (h ^ ((h >> 13) & 0x7FFFF)) * 1274126177
     return ((h ^ (h >> 16)) & 0xFFFFFF).float() / 2**24

@@ -1,12 +1,12 @@
-"""Rays against boxes, cylinders and spheres, for many scenes at once, on any device.
+"""Intersects rays with boxes, cylinders and spheres, for many scenes at once, on any device.
 
 A part is a unit shape (the cube [-1,1]^3, the cylinder x^2+z^2 <= 1 with |y| <= 1, the unit sphere) that is scaled by
-its half extents, turned by a yaw about the vertical and moved to its center. World axes: x right, y up, z forward,
+its half extents, turned by a yaw about the vertical, and moved to its center. World axes: x right, y up, z forward,
 meters. Vectors are (3,...), because sums over the first dimension are fast.
 
-A room has about fifty parts, and one or two of them cover a pixel. So intersections are computed only for pairs of a
-part and a ray that may meet: for rays from the eye, those inside the part's rectangle in the image; for shadows, those
-whose balls touch the part's ball.
+A room has about fifty parts, but only one or two of them cover a pixel. So intersections are computed only for pairs of
+a part and a ray that may meet. For rays from the eye, these are the rays inside the part's rectangle in the image. For
+shadows, rays are grouped, and a group is tested against a part only if balls around both touch (``_near``).
 """
 
 from __future__ import annotations
@@ -20,35 +20,41 @@ from torch import Tensor
 
 KINDS = ("box", "cylinder", "sphere")
 _TINY = 1e-9
-_NEAR = 0.05  # meters in front of the camera; a part that comes nearer may cover any pixel
+_NEAR = 0.05  # meters; a part that comes nearer to the camera is assumed to cover all pixels
 _SLOT_BITS = 20  # bits for a part's number
 
 
 @dataclass(frozen=True)
 class Shapes:
-    """The L parts of N scenes, boxes first, then cylinders, then spheres."""
+    """The L parts of N scenes: first boxes, then cylinders, then spheres."""
 
     scene: Tensor  # (L,) int64, 0..N-1
     kind: Tensor  # (L,) int64, into KINDS; ascending
-    center: Tensor  # (3,L)
-    half: Tensor  # (3,L)
+    center: Tensor  # (3,L) meters
+    half: Tensor  # (3,L) half extents, meters
     yaw: Tensor  # (L,) radians
 
     @functools.cached_property
     def frames(self) -> Tensor:
-        """Matrices from world vectors to each part's frame, in which it is a unit shape, (L,3,3)."""
+        """Matrices, (L,3,3), from vectors in the world to vectors in the frame of each part.
+
+        In its own frame the part is a unit shape.
+        """
         cos, sin, zero = self.yaw.cos(), self.yaw.sin(), torch.zeros_like(self.yaw)
         turn = torch.stack([cos, zero, -sin, zero, zero + 1, zero, sin, zero, cos], -1).view(-1, 3, 3)
         return turn / self.half.T[..., None]
 
     def only(self, chosen: Tensor) -> Shapes:
-        """The parts of a mask, bool (L,)."""
+        """The parts for which ``chosen``, bool (L,), is true."""
         return Shapes(
             self.scene[chosen], self.kind[chosen], self.center[:, chosen], self.half[:, chosen], self.yaw[chosen]
         )
 
     def runs(self, slot: Tensor) -> Iterator[tuple[str, slice]]:
-        """For each kind, where its parts are in an ascending list (M,) of parts' numbers."""
+        """Splits a list of parts by kind of shape. Yields each kind and its slice of the list.
+
+        slot (M,): the parts' numbers, ascending.
+        """
         kinds = torch.arange(len(KINDS), device=slot.device)
         ends = torch.searchsorted(self.kind[slot], kinds, right=True)
         first = 0
@@ -61,7 +67,7 @@ class Shapes:
 class Cameras:
     """One pinhole camera for each of N scenes. Pixel centers are at half-integers from the top left corner."""
 
-    eye: Tensor  # (N,3)
+    eye: Tensor  # (N,3) position, meters
     axes: Tensor  # (N,3,3), rows: right, down, ahead
     focal: Tensor  # (N,) px
     height: int
@@ -69,7 +75,10 @@ class Cameras:
 
     @functools.cached_property
     def lens(self) -> Tensor:
-        """Matrices from pixels (x, y, 1) to world directions of length one along the camera's axis, (N,3,3)."""
+        """Matrices, (N,3,3), from pixels (x, y, 1) to directions in the world.
+
+        The directions are scaled to length one along the camera's axis.
+        """
         scale = 1 / self.focal
         zero, one = torch.zeros_like(scale), torch.ones_like(scale)
         inverse = torch.stack(
@@ -80,18 +89,18 @@ class Cameras:
 
 @dataclass(frozen=True)
 class Candidates:
-    """M pairs of a part and a pixel that it may cover, ascending in ``slot``."""
+    """M pairs of a part and a pixel that it may cover, in ascending order of ``slot``."""
 
     slot: Tensor  # (M,) int64, the part's number
-    pixel: Tensor  # (M,) int64, into (N,H,W) made flat
+    pixel: Tensor  # (M,) int64, index into the flattened (N,H,W)
 
     def at(self, chosen: Tensor) -> Candidates:
-        """The pairs with these numbers, int64."""
+        """The pairs at the indices ``chosen``, int64."""
         return Candidates(self.slot[chosen], self.pixel[chosen])
 
 
 def find_candidates(shapes: Shapes, cameras: Cameras) -> Candidates:
-    """Pairs each part with every pixel of the rectangle around it."""
+    """Pairs each part with every pixel of its bounding rectangle in the image."""
     signs = torch.tensor([[x, y, z] for x in (-1.0, 1) for y in (-1.0, 1) for z in (-1.0, 1)]).T
     corner = signs.to(shapes.half)[:, None] * shapes.half[..., None]  # (3,L,8)
     corner = torch.stack(turned(corner, -shapes.yaw[:, None])) + shapes.center[..., None]
@@ -110,7 +119,7 @@ def find_candidates(shapes: Shapes, cameras: Cameras) -> Candidates:
 
     left, columns = bounds(scale * right + cameras.width / 2, cameras.width)
     top, rows = bounds(scale * down + cameras.height / 2, cameras.height)
-    part, row = _ranges(top, rows)  # one for each row of a rectangle
+    part, row = _ranges(top, rows)  # (part, row) for each row of each rectangle
     start = (shapes.scene[part] * cameras.height + row) * cameras.width + left[part]
     line, pixel = _ranges(start, columns[part])
     return Candidates(part[line], pixel)
@@ -119,17 +128,18 @@ def find_candidates(shapes: Shapes, cameras: Cameras) -> Candidates:
 def nearest(
     shapes: Shapes, cameras: Cameras, candidates: Candidates, ray: Tensor, x: Tensor, y: Tensor, far: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Finds the first part that each of R rays from the eyes meets.
+    """Finds the first part that each of R rays from the eyes hits.
 
-    ray (M,S) int64: the rays that each candidate's part is tested against. x, y (R,): the pixel coordinates that the
-    rays pass through. far (R,): the depth at which each ray ends if it meets nothing. Returns the depth along the
-    camera's axis in meters (R,), and the part's number, int64 (R,), -1 for none.
+    ray: int64 (M,S), the rays that the part of each candidate is tested against. x, y: (R,), the image points through
+    which the rays pass, px. far: (R,), the depth at which each ray ends if it hits no part, meters. Returns the depth
+    along the camera's axis, meters (R,), and the number of the part, int64 (R,), -1 for none.
     """
     frames = shapes.frames
     into = (frames @ cameras.lens[shapes.scene]).flatten(1).T.contiguous()  # (9,L): pixels to parts' frames
     from_center = cameras.eye[shapes.scene] - shapes.center.T
     origin = (frames @ from_center[..., None])[..., 0].T.contiguous()  # (3,L)
-    # One integer holds the depth, whose bits ascend with it, and below them the part: the smallest is the nearest.
+    # One integer holds the bits of the depth, which ascend with it, and below them the part's number. So the smallest
+    # integer is the nearest hit.
     best = far.view(torch.int32).long() << _SLOT_BITS
     for kind, run in shapes.runs(candidates.slot):
         slot, tested = candidates.slot[run], ray[run]
@@ -143,10 +153,10 @@ def nearest(
 
 
 def blocked(shapes: Shapes, scene: Tensor, origin: Tensor, end: Tensor) -> Tensor:
-    """Whether a part stands between ``origin`` and ``end`` (3,G,S) of each segment; bool (G,S).
+    """Whether a part is between the two ends of each segment; bool (G,S).
 
-    scene (G,) int64, ascending: the scene of each group of S segments. The segments of a group should lie close
-    together, because every part near the group is tested against all of them.
+    origin, end: (3,G,S), meters, for G groups of S segments. scene: int64 (G,), ascending, the scene of each group. The
+    segments of a group should be close together, because every part near the group is tested against all of them.
     """
     part, group = _near(shapes, scene, origin, end)
     frames, center = shapes.frames, shapes.center.T[..., None]
@@ -168,10 +178,11 @@ def blocked(shapes: Shapes, scene: Tensor, origin: Tensor, end: Tensor) -> Tenso
 
 
 def _near(shapes: Shapes, scene: Tensor, origin: Tensor, end: Tensor) -> tuple[Tensor, Tensor]:
-    """Pairs of a part and a group of segments (as in ``blocked``) that may meet, (K,) each.
+    """Pairs of a part and a group of segments (as in ``blocked``) that may meet: numbers of part and group, (K,) each.
 
-    One ball holds a group's origins, another its ends. Between them, the segments stay inside balls whose center and
-    radius change linearly from one to the other. A part can be met only if its own ball touches one of these.
+    One ball encloses a group's origins, another one its ends. Between them, the segments stay inside balls whose center
+    and radius change linearly from the first to the second. A segment can hit a part only if the part's own ball
+    touches one of these.
     """
     a, a_radius = _ball(origin)  # (3,G), (G,)
     b, b_radius = _ball(end)
@@ -198,15 +209,16 @@ def _near(shapes: Shapes, scene: Tensor, origin: Tensor, end: Tensor) -> tuple[T
 
 
 def _ball(points: Tensor) -> tuple[Tensor, Tensor]:
-    """A ball around points (3,G,S): center (3,G), radius (G,)."""
+    """A ball that encloses points (3,G,S): center (3,G), radius (G,)."""
     middle = points.mean(-1)
     return middle, norm(points - middle[..., None]).amax(-1)
 
 
 def _ranges(first: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
-    """The integers first[i], ..., first[i] + count[i] - 1 for i = 0, 1, ... in a row, and before them the i of each.
+    """Concatenates the ranges first[i], ..., first[i] + count[i] - 1 for all i. Returns the i of each entry, and the
+    entries.
 
-    first, count (K,) int64; both results have as many entries as the counts sum to.
+    first, count: int64 (K,). Both results have sum(count) entries.
     """
     owner = torch.repeat_interleave(count)
     start = first - (count.cumsum(0) - count)
@@ -214,7 +226,7 @@ def _ranges(first: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def local_normal(shapes: Shapes, part: Tensor, point: Tensor) -> Tensor:
-    """Unit outward normals (3,M) in the frames of the parts (M,), at world points (3,M) on their surfaces."""
+    """Unit outward normals (3,M), in the frames of the parts (M,), at points (3,M) of the world on their surfaces."""
     half = shapes.half[:, part]
     unit = torch.stack(turned(point - shapes.center[:, part], shapes.yaw[part])) / half
     normal = cube_normal(unit)
@@ -231,24 +243,30 @@ def local_normal(shapes: Shapes, part: Tensor, point: Tensor) -> Tensor:
 
 
 def cube_normal(point: Tensor) -> Tensor:
-    """Unit outward normals at points (3,...) on the sides of the unit cube."""
+    """Unit outward normals (3,...) at points (3,...) on the sides of the cube [-1,1]^3."""
     axis = largest_axis(point)
     return torch.stack([point[i].sign() * (axis == i) for i in range(3)])
 
 
 def room_exit(origin: Tensor, direction: Tensor, room: Tensor) -> Tensor:
-    """How far rays from inside the room [0, room] go until they leave it, in units of their direction; (3,...) each."""
+    """How far rays go until they leave the room, in units of their direction; (...).
+
+    origin: inside the room. room: its size; the room is [0,room]. All arguments are (3,...), meters.
+    """
     far = torch.where(direction > 0, room, 0)
     return ((far - origin) / direction).amin(0)
 
 
 def directions(lens: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Directions through pixels (x, y). lens (9,...): the entries of matrices such as ``Cameras.lens``."""
+    """The x, y and z of the directions of rays through the image points (x, y), px.
+
+    lens: (9,...), the entries of matrices like ``Cameras.lens``, row by row.
+    """
     a, b, c, d, e, f, g, h, i = lens
     return a * x + b * y + c, d * x + e * y + f, g * x + h * y + i
 
 
-# torch's own argmax and norm over a first dimension of three take fifty times as long.
+# Written out, because torch's own argmax and norm over a first dimension of three take fifty times as long.
 
 
 def dot(one: Tensor, other: Tensor) -> Tensor:
@@ -268,7 +286,10 @@ def largest_axis(vector: Tensor) -> Tensor:
 
 
 def turned(vector: Tensor | tuple[Tensor, Tensor, Tensor], yaw: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """World vectors (3,...) in the frame of a part with that yaw; with -yaw the other way round."""
+    """Turns vectors (3,...) from world axes into the frame of a part with this yaw, radians.
+
+    With -yaw it turns them from the frame of the part into world axes.
+    """
     x, y, z = vector
     cos, sin = yaw.cos(), yaw.sin()
     return cos * x - sin * z, y, sin * x + cos * z
@@ -277,7 +298,10 @@ def turned(vector: Tensor | tuple[Tensor, Tensor, Tensor], yaw: Tensor) -> tuple
 def _crossing(
     kind: str, origin: tuple[Tensor, Tensor, Tensor], way: tuple[Tensor, Tensor, Tensor]
 ) -> tuple[Tensor, Tensor]:
-    """Where rays enter and leave a unit shape, in units of their direction; enter >= leave where they miss it."""
+    """Where rays enter and leave a unit shape, in units of their direction.
+
+    enter >= leave for rays that miss it. origin, way: in the frame of the part.
+    """
     (ox, oy, oz), (dx, dy, dz) = origin, way
     if kind == "box":
         x, y, z = _slab(ox, dx), _slab(oy, dy), _slab(oz, dz)
@@ -289,14 +313,14 @@ def _crossing(
 
 
 def _slab(o: Tensor, d: Tensor) -> tuple[Tensor, Tensor]:
-    """Solves -1 <= o + t d <= 1 for t."""
+    """Solves -1 <= o + t d <= 1 for t. Returns the lower and the upper end."""
     inverse = d.reciprocal()
     middle, reach = o * inverse, inverse.abs()
     return -(middle + reach), reach - middle
 
 
 def _round(a: Tensor, b: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
-    """Solves a t^2 + 2 b t + c <= 1 for t; both ends are equal where a ray misses."""
+    """Solves a t^2 + 2 b t + c <= 1 for t. Returns the lower and the upper end, which are equal if a ray misses."""
     root = (b * b - a * (c - 1)).clamp(min=0).sqrt()
     inverse = a.reciprocal()
     return -(b + root) * inverse, (root - b) * inverse

@@ -22,7 +22,7 @@ from kintsugi.nets.specs import build_spec
 
 FORMAT = 2
 LATEST = "latest"
-"""Name of the file in a method's folder that holds the name of the newest run."""
+"""Name of the pointer file in a method's folder. It holds the name of the newest run."""
 _KEYS = frozenset("method step config state encoders".split())
 _STEP_FILE = re.compile(r"step-(\d+)\.pt")
 
@@ -52,14 +52,15 @@ def save(path: Path, content: dict[str, Any]) -> None:
 
 
 def load(path: Path, method: str | None = None) -> dict[str, Any]:
-    """Reads a checkpoint onto the CPU, of ``method`` if it is given.
+    """Reads a checkpoint onto the CPU. method: the method whose checkpoint it must be; None = any.
 
-    Raises ValueError with one line if the file is missing or damaged, is no checkpoint, or belongs to another method.
+    Raises ValueError with one line if the file is missing or damaged, is not a checkpoint, or belongs to another
+    method.
     """
     if not path.is_file():
         raise _missing(path)
     try:
-        with zipfile.ZipFile(path) as archive:  # torch writes the archive's checksums but does not check them
+        with zipfile.ZipFile(path) as archive:  # torch writes the checksums of the archive, but does not check them
             if damaged := archive.testzip():
                 raise zipfile.BadZipFile(damaged)
         content = torch.load(path, map_location="cpu", weights_only=True)
@@ -82,14 +83,17 @@ def _missing(path: Path) -> ValueError:
 
 
 def _checked(content: dict[str, Any], path: Path, method: str | None) -> dict[str, Any]:
-    """Returns ``content``. Raises ValueError if it belongs to another method."""
+    """Returns ``content``, unless it belongs to another method: then raises ValueError with one line."""
     if method is not None and content["method"] != method:
         raise ValueError(f"{path} is a checkpoint of {content['method']}, not of {method}: name one of {method}")
     return content
 
 
 def resolve(path: Path) -> Path:
-    """``path`` with the pointer file ``latest``, if it is a part of it, replaced by the run that it names."""
+    """Replaces the pointer file ``latest`` in a path by the run that it names.
+
+    ``runs/moco/latest/best.pt`` becomes ``runs/moco/RUN/best.pt``. A path without it is returned as it is.
+    """
     for place in (path, *path.parents):
         if place.name == LATEST and place.is_file():
             return place.with_name(place.read_text().strip()) / path.relative_to(place)
@@ -97,10 +101,10 @@ def resolve(path: Path) -> Path:
 
 
 def find(path: Path) -> Path:
-    """The checkpoint file for a path: the path itself if it is a file, else the newest whole one in that run's folder.
+    """The checkpoint file for a path: a file itself, or the newest undamaged file of a run's folder.
 
-    A folder without step files (the run ended before its first one) gives the newest other file, such as best.pt.
-    Damaged files are skipped with a warning. Raises ValueError with one line if there is none.
+    Step files are preferred. Without any (the run ended before its first one), it is the newest other file, such as
+    best.pt. Damaged files are skipped with a warning. Raises ValueError with one line if there is none.
     """
     path = resolve(path)
     return path if path.is_file() else read(path)[0]
@@ -126,7 +130,10 @@ def read(path: Path, method: str | None = None) -> tuple[Path, dict[str, Any]]:
 
 
 def chosen(ckpt: Path | None, method: str) -> Path:
-    """The checkpoint file for ``--ckpt``; without it the one of the method's newest run, which is printed to stderr."""
+    """The checkpoint file for the option --ckpt; without the option, that of the method's newest run.
+
+    In the second case its path is printed to stderr.
+    """
     file = find(ckpt or Path("runs") / method / "latest")
     if ckpt is None:
         print(f"using {file.resolve()}", file=sys.stderr)
@@ -134,16 +141,19 @@ def chosen(ckpt: Path | None, method: str) -> Path:
 
 
 def load_encoder(path: str | Path, role: str = "") -> Encoder:
-    """An encoder from a checkpoint (a file or a run's folder), in evaluation mode.
+    """Loads an encoder from a checkpoint (a file or a run's folder), in evaluation mode.
 
-    role: ``encoder``, or ``generator`` or ``discriminator`` for a GAN; default: the first, which is a GAN's generator.
+    role: ``encoder``, or, for a GAN, ``generator`` or ``discriminator``; default: the first one, a GAN's generator.
     Raises ValueError with one line if there is no such checkpoint or role.
     """
     return encoder_of(read(Path(path))[1], role)[1]
 
 
 def encoder_of(content: dict[str, Any], role: str = "") -> tuple[str, Encoder]:
-    """The role, and the encoder as in ``load_encoder``, from the content of a checkpoint (``load``)."""
+    """Builds an encoder from the content of a checkpoint (``load``). Returns its role and the encoder.
+
+    role and errors are as in ``load_encoder``.
+    """
     encoders = content["encoders"]
     role = role or next(iter(encoders), "encoder")
     if role not in encoders:
@@ -154,9 +164,9 @@ def encoder_of(content: dict[str, Any], role: str = "") -> tuple[str, Encoder]:
 
 
 def weights_of(content: dict[str, Any], module: str) -> dict[str, Tensor]:
-    """The weights of one submodule of the method, such as ``average.module``, under the submodule's own names.
+    """The weights of one submodule of a method, with the submodule's own names.
 
-    content: a checkpoint's, as in ``load``.
+    content: of a checkpoint, from ``load``. module: the submodule, such as ``average.module``.
     """
     weights = content["state"]["weights"]
     return {name.removeprefix(f"{module}."): value for name, value in weights.items() if name.startswith(f"{module}.")}
@@ -169,7 +179,7 @@ def prune(folder: Path, keep: int) -> None:
 
 
 def sweep(folder: Path) -> None:
-    """Deletes the partial files of processes that were killed in ``save``. No process may be writing there."""
+    """Deletes the partial files of processes that were killed in ``save``. No process may be writing to the folder."""
     for part in folder.glob(".*.part"):
         part.unlink(missing_ok=True)
 

@@ -1,4 +1,4 @@
-"""The command line of a training program, the same for every method."""
+"""The command line of every method's training program."""
 
 from __future__ import annotations
 
@@ -11,18 +11,19 @@ from kintsugi.train.method import C, Method
 
 
 def run_method(method: type[Method[C]], presets: Sequence[Callable[[], C]], argv: Sequence[str] | None = None) -> None:
-    """Reads the command line, trains, and prints what to do next. A user's mistake ends in one line and exit code 2.
+    """Reads the command line, trains, and prints what to do next.
 
-    presets: the functions ``demo``, ``small`` and ``paper`` of the method's file.
+    presets: the functions ``demo``, ``small`` and ``paper`` of the method's file. A mistake of the user is printed in
+    one line, with exit code 2.
     """
     with user_errors():
         config = parse_training(method.name, named(presets), argv)
         method.check(config)
         folder = train(method, config)
         if int(os.environ.get("RANK", 0)) == 0:
-            print(f"look: make tensorboard; {method.next_step.format(folder=folder)}")
+            print(f"see the run: make tensorboard; {method.next_step.format(folder=folder)}")
 
 
 def named(presets: Sequence[Callable[[], C]]) -> dict[Preset, Callable[[], C]]:
-    """The presets by name, which is the name of the function."""
+    """The presets by name. The name of a preset is the name of its function."""
     return {preset.__name__: preset for preset in presets}  # type: ignore[misc]

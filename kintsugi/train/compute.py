@@ -1,4 +1,4 @@
-"""What computes: the device, and whether networks run in bfloat16 there."""
+"""The device on which a program computes, and whether networks run in bfloat16 there."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import Literal
 import torch
 
 Device = Literal["auto", "cpu", "cuda"]
-"""auto: the GPU if there is one."""
+"""The values of --device. auto: the GPU if there is one, else the CPU."""
 Precision = Literal["auto", "fp32", "bf16"]
-"""auto: bfloat16 autocast on a GPU, float32 elsewhere."""
+"""The values of --precision. auto: bfloat16 autocast on a GPU, float32 on a CPU."""
 
 
 @dataclass(frozen=True)

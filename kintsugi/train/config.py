@@ -48,8 +48,8 @@ class TrainConfig:
     cache_gb: float = 8.0
     """Largest decoded data set to keep on disk, GB; images of a larger one are decoded at each use."""
     device_gb: float = -1
-    """Largest decoded data set to keep in GPU memory as well, GB, with all images padded to the largest one; -1 = a
-    quarter of the free GPU memory, 0 = none."""
+    """Keep the decoded data set in GPU memory too if it takes at most this many GB there, with all images padded to the
+    largest one; -1 = a quarter of the free GPU memory, 0 = never."""
 
     steps: int = 2000
     """Optimization steps."""
@@ -72,9 +72,9 @@ class TrainConfig:
     out: Path | None = None
     """This run's own folder, instead of a new one in --runs."""
     resume: bool = False
-    """Continue from the newest checkpoint in --out (default: of the latest run), with its settings."""
+    """Continue the run in --out (default: the latest run) from its newest checkpoint, with its settings."""
     accept_changes: bool = False
-    """With --resume: accept options that differ from the run's own and change what is trained."""
+    """With --resume: accept options that differ from the run's and so change what is trained."""
 
     log_every: int = 20
     """Steps between logged scalars."""
@@ -100,7 +100,7 @@ class TrainConfig:
 
 
 def within(settings: object, **ranges: float | tuple[float, float]) -> None:
-    """Checks settings. Each range is the least value, or the least and the largest value, which are allowed.
+    """Checks that settings are in their ranges: name of a setting -> least value allowed, or least and largest.
 
     Raises ValueError with one line for the first setting outside its range.
     """
@@ -120,9 +120,11 @@ _FREE_AT_RESUME = frozenset(
 
 
 def parse_training(method: str, presets: Mapping[Preset, Callable[[], C]], argv: Sequence[str] | None = None) -> C:
-    """The settings of a training run: those of the preset, or of the checkpoint at --resume, and the command line's.
+    """Reads the settings of a training run from the command line.
 
-    Raises ValueError with one line for a mistake, or if --resume finds no checkpoint or would change what is trained.
+    Options that are not given have the values of the preset; with --resume, those in the run's checkpoint. Raises
+    ValueError with one line for a mistake, if --resume finds no checkpoint, or if options would change what a resumed
+    run trains and --accept-changes is not given.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     kind = type(presets["demo"]())
@@ -151,8 +153,9 @@ def parse_training(method: str, presets: Mapping[Preset, Callable[[], C]], argv:
 def parse_command(config: type[T], argv: Sequence[str] | None = None, *, default: T | None = None) -> T:
     """Reads a dataclass of settings from the command line.
 
-    default: the values of options that are not given; otherwise those of the dataclass. Raises ValueError with one line
-    for a mistake; for an unknown option it names the nearest one. ``--help`` prints the help and raises SystemExit.
+    default: the values of options that are not given; None = the dataclass's defaults. Raises ValueError with one line
+    for a mistake; the message for an unknown option names the most similar one. ``--help`` prints the help and raises
+    SystemExit.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     known = {*_flags(config), "--help", "-h"}
@@ -192,14 +195,17 @@ def user_errors() -> Iterator[None]:
 
 
 def run_command(config: type[T], run: Callable[[T], int], argv: Sequence[str] | None = None) -> None:
-    """Runs a command on a person's files. ``run`` returns how many failed; if any did, the exit code is 1."""
+    """Runs a command on a user's files. The exit code is 1 if any of them failed.
+
+    run: does the work and returns how many files failed.
+    """
     with user_errors():
         failed = run(parse_command(config, argv))
     sys.exit(1 if failed else 0)
 
 
 def to_plain(config: Any) -> dict[str, Any]:
-    """A dataclass as a dict of numbers, strings and lists, which a checkpoint can hold and load with weights_only."""
+    """Converts a dataclass to a dict of numbers, strings and lists, which a checkpoint can hold (``weights_only``)."""
 
     def plain(value: Any) -> Any:
         if isinstance(value, Path):
@@ -241,6 +247,8 @@ def _resumed_run(argv: Sequence[str]) -> _ResumedRun | None:
 
 @dataclass(frozen=True)
 class _ResumedRun:
+    """The options that name the run to resume."""
+
     runs: Path = Path("runs")
     out: Path | None = None
     resume: bool = False
@@ -263,7 +271,10 @@ def _flag(field: str) -> str:
 
 
 def _flags(config: type) -> list[str]:
-    """All options, named like the fields unless ``tyro.conf.arg(name=...)`` renames one (``in`` is a keyword)."""
+    """All options of a config, with their dashes.
+
+    They are named like the fields, unless ``tyro.conf.arg(name=...)`` renames one (``in`` is a keyword of Python).
+    """
     hints = typing.get_type_hints(config, include_extras=True)
     renamed = {
         field: note.name
@@ -275,9 +286,9 @@ def _flags(config: type) -> list[str]:
 
 
 def _one_line(box: str) -> str:
-    """The message in tyro's explanation of a mistake, a framed box with a title, the message, a rule, and a hint.
+    """The message in tyro's text about a mistake: a framed box with a title, the message, a line, and a hint.
 
-    In an ASCII locale there is no frame, but a rule below the title.
+    In an ASCII locale there is no frame, only a line below the title.
     """
     lines = [re.sub(r"\x1b\[[0-9;]*m|[│╭╮╰╯─]|^ *-+ *$", "", line).strip() for line in box.splitlines()]
     message = itertools.takewhile(bool, itertools.dropwhile(lambda line: not line, lines[1:]))
@@ -285,5 +296,6 @@ def _one_line(box: str) -> str:
 
 
 def _fail(line: str, code: int) -> None:
+    """Prints an error in one line to stderr, and ends the program with this exit code."""
     print(f"error: {' '.join(line.split())}", file=sys.stderr)
     raise SystemExit(code)

@@ -1,7 +1,7 @@
-"""Where this process computes: its device, its precision, and its place among the ranks that torchrun started.
+"""The device and precision of this process, and its place among the ranks that torchrun started.
 
-Gradients are averaged explicitly (``World.mean_gradients``) before each optimizer's step instead of by a wrapper
-around each network, so that a GAN's several backward passes need no special care.
+Gradients are averaged explicitly (``World.mean_gradients``) before each optimizer's step, instead of by a wrapper
+around each network. So a GAN's several backward passes need no special care.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-# Imported before any process group exists, because its functions hold the current group as a default argument, and
-# torch's optimizers import it when the first one is built. Imported then, it would keep the group and gloo's threads
-# alive after training, and a thread that frees a tensor while Python ends aborts the process.
+# Must be imported before any process group exists, because its functions hold the current group as a default argument.
+# torch's optimizers import it when the first one is built. That would keep the group and gloo's threads alive after
+# training, and a thread that frees a tensor while Python ends aborts the process.
 import torch.distributed.nn
 from torch import Tensor, nn
 
@@ -30,29 +30,30 @@ from kintsugi.train.compute import Compute, Device, Precision
 
 @dataclass(frozen=True)
 class World(Compute):
-    """One process's view: what computes for it, and its ``rank`` of ``size``."""
+    """The device and precision of this process, and its ``rank`` among ``size`` processes, which share each batch."""
 
     rank: int = 0
     size: int = 1
 
     @property
     def is_main(self) -> bool:
+        """Whether this is the first rank, which prints, logs and saves."""
         return self.rank == 0
 
     def slice(self, whole: Tensor) -> Tensor:
-        """This rank's part (N/size,...) of a tensor (N,...) that was drawn for the global batch."""
+        """This rank's share (N/size,...) of a tensor (N,...) for the global batch."""
         return whole[self.part(len(whole))]
 
     def part(self, count: int) -> builtins.slice:
-        """The slice of a global batch of ``count`` samples that is this rank's part."""
+        """This rank's share, as a slice of a global batch of ``count`` samples."""
         share = count // self.size
         return builtins.slice(self.rank * share, (self.rank + 1) * share)
 
     def gather(self, mine: Tensor) -> Tensor:
-        """The equal parts (n,...) of all ranks as one global batch (n*size,...), on every rank.
+        """Concatenates the equal shares (n,...) of all ranks to the global batch (n*size,...), on every rank.
 
-        Gradients flow back to each rank's own part, summed over the ranks. If every rank computes the same loss of the
-        global batch, ``mean_gradients`` then gives the gradient of one process with the global batch.
+        Gradients flow back to each rank's own share, summed over the ranks. If every rank computes the same loss of the
+        global batch, ``mean_gradients`` then gives the gradient that one process would have with the global batch.
         """
         if self.size == 1:
             return mine
@@ -61,7 +62,8 @@ class World(Compute):
     def place(self, networks: Iterable[nn.Module], *, channels_last: bool, compile: bool) -> None:
         """Moves networks to the device, in place, and copies the main rank's weights to all ranks.
 
-        The parameters stay the same objects, so that optimizers may be built before.
+        On several GPUs, batch norms are synchronized from then on. The parameters stay the same objects, so optimizers
+        may be built before.
         """
         for net in networks:
             net.to(self.device)
@@ -76,7 +78,10 @@ class World(Compute):
                 net.compile()
 
     def mean_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Averages gradients over the ranks, in one message. With equal parts this is the global batch's gradient."""
+        """Averages the gradients of parameters over the ranks, in one message.
+
+        With equal shares the result is the gradient of the global batch.
+        """
         if self.size == 1:
             return
         grads = [p.grad for p in parameters if p.grad is not None]
@@ -87,18 +92,18 @@ class World(Compute):
             grad.copy_(mean.view_as(grad))
 
     def mean(self, values: Tensor) -> Tensor:
-        """The mean of a tensor over the ranks."""
+        """The mean of a tensor over the ranks. With several ranks, ``values`` is overwritten."""
         if self.size > 1:
             dist.all_reduce(values)
             values = values / self.size
         return values
 
     def weighted_mean(self, values: Tensor, weights: Tensor) -> Tensor:
-        """A loss whose mean over the ranks is the weighted mean of the global batch, however the weights are spread.
+        """A loss, (), whose mean over the ranks is the weighted mean of the global batch.
 
-        It is this rank's weighted sum divided by the ranks' mean sum of weights, so the mean over the ranks, of losses
-        and of gradients, is that of one process with the global batch. values, weights: of one shape. Returns (), 0 if
-        all weights are 0.
+        values, weights: of the same shape. The loss is this rank's weighted sum, divided by the mean over the ranks of
+        the sum of weights, but at least by 1; so it is 0 if all weights are 0. Its mean over the ranks, and that of its
+        gradient, is the same as in one process with the global batch, however the weights are spread over the ranks.
         """
         total = self.mean(weights.detach().sum().float())
         return (values * weights).sum() / total.clamp(min=1)
@@ -120,12 +125,12 @@ class World(Compute):
         return box[0]
 
     def main_first(self) -> contextlib.AbstractContextManager[None]:
-        """A context in which the main rank runs the body first, to build a cache for example, and then the others."""
+        """A context in which the main rank runs the body first, to build a cache for example; then all others do."""
         return _main_first(self)
 
 
 class _Gather(torch.autograd.Function):
-    """Concatenates all ranks' parts. Backward: the gradient of this rank's part, summed over the ranks."""
+    """Concatenates the shares of all ranks. Backward: the gradient of this rank's share, summed over the ranks."""
 
     @staticmethod
     def forward(context: Any, mine: Tensor) -> Tensor:
@@ -152,10 +157,10 @@ def _main_first(world: World) -> Iterator[None]:
 
 
 def keep_freed_memory() -> None:
-    """Makes this process keep the memory of freed tensors for the tensors of the next step.
+    """Makes this process keep the memory of freed tensors, for the tensors of the next step.
 
-    By default glibc returns large blocks to the system at once, which clears them page by page when they are allocated
-    again: a tenth of a training step on a CPU. Other C libraries are left as they are.
+    By default glibc returns large blocks to the system at once. When they are allocated again, the system clears them
+    page by page, which takes a tenth of a training step on a CPU. Other C libraries are left as they are.
     """
     with contextlib.suppress(OSError, AttributeError, TypeError):
         libc = ctypes.CDLL(None)
@@ -166,8 +171,11 @@ def keep_freed_memory() -> None:
 
 @contextlib.contextmanager
 def open_world(device: Device, precision: Precision, batch: int) -> Iterator[World]:
-    """Joins torchrun's process group if there is one. ValueError where device or batch do not fit; ConnectionError,
-    in the body, where another rank has died."""
+    """A context with this process's ``World``. Joins torchrun's process group if there is one.
+
+    Raises ValueError with one line if there is no such device or ``batch`` is not a multiple of the number of ranks. If
+    another rank dies, the body raises ConnectionError.
+    """
     compute = Compute.of(device, precision)
     kind, bf16 = compute.device.type, compute.bf16
     if kind == "cpu":
@@ -183,7 +191,7 @@ def open_world(device: Device, precision: Precision, batch: int) -> Iterator[Wor
         torch.cuda.set_device(place)
     if rank > 0:  # only the main rank prints
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
-    # Rank 0 may render or decode a whole data set before the others' first message.
+    # The other ranks wait while rank 0 renders or decodes a whole data set.
     dist.init_process_group("nccl" if kind == "cuda" else "gloo", timeout=timedelta(hours=2))
     try:
         yield World(place, rank, size, bf16=bf16)

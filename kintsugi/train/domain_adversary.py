@@ -1,8 +1,8 @@
 """Adversarial training of features that look the same for real and synthetic ("fake") images.
 
-Features are (N,C,s,s); a discriminator predicts from them whether an image is real. It and the encoder are updated in
-turns (``alternate_loss`` after ``kintsugi.train.gan.update_discriminator``), or together by gradient reversal
-(``reversal_loss``).
+Features are (N,C,s,s). A discriminator predicts from them whether an image is real. The encoder and the discriminator
+are updated in turns (``kintsugi.train.gan.update_discriminator``, then ``alternate_loss``), or together, by gradient
+reversal (``reversal_loss``).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ def alternate_loss(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The encoder's adversarial loss on fake images, times ``weight``, 0-d; and scalars to log.
 
-    Gradients leave the discriminator's weights alone. ``real`` is only for the logged accuracy.
+    fake, real: features. ``real`` is only for the logged accuracy. No gradients reach the discriminator's weights.
     """
     with adversarial.frozen(discriminator), world.autocast():
         on_fake, on_real = discriminator(fake).float(), discriminator(real.detach()).float()
@@ -36,9 +36,10 @@ def alternate_loss(
 def reversal_loss(
     discriminator: nn.Module, fake: Tensor, real: Tensor, world: World, weight: float
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """The discriminator's loss, 0-d, whose gradients reach the features times -``weight``; and scalars to log.
+    """The discriminator's loss, 0-d, whose gradients reach the features multiplied by -``weight``; and scalars to log.
 
-    Its backward pass gives the gradients of both discriminator and encoder (Ganin 2015, arXiv:1409.7495).
+    fake, real: features. One backward pass gives the gradients of both discriminator and encoder (Ganin 2015,
+    arXiv:1409.7495).
     """
     with world.autocast():
         on_real = discriminator(reverse_gradient(real, weight)).float()
@@ -54,15 +55,21 @@ def reversal_loss(
 
 
 class FeaturePool:
-    """Features of ``size`` earlier images, so that a discriminator does not forget them (Shrivastava 2017,
-    arXiv:1612.07828, section 2.3). It starts with copies of the first batch, and is the same on every rank."""
+    """Keeps features of ``size`` earlier images, so that a discriminator does not forget them.
+
+    As in Shrivastava 2017 (arXiv:1612.07828, section 2.3). The pool starts with copies of the first batch, and is the
+    same on every rank.
+    """
 
     def __init__(self, size: int) -> None:
         self.size = size
         self.kept: Tensor | None = None  # (size,C,s,s)
 
     def exchange(self, features: Tensor, random: torch.Generator) -> Tensor:
-        """Swaps half of a batch (N,C,s,s) with features from the pool and returns the mixed batch (N,C,s,s)."""
+        """Swaps up to half of a batch (N,C,s,s) for features in the pool, and returns the mixed batch (N,C,s,s).
+
+        random: draws which ones. With a pool of size 0 the batch is returned as it is.
+        """
         if self.size == 0:
             return features
         if self.kept is None:

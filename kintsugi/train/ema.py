@@ -1,4 +1,4 @@
-"""Exponential moving averages (EMA) of weights: MoCo's and BYOL's target networks, and a generator's average."""
+"""Exponential moving averages (EMA) of weights: for the targets of MoCo and BYOL, and for the generator of a GAN."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ M = TypeVar("M", bound=nn.Module)
 
 
 def ema_copy(network: M) -> M:
-    """A copy without gradients, which ``ema_update`` changes."""
+    """A copy of a network without gradients, for ``ema_update`` to change."""
     return copy.deepcopy(network).requires_grad_(False)
 
 
@@ -22,13 +22,16 @@ def ema_copy(network: M) -> M:
 def ema_update(target: nn.Module, network: nn.Module, momentum: float) -> None:
     """target <- momentum * target + (1 - momentum) * network, in place (He 2020, arXiv:1911.05722, eq. 2).
 
-    Only weights change. The target keeps its own batch norms' statistics, because it gets images of its own.
+    Only weights change. The target's batch norms keep their own running statistics, because it gets other images.
     """
     torch._foreach_lerp_(list(target.parameters()), [p.detach() for p in network.parameters()], 1 - momentum)
 
 
 def cosine_momentum(base: float, step: int, steps: int) -> float:
-    """A momentum that rises from ``base`` at step 0 to 1 at ``steps`` along a cosine (Grill 2020, arXiv:2006.07733)."""
+    """A momentum that rises along a cosine, from ``base`` at step 0 to 1 at step ``steps``.
+
+    As in Grill 2020 (arXiv:2006.07733).
+    """
     return 1 - (1 - base) * (math.cos(math.pi * step / steps) + 1) / 2
 
 
@@ -36,9 +39,9 @@ Tensors = tuple[Tensor, ...] | list[Tensor]
 
 
 def warmed_average(decay: float) -> Callable[[Tensors, Tensors, Tensor | int], None]:
-    """An update for torch's ``AveragedModel(multi_avg_fn=...)``: its decay is min(``decay``, (1 + n) / (10 + n)).
+    """An update for torch's ``AveragedModel(multi_avg_fn=...)`` with the decay min(``decay``, (1 + n) / (10 + n)).
 
-    n is the number of updates so far. At first the average forgets quickly, so that it is of use in short runs too.
+    n is the number of updates so far. At first the average forgets quickly, so that it is useful in short runs too.
     """
 
     @torch.no_grad()

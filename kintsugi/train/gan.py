@@ -1,4 +1,4 @@
-"""What GAN methods share: their settings, their part of the contract with the loop, the discriminator's step."""
+"""Code that GAN methods share: settings, their part of the ``Method`` contract, the discriminator's training step."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class GanConfig(TrainConfig):
     """Settings of methods with a generator and a discriminator."""
 
     adversarial_start: int = 0
-    """Steps without the discriminator at the beginning. The weights after them are kept as before-adversary.pt."""
+    """Steps without the discriminator at the beginning. The weights after them are saved as before-adversary.pt."""
 
     @property
     def has_adversary(self) -> bool:
@@ -38,9 +38,12 @@ class Gan(Method[G]):
     """A generator with an adversarial discriminator. A subclass sets both attributes below."""
 
     average: AveragedModel
-    """Running average of the generator, which has an ``encoder``. It is shown, evaluated and transferred."""
+    """Running average of the generator, which must have an ``encoder``.
+
+    This average, not the generator itself, is shown, evaluated and transferred.
+    """
     discriminator: nn.Module
-    """Has an ``encoder``. Needed only if the config has an adversary."""
+    """Must have an ``encoder``. Needed only if the config has an adversary."""
 
     def milestones(self) -> dict[int, str]:
         start = self.config.adversarial_start
@@ -69,9 +72,10 @@ def update_discriminator(
 ) -> dict[str, Tensor]:
     """One training step of a discriminator. Returns scalars to log.
 
-    real, fake: images (N,3,H,W) in [0,1], ``fake`` detached. They pass one after the other, each with its own backward
-    pass, so that batch norms never mix them. r1: the weight of ``r1_penalty``, which is computed every 16 steps with 16
-    times the weight (lazy regularization, Karras 2020, arXiv:1912.04958).
+    real, fake: images (N,3,H,W) in [0,1], or other inputs of the discriminator; ``fake`` must be detached. Real and
+    fake ones pass separately, each with a backward pass of its own, so that batch norms never mix them. r1: the weight
+    of ``r1_penalty``, which is computed only every 16 steps, with 16 times the weight (lazy regularization, Karras
+    2020, arXiv:1912.04958).
     """
     with world.autocast():
         on_real = discriminator(real)
@@ -99,7 +103,7 @@ def adversarial_loss(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The generator's adversarial loss on its images (N,3,H,W), times ``weight``, 0-d; and scalars to log.
 
-    Gradients reach ``fake`` but leave the discriminator's weights alone.
+    Gradients reach ``fake``, but not the discriminator's weights.
     """
     with adversarial.frozen(discriminator), world.autocast():
         logits = discriminator(fake)
@@ -111,7 +115,7 @@ def adversarial_loss(
 def collapse_warning(
     scalars: Mapping[str, float], advice: str = "--discriminator-norm spectral, or a lower --lr-discriminator"
 ) -> list[str]:
-    """For ``Method.warnings``: a line if the logged loss of the discriminator is almost 0.
+    """Warns if the discriminator's logged loss is almost 0: a list of one line, or empty. For ``Method.warnings``.
 
     advice: the method's options to try.
     """

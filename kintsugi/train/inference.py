@@ -11,7 +11,10 @@ from kintsugi.train.dist import World
 
 @torch.no_grad()
 def features(encoder: Encoder, image: Tensor, world: World) -> Tensor:
-    """Features (N,D), float, of images (N,3,S,S) in [0,1], in evaluation mode; afterwards the mode is as it was."""
+    """Features of images (N,3,S,S) in [0,1]: float (N,D), computed in evaluation mode.
+
+    The encoder's mode is restored afterwards.
+    """
     training = encoder.training
     with world.autocast():
         vectors = encoder.eval().vectors(image).float()

@@ -1,4 +1,4 @@
-"""What a person sees of a run: a progress bar, TensorBoard, and lines on the terminal."""
+"""The output of a run for the user: a progress bar, TensorBoard, and lines on the terminal."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _HEALTH = ("grad_norm", "weight_norm", "lr", "speed")
 def panel(name: str) -> str:
     """The TensorBoard tag of a scalar. TensorBoard groups tags by the words before the first slash.
 
-    The groups are: held-out figures, losses, pictures, training health (norms, learning rates, speed), and training,
+    The groups of scalars are: held-out figures, losses, training health (norms, learning rates, speed), and training,
     for everything else that a method logs.
     """
     group, _, rest = name.partition("/")
@@ -37,9 +37,9 @@ def panel(name: str) -> str:
 
 
 class Log:
-    """Progress bar and TensorBoard of the main rank; on the other ranks all calls do nothing.
+    """The progress bar and TensorBoard log of the main rank. On the other ranks all methods do nothing.
 
-    Training does not depend on TensorBoard: if its files cannot be written, one warning is printed and nothing more is
+    Training does not depend on TensorBoard: if its files cannot be written, one warning is printed, and nothing more is
     logged there.
     """
 
@@ -71,7 +71,7 @@ class Log:
         return self
 
     def _ignore_writer_errors(self, args: threading.ExceptHookArgs) -> None:
-        """Does not print an OSError of the writer's thread, because the writer's next call raises it."""
+        """Hides an OSError in the writer's thread; the next call of the writer raises it again."""
         if not issubclass(args.exc_type, OSError):
             self.previous_hook(args)
 
@@ -86,6 +86,7 @@ class Log:
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
+        """A context that turns an OSError of the writer into a warning, and ends logging to TensorBoard then."""
         try:
             yield
         except OSError as error:  # the disk is full or the folder gone, for example
@@ -112,7 +113,7 @@ class Log:
                     self.writer.add_scalar(panel(name), value, step)
 
     def images(self, pictures: Mapping[str, Tensor], step: int) -> None:
-        """Logs pictures (3,H,W) in [0,1]. Flushes them, so that the first one shows at once."""
+        """Logs pictures (3,H,W) in [0,1], and writes them to disk at once, so that they can be seen without delay."""
         if self.writer is not None:
             with self._writing():
                 for name, picture in pictures.items():
@@ -120,7 +121,10 @@ class Log:
                 self.writer.flush()
 
     def embedding(self, features: Tensor, images: Tensor, labels: list[int] | None, step: int) -> None:
-        """Logs features (n,D) for the projector, each with its image (n,3,S,S) in [0,1] as thumbnail, and its label."""
+        """Logs features (n,D) for TensorBoard's projector.
+
+        images: (n,3,S,S) in [0,1], the thumbnail of each. labels: the label of each; None if there are none.
+        """
         if self.writer is not None:
             small = interpolate(images.float(), (32, 32), mode="bilinear", antialias=True).clamp(0, 1)
             with self._writing():

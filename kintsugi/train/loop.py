@@ -1,4 +1,7 @@
-"""The loop owns time: steps, logging, checkpoints, signals. What one step does is the method's."""
+"""The training loop: steps, logging, pictures, evaluations, checkpoints and signals.
+
+What one step does is up to the method.
+"""
 
 from __future__ import annotations
 
@@ -26,17 +29,17 @@ from kintsugi.train.method import Batch, C, Data, Method
 from kintsugi.train.run_folder import open_folder, point_latest, resume
 
 SHOWN = 8  # held-out images in each picture
-_STOP_POLL = 10  # with several ranks, steps between checks whether to stop, each of which costs a message
+_STOP_POLL = 10  # with several ranks: steps between checks whether to stop; each check costs a message
 
 
 def train(method_class: type[Method[C]], config: C) -> Path:
-    """Trains a method to ``config.steps`` and returns the run's folder, on every rank.
+    """Trains a method up to step ``config.steps`` and returns the run's folder, on every rank.
 
-    On a CPU a resumed run ends with the weights of one that was never stopped, bit for bit: data order, crops, masks
+    On a CPU, a resumed run ends with the weights of one that was never stopped, bit for bit: data order, crops, masks
     and dropout are functions of (seed, step), and everything else that training changes is in the checkpoint.
 
-    Raises FloatingPointError if a logged value is not finite; SystemExit (130, 143) after saving on SIGINT and SIGTERM;
-    ValueError and OSError with one line for errors that the user can fix.
+    Raises FloatingPointError if a logged value is not finite; SystemExit (130 or 143) after saving, on SIGINT or
+    SIGTERM; ValueError or OSError with one line for errors that the user can fix.
     """
     with open_world(config.device, config.precision, config.batch) as world:
         folder = open_folder(method_class.name, config, world)  # first, because this check is the cheapest one
@@ -54,19 +57,20 @@ def train(method_class: type[Method[C]], config: C) -> Path:
 
 
 class _Loop:
-    """One run: its steps, and what is done between them."""
+    """One run: its steps, and everything that is done between them."""
 
     def __init__(
         self, config: TrainConfig, method: Method, world: World, data: Data, folder: Path, log: Log, best: float
     ) -> None:
         self.config, self.method, self.world = config, method, world
         self.data, self.folder, self.log = data, folder, log
-        self.pending: list[tuple[int, dict[str, Tensor]]] = []  # scalars still on the device
-        self.values: dict[str, list[float]] = {}  # scalars that are finite and not yet logged
+        self.pending: list[tuple[int, dict[str, Tensor]]] = []  # steps whose scalars are still on the device
+        self.values: dict[str, list[float]] = {}  # scalars that were read but not logged yet
         self.figures: dict[str, float] = {}
         self.best = best
 
     def run(self, start: int, signals: _Signals) -> None:
+        """Trains from step ``start`` to the last one, or until a signal arrives."""
         config, world, steps = self.config, self.world, self.config.steps
         milestones = self.method.milestones()
         if start == 0:
@@ -101,6 +105,7 @@ class _Loop:
         self._conclude()
 
     def _log(self, done: int, clock: _Clock) -> None:
+        """Logs the means of all scalars since the last time, with speed, norms of weights and learning rates."""
         self._read_pending()
         means = {name: statistics.fmean(values) for name, values in self.values.items()}
         self.values.clear()
@@ -114,6 +119,7 @@ class _Loop:
             self.log.print(f"warning: step {done}: {warning}")
 
     def _show(self, done: int) -> None:
+        """Logs the method's pictures of the first held-out images."""
         if self.world.is_main:
             batch = self._heldout(0, min(SHOWN, len(self.data.heldout)))
             self.log.images(self.method.show(batch), done)
@@ -137,7 +143,10 @@ class _Loop:
             yield self._heldout(first, min(first + 64, count))
 
     def _conclude(self) -> None:
-        """Writes and prints a table of the method's and the baselines' figures; logs features for the projector."""
+        """Writes and prints a table with the figures of the method and of its baselines.
+
+        Then logs features for TensorBoard's projector.
+        """
         if not self.world.is_main:
             return
         rows = self.method.baselines(self._heldout_batches())
@@ -148,6 +157,7 @@ class _Loop:
         self._embed()
 
     def _embed(self) -> None:
+        """Logs the features of the held-out images for TensorBoard's projector, if the method has any."""
         features, images, labels = [], [], []
         for batch in self._heldout_batches():
             found = self.method.embed(batch)
@@ -159,16 +169,19 @@ class _Loop:
         self.log.embedding(torch.cat(features), torch.cat(images), labels or None, self.config.steps)
 
     def _heldout(self, first: int, last: int) -> Batch:
+        """The held-out images from ``first`` up to ``last``, exclusive, on the device."""
         batch = self.data.heldout.batch(torch.arange(first, last))
         return {name: value.to(self.world.device) for name, value in batch.items()}
 
     def _save(self, done: int, name: str) -> None:
-        self._read_pending()  # no checkpoint may hold the weights after a step with values that are not finite
+        """Saves a checkpoint, unless a logged value is not finite, and deletes old ones."""
+        self._read_pending()  # raises if a value is not finite, because such weights must not be saved
         if self.world.is_main:
             self._write(done, name)
             checkpoint.prune(self.folder, self.config.keep)
 
     def _write(self, done: int, name: str) -> None:
+        """Writes a checkpoint after ``done`` steps. Unless --out is given, makes ``latest`` point to this run."""
         encoders = {
             role: {"spec": encoder.spec.plain(), "state": encoder.state_dict()}
             for role, encoder in self.method.encoders().items()
@@ -186,14 +199,13 @@ class _Loop:
             },
         )
         if not self.config.out:
-            # Only now, so that a run that fails before its first checkpoint does not hide the one before.
+            # Only now, because a run that fails before its first checkpoint must not hide the run before it.
             point_latest(self.folder)
 
     def _read_pending(self) -> None:
         """Reads the scalars of the last steps from the device and averages them over the ranks.
 
-        Reads them once for many steps, because each reading waits for the device. Raises FloatingPointError if one is
-        not finite.
+        They are read together, because each read waits for the device. Raises FloatingPointError if one is not finite.
         """
         if not self.pending:
             return
@@ -218,6 +230,7 @@ class _Clock:
         self.step, self.since = step, time.perf_counter()
 
     def rate(self, done: int) -> float:
+        """Steps per second since the last call."""
         now = time.perf_counter()
         rate = (done - self.step) / (now - self.since)
         self.step, self.since = done, now
@@ -225,13 +238,17 @@ class _Clock:
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
+        """A context whose time does not count."""
         begun = time.perf_counter()
         yield
         self.since += time.perf_counter() - begun
 
 
 class _Signals:
-    """Remembers the first SIGINT or SIGTERM, which the loop handles after the step. A second one ends the process."""
+    """Remembers the first SIGINT or SIGTERM, which the loop handles after the current step.
+
+    A second one ends the process at once.
+    """
 
     kinds = (signal.SIGINT, signal.SIGTERM)
 

@@ -1,6 +1,6 @@
-"""The contract between a method and the loop.
+"""The contract between a method and the training loop.
 
-The method owns its networks, its optimizers and one update. The loop owns time.
+The method defines its networks, its optimizers and one update. The loop decides when to update, log, evaluate and save.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ C = TypeVar("C", bound=TrainConfig)
 
 
 class Data(Protocol):
-    """Training samples and held-out samples: a ``Split`` of images, or a data set with more than images."""
+    """Training samples and held-out samples: a ``Split`` of images, or a data set that holds more than images."""
 
     @property
     def train(self) -> Indexed: ...
@@ -36,15 +36,16 @@ class Method(nn.Module, ABC, Generic[C]):
     """Base class of every method, generic in its config.
 
     The constructor creates the networks as submodules, on the CPU, and fills ``optimizers``. Everything that training
-    changes must be in ``state_dict`` (submodules, buffers, ``get_extra_state``) or in the optimizers. To keep a module
-    that is neither trained nor saved, such as LPIPS, out of ``state_dict``, hold a function that calls it.
+    changes must be in ``state_dict`` (submodules, buffers, ``get_extra_state``) or in the optimizers. A module that is
+    neither trained nor saved, such as LPIPS, must not be in ``state_dict``: keep a function that calls it, instead of
+    the module.
     """
 
     name: ClassVar[str]
     score: ClassVar[str]
     """Name of the figure in ``evaluate`` that selects the best checkpoint; higher is better."""
     next_step: ClassVar[str] = "transfer its features: make eval-segmentation CKPT={folder}"
-    """What a person can do with a finished run. ``{folder}`` is replaced by the run's folder."""
+    """What the user can do with a finished run. ``{folder}`` is replaced by the run's folder."""
 
     def __init__(self, config: C, world: World) -> None:
         super().__init__()
@@ -55,20 +56,20 @@ class Method(nn.Module, ABC, Generic[C]):
 
     @classmethod
     def check(cls, config: C) -> None:
-        """Called before anything is written. Raises ValueError with one line for settings that cannot work."""
+        """Raises ValueError with one line for settings that cannot work. Called before anything is written."""
 
     @classmethod
     def open_data(cls, config: C, quiet: bool = False) -> Data:
-        """The data for training and evaluation; by default the images that ``config.data`` names."""
+        """Opens the data for training and evaluation; by default the images that ``config.data`` names."""
         return open_data(config, quiet)
 
     @classmethod
     def build(cls, config: C, world: World, data: Data) -> Method[C]:
-        """The method with fresh weights, on the CPU. Some methods need something from ``data``, such as its classes."""
+        """Makes the method with fresh weights, on the CPU. Some methods need ``data`` for this, such as its classes."""
         return cls(config, world)
 
     def on_train_data(self, data: Indexed) -> None:
-        """Receives the training data, for methods that read all of it between steps, such as clustering.
+        """Takes the training data. For methods that read all of it between steps, for example to cluster it.
 
         Called once, after the networks are moved to the device and before a checkpoint is loaded.
         """
@@ -77,49 +78,49 @@ class Method(nn.Module, ABC, Generic[C]):
 
     @abstractmethod
     def update(self, batch: Batch, step: int) -> dict[str, Tensor]:
-        """One optimization step of all networks on this rank's part of the batch.
+        """One optimization step of all networks, on this rank's share of the batch. Returns 0-d tensors to log.
 
-        Returns 0-d tensors to log; one that is not finite stops the run. Random numbers must come from
-        ``kintsugi.rng.generator(seed, step, ...)`` and be drawn for the global batch.
+        A returned value that is not finite stops the run. Random numbers must come from ``kintsugi.rng.generator(seed,
+        step, ...)``, and must be drawn for the global batch.
         """
 
     def warnings(self, scalars: Mapping[str, float]) -> list[str]:
-        """Warnings about the logged means, for example that the discriminator has collapsed, one line each."""
+        """Warnings, one line each, about the means that were logged, for example if the discriminator has collapsed."""
         return []
 
     def milestones(self) -> dict[int, str]:
-        """Step -> name of a checkpoint that is saved before this step and never deleted."""
+        """Checkpoints that are never deleted: step before which each is saved -> its name."""
         return {}
 
     # --- pictures and evaluation ------------------------------------------------------------------------------
 
     @abstractmethod
     def show(self, batch: Batch) -> dict[str, Tensor]:
-        """Pictures from which a person sees how well the method works: title -> (3,H,W) in [0,1]."""
+        """Pictures that show how well the method works: title -> (3,H,W) in [0,1]."""
 
     @abstractmethod
     def evaluate(self, batches: Iterable[Batch]) -> dict[str, float]:
-        """Figures on held-out batches. Must use the same crops and masks at every call."""
+        """Computes figures on held-out batches. Every call must use the same crops and masks."""
 
     def baselines(self, batches: Iterable[Batch]) -> dict[str, dict[str, float]]:
-        """Baselines without training: name -> figures as in ``evaluate``. They are rows of the table after a run."""
+        """Figures of baselines without training: name -> figures as in ``evaluate``. The table after a run has them."""
         return {}
 
     def embed(self, batch: Batch) -> tuple[Tensor, Tensor] | None:
-        """For TensorBoard's projector after a run: features (n,D) of the batch, and its images (n,3,S,S) in [0,1].
+        """Features (n,D) of the batch and its images (n,3,S,S) in [0,1], for TensorBoard's projector after a run.
 
-        None if this method has nothing to show there.
+        None if the method has nothing to show there.
         """
         return None
 
     @abstractmethod
     def encoders(self) -> dict[str, Encoder]:
-        """The encoders that ``eval`` transfers, by role: ``encoder``, or ``generator`` and ``discriminator`` (GANs)."""
+        """The encoders that ``eval`` transfers, by role: ``encoder``; for GANs ``generator`` and ``discriminator``."""
 
     # --- state ------------------------------------------------------------------------------------------------
 
     def training_state(self) -> dict[str, Any]:
-        """Everything that training changes, for a checkpoint."""
+        """Everything that training changes, for a checkpoint: weights and the optimizers' states."""
         optimizers = {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()}
         return {"weights": self.state_dict(), "optimizers": optimizers}
 

@@ -1,4 +1,4 @@
-"""Opens the data that a training configuration names."""
+"""Opens the data that the config of a training run names."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from kintsugi.train.config import TrainConfig
 
 
 def open_data(config: TrainConfig, quiet: bool = False) -> Split:
-    """The images that a configuration names, split into training and held-out ones."""
+    """Opens the images that a config names, split into training and held-out ones. quiet: see ``Store``."""
     return open_images(config.data, config.size, store_of(config, quiet), scenes=config.scenes)
 
 
 def store_of(config: TrainConfig, quiet: bool = False) -> Store:
-    """How the data of a run are stored."""
+    """The ``Store`` with the settings of a config."""
     device = pick_device(config.device).type
     return Store(config.short_side, config.cache, config.cache_gb, device, quiet)

@@ -1,4 +1,4 @@
-"""Optimizers and their steps: learning rates, LARS, gradients averaged over the ranks."""
+"""Optimizers and their steps: learning rates, LARS, averaging of gradients over the ranks."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from kintsugi.train.dist import World
 
 
 def take_step(optimizer: torch.optim.Optimizer, world: World) -> Tensor:
-    """Averages the gradients over the ranks, takes one step, and clears them. Returns their total norm, 0-d."""
+    """Averages the gradients over the ranks, takes a step, and clears the gradients. Returns their total norm, 0-d."""
     parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
     for p in parameters:
         # Fused optimizers assume that a gradient has the memory layout of its weight, and do not check it.
@@ -27,10 +27,10 @@ def take_step(optimizer: torch.optim.Optimizer, world: World) -> Tensor:
 
 
 def warmup_cosine(step: int, steps: int, warmup: int, *, cosine_from: int | None = None) -> float:
-    """A factor on the learning rate: a linear rise over ``warmup`` steps times half a cosine that falls to 0.
+    """The factor on the learning rate at ``step``: a linear warm-up, times half a cosine that falls to 0 at ``steps``.
 
-    The cosine starts at step ``cosine_from``; default: where the warm-up ends. With 0 it falls from the first step on,
-    during the warm-up too, so that 1 is never quite reached.
+    warmup: its number of steps. cosine_from: the step at which the cosine starts; default: the end of the warm-up. If
+    it is 0, the cosine falls during the warm-up too, so the factor never quite reaches 1.
     """
     start = warmup if cosine_from is None else cosine_from
     rise = min(1.0, (step + 1) / max(1, warmup))
@@ -44,7 +44,7 @@ def set_lr(optimizer: torch.optim.Optimizer, rate: float) -> None:
 
 
 def lars_groups(network: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Parameter groups for ``Lars``: biases and norms (one dimension) have no weight decay and no scaling."""
+    """Parameter groups for ``Lars``: those of one dimension (biases, norms) have no weight decay and no scaling."""
     weights = [p for p in network.parameters() if p.requires_grad and p.ndim > 1]
     rest = [p for p in network.parameters() if p.requires_grad and p.ndim <= 1]
     return [
@@ -57,16 +57,17 @@ Rule = Literal["lars", "sgd", "adam"]
 
 
 def scaled_lr(rule: Rule, lr: float, batch: int) -> float:
-    """The learning rate for a batch: for LARS and SGD ``lr`` is the rate per 256 images, for Adam the rate."""
+    """The learning rate for a batch size: for LARS and SGD, ``lr`` per 256 images; for Adam, ``lr`` itself."""
     return lr if rule == "adam" else lr * batch / 256
 
 
 def make_optimizer(
     rule: Rule, network: nn.Module, rate: float, weight_decay: float, *, nesterov: bool = False
 ) -> torch.optim.Optimizer:
-    """LARS; SGD with momentum .9 and weight decay of all parameters; or Adam with decoupled weight decay (AdamW).
+    """Makes the optimizer of a rule.
 
-    rate: the learning rate. nesterov: for SGD only.
+    lars: ``Lars``. sgd: SGD with momentum 0.9, and weight decay of all parameters. adam: Adam with decoupled weight
+    decay (AdamW). rate: the learning rate. nesterov: for SGD only.
     """
     if rule == "lars":
         return Lars(lars_groups(network, weight_decay), rate)
@@ -78,10 +79,10 @@ def make_optimizer(
 
 
 class Lars(torch.optim.Optimizer):
-    """SGD with momentum and a gradient scaled, for each tensor, to the weights' norm (You 2017, arXiv:1708.03888).
+    """SGD with momentum, where the gradient of each tensor is scaled to the norm of its weights (LARS).
 
-    As in SimCLR's code: the scale is eta |w| / |g + wd w|, applied before momentum; it is 1 if either norm is 0. Uses
-    foreach operations and does not wait for the device.
+    From You 2017 (arXiv:1708.03888), as in SimCLR's code: the gradient g + wd w of weights w is multiplied by eta |w| /
+    |g + wd w|, or by 1 if either norm is 0, before momentum. Uses foreach operations, and does not wait for the device.
     """
 
     def __init__(self, groups: Iterable[dict[str, Any]], lr: float, momentum: float = 0.9, eta: float = 0.001) -> None:

@@ -1,4 +1,4 @@
-"""A run's folder: opens it, resumes from it, and makes ``latest`` point to it."""
+"""The folder of a run: opens it, resumes from it, and makes ``latest`` point to it."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ from kintsugi.train.method import Method
 
 
 def open_folder(name: str, config: TrainConfig, world: World) -> Path:
-    """The run's folder, the same on every rank; made if it does not exist.
+    """The run's folder, the same on every rank. Creates it if needed. name: of the method.
 
-    Raises ValueError if it already holds a run and --resume is not given, and OSError if it cannot be made.
+    Raises ValueError with one line if it already holds a run and --resume is not given, and OSError if it cannot be
+    created.
     """
     made = datetime.now().strftime("%Y%m%d-%H%M%S")
     folder = Path(world.from_main(str(config.out or config.runs / name / made)))
@@ -35,9 +36,10 @@ def open_folder(name: str, config: TrainConfig, world: World) -> Path:
 
 
 def resume(folder: Path, config: TrainConfig, method: Method[Any], world: World) -> tuple[int, float]:
-    """Loads the newest checkpoint into the method. Returns the step from which to continue, and the best score so far.
+    """Loads the newest checkpoint into the method. Returns the step at which to continue, and the best score so far.
 
-    Raises ValueError with one line if there is no checkpoint, if it has all steps already, or does not fit the method.
+    Raises ValueError with one line if there is no checkpoint, if the run already has all steps, or if the checkpoint
+    does not fit the method.
     """
     file, content = checkpoint.read(folder, method.name)
     if content["step"] >= config.steps:
@@ -63,7 +65,7 @@ def resume(folder: Path, config: TrainConfig, method: Method[Any], world: World)
 def point_latest(folder: Path) -> None:
     """Writes this run's name into ``latest``, a file in the parent folder, which is replaced in one rename.
 
-    A file and not a link, because TensorBoard follows links and would show the run twice.
+    It is a file and not a link, because TensorBoard follows links and would show the run twice.
     """
     pointer, fresh = folder.parent / checkpoint.LATEST, folder.parent / f".{checkpoint.LATEST}.{os.getpid()}"
     fresh.write_text(folder.name + "\n")

@@ -65,7 +65,7 @@ def test_pairs_that_do_not_match_are_one_line(tmp_path: Path):
     ):
         open_pairs(str(tmp_path), "val")
     write(tmp_path, "train", "a", (6, 8), np.full((6, 8), VOID))
-    with pytest.raises(ValueError, match="nothing but void"):
+    with pytest.raises(ValueError, match="only void pixels: check --void"):
         open_pairs(str(tmp_path), "train")
     Image.new("RGB", (8, 6)).save(tmp_path / "train/masks/a.png")
     with pytest.raises(ValueError, match="one 8-bit channel"):
@@ -131,7 +131,7 @@ def test_clips_that_do_not_match_are_one_line(tmp_path: Path, capsys: pytest.Cap
         assert clips.clips.count("b") in (0, 2)
     assert "skipped 1 of 3 pairs" in capsys.readouterr().err
     Image.new("RGB", (8, 6)).save(tmp_path / "masks/b/1.png")
-    with pytest.raises(ValueError, match=r"1\.png is no mask: it must have one channel, 0 = background, not mode"):
+    with pytest.raises(ValueError, match=r"1\.png is not a mask: it must have one channel, 0 = background, not mode"):
         [open_clips(str(tmp_path), split) for split in ("train", "val")]
     (tmp_path / "masks/b/1.png").unlink()
     with pytest.raises(ValueError, match=r"1 files in frames/b and masks/b have no partner"):

@@ -179,7 +179,7 @@ def make_all_difficult(root: Path) -> None:
     [
         (remove_list, "ImageSets/Main/test.txt; name a folder with JPEGImages/"),
         (empty_all, "has a readable annotation; replace the files"),
-        (add_a_class, "'violet' is in the test images alone"),
+        (add_a_class, "'violet' is only in the test images"),
         (make_all_difficult, "not one box that is not difficult"),
     ],
 )
