@@ -156,7 +156,7 @@ class Supervised(Method[SupervisedConfig]):
 
     name = "supervised"
     score = "accuracy"
-    next_step = "transfer its features: make eval-classification CKPT={folder}"
+    next_program = "eval classification"
 
     def __init__(self, config: SupervisedConfig, world: World, images: Images) -> None:
         assert images.labels is not None

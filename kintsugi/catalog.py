@@ -6,6 +6,7 @@ pure data and imports only the standard library, so that ``make help`` works bef
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import NamedTuple
 
 
@@ -208,6 +209,28 @@ GROUPS = {
     "": "Use what was trained",
 }
 """Group -> its heading in the help."""
+
+
+def command_line(words: str, ckpt: Path) -> str:
+    """How to run a program on a checkpoint: by make in a checkout, else by the command ``kintsugi``.
+
+    words: those after ``kintsugi``. The person fills in the other values.
+    """
+    (program,) = (p for p in PROGRAMS if p.words == words)
+    others = [name for name in program.takes if name not in ("CKPT", "HINTS")]
+    if _in_checkout():
+        return " ".join(["make", program.job, *(f"{name}=" for name in others), f"CKPT={ckpt}"])
+    return " ".join(["kintsugi", words, *(f"--{name.lower()} {name}" for name in others), f"--ckpt {ckpt}"])
+
+
+def see_runs() -> str:
+    """How to see the runs in TensorBoard."""
+    return "make tensorboard" if _in_checkout() else "tensorboard --logdir runs"
+
+
+def _in_checkout() -> bool:
+    """Whether the current folder is a checkout, with its Makefile."""
+    return Path("Makefile").is_file() and Path("kintsugi/catalog.py").is_file()
 
 
 def make_help() -> str:

@@ -216,7 +216,7 @@ class Colorization(Method[ColorizationConfig]):
 
     name = "colorization"
     score = "auc_rebalanced"
-    next_step = "colorize a photo: make colorize IN= OUT= CKPT={folder}"
+    next_program = "colorize"
 
     def __init__(self, config: ColorizationConfig, world: World) -> None:
         super().__init__(config, world)

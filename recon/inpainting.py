@@ -182,7 +182,7 @@ class Inpainting(Gan[InpaintingConfig]):
 
     name = "inpainting"
     score = "psnr"
-    next_step = "mend a photo: make mend IN= MASK= OUT= CKPT={folder}"
+    next_program = "mend"
 
     def __init__(self, config: InpaintingConfig, world: World) -> None:
         super().__init__(config, world)

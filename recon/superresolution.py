@@ -156,7 +156,7 @@ class SuperResolution(Gan[SuperResolutionConfig]):
 
     name = "superresolution"
     score = "psnr"
-    next_step = "enlarge a photo: make upscale IN= OUT= CKPT={folder}"
+    next_program = "upscale"
 
     def __init__(self, config: SuperResolutionConfig, world: World) -> None:
         super().__init__(config, world)

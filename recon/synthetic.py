@@ -148,7 +148,7 @@ class Synthetic(Method[SyntheticConfig]):
 
     name = "synthetic"
     score = "normal_within_30"
-    next_step = "predict depth, normals and contours of a photo: make surfaces IN= OUT= CKPT={folder}"
+    next_program = "surfaces"
 
     def __init__(self, config: SyntheticConfig, world: World) -> None:
         super().__init__(config, world)

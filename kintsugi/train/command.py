@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 
+from kintsugi.catalog import command_line, see_runs
 from kintsugi.train.config import Preset, parse_training, user_errors
 from kintsugi.train.loop import train
 from kintsugi.train.method import C, Method
@@ -21,7 +22,7 @@ def run_method(method: type[Method[C]], presets: Sequence[Callable[[], C]], argv
         method.check(config)
         folder = train(method, config)
         if int(os.environ.get("RANK", 0)) == 0:
-            print(f"see the run: make tensorboard; {method.next_step.format(folder=folder)}")
+            print(f"next: {see_runs()}; {command_line(method.next_program, folder)}")
 
 
 def named(presets: Sequence[Callable[[], C]]) -> dict[Preset, Callable[[], C]]:

@@ -186,6 +186,9 @@ def user_errors() -> Iterator[None]:
     """
     try:
         yield
+    except BrokenPipeError:  # the program that reads our output, such as head, has ended
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that Python's last flush does not fail
+        raise SystemExit(1) from None
     except (FloatingPointError, ConnectionError) as error:
         _fail(str(error), 1)
     except (ValueError, OSError) as error:
@@ -292,7 +295,7 @@ def _one_line(box: str) -> str:
     """
     lines = [re.sub(r"\x1b\[[0-9;]*m|[│╭╮╰╯─]|^ *-+ *$", "", line).strip() for line in box.splitlines()]
     message = itertools.takewhile(bool, itertools.dropwhile(lambda line: not line, lines[1:]))
-    return " ".join(message) or "the command line could not be read: see --help"
+    return re.sub(r"^Error parsing \w+: ", "", " ".join(message)) or "the command line could not be read: see --help"
 
 
 def _fail(line: str, code: int) -> None:

@@ -44,8 +44,8 @@ class Method(nn.Module, ABC, Generic[C]):
     name: ClassVar[str]
     score: ClassVar[str]
     """Name of the figure in ``evaluate`` that selects the best checkpoint; higher is better."""
-    next_step: ClassVar[str] = "transfer its features: make eval-segmentation CKPT={folder}"
-    """What the user can do with a finished run. ``{folder}`` is replaced by the run's folder."""
+    next_program: ClassVar[str] = "eval segmentation"
+    """The program to suggest after a run, by its words in the catalog."""
 
     def __init__(self, config: C, world: World) -> None:
         super().__init__()

@@ -11,7 +11,7 @@ import pytest
 from helpers.command_line import ROOT
 
 from kintsugi.apps import cli
-from kintsugi.catalog import METHODS, PROGRAMS, Program, make_help
+from kintsugi.catalog import METHODS, PROGRAMS, Program, command_line, make_help, see_runs
 from kintsugi.train.method import Method
 
 OTHERS = [p for p in PROGRAMS if p not in METHODS]
@@ -149,3 +149,15 @@ def test_every_other_program_says_which_variables_it_takes():
     (mend,) = (line for line in make_help().splitlines() if line.startswith("make mend "))
     assert mend.endswith("in the mask, white = hole: IN= MASK= OUT= CKPT=")
     assert all(p.takes for p in OTHERS)
+
+
+def test_the_next_command_is_makes_in_a_checkout_and_kintsugis_elsewhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(ROOT)
+    assert command_line("mend", Path("run")) == "make mend IN= MASK= OUT= CKPT=run"
+    assert see_runs() == "make tensorboard"
+    monkeypatch.chdir(tmp_path)
+    assert command_line("mend", Path("run")) == "kintsugi mend --in IN --mask MASK --out OUT --ckpt run"
+    assert command_line("eval segmentation", Path("run")) == "kintsugi eval segmentation --data DATA --ckpt run"
+    assert see_runs() == "tensorboard --logdir runs"

@@ -25,3 +25,10 @@ def test_help_imports_nothing_heavy_but_torch() -> None:
     )
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_help_whose_reader_ends_early_reports_nothing() -> None:
+    command = f"{sys.executable} -m kintsugi train rotation --help | head -1"
+    done = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.stdout.startswith("usage:")
+    assert done.stderr == ""

@@ -22,7 +22,7 @@ def test_two_ranks_of_the_command_equal_one(run: Run, photos: Path, tmp_path: Pa
     assert one.returncode == 0, one.stderr
     two = torchrun(tmp_path, 2, "kintsugi.recon.inpainting", *args, "--out", "two")
     assert two.returncode == 0, two.stderr
-    assert two.stdout.count("look: ") == 1  # only one rank prints
+    assert two.stdout.count("next: ") == 1  # only one rank prints
     states = [checkpoint.load(checkpoint.find(tmp_path / name))["state"] for name in ("one", "two")]
     for net in states[0]["optimizers"]:
         # Adam's first moments hold the gradients of both steps, before the division by their size.
