@@ -124,7 +124,7 @@ def open_synthetic(spec: str, size: int, store: Store = Store(), *, scenes: int 
 
 
 def _open_scenes(opener: Opener, count: int) -> Images:
-    from kintsugi.scenes import rendering  # here, because only runs on scenes need it
+    from kintsugi.scenes import rendering  # imported here: only runs on scenes need it
 
     def read(rows: Sequence[int]) -> list[Pixels]:
         found = rendering.render(0, torch.tensor(rows), opener.short_side, opener.store.device)

@@ -53,7 +53,7 @@ class Opener:
         decoded = cache.load(folder)
         if decoded is None:
             source = make()
-            needed = float(len(source.names) * 2 * source.planes * self.short_side**2)  # at most
+            needed = float(len(source.names) * 2 * source.planes * self.short_side**2)  # an upper bound
             if needed > limit:
                 needed = cache.estimate(source)
             if needed <= limit:
