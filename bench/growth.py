@@ -178,7 +178,7 @@ class Growth:
 
 
 def run(config: GrowthConfig) -> None:
-    keep_freed_memory()  # as in every training
+    keep_freed_memory()  # as in every training run
     found = Growth(config).measure()
     write({"growth": found, "settings": asdict(config) | {"out": ""}}, found, config.out, "growth")
 

@@ -229,7 +229,7 @@ def measure(config: LoadersConfig, folder: Path, size: int) -> dict[str, float]:
 
 
 def run(config: LoadersConfig) -> None:
-    keep_freed_memory()  # as in every training
+    keep_freed_memory()  # as in every training run
     with photos(config.data, config.images, config.like_imagenet) as folder:
         rates = {f"{size} px": measure(config, folder, size) for size in config.sizes}
     ratios = {

@@ -146,7 +146,7 @@ class Steps:
 
 
 def run(config: StepsConfig) -> None:
-    keep_freed_memory()  # as in every training
+    keep_freed_memory()  # as in every training run
     bench = Steps(config)
     views, gans = bench.views_methods(), bench.gans()
     result = {"contrastive, ms": views, "GAN, ms": gans, "settings": asdict(config) | {"out": ""}}

@@ -21,7 +21,7 @@ def generator(*key: int) -> torch.Generator:
 
 def derive_seed(*key: int) -> int:
     """One 63-bit seed from several integers in [0, 2**64)."""
-    # To SeedSequence, (1,) equals (1, 0), and (2**32,) equals (0, 1). So it gets the number of integers, then two words
-    # for each.
+    # To SeedSequence, (1,) equals (1, 0), and (2**32,) equals (0, 1). So it gets the number of integers, then two
+    # 32-bit words for each.
     words = [len(key), *(word for k in key for word in (k & 0xFFFFFFFF, k >> 32))]
     return int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0] >> np.uint64(1))

@@ -253,6 +253,6 @@ def blur(image: Tensor, sigma: Tensor, reach: int) -> None:
 
 
 def _solarize(image: Tensor, _: Tensor) -> None:
-    from kornia.enhance import solarize  # here, so that --help need not wait for it
+    from kornia.enhance import solarize  # imported here: slow, and --help does not need it
 
     image.copy_(solarize(image, thresholds=0.5))

@@ -109,7 +109,7 @@ def crop_resize(
         rows = rows / 255
     narrow = image.float().flatten(1, 2) @ columns.mT  # (n,3*H,W) @ (n,W,size) -> (n,3*H,size)
     views = rows[:, None] @ narrow.unflatten(1, (3, height))  # (n,1,size,H) @ (n,3,H,size) -> (n,3,size,size)
-    apply(views.clamp_(0, 1), slice(None))  # rounding may lead out of [0,1]
+    apply(views.clamp_(0, 1), slice(None))  # rounding may leave [0,1]
     return views
 
 

@@ -144,7 +144,7 @@ def _folder(root: Path, split: str, spec: str, store: Store) -> dict[Path, _Anno
             with Image.open(files[name]) as image:  # reads the header only
                 extent = image.size
             found[files[name]] = _annotation(root / "Annotations" / f"{name}.xml", extent)
-        except (OSError, ValueError, SyntaxError) as error:  # XML's errors are a SyntaxError
+        except (OSError, ValueError, SyntaxError) as error:  # an XML ParseError is a SyntaxError
             skipped.append(f"{name} ({reason(error)})")
     if skipped:
         store.report_skipped(str(listed), skipped, len(names), "images")

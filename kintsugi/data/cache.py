@@ -77,7 +77,7 @@ def load_index(file: Path) -> tuple[list[str], Any, dict[str, np.ndarray]] | Non
             arrays = {name: found[name] for name in found.files}
         names = os.fsdecode(arrays.pop("names").tobytes()).split("\0")[:-1]
         return names, json.loads(arrays.pop("about").tobytes()), arrays
-    # A file of one array is no context manager: a TypeError, an AttributeError in Python 3.10.
+    # np.load of a single array gives no context manager: that is a TypeError, or an AttributeError in Python 3.10.
     except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, zipfile.BadZipFile):
         return None
 
@@ -151,7 +151,7 @@ def _write(folder: Path, source: Source, limit: float, title: str, quiet: bool) 
     count, written = len(source.names), 0
     with (
         open(folder / "pixels.bin", "wb") as file,
-        tqdm(total=count, desc=title, unit="img", disable=quiet or None) as bar,  # None: unless on a terminal
+        tqdm(total=count, desc=title, unit="img", disable=quiet or None) as bar,  # None: shown only on a terminal
     ):
         for first in range(0, count, source.chunk):
             rows = range(first, min(first + source.chunk, count))

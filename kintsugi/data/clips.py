@@ -59,7 +59,7 @@ class Clips:
 
 def open_scene_clips(opener: Opener, count: int, frames: int) -> Clips:
     """Clips of the first ``count`` built-in scenes: ``frames`` moments of each, evenly spread over its time."""
-    from kintsugi.scenes import rendering  # here, because only runs on scenes need it
+    from kintsugi.scenes import rendering  # imported here: only runs on scenes need it
 
     def read(rows: Sequence[int]) -> list[Pixels]:
         wanted = torch.tensor(rows)

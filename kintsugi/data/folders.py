@@ -90,7 +90,7 @@ def walk(root: Path, report: Callable[[str], None], suffixes: Set[str] = SUFFIXE
         entered.add((here.st_dev, here.st_ino))
         subfolders = []
         for entry in entries:
-            linked = entry.is_symlink()  # perhaps to itself, for which is_dir() raises
+            linked = entry.is_symlink()  # a link may point to itself, for which is_dir() raises
             if os.path.isdir(entry) if linked else entry.is_dir():
                 subfolders.append(entry.name)
             elif os.path.splitext(entry.name)[1].lower() in suffixes:

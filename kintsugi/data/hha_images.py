@@ -56,7 +56,7 @@ def unpack(planes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _open_scenes(opener: Opener, count: int) -> Images:
-    from kintsugi.scenes import rendering  # here, because only runs on scenes need it
+    from kintsugi.scenes import rendering  # imported here: only runs on scenes need it
 
     def read(rows: Sequence[int]) -> list[Pixels]:
         found = rendering.render(0, torch.tensor(rows), opener.short_side, opener.store.device)

@@ -48,7 +48,7 @@ def open_images(spec: str, size: int, store: Store = Store(), *, scenes: int = 4
             raise ValueError(f"--data {spec}: train/ and val/ do not have the same classes")
         return Split(train, shuffled(val))
     if spec.startswith("shards:"):
-        from kintsugi.data.shards import open_shards  # here, because webdataset is needed only for shards
+        from kintsugi.data.shards import open_shards  # imported here: only shards need webdataset
 
         return held_out(open_shards(opener, spec.removeprefix("shards:")))
     return held_out(open_folder(opener, Path(spec).expanduser()))

@@ -74,9 +74,9 @@ def unpack(planes: Tensor) -> tuple[Tensor, Labels]:
 
 
 def mirrored(labels: Labels, flip: Tensor) -> Labels:
-    """Completes mirroring labels left to right: changes the sign of the normals' x where ``flip``, bool (n,), is true.
+    """Corrects the labels of images that were mirrored left to right: changes the sign of the normals' x.
 
-    The pixels of all labels must be mirrored already, with those of the images.
+    flip: bool (n,), which images were mirrored. The pixels of their labels must be mirrored already.
     """
     sign = torch.ones(len(flip), 3, 1, 1, device=labels.normal.device)
     sign[flip.to(sign.device), 0] = -1
@@ -124,7 +124,7 @@ def open_synthetic(spec: str, size: int, store: Store = Store(), *, scenes: int 
 
 
 def _open_scenes(opener: Opener, count: int) -> Images:
-    from kintsugi.scenes import rendering  # here, because only runs on scenes need it
+    from kintsugi.scenes import rendering  # imported here: only runs on scenes need it
 
     def read(rows: Sequence[int]) -> list[Pixels]:
         found = rendering.render(0, torch.tensor(rows), opener.short_side, opener.store.device)

@@ -53,7 +53,7 @@ class Opener:
         decoded = cache.load(folder)
         if decoded is None:
             source = make()
-            needed = float(len(source.names) * 2 * source.planes * self.short_side**2)  # at most
+            needed = float(len(source.names) * 2 * source.planes * self.short_side**2)  # an upper bound
             if needed > limit:
                 needed = cache.estimate(source)
             if needed <= limit:
@@ -99,8 +99,10 @@ class Opener:
         return Images(decoded, (short >= self.size).nonzero()[0])
 
     def _checked(self, source: Source) -> Source:
-        """The source, but with a reason in place of each image that is too small. Reports the first few unusable
-        images."""
+        """Wraps the source: an image that is too small is replaced by the reason, as one that cannot be read.
+
+        Reports the first few unusable images when they are read.
+        """
         reported: set[int] = set()
 
         def read(rows: Sequence[int]) -> list[Pixels]:

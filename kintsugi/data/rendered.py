@@ -37,7 +37,7 @@ def scene_names(count: int) -> list[str]:
 
 
 def renderer_digests() -> list[str]:
-    """Digests of the renderer's source files: part of the keys of rendered sets, which change with the code."""
+    """Digests of the renderer's source files. As part of a set's key they cause new rendering if the code changes."""
     from kintsugi.scenes import rendering
 
     return [file_digest(file) for file in rendering.SOURCE_FILES]

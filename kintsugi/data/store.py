@@ -54,7 +54,7 @@ class Store:
     ) -> None:
         """Reports in one line that the items ``skipped`` were left out, and names the first three.
 
-        where: the set. count: number of all items. kind: what they are, in plural. listed: a file that names all
+        where: the set. count: number of all items. kind: what they are, in the plural. listed: a file that names all
         skipped items, if there is one.
         """
         more = f" and {len(skipped) - NAMED} more" if len(skipped) > NAMED else ""

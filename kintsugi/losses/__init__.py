@@ -1,1 +1,1 @@
-"""Losses as pure functions, and the networks of perceptual ones."""
+"""Losses as pure functions, and the networks on which perceptual losses are based."""

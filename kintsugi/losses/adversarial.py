@@ -77,7 +77,10 @@ def no_statistics_update(network: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def frozen(network: nn.Module) -> Iterator[None]:
-    """A context in which gradients pass through the network but not into its weights, with ``no_statistics_update``."""
+    """A context in which gradients pass through the network, but do not reach its weights.
+
+    Includes ``no_statistics_update``.
+    """
     weights = [p for p in network.parameters() if p.requires_grad]
     for weight in weights:
         weight.requires_grad_(False)

@@ -102,7 +102,7 @@ class ContentFeatures(nn.Module):
 def open_content(layer: ContentLayer, weights: str) -> tuple[ContentFeatures | None, str]:
     """VGG19's features and one line that names their weights, or None and one line that gives the reason.
 
-    weights: those of torchvision's VGG19. The values are those of ``trunk`` in ``open_lpips``, and so are the errors.
+    weights: torchvision's VGG19, given in the same way as ``trunk`` in ``open_lpips``; the errors are the same too.
     """
     from torchvision.models import VGG19_Weights
 

@@ -63,7 +63,7 @@ class PublishedEncoder(Encoder):
         mean: Sequence[float],
         std: Sequence[float],
     ) -> None:
-        """trunk: images -> a list or dict of maps with these strides and channels. mean, std: of the input, for RGB."""
+        """trunk: images -> a list or dict of maps with these strides and channels. mean, std: of its RGB input."""
         super().__init__()
         self.spec: Published = spec
         self.trunk = trunk

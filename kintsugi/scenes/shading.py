@@ -62,7 +62,7 @@ def shade_edges(stage: Stage, surface: Surface, light: Tensor, candidates: Candi
     alike = traced.key()[..., None] == key.flatten()[near][:, None]  # (E,4,9)
     lights = light.flatten(1)[:, near][:, :, None]  # (2,E,1,9)
     shared = (alike * lights).sum(-1) / alike.sum(-1).clamp(min=1)
-    own = light.flatten(1)[:, at, None]  # for rays that hit a surface which no neighbor is on
+    own = light.flatten(1)[:, at, None]  # for rays whose surface is on none of these pixels
     light = torch.where(alike.any(-1), shared, own)  # (2,E,4)
     material = _material(stage, traced, traced.point[..., None])
     return at, _outgoing(*material, *_incoming(stage.scenes, traced, light))[..., 0]

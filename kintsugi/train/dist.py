@@ -102,8 +102,9 @@ class World(Compute):
         """A loss, (), whose mean over the ranks is the weighted mean of the global batch.
 
         values, weights: of the same shape. The loss is this rank's weighted sum, divided by the mean over the ranks of
-        the sum of weights, but at least by 1; so it is 0 if all weights are 0. Its mean over the ranks, and that of its
-        gradient, is the same as in one process with the global batch, however the weights are spread over the ranks.
+        the sum of weights, but at least by 1; so it is 0 if all weights are 0. If the divisor was not raised to 1, its
+        mean over the ranks, and that of its gradient, is the same as in one process with the global batch, however the
+        weights are spread over the ranks.
         """
         total = self.mean(weights.detach().sum().float())
         return (values * weights).sum() / total.clamp(min=1)
