@@ -102,12 +102,12 @@ class World(Compute):
         """A loss, (), whose mean over the ranks is the weighted mean of the global batch.
 
         values, weights: of the same shape. The loss is this rank's weighted sum, divided by the mean over the ranks of
-        the sum of weights, but at least by 1; so it is 0 if all weights are 0. If the divisor was not raised to 1, its
-        mean over the ranks, and that of its gradient, is the same as in one process with the global batch, however the
-        weights are spread over the ranks.
+        the sum of weights. So its mean over the ranks, and that of its gradient, is the same as in one process with the
+        global batch, however the weights are spread over the ranks. The sum of all weights counts as 1 if it is less;
+        the loss is then 0 if all weights are 0.
         """
         total = self.mean(weights.detach().sum().float())
-        return (values * weights).sum() / total.clamp(min=1)
+        return (values * weights).sum() / total.clamp(min=1 / self.size)
 
     def any(self, flag: bool) -> bool:
         """Whether ``flag`` is true on any rank. All ranks must call it together."""

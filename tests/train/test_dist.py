@@ -32,3 +32,12 @@ def test_a_batch_that_does_not_split_is_refused(monkeypatch: pytest.MonkeyPatch)
 def test_a_missing_gpu_is_named():
     with pytest.raises(ValueError, match="--device cuda: no GPU"), open_world("cuda", "auto", 8):
         pass
+
+
+def test_a_weighted_mean_of_one_known_pixel_on_two_ranks(monkeypatch: pytest.MonkeyPatch):
+    """Fewer known pixels than ranks: each rank divides by half a pixel, and the mean of both is the pixel's value."""
+    monkeypatch.setattr(World, "mean", lambda self, total: torch.tensor(0.5))  # of 1 and 0
+    ranks = [World(torch.device("cpu"), rank, 2) for rank in (0, 1)]
+    values, weights = torch.tensor([[3.0, 5.0], [7.0, 7.0]]), torch.tensor([[1.0, 0.0], [0.0, 0.0]])
+    means = [world.weighted_mean(v, w) for world, v, w in zip(ranks, values, weights, strict=True)]
+    assert torch.stack(means).mean() == 3
