@@ -180,7 +180,7 @@ def make_all_difficult(root: Path) -> None:
         (remove_list, "ImageSets/Main/test.txt; name a folder with JPEGImages/"),
         (empty_all, "has a readable annotation; replace the files"),
         (add_a_class, "'violet' is only in the test images"),
-        (make_all_difficult, "not one box that is not difficult"),
+        (make_all_difficult, "all boxes of trainval or of test are difficult"),
     ],
 )
 def test_folders_that_cannot_be_used_are_one_line(spoil: Callable[[Path], None], message: str, squares: Path):
