@@ -5,6 +5,9 @@
 The network was trained on squares of side S whose holes cover at most a quarter. So the hole is covered with
 overlapping windows, from small to large: windows of S pixels at full resolution where the hole is thin; where these
 would be mostly hole, windows twice as large, shrunk to S, and so on up to the whole photo.
+
+The network gives colors and structure, but no detail. Detail comes from patches of the photo itself, unless the option
+is --detail net.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -24,6 +28,7 @@ from kintsugi.apps import jobs
 from kintsugi.data import photos
 from kintsugi.data.decode import rgb
 from kintsugi.data.photos import open_upright, read_photo, write_png
+from kintsugi.fill.patches import complete
 from kintsugi.train import checkpoint
 from kintsugi.train.compute import pick_device
 from kintsugi.train.config import run_command
@@ -32,6 +37,8 @@ MOST_HOLE = 1 / 3  # largest fraction of a window that may be hole; beyond it a 
 
 Painter = Callable[[Tensor, Tensor], Tensor]
 """Images (N,3,S,S) in [0,1] and holes (N,1,S,S) -> images with the holes painted."""
+Detail = Callable[[Tensor, Tensor], Tensor]
+"""One mended image (3,H,W) in [0,1] and its hole (1,H,W) -> the image with detail in the hole."""
 
 
 # --- windows --------------------------------------------------------------------------------------------------
@@ -114,11 +121,20 @@ def _resize(image: Tensor, size: tuple[int, int]) -> Tensor:
 # --- files ----------------------------------------------------------------------------------------------------
 
 
-def mend_file(photo: Path, mask_file: Path, out: Path, mender: Painter, size: int, *, invert: bool = False) -> str:
+def mend_file(
+    photo: Path,
+    mask_file: Path,
+    out: Path,
+    mender: Painter,
+    size: int,
+    *,
+    invert: bool = False,
+    detail: Detail | None = None,
+) -> str:
     """Mends a photo and writes it as PNG: upright, 8-bit RGB, with its alpha channel and color profile.
 
-    invert: black is the hole, instead of white. Returns a note on the photo's conversion, or "". Raises ValueError with
-    one line if the photo and the mask do not fit together.
+    invert: black is the hole, instead of white. detail: adds detail to what the network painted. Returns a note on the
+    photo's conversion, or "". Raises ValueError with one line if the photo and the mask do not fit together.
     """
     image, note = read_photo(photo)
     hole = _read_hole(mask_file, invert)
@@ -141,6 +157,8 @@ def mend_file(photo: Path, mask_file: Path, out: Path, mender: Painter, size: in
     pixels = np.array(image.convert("RGB"))  # convert leaves the colors under an alpha as they are
     mask = torch.from_numpy(hole)
     mended = mend(torch.from_numpy(pixels).permute(2, 0, 1) / 255, mask[None], mender, size)
+    if detail is not None:
+        mended = detail(mended, mask[None])
     pixels[hole] = (255 * mended[:, mask]).round().byte().T.numpy()
     result = Image.fromarray(pixels)
     if image.mode == "RGBA":
@@ -169,6 +187,14 @@ class MendConfig(jobs.PhotosConfig):
     """White (> 127) is the hole. One mask for all photos, or a folder of masks named like the photos."""
     invert: bool = False
     """Black is the hole, instead of white."""
+    detail: Literal["patches", "net"] = "patches"
+    """patches: sharp, by patches of the photo itself that continue what the network painted; net: the network alone."""
+    seed: int = 0
+    """With patches: another seed gives another result, where the photo leaves a choice."""
+
+    def __post_init__(self) -> None:
+        if self.seed < 0:
+            raise ValueError(f"--seed must not be negative, not {self.seed}")
 
 
 @dataclass(frozen=True)
@@ -202,8 +228,13 @@ def run(config: MendConfig) -> int:
     def paint(image: Tensor, mask: Tensor) -> Tensor:
         return mender(image.to(device), mask.to(device)).cpu()
 
+    def add_patches(mended: Tensor, mask: Tensor) -> Tensor:
+        return complete(mended.to(device), mask.to(device), config.seed).cpu()
+
+    detail = add_patches if config.detail == "patches" else None
+
     def mend_one(job: MendJob) -> str:
-        return mend_file(job.photo, job.mask, job.out, paint, mender.size, invert=config.invert)
+        return mend_file(job.photo, job.mask, job.out, paint, mender.size, invert=config.invert, detail=detail)
 
     return jobs.run_jobs(todo, mend_one, stop=not config.source.is_dir())
 

@@ -88,6 +88,25 @@ def inpainting() -> str:
     )
 
 
+def photo_holes() -> str:
+    """LPIPS and PSNR of holes in photos, for fills without learning, alone and followed by patches of the photo."""
+    result = load("photo-holes")
+    rows = {
+        kind: {
+            fill: f"{of['lpips']:.3f} ± {of['lpips_deviation']:.3f} / {of['psnr']:.2f} ± {of['psnr_deviation']:.2f}"
+            for fill, of in fills.items()
+        }
+        for kind, fills in result["holes"].items()
+    }
+    return with_source(
+        rows,
+        f"{result['photos']} photos of BSDS500, {result['size']} px",
+        "`python -m bench.photo_holes --data bsds500 --lpips alexnet.safetensors`, every 7th photo by its name",
+        "two cores of an AMD EPYC",
+        "One run; ± is the standard deviation over photos",
+    )
+
+
 def colorization() -> str:
     """Colorization of held-out photos, compared with its baselines."""
     chroma_truth = load("colorization-caltech101")["gray"]["chroma_truth"]

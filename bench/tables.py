@@ -23,6 +23,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "demos": method_tables.demos,
     "contrastive demos": method_tables.contrastive_demos,
     "inpainting": method_tables.inpainting,
+    "photo holes": method_tables.photo_holes,
     "colorization": method_tables.colorization,
     "Set5": method_tables.set5,
     "split-brain": method_tables.splitbrain,

@@ -1,4 +1,4 @@
-"""The quality of mended holes, compared with two fills that need no learning: the mean color and a classical method.
+"""The quality of mended holes, compared with fills that need no learning; each also followed by patches of the photo.
 
 ``python -m kintsugi.eval.hole_quality --ckpt runs/inpainting/latest --data photos`` prints the table for any checkpoint
 of the inpainter.
@@ -18,7 +18,8 @@ from kintsugi import table
 from kintsugi.augment import cropping, masks
 from kintsugi.data.images import open_images
 from kintsugi.data.store import Store
-from kintsugi.fill.classical import CLASSICAL, Fill
+from kintsugi.fill.classical import CLASSICAL, Fill, biharmonic
+from kintsugi.fill.patches import with_patches
 from kintsugi.losses.perceptual import Lpips, open_lpips
 from kintsugi.metrics.reconstruction import HoleQuality
 from kintsugi.recon.inpainting import load_mender
@@ -112,7 +113,12 @@ def run(config: HoleQualityConfig) -> Table:
         [cropping.center_crops(part.batch(torch.arange(min(config.count, len(part)))), mender.size) for part in images]
     )
     lpips, lpips_note = open_lpips(config.lpips)
-    fills: dict[str, Fill] = {"context encoder": mender.plain, "... seamless": mender}
+    fills: dict[str, Fill] = {
+        "biharmonic, patches": with_patches(biharmonic),
+        "context encoder": mender.plain,
+        "... seamless": mender,
+        "... seamless, patches": with_patches(mender),
+    }
     result = measure(fills, truth[: config.count].to(device), kinds, lpips and lpips.to(device))
     count, data = min(config.count, len(truth)), config.data or trained["data"]
     print(f"{file}, {count} images of {data}, {mender.size} px; {lpips_note}")

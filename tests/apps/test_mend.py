@@ -295,3 +295,27 @@ def test_bad_input_through_the_real_command(run: Run, tmp_path: Path, trained: P
     paths = ("--in", "p.png", "--mask", "m.png", "--out", "o.png")
     assert "make the mask as large" in refusal(run("kintsugi.apps.mend", *paths, "--ckpt", trained))
     assert "did you mean --in?" in refusal(run("kintsugi.apps.mend", *paths, "--inn", "x"))
+
+
+def test_detail_comes_from_the_photo_unless_it_is_the_networks(run: Run, tmp_path: Path, trained: Path):
+    """On a texture, patches are sharp where the network's painting is not; another seed may paint another thing."""
+    texture = np.tile(pixels(8, 8), (10, 10, 1))
+    save(tmp_path / "p.png", texture)
+    save(tmp_path / "m.png", hole(80, 80))
+    found = {}
+    for detail in ("patches", "net"):
+        options = ("--ckpt", trained, "--device", "cpu", "--detail", detail)
+        done = run("kintsugi.apps.mend", "--in", "p.png", "--mask", "m.png", "--out", f"{detail}.png", *options)
+        assert done.returncode == 0, done.stderr
+        found[detail] = np.asarray(Image.open(tmp_path / f"{detail}.png")).astype(int)
+        outside = hole(80, 80) == 0
+        assert np.array_equal(found[detail][outside], texture[outside])
+    inside = hole(80, 80) > 0
+    assert found["patches"][inside].std() > 0.9 * texture[inside].std() > 1.5 * found["net"][inside].std()
+
+
+def test_a_negative_seed_is_refused(capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit) as stop:
+        main(["--in", "p.png", "--mask", "m.png", "--out", "o.png", "--seed", "-1"])
+    assert stop.value.code == 2
+    assert "--seed must not be negative" in capsys.readouterr().err

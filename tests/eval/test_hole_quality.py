@@ -119,7 +119,8 @@ def test_the_command_prints_the_table_and_writes_it(trained: Path, tmp_path: Pat
     main(["--ckpt", str(trained), "--out", str(tmp_path), *options])
     printed = capsys.readouterr().out
     assert "2 images of" in printed
-    assert "biharmonic" in printed
+    for fill in ("biharmonic", "biharmonic, patches", "... seamless", "... seamless, patches"):
+        assert f"center, {fill} " in printed
     assert (tmp_path / "quality.md").read_text() in printed
     result = json.loads((tmp_path / "quality.json").read_text())
     assert set(result) == {"center", "regions"}
