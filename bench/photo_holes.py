@@ -19,7 +19,7 @@ from torch import Tensor
 
 from bench.common import RESULTS, machine
 from kintsugi.augment import masks
-from kintsugi.data.photos import images_in, read_photo
+from kintsugi.data.photos import images_in, read_photo, to_image, to_tensor
 from kintsugi.fill.classical import Fill, biharmonic
 from kintsugi.fill.patches import with_patches
 from kintsugi.losses.perceptual import open_lpips
@@ -76,8 +76,7 @@ def opencv(method: int) -> Fill:
     def fill(images: Tensor, masks: Tensor) -> Tensor:
         filled = []
         for image, mask in zip(images, masks, strict=True):
-            pixels = (255 * image.permute(1, 2, 0)).round().byte().numpy()
-            filled.append(cv2.inpaint(pixels, mask[0].byte().numpy(), 3, method))
+            filled.append(cv2.inpaint(np.array(to_image(image)), mask[0].byte().numpy(), 3, method))
         return torch.from_numpy(np.stack(filled)).permute(0, 3, 1, 2) / 255
 
     return fill
@@ -109,7 +108,7 @@ def run(config: PhotoHolesConfig) -> None:
 
 def _square(path: Path, size: int) -> Tensor:
     """The central square of a photo at native resolution, (3,size,size) in [0,1]."""
-    pixels = torch.from_numpy(np.array(read_photo(path)[0].convert("RGB"))).permute(2, 0, 1) / 255
+    pixels = to_tensor(read_photo(path)[0])
     height, width = pixels.shape[1:]
     if min(height, width) < size:
         raise ValueError(f"{path} is {width}x{height} px: use a --size of at most {min(height, width)}")

@@ -229,9 +229,10 @@ class _Level:
         scores, predicted = [], []
         for down in range(-_HALF, _HALF + 1):
             for right in range(-_HALF, _HALF + 1):  # the patch in which a pixel lies at (down, right) of the center
-                row, center = self.row[self._inside(y - down, x - right)], (y - down) * self.width + x - right
-                outside = self._inside(y - down, x - right) != center
-                scores.append(score[row].masked_fill(outside, -torch.inf))
+                center = (y - down) * self.width + x - right
+                inside = self._inside(y - down, x - right)
+                row = self.row[inside]
+                scores.append(score[row].masked_fill(inside != center, -torch.inf))
                 predicted.append(matches[row] + down * self.width + right)
         weights = torch.stack(scores).softmax(0)  # (49,m)
         result = image.flatten(1).clone()

@@ -21,6 +21,7 @@ TINY = (
     "--size 64 --short-side 72 --scenes 24 --batch 4 --steps 2 --eval-every 2 --save-every 2 --show-every 2 "
     "--eval-images 4 --pool 6 --device cpu"
 ).split()
+ONE_RUN = [*TINY, *"--save-every 1 --seeds 1 --ways alternate".split()]
 
 
 @pytest.fixture(scope="module")
@@ -69,19 +70,7 @@ def test_finished_runs_are_not_trained_again_and_other_settings_are_refused(
 def test_unfinished_runs_with_other_settings_are_not_continued(
     tmp_path: Path, photos: Path, capsys: pytest.CaptureFixture[str]
 ):
-    options = [
-        *TINY,
-        "--save-every",
-        "1",
-        "--seeds",
-        "1",
-        "--ways",
-        "alternate",
-        "--real",
-        str(photos),
-        "--out",
-        str(tmp_path / "all"),
-    ]
+    options = [*ONE_RUN, "--real", str(photos), "--out", str(tmp_path / "all")]
     domains.main(options)
     run = tmp_path / "all" / "alternate-seed0"
     (run / "step-00000002.pt").unlink()
@@ -102,19 +91,7 @@ def test_several_processes_are_refused(
 
 
 def test_a_comparison_that_was_stopped_continues(tmp_path: Path, photos: Path):
-    options = [
-        *TINY,
-        "--save-every",
-        "1",
-        "--seeds",
-        "1",
-        "--ways",
-        "alternate",
-        "--real",
-        str(photos),
-        "--out",
-        str(tmp_path / "all"),
-    ]
+    options = [*ONE_RUN, "--real", str(photos), "--out", str(tmp_path / "all")]
     domains.main(options)
     run = tmp_path / "all" / "alternate-seed0"
     whole = checkpoint.weights_of(checkpoint.load(run / "step-00000002.pt"), "net")
