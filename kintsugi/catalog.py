@@ -50,6 +50,11 @@ METHODS = (
         "context encoder (Pathak 2016): paint what a hole hides, judged by a discriminator",
     ),
     _method(
+        "mender",
+        "kintsugi.recon.mender",
+        "the mender, after LaMa (Suvorov 2021): mend photos of any size, with fast Fourier convolutions",
+    ),
+    _method(
         "colorization", "kintsugi.recon.colorization", "colorization (Zhang 2016): predict the colors of a gray image"
     ),
     _method(

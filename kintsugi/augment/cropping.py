@@ -59,6 +59,22 @@ def random_boxes(
     return torch.stack([top, left, box_height, box_width], dim=1).long()
 
 
+def native_boxes(extent: Tensor, draws: Tensor, size: int) -> Tensor:
+    """Square boxes (n,4), int64, at random places: half of them of side ``size``, the rest larger.
+
+    extent: heights and widths, px, (n,2), at least ``size``. draws: from ``crop_draws``, (n,4). The side of the larger
+    boxes is log-uniform from ``size`` to the short side of the image. So half of the crops show an image at its own
+    resolution, with its grain and the true sharpness of its edges, and the rest show more of it.
+    """
+    kind, scale, top, left = draws.to(extent.device).unbind(1)
+    short = extent.amin(1)
+    larger = (size * (short / size) ** scale).round().long().minimum(short)
+    side = torch.where(kind < 0.5, size, larger)
+    room = extent - side[:, None]
+    corner = (torch.stack([top, left], 1) * (room + 1)).long().minimum(room)
+    return torch.cat([corner, side[:, None], side[:, None]], dim=1)
+
+
 def center_boxes(extent: Tensor) -> Tensor:
     """The largest central square of each image; extent (n,2), height and width, px -> boxes (n,4)."""
     side = extent.amin(1, keepdim=True)

@@ -1,4 +1,4 @@
-"""Masks of the holes to be painted (Pathak 2016, section 3.3): (N,1,S,S) float, 1 = hole.
+"""Masks of the holes to be painted: (N,1,S,S) float, 1 = hole. The first three are those of Pathak 2016, section 3.3.
 
 Random masks differ from image to image. Each function draws a fixed count of random numbers on the CPU, then computes
 the masks from these on ``device``.
@@ -6,13 +6,14 @@ the masks from these on ``device``.
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn.functional import max_pool2d
 
-Kind = Literal["center", "blocks", "regions"]
+Kind = Literal["center", "blocks", "regions", "strokes", "scratches", "boxes", "mixed"]
 
 MAX_AREA = 1 / 4
 """The largest fraction of an image that a mask covers."""
@@ -24,11 +25,17 @@ def draw(kind: Kind, n: int, size: int, generator: torch.Generator, device: torc
     """Makes ``n`` masks of one kind, (n,1,size,size). Raises ValueError for an unknown kind."""
     if kind == "center":
         return center(n, size, device)
-    if kind == "blocks":
-        return blocks(n, size, generator, device)
-    if kind == "regions":
-        return regions(n, size, generator, device)
-    raise ValueError(f"unknown mask {kind!r}: use center, blocks or regions")
+    kinds = {
+        "blocks": blocks,
+        "regions": regions,
+        "strokes": strokes,
+        "scratches": scratches,
+        "boxes": boxes,
+        "mixed": mixed,
+    }
+    if kind not in kinds:
+        raise ValueError(f"unknown mask {kind!r}: use center, {', '.join(kinds)}")
+    return kinds[kind](n, size, generator, device)
 
 
 def center(n: int, size: int, device: torch.device | str = "cpu") -> Tensor:
@@ -77,6 +84,47 @@ def regions(n: int, size: int, generator: torch.Generator, device: torch.device 
     return (field > level[:, :, None]).float()[:, None]
 
 
+def strokes(n: int, size: int, generator: torch.Generator, device: torch.device | str = "cpu") -> Tensor:
+    """1 to 4 wide curved strokes of a brush, each 1/20 to 3/10 of the image's side wide; (n,1,size,size).
+
+    After LaMa's (Suvorov 2021, arXiv:2109.07161), which are up to 100 px wide in images of 256 px.
+    """
+    return _lines(n, size, generator, device, lines=4, pieces=4, width=(1 / 20, 3 / 10), step=1 / 4)
+
+
+def scratches(n: int, size: int, generator: torch.Generator, device: torch.device | str = "cpu") -> Tensor:
+    """1 to 6 long thin lines, each 1/80 to 1/20 of the image's side wide; (n,1,size,size)."""
+    return _lines(n, size, generator, device, lines=6, pieces=3, width=(1 / 80, 1 / 20), step=2 / 5)
+
+
+def boxes(n: int, size: int, generator: torch.Generator, device: torch.device | str = "cpu") -> Tensor:
+    """1 to 3 rectangles with sides of 1/8 to 1/2 of the image's, whole in the image; (n,1,size,size)."""
+    most = 3
+    count = torch.randint(1, most + 1, (n, 1), generator=generator)
+    side = torch.empty(n, 2, most).uniform_(1 / 8, 1 / 2, generator=generator)
+    corner = torch.rand(n, 2, most, generator=generator) * (1 - side)
+    live = (torch.arange(most) < count).to(device)  # (n,3)
+
+    side, corner = side.to(device), corner.to(device)
+    line = (torch.arange(size, device=device)[:, None] + 0.5) / size  # pixel centers
+    rows, columns = ((line >= corner[:, :, None]) & (line < (corner + side)[:, :, None])).unbind(1)  # (n,size,3) each
+    inside = rows[:, :, None] & columns[:, None] & live[:, None, None]  # (n,size,size,3)
+    return inside.any(3)[:, None].float()
+
+
+def mixed(n: int, size: int, generator: torch.Generator, device: torch.device | str = "cpu") -> Tensor:
+    """Of each image's mask one kind, at random: 35 % strokes, 20 % scratches, 25 % boxes, 20 % regions; (n,1,size,size).
+
+    A mask that covers more than half of the image is replaced by scratches.
+    """
+    chosen = torch.rand(n, generator=generator).to(device).view(n, 1, 1, 1)
+    wide, thin, box, region = (
+        kind(n, size, generator, device) for kind in (strokes, scratches, boxes, regions)
+    )  # all four are drawn for every image, so that the number of draws is fixed
+    mask = torch.where(chosen < 0.35, wide, torch.where(chosen < 0.6, box, torch.where(chosen < 0.8, region, thin)))
+    return torch.where(mask.mean((1, 2, 3), keepdim=True) > 1 / 2, thin, mask)
+
+
 def dilate(mask: Tensor, pixels: int) -> Tensor:
     """Grows the holes of masks (N,1,H,W) by ``pixels`` in every direction, with a square neighborhood."""
     taller = max_pool2d(mask, (2 * pixels + 1, 1), stride=1, padding=(pixels, 0))
@@ -89,3 +137,44 @@ def _smooth(noise: Tensor, size: int) -> Tensor:
     line = torch.linspace(0, noise.shape[-1] - 1, size, device=noise.device)
     bumps = (-((line[:, None] - points) ** 2)).exp()  # (size,g)
     return bumps @ noise @ bumps.T
+
+
+def _lines(
+    n: int,
+    size: int,
+    generator: torch.Generator,
+    device: torch.device | str,
+    *,
+    lines: int,
+    pieces: int,
+    width: tuple[float, float],
+    step: float,
+) -> Tensor:
+    """1 to ``lines`` chains of ``pieces`` thick segments with round ends, (n,1,size,size).
+
+    width: range of a line's width; thin ones are more frequent. step: the greatest length of a segment. Both are
+    fractions of the image's side. From one segment to the next, a line turns by up to 1.1 radians.
+    """
+    draws = torch.rand(n, lines, 4 + 2 * pieces, generator=generator)
+    count = torch.randint(1, lines + 1, (n, 1), generator=generator)
+    start, angle, thick = draws[..., :2], draws[..., 2:3] * 2 * math.pi, draws[..., 3]
+    turn, length = draws[..., 4 : 4 + pieces], draws[..., 4 + pieces :]
+    angle = angle + (2.2 * (turn - 0.5)).cumsum(2)  # (n,lines,pieces)
+    length = step * (0.2 + 0.8 * length)
+    ends = start[:, :, None] + torch.stack([angle.sin() * length, angle.cos() * length], 3).cumsum(2)
+    points = torch.cat([start[:, :, None], ends], 2)  # (n,lines,pieces+1,2), y and x
+    radius = (width[0] + (width[1] - width[0]) * thick**1.5) / 2  # (n,lines)
+    radius = torch.where(torch.arange(lines) < count, radius, -1)  # a line that is not drawn covers nothing
+
+    points, radius = points.to(device), radius.to(device)
+    line = (torch.arange(size, device=device) + 0.5) / size  # pixel centers
+    mask = torch.zeros(n, size, size, dtype=torch.bool, device=device)
+    for i in range(lines):
+        limit = radius[:, i, None, None].clamp(min=0).square()
+        for piece in range(pieces):
+            (y, x), (down, right) = points[:, i, piece].T, (points[:, i, piece + 1] - points[:, i, piece]).T
+            dy, dx = line[:, None] - y[:, None, None], line[None, :] - x[:, None, None]  # (n,size,1), (n,1,size)
+            down, right = down[:, None, None], right[:, None, None]
+            along = ((dy * down + dx * right) / (down.square() + right.square())).clamp(0, 1)  # (n,size,size)
+            mask |= (dy - along * down).square() + (dx - along * right).square() < limit
+    return mask[:, None].float()

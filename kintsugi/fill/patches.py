@@ -17,12 +17,14 @@ Deviations, each with its reason:
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool2d, max_pool2d, unfold
 
+from kintsugi.fill.areas import Piece, pieces
 from kintsugi.fill.classical import Fill
 from kintsugi.rng import generator
 
@@ -45,43 +47,36 @@ def with_patches(fill: Fill) -> Fill:
 
 
 @torch.no_grad()
-def complete(guess: Tensor, mask: Tensor, seed: int = 0) -> Tensor:
+def complete(
+    guess: Tensor, mask: Tensor, seed: int = 0, report: Callable[[float], object] = lambda fraction: None
+) -> Tensor:
     """Replaces what is in the holes by patches from around them: (3,H,W) in [0,1] -> (3,H,W) in [0,1].
 
     guess: the image with a first fill of its holes. mask: (1,H,W), 1 = hole. seed: selects one of several possible
-    results; the same seed gives the same result. Outside the holes the image is unchanged. Each connected hole is
-    completed separately, from the area around it. Where no whole patch is visible around a hole, the guess stays.
+    results; the same seed gives the same result. report: called with the fraction of the holes that is done. Outside
+    the holes the image is unchanged. Each connected hole is completed separately, from the area around it; a large one
+    in pieces. Where no whole patch is visible around a piece, the guess stays.
 
-    Memory: about 2 kB for each pixel of the area around the largest hole.
+    Memory: about 2 kB for each pixel of a piece's area, so at most about 1 GB.
     """
     result, hole = guess.clone(), mask[0] > 0.5
-    for number, (y, x) in enumerate(_areas(hole)):
-        result[:, y, x] = _complete_area(result[:, y, x], hole[y, x], seed, number)
+    done, count = 0, int(hole.sum())
+    for number, piece in enumerate(pieces(hole, _MARGIN)):
+        area = result[:, piece.y, piece.x]
+        result[:, piece.y, piece.x] = torch.where(piece.now, _complete_piece(area, piece, seed, number), area)
+        done += int(piece.now.sum())
+        report(done / count)
     return result
 
 
-def _areas(hole: Tensor) -> list[tuple[slice, slice]]:
-    """Rows and columns of each connected hole with its surroundings. hole: bool (H,W)."""
-    from scipy import ndimage  # imported here: slow, and --help does not need it
-
-    labels, _ = ndimage.label(hole.cpu().numpy(), ndimage.generate_binary_structure(2, 2))
-    areas = []
-    for rows, columns in ndimage.find_objects(labels):
-        least, most = _MARGIN
-        margin = min(max(least, rows.stop - rows.start, columns.stop - columns.start), most)
-        down, across = (slice(max(0, line.start - margin), line.stop + margin) for line in (rows, columns))
-        areas.append((down, across))
-    return areas
-
-
-def _complete_area(guess: Tensor, hole: Tensor, seed: int, number: int) -> Tensor:
-    """``complete`` for one area: (3,h,w), hole (h,w) -> (3,h,w). number: the area's, for its random numbers."""
+def _complete_piece(guess: Tensor, piece: Piece, seed: int, number: int) -> Tensor:
+    """``complete`` for the area of a piece: (3,h,w) -> (3,h,w). number: the piece's, for its random numbers."""
     filled, shifts = guess, None
-    pyramid = _pyramid(guess, hole)
+    pyramid = _pyramid(guess, piece)
     for depth in reversed(range(len(pyramid))):
-        image, its_hole = pyramid[depth]
+        image, hole, now = pyramid[depth]
         filled = image
-        level = _open_level(image, its_hole)
+        level = _open_level(image, hole, now)
         if level is None:
             continue
         if shifts is None:
@@ -96,13 +91,17 @@ def _complete_area(guess: Tensor, hole: Tensor, seed: int, number: int) -> Tenso
     return filled
 
 
-def _pyramid(image: Tensor, hole: Tensor) -> list[tuple[Tensor, Tensor]]:
-    """Images (3,h,w) and holes (h,w), each half as large as the one before; a pixel is hole if any part of it is."""
-    levels = [(image, hole)]
-    while 2 * _depth(hole).max() > _COARSEST and min(hole.shape) >= 6 * PATCH:
+def _pyramid(image: Tensor, piece: Piece) -> list[tuple[Tensor, Tensor, Tensor]]:
+    """Images (3,h,w), holes (h,w) and the pixels to fill now (h,w), each half as large as the one before.
+
+    A pixel is hole if any part of it is, and so for the pixels to fill now.
+    """
+    planes = torch.stack([piece.hole, piece.now])  # (2,h,w)
+    levels = [(image, piece.hole, piece.now)]
+    while 2 * _depth(planes[0]).max() > _COARSEST and min(planes.shape[1:]) >= 6 * PATCH:
         image = avg_pool2d(image[None], 2, ceil_mode=True)[0]
-        hole = max_pool2d(hole[None, None].float(), 2, ceil_mode=True)[0, 0] > 0.5
-        levels.append((image, hole))
+        planes = max_pool2d(planes[None].float(), 2, ceil_mode=True)[0] > 0.5
+        levels.append((image, planes[0], planes[1]))
     return levels
 
 
@@ -117,14 +116,14 @@ def _depth(hole: Tensor) -> Tensor:
 class _Level:
     """One level of the pyramid. A patch is named by its center's flat position, y * width + x.
 
-    A target is one of the n patches that touch the hole; a source is a patch outside the hole. Both lie whole in the
+    A target is one of the n patches that touch a pixel to fill now; a source is a patch outside the hole. Both lie whole in the
     image. A match is the source that a target copies.
     """
 
     height: int
     width: int
     hole: Tensor
-    """Flat positions of the hole's pixels, (m,)."""
+    """Flat positions of the pixels to fill now, (m,)."""
     depth: Tensor
     """How far each pixel is from the outside of the hole, px, (h*w,)."""
     targets: Tensor
@@ -240,22 +239,22 @@ class _Level:
         return result.view_as(image)
 
 
-def _open_level(image: Tensor, hole: Tensor) -> _Level | None:
-    """The level of an image (3,h,w) and its hole (h,w); None if no whole patch lies outside the hole."""
+def _open_level(image: Tensor, hole: Tensor, now: Tensor) -> _Level | None:
+    """The level of an image (3,h,w), its hole and the pixels to fill now, (h,w); None if no whole patch is visible."""
     height, width = hole.shape
     inside = torch.zeros_like(hole)
     inside[_HALF : height - _HALF, _HALF : width - _HALF] = True
-    touched = max_pool2d(hole[None, None].float(), PATCH, 1, _HALF)[0, 0] > 0.5
+    touched, targeted = max_pool2d(torch.stack([hole, now])[None].float(), PATCH, 1, _HALF)[0] > 0.5
     is_source = (inside & ~touched).flatten()
     if not is_source.any():
         return None
-    targets = (inside & touched).flatten().nonzero()[:, 0]
+    targets = (inside & targeted).flatten().nonzero()[:, 0]
     row = torch.full((height * width,), -1, device=hole.device)
     row[targets] = torch.arange(len(targets), device=hole.device)
     return _Level(
         height,
         width,
-        hole=hole.flatten().nonzero()[:, 0],
+        hole=now.flatten().nonzero()[:, 0],
         depth=_depth(hole).flatten(),
         targets=targets,
         row=row,

@@ -98,6 +98,28 @@ class ContentFeatures(nn.Module):
             target = self(truth).float()
         return mse_loss(self(image).float(), target) / target.square().mean().clamp(min=1e-12)
 
+    def distances(self, image: Tensor, truth: Tensor) -> Tensor:
+        """The sum of ``relative_l1`` of the maps at relu1_2, relu2_2 and so on, up to this network's layer; 0-d."""
+        with torch.no_grad():
+            wanted = self._ends_of_stages(truth)
+        return torch.stack([relative_l1(*pair) for pair in zip(self._ends_of_stages(image), wanted, strict=True)]).sum()
+
+    def _ends_of_stages(self, image: Tensor) -> list[Tensor]:
+        """The maps before each pool, and the last one."""
+        x, maps = (image - self.mean) / self.std, []
+        for layer in self.layers:
+            if isinstance(layer, nn.MaxPool2d):
+                maps.append(x)
+            x = layer(x)
+        return [*maps, x]
+
+
+def relative_l1(map: Tensor, truth: Tensor) -> Tensor:
+    """Mean absolute difference of maps (N,C,H,W), of each image in units of its true map's mean; mean over images, 0-d."""
+    map, truth = map.float(), truth.float()
+    dims = (1, 2, 3)
+    return ((map - truth).abs().mean(dims) / truth.abs().mean(dims).clamp(min=1e-6)).mean()
+
 
 def open_content(layer: ContentLayer, weights: str) -> tuple[ContentFeatures | None, str]:
     """VGG19's features and one line that names their weights, or None and one line that gives the reason.

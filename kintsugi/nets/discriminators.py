@@ -1,4 +1,4 @@
-"""DCGAN's discriminator (Radford 2016, arXiv:1511.06434), and SRGAN's. Their features can be transferred too."""
+"""Discriminators: DCGAN's (Radford 2016, arXiv:1511.06434), SRGAN's, PatchGAN. Their features can be transferred too."""
 
 from __future__ import annotations
 
@@ -147,6 +147,65 @@ class SRGANDiscriminator(nn.Module):
         return self.head(self.encoder(image)[16].flatten(1))[:, 0]
 
 
-def _convolution(channels_in: int, channels: int, stride: int, norm: Norm | None) -> list[nn.Module]:
-    conv = nn.Conv2d(channels_in, channels, 3, stride, 1, bias=norm is None)
+def _convolution(channels_in: int, channels: int, stride: int, norm: Norm | None, side: int = 3) -> list[nn.Module]:
+    conv = nn.Conv2d(channels_in, channels, side, stride, 1, bias=norm is None)
     return [conv, *([] if norm is None else [normalization(norm, channels)]), nn.LeakyReLU(0.2, inplace=True)]
+
+
+# --- PatchGAN -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class PatchDiscriminatorSpec:
+    """Settings of a discriminator of patches (Isola 2017, arXiv:1611.07004), as LaMa uses it."""
+
+    width: int = 64
+    """Channels of the first convolution; the next ones have 2, 4 and 8 times this number."""
+    norm: Literal["group", "batch", "none"] = "group"
+    """Normalization after each convolution except the first. Not batch with a gradient penalty (``r1_penalty``)."""
+
+    def build(self) -> PatchDiscriminator:
+        return PatchDiscriminator(self)
+
+    def plain(self) -> dict[str, Any]:
+        return {"kind": "patch-discriminator", **asdict(self)}
+
+
+class PatchDiscriminatorEncoder(Encoder):
+    """Three 4x4 convolutions of stride 2, then a 3x3 convolution."""
+
+    def __init__(self, spec: PatchDiscriminatorSpec) -> None:
+        super().__init__()
+        self.spec: PatchDiscriminatorSpec = spec
+        width = spec.width
+        self.channels = {2: width, 4: 2 * width, 8: 8 * width}
+        norm = None if spec.norm == "none" else spec.norm
+        self.layers = nn.ModuleList(
+            [
+                nn.Sequential(*_convolution(3, width, 2, None, side=4)),
+                nn.Sequential(*_convolution(width, 2 * width, 2, norm, side=4)),
+                nn.Sequential(
+                    *_convolution(2 * width, 4 * width, 2, norm, side=4), *_convolution(4 * width, 8 * width, 1, norm)
+                ),
+            ]
+        )
+
+    def forward(self, image: Tensor) -> dict[int, Tensor]:
+        return stage_maps(2 * image - 1, self.channels, self.layers)  # [0,1] -> [-1,1]
+
+
+class PatchDiscriminator(nn.Module):
+    """RGB (N,3,H,W) in [0,1] -> logits (N,1,H/8,W/8), one for each patch of 54 px, above 0 = real."""
+
+    def __init__(self, spec: PatchDiscriminatorSpec) -> None:
+        super().__init__()
+        self.encoder = PatchDiscriminatorEncoder(spec)
+        self.head = nn.Conv2d(self.encoder.channels[8], 1, 3, padding=1)
+
+    def forward(self, image: Tensor) -> Tensor:
+        return self.judge(image)[0]
+
+    def judge(self, image: Tensor) -> tuple[Tensor, dict[int, Tensor]]:
+        """The logits, and the maps of the encoder by stride."""
+        maps = self.encoder(image)
+        return self.head(maps[8]), maps

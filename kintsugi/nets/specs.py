@@ -7,8 +7,9 @@ from typing import Any
 import torch
 
 from kintsugi.nets.backbones import Backbone
-from kintsugi.nets.discriminators import DiscriminatorSpec, SRGANDiscriminatorSpec
+from kintsugi.nets.discriminators import DiscriminatorSpec, PatchDiscriminatorSpec, SRGANDiscriminatorSpec
 from kintsugi.nets.encoder import Encoder
+from kintsugi.nets.fourier_unet import FourierUNetSpec
 from kintsugi.nets.pixels import Pixels
 from kintsugi.nets.planes import Joined, Planes, Rgbd
 from kintsugi.nets.published import Published
@@ -28,6 +29,10 @@ def build_spec(spec: dict[str, Any]) -> Encoder:
             return DiscriminatorSpec(**_settings(spec)).build().encoder
         if kind == "srgan-discriminator":
             return SRGANDiscriminatorSpec(**_settings(spec)).build().encoder
+        if kind == "patch-discriminator":
+            return PatchDiscriminatorSpec(**_settings(spec)).build().encoder
+        if kind == "fourier-unet":
+            return FourierUNetSpec(**_settings(spec)).build().encoder
         if kind == "srresnet":
             return SRResNetSpec(**_settings(spec)).build().encoder
         if kind == "planes":

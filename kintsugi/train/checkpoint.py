@@ -19,6 +19,7 @@ from torch import Tensor
 
 from kintsugi.nets.backbones import Encoder
 from kintsugi.nets.specs import build_spec
+from kintsugi.train import shipped
 
 FORMAT = 2
 LATEST = "latest"
@@ -59,6 +60,8 @@ def load(path: Path, method: str | None = None) -> dict[str, Any]:
     """
     if not path.is_file():
         raise _missing(path)
+    if path.suffix == shipped.SUFFIX:
+        return _checked(shipped.read(path), path, method)
     try:
         with zipfile.ZipFile(path) as archive:  # torch writes the checksums of the archive, but does not check them
             if damaged := archive.testzip():

@@ -1,0 +1,67 @@
+"""Cuts the hole of a photo into pieces, each with its surroundings, so that photos of any size need little memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+import torch
+from torch import Tensor
+
+CELL = 384
+"""Usual limit of a piece's sides, px."""
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A piece of a hole, and the area of the photo around it."""
+
+    y: slice
+    x: slice
+    """Rows and columns of the area."""
+    now: Tensor
+    """The pixels of the area to fill now, bool (h,w)."""
+    hole: Tensor
+    """All pixels of the area that are not filled yet, these and others, bool (h,w)."""
+    thickness: float
+    """Width of the connected hole where it is widest, px: twice the greatest distance to its outside."""
+
+
+def pieces(
+    hole: Tensor, margin: tuple[int, int], cell: Callable[[float], int] = lambda thickness: CELL
+) -> Iterator[Piece]:
+    """Yields the pieces of a hole, bool (H,W), in the order in which to fill them.
+
+    Each connected hole is one piece, or several if it is larger than a cell: those that come later have the earlier
+    ones as their surroundings. margin: least and most px around a piece that belong to its area; in between, as much as
+    the piece is wide. cell: the thickness of a connected hole -> the largest side of its pieces, px.
+    """
+    from scipy import ndimage  # imported here: slow, and --help does not need it
+
+    left = hole.clone()
+    labels, _ = ndimage.label(hole.cpu().numpy(), ndimage.generate_binary_structure(2, 2))
+    for number, (rows, columns) in enumerate(ndimage.find_objects(labels), 1):
+        label = labels[rows, columns] == number
+        thickness = 2 * float(ndimage.distance_transform_edt(np.pad(label, 1)).max())
+        side = cell(thickness)
+        for top, bottom in _cells(rows, side):
+            for start, stop in _cells(columns, side):
+                own = label[top - rows.start : bottom - rows.start, start - columns.start : stop - columns.start]
+                if not own.any():
+                    continue
+                reach = min(max(margin[0], bottom - top, stop - start), margin[1])
+                y, x = slice(max(0, top - reach), bottom + reach), slice(max(0, start - reach), stop + reach)
+                now = torch.zeros_like(left[y, x])
+                now[top - y.start : bottom - y.start, start - x.start : stop - x.start] = torch.from_numpy(own)
+                yield Piece(y, x, now, left[y, x].clone(), thickness)
+                left[y, x] &= ~now
+
+
+def _cells(line: slice, side: int) -> list[tuple[int, int]]:
+    """Splits a range into as few ranges of up to ``side`` as possible, all of about the same length."""
+    length = line.stop - line.start
+    count = -(-length // side)
+    edges = [line.start + round(i * length / count) for i in range(count + 1)]
+    return list(pairwise(edges))

@@ -1,0 +1,79 @@
+"""Trained weights that ship: a network in half precision, in one safetensors file that reads like a checkpoint.
+
+``python -m kintsugi.train.shipped CKPT OUT.safetensors`` writes one. The file holds the averaged network of a run (or
+its colorizer, or its first encoder) without what only training needs. Its header says what the network is, as JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+SUFFIX = ".safetensors"
+_KEY = "kintsugi"  # the header's entry
+_NETWORKS = ("average.module", "colorizer")  # the submodule of a method that is used after training
+
+
+def write(content: dict[str, Any], path: Path) -> None:
+    """Writes the network of a checkpoint's content to ``path``, floats in half precision.
+
+    For a method without a network to use, such as SimCLR, it is the encoder alone.
+    """
+    weights = content["state"]["weights"]
+    network = next((name for name in _NETWORKS if any(key.startswith(f"{name}.") for key in weights)), "")
+    role, encoder = next(iter(content["encoders"].items()))
+    prefix = f"{network}.encoder." if network else "encoder."
+    kept = {key: value for key, value in weights.items() if network and key.startswith(f"{network}.")}
+    kept |= {prefix + key: value for key, value in encoder["state"].items()}
+    about = {"method": content["method"], "step": content["step"], "score": content["score"], "ranks": 1}
+    about |= {"config": content["config"], "encoder": {"role": role, "spec": encoder["spec"], "prefix": prefix}}
+    half = {key: (value.half() if value.is_floating_point() else value).contiguous() for key, value in kept.items()}
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    save_file(half, part, {_KEY: json.dumps(about)})
+    part.replace(path)
+
+
+def read(path: Path) -> dict[str, Any]:
+    """The content of a file that ``write`` wrote, as of a checkpoint without optimizers; floats in float32.
+
+    Raises ValueError with one line if the file is damaged or another kind of file.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            about = json.loads((file.metadata() or {})[_KEY])
+            weights = {key: _float(file.get_tensor(key)) for key in file.keys()}  # noqa: SIM118  (no dict)
+        encoder = about.pop("encoder")
+        prefix = encoder["prefix"]
+        state = {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)}
+    except (SafetensorError, KeyError, ValueError) as error:
+        raise ValueError(
+            f"{path} does not hold this project's weights ({type(error).__name__}): name a checkpoint, or a file "
+            "from weights/"
+        ) from None
+    about["state"] = {"weights": weights, "optimizers": {}}
+    about["encoders"] = {encoder["role"]: {"spec": encoder["spec"], "state": state}}
+    return about
+
+
+def _float(value: torch.Tensor) -> torch.Tensor:
+    return value.float() if value.is_floating_point() else value
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    from kintsugi.train import checkpoint
+
+    source, out = argv or sys.argv[1:]
+    write(checkpoint.read(Path(source))[1], Path(out))
+    print(f"{out}: {os.path.getsize(out) / 1e6:.1f} MB")
+
+
+if __name__ == "__main__":
+    main()
