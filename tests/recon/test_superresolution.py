@@ -158,6 +158,48 @@ def test_crops_are_the_images_own_pixels():
         assert min(both[0].min(), both[1].amax((0, 3, 4)).min()) < 1e-5
 
 
+def test_turned_crops_are_the_images_own_pixels_in_eight_orientations():
+    trained = method(size=48, turns=True)
+    windows = BATCH["image"].unfold(2, 48, 1).unfold(3, 48, 1)  # (4,3,25,33,48,48)
+    seen = []
+    for step in range(16):
+        for image, crop in zip(windows, (255 * trained.crops(BATCH, step)).round().byte(), strict=True):
+            eight = [crop.rot90(k, (1, 2)) for k in range(4)] + [crop.rot90(k, (1, 2)).flip(2) for k in range(4)]
+            equal = [(image == way[:, None, None]).all(-1).all(-1).all(0).any().item() for way in eight]
+            assert equal.count(True) == 1
+            seen.append(equal.index(True))
+    assert set(seen) == set(range(8))
+
+
+def test_scale_jitter_keeps_half_of_the_crops_native_and_shrinks_the_others():
+    """On a picture whose rows and columns are ramps, the slope of a crop is the inverse of the factor."""
+    ramp = torch.stack([torch.arange(256).expand(256, 256), torch.arange(256)[:, None].expand(256, 256)])
+    image = torch.cat([ramp, ramp[:1]]).byte().repeat(64, 1, 1, 1)
+    batch = {"image": image, "extent": torch.tensor([[256, 256]] * 60 + [[80, 200]] * 4), "index": torch.arange(64)}
+    trained = method(size=64, batch=64, scale_jitter=0.5)
+    crops = 255 * torch.cat([trained.crops(batch, step) for step in range(8)])
+    across, down = (crops[:, 0, :, -8] - crops[:, 0, :, 7]).abs() / 49, (crops[:, 1, -8] - crops[:, 1, 7]).abs() / 49
+    torch.testing.assert_close(across, across[:, :1].expand(-1, 64), atol=0.05, rtol=0)
+    slope = across[:, 0]
+    torch.testing.assert_close(down[:, 0], slope, atol=0.05, rtol=0)  # shrunk alike in both directions
+    wide = slope.view(8, 64)[:, :60].flatten()  # the last images have no room for twice the crop
+    assert (wide < 1.001).float().mean() == pytest.approx(0.5, abs=0.06)
+    shrunk = wide[wide > 1.03]
+    assert shrunk.max() == pytest.approx(2, abs=0.06)
+    assert shrunk.log2().mean() == pytest.approx(0.52, abs=0.06)  # uniform in the logarithm
+    assert slope.view(8, 64)[:, 60:].max() == pytest.approx(80 / 64, abs=0.02)
+
+
+def test_the_crops_of_a_rank_are_its_share_of_the_global_batch():
+    settings = {"size": 48, "turns": True, "scale_jitter": 0.7}
+    whole = method(**settings).crops(BATCH, 3)
+    for rank in range(2):
+        alone = method(**settings)
+        alone.world = World(torch.device("cpu"), rank=rank, size=2)
+        share = {name: value[2 * rank : 2 * rank + 2] for name, value in BATCH.items()}
+        assert torch.equal(alone.crops(share, 3), whole[2 * rank : 2 * rank + 2])
+
+
 def test_it_becomes_better_than_bicubic():
     """On stripes, which bicubic enlargement blurs."""
     x = torch.arange(80) // 5 % 2
