@@ -1,8 +1,8 @@
 """The quality of super-resolution: whole images of a folder are made four times smaller and enlarged again.
 
 ``python -m kintsugi.eval.upscaling_quality --ckpt runs/superresolution/latest --data Set5/HR`` prints PSNR and SSIM of
-luma, without a border of 4 px, compared with bicubic enlargement. With ``--content-weights`` it also prints the
-distance in VGG19's features: lower where pictures look sharper, even if their PSNR is lower too.
+luma, without a border of 4 px, compared with bicubic enlargement. Where their weights are at hand it also prints LPIPS
+and the distance in VGG19's features: lower where pictures look sharper, even if their PSNR is lower too.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -19,9 +20,9 @@ from torch import Tensor
 from kintsugi import table
 from kintsugi.augment.bicubic import enlarge, shrink
 from kintsugi.data import photos
-from kintsugi.losses.perceptual import ContentLayer, open_content
+from kintsugi.losses.perceptual import ContentLayer, open_content, open_lpips
 from kintsugi.metrics.reconstruction import luma_figures
-from kintsugi.nets.srresnet import SCALE, upscale
+from kintsugi.nets.srresnet import SCALE, SelfEnsemble, upscale
 from kintsugi.recon.superresolution import load_upscaler
 from kintsugi.train import checkpoint
 from kintsugi.train.compute import pick_device
@@ -41,6 +42,10 @@ class UpscalingQualityConfig:
     """Runs' folders or checkpoints of super-resolution; one row each."""
     small: Path | None = None
     """A folder of the small images, with the same file names; default: made from --data as by MATLAB's imresize."""
+    ensemble: bool = False
+    """A second row for each checkpoint: the mean over the eight orientations of the image (see kintsugi upscale)."""
+    lpips: str = "auto"
+    """auto (if its AlexNet has been downloaded), download, off, or a FILE of torchvision's AlexNet."""
     content_layer: ContentLayer = "relu3_4"
     """VGG19's layer for the distance of features."""
     content_weights: str = "auto"
@@ -62,7 +67,10 @@ def run(config: UpscalingQualityConfig) -> table.Rows:
     ways: dict[str, Enlarge] = {"bicubic": lambda small: enlarge(small[None], SCALE)[0].clamp(0, 1)}
     for path, file in zip(config.ckpt, ckpts, strict=True):
         net = load_upscaler(file, device)
-        ways[str(path)] = lambda small, net=net: upscale(small, net)  # type: ignore[misc]
+        ways[str(path)] = partial(upscale, net=net)
+        if config.ensemble:
+            ways[f"{path}, ensemble"] = partial(upscale, net=SelfEnsemble(net))
+    lpips, lpips_note = open_lpips(config.lpips)
     content, content_note = open_content(config.content_layer, config.content_weights)
 
     found: dict[str, list[dict[str, float]]] = {name: [] for name in ways}
@@ -75,6 +83,8 @@ def run(config: UpscalingQualityConfig) -> table.Rows:
         for name, way in ways.items():
             image = (255 * way(small)).round() / 255
             row = {key: value.item() for key, value in luma_figures(image[None], truth[None], SCALE).items()}
+            if lpips is not None:
+                row["lpips"] = lpips(image[None], truth[None]).mean().item()
             if content is not None:
                 row[f"VGG19 {config.content_layer}"] = content.distance(image[None], truth[None]).item()
             found[name].append(row)
@@ -83,6 +93,8 @@ def run(config: UpscalingQualityConfig) -> table.Rows:
     rows = {name: {key: float(np.mean([r[key] for r in each])) for key in each[0]} for name, each in found.items()}
     corner = f"{config.data.parent.name}/{config.data.name}, {len(found['bicubic'])} images"
     print(table.markdown(rows, corner))
+    if lpips is None:
+        print(lpips_note)
     if content is None:
         print(f"no distance of features: {content_note}")
     table.write(rows, config.out or ckpts[0].parent, "upscale", corner)

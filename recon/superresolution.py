@@ -11,6 +11,8 @@ Deviations, each with its reason:
 - The content loss is relative to the mean square of the features, so that it does not depend on the scale of VGG's
   weights.
 - In phase 1 the learning rate falls along a cosine, which helps short runs.
+- Crops are mirrored, and outside the demo turned by quarters: eight times the crops, for sets of some hundred photos.
+  The paper has 350,000. ``--scale-jitter`` adds crops of shrunk photos, which are sharper than the photos themselves.
 """
 
 from __future__ import annotations
@@ -70,6 +72,12 @@ class SuperResolutionConfig(GanConfig):
     """Factor on VGG's squared distance, which is relative to the mean square of the features. At .1 it is about as
     large as the squared error of pixels, but then the adversarial loss outweighs it."""
 
+    turns: bool = False
+    """Turn the crops by random quarter turns, in addition to mirroring them: eight orientations."""
+    scale_jitter: float = 1.0
+    """Smallest factor by which photos are shrunk before half of the crops are taken, uniform in the logarithm; the
+    other half keeps the photos' resolution. 1: never shrunk. A photo is not shrunk below --size."""
+
     lr: float = 1e-4
     """Adam's learning rate at the start of phase 1."""
     lr_adversarial: float = 1e-4
@@ -83,7 +91,7 @@ class SuperResolutionConfig(GanConfig):
             raise ValueError(f"--size {self.size}: use a multiple of 16")
         if not 0 <= self.adversarial_start <= self.steps:
             raise ValueError(f"--adversarial-start {self.adversarial_start} must be from 0 to --steps {self.steps}")
-        within(self, blocks=1, width=1)
+        within(self, blocks=1, width=1, scale_jitter=(1 / 64, 1.0))
 
     @property
     def net(self) -> SRResNetSpec:
@@ -117,6 +125,7 @@ def small() -> SuperResolutionConfig:
     """One GPU, tens of minutes: the paper's network and crops."""
     return SuperResolutionConfig(
         preset="small",
+        turns=True,
         size=96,
         short_side=320,
         batch=16,
@@ -134,6 +143,7 @@ def paper() -> SuperResolutionConfig:
     """The paper's recipe: a million steps on pixels, then 200k as SRGAN."""
     return SuperResolutionConfig(
         preset="paper",
+        turns=True,
         data="imagenet:imagenet",
         size=96,
         short_side=384,
@@ -220,11 +230,18 @@ class SuperResolution(Gan[SuperResolutionConfig]):
         return config.lr_adversarial * (0.1 if late else 1)
 
     def crops(self, batch: Batch, step: int) -> Tensor:
-        """This rank's random crops for a step, (n,3,S,S) in [0,1], at the images' own resolution."""
+        """This rank's random crops for a step, (n,3,S,S) in [0,1], drawn for the global batch."""
         config, random = self.config, generator(self.config.seed, step)
-        place, flip = torch.rand(config.batch, 2, generator=random), cropping.random_flips(config.batch, random)
         mine = self.world.part(config.batch)
-        return cropping.crop(batch["image"], batch["extent"], config.size, place[mine], flip[mine]) / 255
+        place, flip = torch.rand(config.batch, 2, generator=random), cropping.random_flips(config.batch, random)
+        turns = torch.randint(4, (config.batch,), generator=random)
+        if config.scale_jitter < 1:
+            draws = cropping.crop_draws(config.batch, random)
+            boxes = cropping.shrunk_squares(batch["extent"], draws[mine], config.size, config.scale_jitter)
+            crops = cropping.crop_resize(batch["image"], boxes, config.size, flip[mine])
+        else:
+            crops = cropping.crop(batch["image"], batch["extent"], config.size, place[mine], flip[mine]) / 255
+        return cropping.quarter_turned(crops, turns[mine]) if config.turns else crops
 
     def warnings(self, scalars: Mapping[str, float]) -> list[str]:
         return collapse_warning(scalars, "a lower --lr-adversarial")

@@ -59,20 +59,20 @@ def random_boxes(
     return torch.stack([top, left, box_height, box_width], dim=1).long()
 
 
-def native_boxes(extent: Tensor, draws: Tensor, size: int) -> Tensor:
-    """Square boxes (n,4), int64, at random places: half of them of side ``size``, the rest larger.
+def shrunk_squares(extent: Tensor, draws: Tensor, size: int, smallest: float) -> Tensor:
+    """Squares (n,4), int64, at random places, that ``crop_resize`` leaves at ``size`` px or shrinks to it.
 
-    extent: heights and widths, px, (n,2), at least ``size``. draws: from ``crop_draws``, (n,4). The side of the larger
-    boxes is log-uniform from ``size`` to the short side of the image. So half of the crops show an image at its own
-    resolution, with its grain and the true sharpness of its edges, and the rest show more of it.
+    Half of the squares have ``size`` px. The others are larger: the factor that shrinks them is from ``smallest`` to 1,
+    uniform in the logarithm. A square larger than its image becomes the largest that fits.
+
+    extent: heights and widths, px, (n,2), at least ``size``. draws: from ``crop_draws``, (n,4). smallest: in (0,1].
     """
-    kind, scale, top, left = draws.to(extent.device).unbind(1)
-    short = extent.amin(1)
-    larger = (size * (short / size) ** scale).round().long().minimum(short)
-    side = torch.where(kind < 0.5, size, larger)
+    half, scale_draw, top_draw, left_draw = draws.to(extent.device).unbind(1)
+    factor = torch.where(half < 0.5, smallest**scale_draw, 1.0)
+    side = (size / factor).round().minimum(extent.amin(1))
     room = extent - side[:, None]
-    corner = (torch.stack([top, left], 1) * (room + 1)).long().minimum(room)
-    return torch.cat([corner, side[:, None], side[:, None]], dim=1)
+    corner = (torch.stack([top_draw, left_draw], 1) * (room + 1)).floor().minimum(room)
+    return torch.cat([corner, side[:, None], side[:, None]], 1).long()
 
 
 def center_boxes(extent: Tensor) -> Tensor:
@@ -170,6 +170,13 @@ def crop(image: Tensor, extent: Tensor, size: int, draws: Tensor | None = None, 
     n = torch.arange(len(image), device=device)[:, None, None]
     # Indices of the first, third and fourth dimension; the result is (n,size,size,C).
     return image[n, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+
+
+def quarter_turned(image: Tensor, turns: Tensor) -> Tensor:
+    """Turns each square image counterclockwise by its number of quarter turns: (n,C,S,S), (n,) of 0..3 -> (n,C,S,S)."""
+    turns = turns.to(image.device)[:, None, None, None]
+    half = torch.where(turns >= 2, torch.rot90(image, 2, (2, 3)), image)
+    return torch.where(turns % 2 == 1, torch.rot90(half, 1, (2, 3)), half)
 
 
 def _filters(start: Tensor, length: Tensor, pixels: int, size: int) -> Tensor:

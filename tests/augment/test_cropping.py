@@ -1,10 +1,20 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from torchvision.transforms.v2 import functional as tv
 
-from kintsugi.augment.cropping import center_boxes, crop, crop_draws, crop_resize, random_boxes, random_flips
+from kintsugi.augment.cropping import (
+    center_boxes,
+    crop,
+    crop_draws,
+    crop_resize,
+    quarter_turned,
+    random_boxes,
+    random_flips,
+    shrunk_squares,
+)
 from kintsugi.rng import generator
 
 
@@ -141,3 +151,29 @@ def test_crops_are_uniform_over_all_places():
     draws = torch.rand(4000, 2, generator=generator(6))
     left = crop(image, torch.tensor([[12, 12]]).expand(4000, 2), 8, draws)[:, 0, 0, 0]
     assert torch.bincount(left).tolist() == pytest.approx([800] * 5, rel=0.15)
+
+
+def test_shrunk_squares_stay_inside_and_have_the_native_size_or_more() -> None:
+    n, size = 4000, 96
+    extent = torch.tensor([[321, 481], [96, 300], [768, 1152], [110, 110]]).repeat(n // 4, 1)
+    boxes = shrunk_squares(extent, crop_draws(n, generator(2)), size, 0.4)
+    top, left, height, width = boxes.unbind(1)
+    assert torch.equal(height, width)
+    assert (height >= size).all()
+    assert (height <= extent.amin(1).clamp(max=240)).all()  # 96 / .4
+    assert (top >= 0).all()
+    assert (left >= 0).all()
+    assert (top + height <= extent[:, 0]).all()
+    assert (left + width <= extent[:, 1]).all()
+    assert (height[1::4] == size).all()  # no room to shrink
+    for room, corner in ((extent[:, 0] - height, top), (extent[:, 1] - width, left)):
+        free = room > 100
+        assert (corner[free] / room[free]).mean() == pytest.approx(0.5, abs=0.02)
+    assert torch.equal(shrunk_squares(extent, crop_draws(n, generator(2)), size, 1.0)[:, 2], torch.full((n,), size))
+
+
+def test_quarter_turns_are_numpys() -> None:
+    image, turns = images(5, 30, 30), torch.tensor([0, 1, 2, 3, 1])
+    found = quarter_turned(image, turns)
+    for i, k in enumerate(turns.tolist()):
+        np.testing.assert_array_equal(found[i].numpy(), np.rot90(image[i].numpy(), k, (1, 2)))

@@ -13,16 +13,17 @@ from helpers.nested import tensors
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
-from torchvision.models import vgg19
+from torchvision.models import alexnet, vgg19
 
 from kintsugi.apps import upscale
-from kintsugi.augment.bicubic import enlarge
+from kintsugi.augment.bicubic import enlarge, shrink
+from kintsugi.data.photos import images_in
 from kintsugi.eval import upscaling_quality
 from kintsugi.losses import adversarial, perceptual
 from kintsugi.losses.perceptual import ContentFeatures, open_content
 from kintsugi.nets import srresnet
 from kintsugi.nets.discriminators import SRGANDiscriminatorSpec
-from kintsugi.nets.srresnet import SRResNetSpec
+from kintsugi.nets.srresnet import SelfEnsemble, SRResNet, SRResNetSpec
 from kintsugi.recon import superresolution
 from kintsugi.recon.superresolution import SuperResolution, demo
 from kintsugi.rng import generator
@@ -158,6 +159,48 @@ def test_crops_are_the_images_own_pixels():
         assert min(both[0].min(), both[1].amax((0, 3, 4)).min()) < 1e-5
 
 
+def test_turned_crops_are_the_images_own_pixels_in_eight_orientations():
+    trained = method(size=48, turns=True)
+    windows = BATCH["image"].unfold(2, 48, 1).unfold(3, 48, 1)  # (4,3,25,33,48,48)
+    seen = []
+    for step in range(16):
+        for image, crop in zip(windows, (255 * trained.crops(BATCH, step)).round().byte(), strict=True):
+            eight = [crop.rot90(k, (1, 2)) for k in range(4)] + [crop.rot90(k, (1, 2)).flip(2) for k in range(4)]
+            equal = [(image == way[:, None, None]).all(-1).all(-1).all(0).any().item() for way in eight]
+            assert equal.count(True) == 1
+            seen.append(equal.index(True))
+    assert set(seen) == set(range(8))
+
+
+def test_scale_jitter_keeps_half_of_the_crops_native_and_shrinks_the_others():
+    """On a picture whose rows and columns are ramps, the slope of a crop is the inverse of the factor."""
+    ramp = torch.stack([torch.arange(256).expand(256, 256), torch.arange(256)[:, None].expand(256, 256)])
+    image = torch.cat([ramp, ramp[:1]]).byte().repeat(64, 1, 1, 1)
+    batch = {"image": image, "extent": torch.tensor([[256, 256]] * 60 + [[80, 200]] * 4), "index": torch.arange(64)}
+    trained = method(size=64, batch=64, scale_jitter=0.5)
+    crops = 255 * torch.cat([trained.crops(batch, step) for step in range(8)])
+    across, down = (crops[:, 0, :, -8] - crops[:, 0, :, 7]).abs() / 49, (crops[:, 1, -8] - crops[:, 1, 7]).abs() / 49
+    torch.testing.assert_close(across, across[:, :1].expand(-1, 64), atol=0.05, rtol=0)
+    slope = across[:, 0]
+    torch.testing.assert_close(down[:, 0], slope, atol=0.05, rtol=0)  # shrunk alike in both directions
+    wide = slope.view(8, 64)[:, :60].flatten()  # the last images have no room for twice the crop
+    assert (wide < 1.001).float().mean() == pytest.approx(0.5, abs=0.06)
+    shrunk = wide[wide > 1.03]
+    assert shrunk.max() == pytest.approx(2, abs=0.06)
+    assert shrunk.log2().mean() == pytest.approx(0.52, abs=0.06)  # uniform in the logarithm
+    assert slope.view(8, 64)[:, 60:].max() == pytest.approx(80 / 64, abs=0.02)
+
+
+def test_the_crops_of_a_rank_are_its_share_of_the_global_batch():
+    settings = {"size": 48, "turns": True, "scale_jitter": 0.7}
+    whole = method(**settings).crops(BATCH, 3)
+    for rank in range(2):
+        alone = method(**settings)
+        alone.world = World(torch.device("cpu"), rank=rank, size=2)
+        share = {name: value[2 * rank : 2 * rank + 2] for name, value in BATCH.items()}
+        assert torch.equal(alone.crops(share, 3), whole[2 * rank : 2 * rank + 2])
+
+
 def test_it_becomes_better_than_bicubic():
     """On stripes, which bicubic enlargement blurs."""
     x = torch.arange(80) // 5 % 2
@@ -238,19 +281,48 @@ def test_the_warning_of_a_collapse_names_options_that_exist():
     assert "--discriminator-norm" not in warning
 
 
-@pytest.mark.parametrize("tile", [5, 16, 40])
-def test_tiles_equal_the_whole(tile: int):
+def untrained(blocks: int = 3) -> SRResNet:
+    """A network whose results differ from bicubic enlargement."""
     torch.manual_seed(0)
-    net = SRResNetSpec(3, 8).build().eval()
+    net = SRResNetSpec(blocks, 8).build().eval()
     with torch.no_grad():
         net.last.weight.normal_(0, 0.05)
+    return net
+
+
+@pytest.mark.parametrize("ensemble", [False, True])
+@pytest.mark.parametrize("tile", [5, 16, 40])
+def test_tiles_equal_the_whole(tile: int, ensemble: bool):
+    net = SelfEnsemble(untrained()) if ensemble else untrained()
     image = torch.rand(3, 47, 61, generator=generator(3))
     whole = srresnet.upscale(image, net, 1000)
     assert (srresnet.upscale(image, net, tile) - whole).abs().max() < 1e-5
     assert (whole - enlarge(image[None], 4)[0].clamp(0, 1)).abs().max() > 0.05
+    assert len(list(srresnet.pieces(image, net, tile))) == srresnet.tiles(47, 61, tile)
 
 
-def test_upscaling_files(run_folder: Path, tmp_path: Path):
+def test_the_ensemble_is_the_mean_of_a_plain_loop_over_numpys_turns_and_flips():
+    net, image = untrained(1), torch.rand(2, 3, 9, 14, generator=generator(4))
+    total = np.zeros((2, 3, 36, 56))
+    with torch.no_grad():
+        for axes in ((), (2,), (3,), (2, 3)):
+            for transposed in (False, True):
+                seen = np.flip(image.numpy(), axes)
+                seen = seen.swapaxes(2, 3) if transposed else seen
+                result = net(torch.from_numpy(seen.copy())).numpy()
+                result = result.swapaxes(2, 3) if transposed else result
+                total += np.flip(result, axes)
+        found = SelfEnsemble(net)(image)
+        alone = net(image)
+    np.testing.assert_allclose(found.numpy(), total / 8, atol=1e-6)
+    assert (found - alone).abs().max() > 0.01
+    with torch.no_grad():  # the ensemble does not depend on the orientation
+        turned = SelfEnsemble(net)(image.rot90(1, (2, 3))).rot90(-1, (2, 3))
+    torch.testing.assert_close(turned, found, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("ensemble", [False, True])
+def test_upscaling_files(run_folder: Path, tmp_path: Path, ensemble: bool):
     pixels = (255 * np.random.default_rng(0).random((9, 13, 4))).astype(np.uint8)
     Image.fromarray(pixels).save(tmp_path / "p.png")
     with pytest.raises(SystemExit) as stop:
@@ -266,6 +338,7 @@ def test_upscaling_files(run_folder: Path, tmp_path: Path):
                 "5",
                 "--device",
                 "cpu",
+                *(["--ensemble"] if ensemble else []),
             ]
         )
     assert stop.value.code == 0
@@ -274,20 +347,59 @@ def test_upscaling_files(run_folder: Path, tmp_path: Path):
         found = torch.from_numpy(np.array(image)).permute(2, 0, 1) / 255
     small = torch.from_numpy(pixels).permute(2, 0, 1) / 255
     net = upscale.load_upscaler(run_folder, torch.device("cpu"))
-    assert (found[:3] - srresnet.upscale(small[:3], net)).abs().max() < 0.6 / 255
+    expected = srresnet.upscale(small[:3], SelfEnsemble(net) if ensemble else net)
+    assert (found[:3] - expected).abs().max() < 0.6 / 255
     alpha = enlarge(small[None, 3:], 4)[0].clamp(0, 1)
     # Pillow rounds and clips between the two directions.
     assert (found[3:] - alpha)[..., 8:-8, 8:-8].abs().max() < 5 / 255
 
 
-def test_the_benchmark_prints_bicubic_and_the_network(run_folder: Path, photos: Path, capsys, tmp_path: Path):
+def test_the_benchmark_prints_bicubic_and_the_network(
+    run_folder: Path, photos: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+):
     upscaling_quality.main(
-        ["--data", str(photos), "--ckpt", str(run_folder), "--content-weights", "off", "--out", str(tmp_path / "new")]
+        [
+            "--data",
+            str(photos),
+            "--ckpt",
+            str(run_folder),
+            "--content-weights",
+            "off",
+            "--lpips",
+            "off",
+            "--out",
+            str(tmp_path / "new"),
+        ]
     )
-    assert "| bicubic " in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "| bicubic " in printed
+    assert "LPIPS is off" in printed
     rows = json.loads((tmp_path / "new/upscale.json").read_text())
+    assert list(rows) == ["bicubic", str(run_folder)]
     assert rows["bicubic"]["psnr"] > 30  # the photos are smooth
     assert 20 < rows[str(run_folder)]["psnr"] != rows["bicubic"]["psnr"]
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:torchvision")  # lpips calls torchvision by its old names
+def test_the_benchmark_with_lpips_and_the_ensemble(run_folder: Path, photos: Path, tmp_path: Path):
+    torch.manual_seed(0)
+    trunk = alexnet(weights=None).state_dict()
+    torch.save(trunk, tmp_path / "alexnet.pth")
+    options = ["--content-weights", "off", "--lpips", str(tmp_path / "alexnet.pth"), "--ensemble"]
+    upscaling_quality.main(["--data", str(photos), "--ckpt", str(run_folder), *options, "--out", str(tmp_path)])
+    rows = json.loads((tmp_path / "upscale.json").read_text())
+    assert list(rows) == ["bicubic", str(run_folder), f"{run_folder}, ensemble"]
+
+    net = SelfEnsemble(upscale.load_upscaler(run_folder, torch.device("cpu")))
+    lpips, expected = perceptual.Lpips(trunk), []
+    for file in images_in(photos):
+        truth = upscaling_quality._cropped(upscaling_quality._pixels(file))[None]
+        small = (255 * shrink(truth, 4).clamp(0, 1)).round() / 255
+        with torch.no_grad():
+            image = (255 * net(small).clamp(0, 1)).round() / 255
+        expected.append(lpips(image, truth).mean().item())
+    assert rows[f"{run_folder}, ensemble"]["lpips"] == pytest.approx(np.mean(expected), rel=1e-3)
+    assert rows[f"{run_folder}, ensemble"]["psnr"] != rows[str(run_folder)]["psnr"]
 
 
 def test_bad_input_is_one_line(refused: Refused, trained: Path, tmp_path: Path):
