@@ -8,8 +8,7 @@ Deviations, each with its reason:
 - The decoder is a feature pyramid over a standard encoder, which can be transferred, instead of the paper's dilated
   network; like the paper's, it predicts at a quarter of the side.
 - The prior of the bins is counted during training, on its own data, instead of on ImageNet beforehand.
-- Adam's learning rate is higher: the paper's 3e-5 goes with 450k steps from a k-means initialization. Weight decay is
-  decoupled from the gradients (AdamW), because rebalancing changes their size.
+- The learning rate is higher: the paper's 3e-5 goes with 450k steps from a k-means start. Weight decay is decoupled.
 - A hint gives each pixel of its patch its own color, not the patch's mean: the network averages them anyway.
 """
 
@@ -50,6 +49,8 @@ TEMPERATURES = (1.0, 0.77, 0.58, 0.38, 0.29, 0.14)  # shown side by side, as in 
 @dataclass(frozen=True, kw_only=True)
 class ColorizationConfig(TrainConfig):
     encoder: Literal["resnet18", "resnet50", "alexnet"] = "resnet18"
+    width: float = 1.0
+    """Factor on the encoder's numbers of channels."""
     norm: Literal["batch", "group"] = "batch"
     """Normalization; with group, results do not depend on the batch or on how it is split over ranks."""
     loss: Literal["classification", "l2"] = "classification"
@@ -80,7 +81,7 @@ class ColorizationConfig(TrainConfig):
             raise ValueError(f"--rebalance must be in (0, 1], not {self.rebalance}")
         if self.temperature <= 0:
             raise ValueError(f"--temperature must be positive, not {self.temperature}")
-        within(self, neighbors=(1, 313), classes=0)
+        within(self, neighbors=(1, 313), classes=0, width=(1 / 8, 4.0))
 
 
 def demo() -> ColorizationConfig:
@@ -148,7 +149,7 @@ class Colorizer(nn.Module):
     def __init__(self, config: ColorizationConfig) -> None:
         super().__init__()
         self.config = config
-        self.encoder = Planes("L", Backbone(name=config.encoder, norm=config.norm)).build()
+        self.encoder = Planes("L", Backbone(config.encoder, config.norm, config.width)).build()
         self.register_buffer("bins", color.ab_bins(), persistent=False)
         # How often each bin occurred. It starts at 1, so that the prior is uniform before anything is counted.
         self.register_buffer("counts", torch.ones(len(self.bins)))

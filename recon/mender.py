@@ -11,7 +11,7 @@ Deviations, each with its reason:
 - The features are VGG19's, as LaMa's network for segmentation is not in torchvision.
 - The adversarial loss is weighted so that its gradient at the last layer is a fixed fraction of the other losses'
   gradient (Esser 2021, arXiv:2012.09841, eq. 7), which suits runs of any length without tuning.
-- Half of the crops are taken at the photo's own resolution, and half from larger squares (``cropping.native_boxes``).
+- Half of the crops are taken at the photo's own resolution, and half from larger squares (``cropping.square_crops``).
 - The generator's weights are averaged over steps (EMA .999), because a GAN's weights fluctuate.
 """
 
@@ -32,7 +32,7 @@ from kintsugi.augment import cropping, masks
 from kintsugi.fill.classical import CLASSICAL, Fill
 from kintsugi.fill.membrane import mend
 from kintsugi.losses import adversarial
-from kintsugi.losses.perceptual import open_content, open_lpips, relative_l1
+from kintsugi.losses.perceptual import open_content, open_lpips
 from kintsugi.metrics.reconstruction import HoleQuality
 from kintsugi.nets.discriminators import PatchDiscriminatorSpec
 from kintsugi.nets.fourier_unet import FourierUNet, FourierUNetSpec
@@ -46,7 +46,7 @@ from kintsugi.train.ema import warmed_average
 from kintsugi.train.gan import Gan, GanConfig
 from kintsugi.train.method import Batch
 
-_CROPS, _HOLES = 1, 2  # last number of a random generator's key: what it draws
+_CROPS, _HOLES, _GRID = 1, 2, 3  # last number of a random generator's key: what it draws
 _EVERY = 16  # steps between gradient penalties, and between updates of the adversarial weight
 
 # --- settings -------------------------------------------------------------------------------------------------
@@ -65,9 +65,13 @@ class MenderConfig(GanConfig):
     init: str = ""
     """Start from the network of this mender's run, checkpoint or weights file, instead of from fresh weights."""
 
+    scale_jitter: float = 0.25
+    """Smallest factor by which photos are shrunk before half of the crops are taken, uniform in the logarithm; the
+    other half keeps the photos' resolution. A photo is not shrunk below --size."""
+
     pixels: float = 4.0
     """Weight of the mean L1 error in the hole; outside it, the weight is an eighth of this."""
-    content: float = 1.0
+    content: float = 3.0
     """Weight of the distance of VGG19's features."""
     content_weights: str = "auto"
     """VGG19: auto (if it is on this machine), download, off, or a FILE with torchvision's weights. Without VGG19 there
@@ -98,7 +102,7 @@ class MenderConfig(GanConfig):
             raise ValueError(f"--size {self.size}: use a multiple of 16, at least 32")
         if self.adversarial < 0:
             raise ValueError(f"--adversarial must not be negative, not {self.adversarial}")
-        within(self, width=4, blocks=0)
+        within(self, width=4, blocks=0, scale_jitter=(1 / 64, 1.0))
 
     @property
     def net(self) -> FourierUNetSpec:
@@ -193,10 +197,10 @@ class PhotoMending(Gan[MenderConfig]):
                 self.discriminator.parameters(), config.lr_discriminator, betas=(0.5, 0.99), fused=True
             )
         # Functions, because VGG and LPIPS are not part of the method's weights.
-        self.content_distance: Callable[[Tensor, Tensor], Tensor] | None = None
-        content, report = open_content("relu3_4", config.content_weights)
+        self.content_distance: Callable[[Tensor, Tensor, torch.Generator], Tensor] | None = None
+        content, report = open_content("conv1_2-conv3_4", config.content_weights)
         if content is not None:
-            self.content_distance = content.to(world.device).distances
+            self.content_distance = content.to(world.device).distance
         if world.is_main:
             print(f"{'no ' if content is None else ''}loss on features: {report}")
         lpips = open_lpips(config.lpips)[0]
@@ -214,8 +218,9 @@ class PhotoMending(Gan[MenderConfig]):
         loss = config.pixels * (in_hole + outside / 8)
         scalars = {"loss/pixels": in_hole.detach(), "loss/pixels_outside": outside.detach()}
         if self.content_distance is not None:
+            random = generator(config.seed, step, _GRID)  # the same on all ranks
             with self.world.autocast():
-                content = self.content_distance(mended, truth)
+                content = self.content_distance(mended, truth, random)
             loss = loss + config.content * content
             scalars["loss/content"] = content.detach()
         if config.has_adversary and step >= config.adversarial_start:
@@ -260,7 +265,7 @@ class PhotoMending(Gan[MenderConfig]):
             logits, maps = self.discriminator.judge(mended)
             with torch.no_grad():
                 wanted = self.discriminator.encoder(truth)
-        matching = torch.stack([relative_l1(maps[stride], wanted[stride]) for stride in maps]).mean()
+        matching = torch.stack([_relative_l1(maps[stride], wanted[stride]) for stride in maps]).mean()
         fake = adaptive_max_pool2d(mask, logits.shape[-2:])
         fooling = self.world.weighted_mean(softplus(-logits.float()), fake)
         scalars = {"loss/matching": matching.detach(), "loss/adversarial": fooling.detach()}
@@ -278,11 +283,9 @@ class PhotoMending(Gan[MenderConfig]):
 
     def crops(self, batch: Batch, step: int) -> Tensor:
         """This rank's random crops for a step, (n,3,S,S) in [0,1], half of them at the photos' own resolution."""
-        config, random = self.config, generator(self.config.seed, step, _CROPS)
-        draws, flip = cropping.crop_draws(config.batch, random), cropping.random_flips(config.batch, random)
-        mine = self.world.part(config.batch)
-        boxes = cropping.native_boxes(batch["extent"], draws[mine], config.size)
-        return cropping.crop_resize(batch["image"], boxes, config.size, flip[mine])
+        config, mine = self.config, self.world.part(self.config.batch)
+        random = generator(config.seed, step, _CROPS)
+        return cropping.square_crops(batch, config.size, config.batch, mine, random, smallest=config.scale_jitter)
 
     def holes(self, count: int, *key: int) -> Tensor:
         """Random holes for ``key``, (count,1,S,S)."""
@@ -329,6 +332,12 @@ class PhotoMending(Gan[MenderConfig]):
     def centered(self, batch: Batch) -> Tensor:
         """The central squares of held-out images at their own resolution, (n,3,S,S) in [0,1]."""
         return cropping.crop(batch["image"], batch["extent"], self.config.size) / 255
+
+
+def _relative_l1(map: Tensor, truth: Tensor) -> Tensor:
+    """Mean absolute difference of maps (N,C,H,W), of each image in units of its true map's mean; mean over images, 0-d."""
+    map, truth, dims = map.float(), truth.float(), (1, 2, 3)
+    return ((map - truth).abs().mean(dims) / truth.abs().mean(dims).clamp(min=1e-6)).mean()
 
 
 # --- using a trained network ----------------------------------------------------------------------------------
