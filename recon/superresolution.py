@@ -9,7 +9,9 @@ Deviations, each with its reason:
 - The generator's weights are averaged over steps (EMA .999), because a GAN's weights fluctuate; the average is shown,
   measured and transferred.
 - The content loss is relative to the mean square of the features, so that it does not depend on the scale of VGG's
-  weights.
+  weights. It alone makes the sub-pixel convolutions leave a grain of dots, 4 px apart, within some steps; a loss on
+  that pattern prevents it (``kintsugi.losses.grain``). The losses of ESRGAN (Wang 2018, arXiv:1809.00219) are options:
+  several layers before their ReLU, and the absolute error of pixels.
 - In phase 1 the learning rate falls along a cosine, which helps short runs.
 - Crops are mirrored, and outside the demo turned by quarters: eight times the crops, for sets of some hundred photos.
   The paper has 350,000. ``--scale-jitter`` adds crops of shrunk photos, which are sharper than the photos themselves.
@@ -24,11 +26,12 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.nn.functional import interpolate, mse_loss
+from torch.nn.functional import interpolate, l1_loss, mse_loss
 from torch.optim.swa_utils import AveragedModel
 
 from kintsugi.augment import cropping
 from kintsugi.augment.bicubic import enlarge, shrink
+from kintsugi.losses.grain import grain_loss
 from kintsugi.losses.perceptual import ContentLayer, open_content
 from kintsugi.metrics.reconstruction import luma_figures
 from kintsugi.nets.discriminators import SRGANDiscriminatorSpec
@@ -62,15 +65,21 @@ class SuperResolutionConfig(GanConfig):
     gan: Literal["bce", "hinge"] = "bce"
     """The adversarial loss: binary cross-entropy or hinge."""
     init: str = ""
-    """Start from the generator of this super-resolution run or checkpoint, instead of from fresh weights."""
+    """Start from the generator of this run, checkpoint or file of weights of super-resolution, not from fresh ones."""
     content_layer: ContentLayer = "relu5_4"
-    """VGG19's layer for the content loss; the paper uses relu2_2 and relu5_4."""
+    """VGG19's layer for the content loss. The paper uses relu2_2 and relu5_4, squared; a range takes the last
+    convolution of each block before its ReLU, absolute, as ESRGAN does."""
     content_weights: str = "auto"
     """VGG19: auto (if it is on this machine), download, off, or a FILE with torchvision's weights. Without VGG19 the
     content loss is the squared error of pixels."""
     content_scale: float = 0.5
-    """Factor on VGG's squared distance, which is relative to the mean square of the features. At .1 it is about as
+    """Factor on VGG's distance, which is relative to the features of the truth. For squared ones: at .1 it is about as
     large as the squared error of pixels, but then the adversarial loss outweighs it."""
+    grain: float = 1000.0
+    """Weight in phase 2 of the energy of the error's pattern that repeats every four pixels (``grain_loss``); 0: off,
+    and the grain appears."""
+    pixel_weight: float = 0.0
+    """Weight of the absolute error of pixels in phase 2, which keeps colors; ESRGAN has it, SRGAN does not."""
 
     turns: bool = False
     """Turn the crops by random quarter turns, in addition to mirroring them: eight orientations."""
@@ -111,6 +120,7 @@ def demo() -> SuperResolutionConfig:
         steps=1000,
         adversarial_start=800,
         adversarial=2e-4,
+        grain=0,
         batch=16,
         blocks=6,
         width=32,
@@ -219,7 +229,9 @@ class SuperResolution(Gan[SuperResolutionConfig]):
                 content = config.content_scale * self.content_distance(enlarged, large)
         # The generator's loss comes from the discriminator after its update.
         weighted, more = adversarial_loss(self.discriminator, enlarged, self.world, config.adversarial, config.gan)
-        return content + weighted, scalars | more | {"loss/content": content.detach()}
+        grain = grain_loss(enlarged, large, SCALE)
+        loss = content + weighted + config.grain * grain + config.pixel_weight * l1_loss(enlarged, large)
+        return loss, scalars | more | {"loss/content": content.detach(), "loss/grain": grain.detach()}
 
     def rate(self, step: int) -> float:
         """The learning rate at a step: phase 1 has a warm-up and a cosine, phase 2 one drop to a tenth."""
@@ -231,17 +243,11 @@ class SuperResolution(Gan[SuperResolutionConfig]):
 
     def crops(self, batch: Batch, step: int) -> Tensor:
         """This rank's random crops for a step, (n,3,S,S) in [0,1], drawn for the global batch."""
-        config, random = self.config, generator(self.config.seed, step)
-        mine = self.world.part(config.batch)
-        place, flip = torch.rand(config.batch, 2, generator=random), cropping.random_flips(config.batch, random)
-        turns = torch.randint(4, (config.batch,), generator=random)
-        if config.scale_jitter < 1:
-            draws = cropping.crop_draws(config.batch, random)
-            boxes = cropping.shrunk_squares(batch["extent"], draws[mine], config.size, config.scale_jitter)
-            crops = cropping.crop_resize(batch["image"], boxes, config.size, flip[mine])
-        else:
-            crops = cropping.crop(batch["image"], batch["extent"], config.size, place[mine], flip[mine]) / 255
-        return cropping.quarter_turned(crops, turns[mine]) if config.turns else crops
+        config = self.config
+        mine, random = self.world.part(config.batch), generator(config.seed, step)
+        return cropping.square_crops(
+            batch, config.size, config.batch, mine, random, turned=config.turns, smallest=config.scale_jitter
+        )
 
     def warnings(self, scalars: Mapping[str, float]) -> list[str]:
         return collapse_warning(scalars, "a lower --lr-adversarial")

@@ -172,6 +172,31 @@ def crop(image: Tensor, extent: Tensor, size: int, draws: Tensor | None = None, 
     return image[n, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
 
 
+def square_crops(
+    batch: Mapping[str, Tensor],
+    size: int,
+    count: int,
+    mine: slice,
+    random: torch.Generator,
+    *,
+    turned: bool = False,
+    smallest: float = 1.0,
+) -> Tensor:
+    """Random squares of ``size`` px of a batch's images, half of them mirrored: (n,3,size,size) in [0,1].
+
+    batch, count, mine: as in ``random_crops``; images are uint8. turned: also turn them by random quarter turns.
+    smallest: as in ``shrunk_squares``; 1: all squares have the images' own resolution.
+    """
+    place, flip = torch.rand(count, 2, generator=random), random_flips(count, random)
+    turns, draws = torch.randint(4, (count,), generator=random), crop_draws(count, random)
+    if smallest < 1:
+        boxes = shrunk_squares(batch["extent"], draws[mine], size, smallest)
+        crops = crop_resize(batch["image"], boxes, size, flip[mine])
+    else:
+        crops = crop(batch["image"], batch["extent"], size, place[mine], flip[mine]) / 255
+    return quarter_turned(crops, turns[mine]) if turned else crops
+
+
 def quarter_turned(image: Tensor, turns: Tensor) -> Tensor:
     """Turns each square image counterclockwise by its number of quarter turns: (n,C,S,S), (n,) of 0..3 -> (n,C,S,S)."""
     turns = turns.to(image.device)[:, None, None, None]

@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from torch.nn.functional import mse_loss
+from torch.nn.functional import l1_loss, mse_loss
 
 from kintsugi.nets.backbones import IMAGENET_MEAN, IMAGENET_STD
 
@@ -56,16 +56,25 @@ def open_lpips(trunk: str) -> tuple[Lpips | None, str]:
         ) from None
 
 
-ContentLayer = Literal["relu2_2", "relu3_4", "relu5_4"]
-_CONTENT_LAYERS: dict[str, int] = {"relu2_2": 9, "relu3_4": 18, "relu5_4": 36}  # number of layers up to it
+ContentLayer = Literal["relu2_2", "relu3_4", "relu5_4", "conv1_2-conv3_4", "conv1_2-conv5_4"]
+_CONTENT_LAYERS: dict[str, tuple[int, ...]] = {  # their numbers in torchvision's VGG19.features
+    "relu2_2": (8,),
+    "relu3_4": (17,),
+    "relu5_4": (35,),
+    "conv1_2-conv3_4": (2, 7, 16),
+    "conv1_2-conv5_4": (2, 7, 16, 25, 34),
+}
 
 
 class ContentFeatures(nn.Module):
-    """VGG19 up to one of its ReLUs: RGB (N,3,H,W) in [0,1] -> feature map (N,C,h,w).
+    """VGG19 up to one of its layers: RGB (N,3,H,W) in [0,1] -> feature map (N,C,h,w). ``maps`` gives several layers'.
 
-    These are the features of SRGAN's content loss (Ledig 2017, arXiv:1609.04802, eq. 5): phi_2,2 is relu2_2, phi_5,4 is
-    relu5_4. Images are normalized by ImageNet's mean and standard deviation inside. Gradients pass through; the weights
-    are frozen.
+    relu2_2 and relu5_4 are phi_2,2 and phi_5,4 of SRGAN's content loss (Ledig 2017, arXiv:1609.04802, eq. 5). A range
+    is the last convolution of each block before its ReLU: before the ReLU as in ESRGAN (Wang 2018, arXiv:1809.00219,
+    section 3.3), several of them as in Real-ESRGAN (Wang 2021, arXiv:2107.10833, section 4.1).
+
+    Images are normalized by ImageNet's mean and standard deviation inside. Gradients pass through; the weights are
+    frozen.
     """
 
     mean: Tensor
@@ -75,8 +84,10 @@ class ContentFeatures(nn.Module):
         from torchvision.models import vgg19
 
         super().__init__()
+        self.kept = _CONTENT_LAYERS[layer]
+        self.before_relu = layer.startswith("conv")
         with torch.device("meta"):  # saves the time to initialize weights that are replaced or not used
-            self.layers = vgg19().features[: _CONTENT_LAYERS[layer]]
+            self.layers = vgg19().features[: self.kept[-1] + 1]
         for module in self.layers:
             if isinstance(module, nn.ReLU):
                 module.inplace = False
@@ -86,17 +97,34 @@ class ContentFeatures(nn.Module):
         self.register_buffer("std", torch.tensor(IMAGENET_STD).view(1, 3, 1, 1))
         self.requires_grad_(False).eval()
 
+    def maps(self, image: Tensor) -> list[Tensor]:
+        """The feature map of each layer, (N,C,h,w) each, for images (N,3,H,W) in [0,1]."""
+        x, found = (image - self.mean) / self.std, []
+        for number, layer in enumerate(self.layers):
+            x = layer(x)
+            if number in self.kept:
+                found.append(x)
+        return found
+
     def forward(self, image: Tensor) -> Tensor:
-        return self.layers((image - self.mean) / self.std)
+        return self.maps(image)[-1]
 
     def distance(self, image: Tensor, truth: Tensor) -> Tensor:
-        """Mean squared difference of the two images' feature maps, divided by the mean square of the truth's map; 0-d.
+        """The distance of two images' feature maps, relative to the truth's map, 0-d; of several layers, the mean.
 
-        Because of the division the scale is the same for weights from Caffe, whose maps are hundreds of times larger.
+        After a ReLU it is the mean squared difference, divided by the mean square of the truth's map (SRGAN); before,
+        the mean absolute difference, divided by the truth's mean absolute value (ESRGAN). Because of the division the
+        scale is the same for weights from Caffe, whose maps are hundreds of times larger, and for all layers.
         """
         with torch.no_grad():
-            target = self(truth).float()
-        return mse_loss(self(image).float(), target) / target.square().mean().clamp(min=1e-12)
+            targets = [each.float() for each in self.maps(truth)]
+        found = []
+        for each, target in zip(self.maps(image), targets, strict=True):
+            if self.before_relu:
+                found.append(l1_loss(each.float(), target) / target.abs().mean().clamp(min=1e-6))
+            else:
+                found.append(mse_loss(each.float(), target) / target.square().mean().clamp(min=1e-12))
+        return torch.stack(found).mean()
 
     def distances(self, image: Tensor, truth: Tensor) -> Tensor:
         """The sum of ``relative_l1`` of the maps at relu1_2, relu2_2 and so on, up to this network's layer; 0-d."""

@@ -6,9 +6,10 @@ import lpips
 import pytest
 import torch
 from safetensors.torch import save_file
-from torchvision.models import alexnet
+from torchvision.models import alexnet, vgg19
 
-from kintsugi.losses.perceptual import open_lpips
+from kintsugi.losses.perceptual import ContentFeatures, ContentLayer, open_content, open_lpips
+from kintsugi.rng import generator
 
 # The lpips package calls torchvision by its old names.
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:torchvision")
@@ -75,3 +76,52 @@ def test_missing_foreign_and_broken_files_give_one_line(trunk, tmp_path: Path):
         with pytest.raises(ValueError, match=f"{name}.*--lpips|--lpips .*{name}") as refused:
             open_lpips(str(tmp_path / name))
         assert "\n" not in str(refused.value)
+
+
+# --- VGG19 ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def layers() -> torch.nn.Sequential:
+    """torchvision's VGG19 up to relu3_4, with random weights that keep the signal's scale."""
+    with torch.device("meta"):
+        layers = vgg19().features[:18]
+    layers.to_empty(device="cpu")
+    for weight in layers.parameters():
+        torch.nn.init.normal_(weight, 0, (2 / weight[0].numel()) ** 0.5, generator=generator(0))
+    return layers.requires_grad_(False)
+
+
+def content(layer: ContentLayer, layers: torch.nn.Sequential) -> ContentFeatures:
+    return ContentFeatures(layer, {f"features.{name}": weight for name, weight in layers.state_dict().items()})
+
+
+@pytest.mark.parametrize(
+    ("layer", "ends", "norm"), [("relu2_2", [9], 2), ("relu3_4", [18], 2), ("conv1_2-conv3_4", [3, 8, 17], 1)]
+)
+def test_the_distance_of_layers_by_their_numbers(
+    layer: ContentLayer, ends: list[int], norm: int, layers: torch.nn.Sequential
+):
+    """Squared after a ReLU, absolute before one, relative to the truth; the mean over the layers."""
+    image, truth = torch.rand(2, 2, 3, 32, 32, generator=generator(1)).unbind(0)
+    mean, std = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1), torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
+    expected = 0.0
+    for end in ends:
+        found, target = ((layers[:end]((x - mean) / std)).double() for x in (image, truth))
+        expected += ((found - target).abs() ** norm).sum() / (target.abs() ** norm).sum() / len(ends)
+    ours = content(layer, layers)
+    assert ours.distance(image, truth).item() == pytest.approx(expected.item(), rel=1e-4)
+    assert ours.distance(truth, truth) == 0
+
+
+def test_maps_before_a_relu_have_negative_values(layers: torch.nn.Sequential):
+    maps = content("conv1_2-conv3_4", layers).maps(torch.rand(1, 3, 32, 32, generator=generator(2)))
+    assert [tuple(each.shape[1:]) for each in maps] == [(64, 32, 32), (128, 16, 16), (256, 8, 8)]
+    assert all(each.min() < 0 for each in maps)
+
+
+def test_a_range_of_layers_that_the_file_does_not_reach_is_one_line(layers: torch.nn.Sequential, tmp_path: Path):
+    torch.save({f"features.{name}": weight for name, weight in layers.state_dict().items()}, tmp_path / "v.pth")
+    assert open_content("conv1_2-conv3_4", str(tmp_path / "v.pth"))[0] is not None
+    with pytest.raises(ValueError, match="does not reach VGG19's conv1_2-conv5_4: choose a lower --content-layer"):
+        open_content("conv1_2-conv5_4", str(tmp_path / "v.pth"))
