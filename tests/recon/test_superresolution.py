@@ -20,7 +20,7 @@ from kintsugi.nets.srresnet import SRResNetSpec
 from kintsugi.recon import superresolution
 from kintsugi.recon.superresolution import SuperResolution, demo
 from kintsugi.rng import generator
-from kintsugi.train import checkpoint
+from kintsugi.train import checkpoint, shipped
 from kintsugi.train.dist import World
 
 TINY = (
@@ -224,12 +224,18 @@ def test_a_run_writes_pictures_losses_a_table_and_encoders(upscaler: Path):
         assert checkpoint.load_encoder(upscaler, role)(torch.rand(1, 3, 64, 64))[16].shape[2:] == (4, 4)
 
 
-def test_phase_2_from_the_weights_of_another_run(upscaler: Path, photos: Path, tmp_path: Path):
-    args = [*TINY, "--data", str(photos), "--steps", "1", "--adversarial-start", "0", "--init", str(upscaler)]
+@pytest.mark.parametrize("shipped_file", [False, True])
+def test_phase_2_from_the_weights_of_another_run(upscaler: Path, photos: Path, tmp_path: Path, shipped_file: bool):
+    """The run's folder, or a file of its weights in half precision."""
+    init, tolerance = upscaler, 1e-6
+    if shipped_file:
+        init, tolerance = tmp_path / "weights.safetensors", 1e-3
+        shipped.write(checkpoint.read(upscaler)[1], init)
+    args = [*TINY, "--data", str(photos), "--steps", "1", "--adversarial-start", "0", "--init", str(init)]
     superresolution.main([*args, "--lr-adversarial", "1e-12", "--out", str(tmp_path / "two")])
     one, two = (superresolution.load_upscaler(f, torch.device("cpu")) for f in (upscaler, tmp_path / "two"))
     for a, b in zip(one.parameters(), two.parameters(), strict=True):
-        torch.testing.assert_close(a, b, atol=1e-6, rtol=0)
+        torch.testing.assert_close(a, b, atol=tolerance, rtol=0)
     with pytest.raises(SystemExit):
         superresolution.main([*args, "--blocks", "2", "--out", str(tmp_path / "three")])
 
