@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from torch.nn.functional import l1_loss, mse_loss
+from torch.nn.functional import mse_loss
 
 from kintsugi.nets.backbones import IMAGENET_MEAN, IMAGENET_STD
 
@@ -112,19 +112,17 @@ class ContentFeatures(nn.Module):
     def distance(self, image: Tensor, truth: Tensor) -> Tensor:
         """The distance of two images' feature maps, relative to the truth's map, 0-d; of several layers, the mean.
 
-        After a ReLU it is the mean squared difference, divided by the mean square of the truth's map (SRGAN); before,
-        the mean absolute difference, divided by the truth's mean absolute value (ESRGAN). Because of the division the
-        scale is the same for weights from Caffe, whose maps are hundreds of times larger, and for all layers.
+        After a ReLU it is the mean squared difference, divided by the mean square of the truth's map (SRGAN); before
+        one, ``relative_l1`` (ESRGAN's is absolute too). Because of the division the scale is the same for weights from
+        Caffe, whose maps are hundreds of times larger, and for all layers.
         """
         with torch.no_grad():
             targets = [each.float() for each in self.maps(truth)]
-        found = []
-        for each, target in zip(self.maps(image), targets, strict=True):
-            if self.before_relu:
-                found.append(l1_loss(each.float(), target) / target.abs().mean().clamp(min=1e-6))
-            else:
-                found.append(mse_loss(each.float(), target) / target.square().mean().clamp(min=1e-12))
-        return torch.stack(found).mean()
+        pairs = list(zip(self.maps(image), targets, strict=True))
+        if self.before_relu:
+            return torch.stack([relative_l1(*pair) for pair in pairs]).mean()
+        ((found, target),) = pairs
+        return mse_loss(found.float(), target) / target.square().mean().clamp(min=1e-12)
 
     def distances(self, image: Tensor, truth: Tensor) -> Tensor:
         """The sum of ``relative_l1`` of the maps at relu1_2, relu2_2 and so on, up to this network's layer; 0-d."""
