@@ -2,7 +2,8 @@
 
 ``python -m kintsugi.eval.upscaling_quality --ckpt runs/superresolution/latest --data Set5/HR`` prints PSNR and SSIM of
 luma, without a border of 4 px, compared with bicubic enlargement. Where their weights are at hand it also prints LPIPS
-and the distance in VGG19's features: lower where pictures look sharper, even if their PSNR is lower too.
+and the distance in VGG19's features: lower where pictures look sharper, even if their PSNR is lower too. The grain is
+the root of ``grain_loss`` over the whole image, in levels of 255: dots are visible from about 2 on.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from torch import Tensor
 from kintsugi import table
 from kintsugi.augment.bicubic import enlarge, shrink
 from kintsugi.data import photos
+from kintsugi.losses.grain import grain_loss
 from kintsugi.losses.perceptual import ContentLayer, open_content, open_lpips
 from kintsugi.metrics.reconstruction import luma_figures
 from kintsugi.nets.srresnet import SCALE, SelfEnsemble, upscale
@@ -83,6 +85,7 @@ def run(config: UpscalingQualityConfig) -> table.Rows:
         for name, way in ways.items():
             image = (255 * way(small)).round() / 255
             row = {key: value.item() for key, value in luma_figures(image[None], truth[None], SCALE).items()}
+            row["grain"] = 255 * grain_loss(image[None], truth[None], SCALE).sqrt().item()
             if lpips is not None:
                 row["lpips"] = lpips(image[None], truth[None]).mean().item()
             if content is not None:

@@ -148,7 +148,7 @@ PROGRAMS = (
     _measure(
         "superresolution",
         "kintsugi.eval.upscaling_quality",
-        "PSNR and SSIM of enlarged images, compared with bicubic enlargement",
+        "PSNR, SSIM and LPIPS of enlarged images, compared with bicubic enlargement",
     ),
     _measure(
         "domains",

@@ -9,9 +9,15 @@ Deviations, each with its reason:
 - The generator's weights are averaged over steps (EMA .999), because a GAN's weights fluctuate; the average is shown,
   measured and transferred.
 - The content loss is relative to the mean square of the features, so that it does not depend on the scale of VGG's
+<<<<<<< HEAD
   weights. It is computed at a random place of the pooling layers' grid (``ContentFeatures.distance``), because in a
   fixed one it leaves a grain of dots, 4 px apart with relu3_4. The losses of ESRGAN (Wang 2018, arXiv:1809.00219) are
   options: several layers before their ReLU, and the absolute error of pixels.
+=======
+  weights. It alone makes the sub-pixel convolutions leave a grain of dots, 4 px apart, within some steps; a loss on
+  that pattern prevents it (``kintsugi.losses.grain``). The losses of ESRGAN (Wang 2018, arXiv:1809.00219) are options:
+  several layers before their ReLU, and the absolute error of pixels.
+>>>>>>> sr
 - In phase 1 the learning rate falls along a cosine, which helps short runs.
 - Crops are mirrored, and outside the demo turned by quarters: eight times the crops, for sets of some hundred photos.
   The paper has 350,000. ``--scale-jitter`` adds crops of shrunk photos, which are sharper than the photos themselves.
@@ -31,6 +37,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from kintsugi.augment import cropping
 from kintsugi.augment.bicubic import enlarge, shrink
+from kintsugi.losses.grain import grain_loss
 from kintsugi.losses.perceptual import ContentLayer, open_content
 from kintsugi.metrics.reconstruction import luma_figures
 from kintsugi.nets.discriminators import SRGANDiscriminatorSpec
@@ -64,7 +71,7 @@ class SuperResolutionConfig(GanConfig):
     gan: Literal["bce", "hinge"] = "bce"
     """The adversarial loss: binary cross-entropy or hinge."""
     init: str = ""
-    """Start from the generator of this super-resolution run or checkpoint, instead of from fresh weights."""
+    """Start from the generator of this run, checkpoint or file of weights of super-resolution, not from fresh ones."""
     content_layer: ContentLayer = "relu5_4"
     """VGG19's layer for the content loss. The paper uses relu2_2 and relu5_4, squared; a range takes the last
     convolution of each block before its ReLU, absolute, as ESRGAN does."""
@@ -74,6 +81,12 @@ class SuperResolutionConfig(GanConfig):
     content_scale: float = 0.5
     """Factor on VGG's distance, which is relative to the features of the truth. For squared ones: at .1 it is about as
     large as the squared error of pixels, but then the adversarial loss outweighs it."""
+<<<<<<< HEAD
+=======
+    grain: float = 1000.0
+    """Weight in phase 2 of the energy of the error's pattern that repeats every four pixels (``grain_loss``); 0: off,
+    and the grain appears."""
+>>>>>>> sr
     pixel_weight: float = 0.0
     """Weight of the absolute error of pixels in phase 2, which keeps colors; ESRGAN has it, SRGAN does not."""
 
@@ -116,6 +129,7 @@ def demo() -> SuperResolutionConfig:
         steps=1000,
         adversarial_start=800,
         adversarial=2e-4,
+        grain=0,
         batch=16,
         blocks=6,
         width=32,
@@ -227,7 +241,9 @@ class SuperResolution(Gan[SuperResolutionConfig]):
             content = content + config.pixel_weight * l1_loss(enlarged, large)
         # The generator's loss comes from the discriminator after its update.
         weighted, more = adversarial_loss(self.discriminator, enlarged, self.world, config.adversarial, config.gan)
-        return content + weighted, scalars | more | {"loss/content": content.detach()}
+        grain = grain_loss(enlarged, large, SCALE)
+        loss = content + weighted + config.grain * grain + config.pixel_weight * l1_loss(enlarged, large)
+        return loss, scalars | more | {"loss/content": content.detach(), "loss/grain": grain.detach()}
 
     def rate(self, step: int) -> float:
         """The learning rate at a step: phase 1 has a warm-up and a cosine, phase 2 one drop to a tenth."""

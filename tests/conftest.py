@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.command_line import ROOT, TINY, Refused, Run
+from helpers.tiny_runs import arguments
 from PIL import Image
 
 
@@ -48,6 +49,16 @@ def trained(tmp_path_factory: pytest.TempPathFactory, photos: Path) -> Path:
     main([*TINY, "--data", str(photos), "--steps", "1", "--adversarial", "0", "--out", str(folder)])
     (file,) = folder.glob("step-*.pt")
     return file
+
+
+@pytest.fixture(scope="session")
+def upscaler(tmp_path_factory: pytest.TempPathFactory, photos: Path) -> Path:
+    """A run of super-resolution on ``photos``, two steps of each phase, for commands that enlarge."""
+    from kintsugi.recon.superresolution import main
+
+    folder = tmp_path_factory.mktemp("upscaler") / "run"
+    main([*arguments("superresolution", {"photos": photos}), "--out", str(folder)])
+    return folder
 
 
 @pytest.fixture

@@ -88,8 +88,11 @@ class ContentFeatures(nn.Module):
         self.before_relu = layer.startswith("conv")
         with torch.device("meta"):  # saves the time to initialize weights that are replaced or not used
             self.layers = vgg19().features[: self.kept[-1] + 1]
+<<<<<<< HEAD
         self.period = 2 ** sum(isinstance(module, nn.MaxPool2d) for module in self.layers)
         """Period of the poolings' grid, px."""
+=======
+>>>>>>> sr
         for module in self.layers:
             if isinstance(module, nn.ReLU):
                 module.inplace = False
@@ -103,6 +106,44 @@ class ContentFeatures(nn.Module):
         """The feature map of each layer, (N,C,h,w) each, for images (N,3,H,W) in [0,1]."""
         x, found = (image - self.mean) / self.std, []
         for number, layer in enumerate(self.layers):
+<<<<<<< HEAD
+=======
+            x = layer(x)
+            if number in self.kept:
+                found.append(x)
+        return found
+
+    def forward(self, image: Tensor) -> Tensor:
+        return self.maps(image)[-1]
+
+    def distance(self, image: Tensor, truth: Tensor) -> Tensor:
+        """The distance of two images' feature maps, relative to the truth's map, 0-d; of several layers, the mean.
+
+        After a ReLU it is the mean squared difference, divided by the mean square of the truth's map (SRGAN); before
+        one, ``relative_l1`` (ESRGAN's is absolute too). Because of the division the scale is the same for weights from
+        Caffe, whose maps are hundreds of times larger, and for all layers.
+        """
+        with torch.no_grad():
+            targets = [each.float() for each in self.maps(truth)]
+        pairs = list(zip(self.maps(image), targets, strict=True))
+        if self.before_relu:
+            return torch.stack([relative_l1(*pair) for pair in pairs]).mean()
+        ((found, target),) = pairs
+        return mse_loss(found.float(), target) / target.square().mean().clamp(min=1e-12)
+
+    def distances(self, image: Tensor, truth: Tensor) -> Tensor:
+        """The sum of ``relative_l1`` of the maps at relu1_2, relu2_2 and so on, up to this network's layer; 0-d."""
+        with torch.no_grad():
+            wanted = self._ends_of_stages(truth)
+        return torch.stack([relative_l1(*pair) for pair in zip(self._ends_of_stages(image), wanted, strict=True)]).sum()
+
+    def _ends_of_stages(self, image: Tensor) -> list[Tensor]:
+        """The maps before each pool, and the last one."""
+        x, maps = (image - self.mean) / self.std, []
+        for layer in self.layers:
+            if isinstance(layer, nn.MaxPool2d):
+                maps.append(x)
+>>>>>>> sr
             x = layer(x)
             if number in self.kept:
                 found.append(x)

@@ -3,6 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import lpips
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -105,28 +106,16 @@ def test_the_distance_of_layers_by_their_numbers(
     """Squared after a ReLU, absolute before one, relative to the truth; the mean over the layers."""
     image, truth = torch.rand(2, 2, 3, 32, 32, generator=generator(1)).unbind(0)
     mean, std = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1), torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
-    expected = 0.0
+    expected = []
     for end in ends:
         found, target = ((layers[:end]((x - mean) / std)).double() for x in (image, truth))
-        expected += ((found - target).abs() ** norm).sum() / (target.abs() ** norm).sum() / len(ends)
+        if norm == 2:
+            expected.append(((found - target) ** 2).sum() / (target**2).sum())
+        else:
+            expected += [(found[n] - target[n]).abs().sum() / target[n].abs().sum() for n in range(2)]
     ours = content(layer, layers)
-    assert ours.distance(image, truth).item() == pytest.approx(expected.item(), rel=1e-4)
+    assert ours.distance(image, truth).item() == pytest.approx(np.mean(expected), rel=1e-4)
     assert ours.distance(truth, truth) == 0
-
-
-@pytest.mark.parametrize(("layer", "period"), [("relu2_2", 2), ("conv1_2-conv3_4", 4)])
-def test_the_distance_at_random_places_is_that_of_crops(layer: ContentLayer, period: int, layers: torch.nn.Sequential):
-    image, truth = torch.rand(2, 1, 3, 24, 36, generator=generator(3)).unbind(0)
-    ours = content(layer, layers)
-    side = (slice(None), slice(None))
-    places = [
-        (*side, slice(top, top + 24 - period), slice(left, left + 36 - period))
-        for top in range(period)
-        for left in range(period)
-    ]
-    expected = [ours.distance(image[place], truth[place]).item() for place in places]
-    found = {ours.distance(image, truth, generator(4, i)).item() for i in range(20 * period**2)}
-    assert sorted(found) == pytest.approx(sorted(expected))
 
 
 def test_maps_before_a_relu_have_negative_values(layers: torch.nn.Sequential):

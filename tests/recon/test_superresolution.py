@@ -5,29 +5,22 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from helpers.command_line import Refused
 from helpers.nested import tensors
-from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
-from torchvision.models import alexnet, vgg19
+from torchvision.models import vgg19
 
-from kintsugi.apps import upscale
-from kintsugi.augment.bicubic import enlarge, shrink
-from kintsugi.data.photos import images_in
-from kintsugi.eval import upscaling_quality
 from kintsugi.losses import adversarial, perceptual
 from kintsugi.losses.perceptual import ContentFeatures, open_content
-from kintsugi.nets import srresnet
 from kintsugi.nets.discriminators import SRGANDiscriminatorSpec
-from kintsugi.nets.srresnet import SelfEnsemble, SRResNet, SRResNetSpec
+from kintsugi.nets.srresnet import SRResNetSpec
 from kintsugi.recon import superresolution
 from kintsugi.recon.superresolution import SuperResolution, demo
 from kintsugi.rng import generator
-from kintsugi.train import checkpoint
+from kintsugi.train import checkpoint, shipped
 from kintsugi.train.dist import World
 
 TINY = (
@@ -67,17 +60,6 @@ def test_the_networks_have_the_papers_layers():
     assert discriminator(torch.rand(2, 3, 96, 96)).shape == (2,)
 
 
-def test_an_untrained_network_is_bicubic():
-    small = torch.rand(2, 3, 10, 12, generator=generator(1))
-    torch.testing.assert_close(SRResNetSpec(2, 8).build()(small), enlarge(small, 4))
-
-
-def test_features_of_whole_images_by_stride():
-    encoder = SRResNetSpec(2, 8).build().encoder.eval()
-    features = encoder(torch.rand(1, 3, 70, 100))
-    assert {stride: tuple(maps.shape[2:]) for stride, maps in features.items()} == {4: (16, 24), 8: (8, 12), 16: (4, 6)}
-
-
 # --- learning -------------------------------------------------------------------------------------------------
 
 
@@ -109,6 +91,21 @@ def test_every_term_of_the_loss_changes_the_generator(monkeypatch: pytest.Monkey
             before = weights(trained.generator)
             trained.update(BATCH, 0)
         assert not any(torch.equal(a, b) for a, b in zip(before, trained.generator.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("weights_of_terms", [{}, {"grain": 1000.0}, {"pixel_weight": 1.0}])
+def test_the_options_of_phase_2_add_their_terms_alone(
+    weights_of_terms: dict[str, float], monkeypatch: pytest.MonkeyPatch
+):
+    """With the content loss and the adversarial loss at 0."""
+    trained = method(adversarial=0.0, **weights_of_terms)
+    with torch.no_grad():
+        trained.generator.last.weight.normal_(0, 0.01)
+    monkeypatch.setattr(superresolution, "mse_loss", lambda a, *_: 0 * a.sum())
+    before = weights(trained.generator)
+    trained.update(BATCH, 0)
+    pairs = zip(before, trained.generator.parameters(), strict=True)
+    assert any(not torch.equal(a, b) for a, b in pairs) == bool(weights_of_terms)
 
 
 def test_content_features_are_vggs_map_of_normalized_images():
@@ -215,31 +212,30 @@ def test_it_becomes_better_than_bicubic():
 # --- the commands ---------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def run_folder(tmp_path_factory: pytest.TempPathFactory, photos: Path) -> Path:
-    folder = tmp_path_factory.mktemp("superresolution") / "run"
-    superresolution.main([*TINY, "--data", str(photos), "--out", str(folder)])
-    return folder
-
-
-def test_a_run_writes_pictures_losses_a_table_and_encoders(run_folder: Path):
-    tags = EventAccumulator(str(run_folder), size_guidance={"images": 0}).Reload().Tags()
+def test_a_run_writes_pictures_losses_a_table_and_encoders(upscaler: Path):
+    tags = EventAccumulator(str(upscaler), size_guidance={"images": 0}).Reload().Tags()
     assert tags["images"] == ["pictures/small | bicubic | super-resolved | truth"]
     assert {"losses/pixels", "losses/content", "losses/adversarial", "training/discriminator/real"} < set(
         tags["scalars"]
     )
-    assert list(json.loads((run_folder / "quality.json").read_text())) == ["bicubic", "superresolution"]
-    assert (run_folder / "before-adversary.pt").is_file()
+    assert list(json.loads((upscaler / "quality.json").read_text())) == ["bicubic", "superresolution"]
+    assert (upscaler / "before-adversary.pt").is_file()
     for role in ("generator", "discriminator"):
-        assert checkpoint.load_encoder(run_folder, role)(torch.rand(1, 3, 64, 64))[16].shape[2:] == (4, 4)
+        assert checkpoint.load_encoder(upscaler, role)(torch.rand(1, 3, 64, 64))[16].shape[2:] == (4, 4)
 
 
-def test_phase_2_from_the_weights_of_another_run(run_folder: Path, photos: Path, tmp_path: Path):
-    args = [*TINY, "--data", str(photos), "--steps", "1", "--adversarial-start", "0", "--init", str(run_folder)]
+@pytest.mark.parametrize("shipped_file", [False, True])
+def test_phase_2_from_the_weights_of_another_run(upscaler: Path, photos: Path, tmp_path: Path, shipped_file: bool):
+    """The run's folder, or a file of its weights in half precision."""
+    init, tolerance = upscaler, 1e-6
+    if shipped_file:
+        init, tolerance = tmp_path / "weights.safetensors", 1e-3
+        shipped.write(checkpoint.read(upscaler)[1], init)
+    args = [*TINY, "--data", str(photos), "--steps", "1", "--adversarial-start", "0", "--init", str(init)]
     superresolution.main([*args, "--lr-adversarial", "1e-12", "--out", str(tmp_path / "two")])
-    one, two = (upscale.load_upscaler(f, torch.device("cpu")) for f in (run_folder, tmp_path / "two"))
+    one, two = (superresolution.load_upscaler(f, torch.device("cpu")) for f in (upscaler, tmp_path / "two"))
     for a, b in zip(one.parameters(), two.parameters(), strict=True):
-        torch.testing.assert_close(a, b, atol=1e-6, rtol=0)
+        torch.testing.assert_close(a, b, atol=tolerance, rtol=0)
     with pytest.raises(SystemExit):
         superresolution.main([*args, "--blocks", "2", "--out", str(tmp_path / "three")])
 
@@ -281,131 +277,6 @@ def test_the_warning_of_a_collapse_names_options_that_exist():
     assert "--discriminator-norm" not in warning
 
 
-def untrained(blocks: int = 3) -> SRResNet:
-    """A network whose results differ from bicubic enlargement."""
-    torch.manual_seed(0)
-    net = SRResNetSpec(blocks, 8).build().eval()
-    with torch.no_grad():
-        net.last.weight.normal_(0, 0.05)
-    return net
-
-
-@pytest.mark.parametrize("ensemble", [False, True])
-@pytest.mark.parametrize("tile", [5, 16, 40])
-def test_tiles_equal_the_whole(tile: int, ensemble: bool):
-    net = SelfEnsemble(untrained()) if ensemble else untrained()
-    image = torch.rand(3, 47, 61, generator=generator(3))
-    whole = srresnet.upscale(image, net, 1000)
-    assert (srresnet.upscale(image, net, tile) - whole).abs().max() < 1e-5
-    assert (whole - enlarge(image[None], 4)[0].clamp(0, 1)).abs().max() > 0.05
-    assert len(list(srresnet.pieces(image, net, tile))) == srresnet.tiles(47, 61, tile)
-
-
-def test_the_ensemble_is_the_mean_of_a_plain_loop_over_numpys_turns_and_flips():
-    net, image = untrained(1), torch.rand(2, 3, 9, 14, generator=generator(4))
-    total = np.zeros((2, 3, 36, 56))
-    with torch.no_grad():
-        for axes in ((), (2,), (3,), (2, 3)):
-            for transposed in (False, True):
-                seen = np.flip(image.numpy(), axes)
-                seen = seen.swapaxes(2, 3) if transposed else seen
-                result = net(torch.from_numpy(seen.copy())).numpy()
-                result = result.swapaxes(2, 3) if transposed else result
-                total += np.flip(result, axes)
-        found = SelfEnsemble(net)(image)
-        alone = net(image)
-    np.testing.assert_allclose(found.numpy(), total / 8, atol=1e-6)
-    assert (found - alone).abs().max() > 0.01
-    with torch.no_grad():  # the ensemble does not depend on the orientation
-        turned = SelfEnsemble(net)(image.rot90(1, (2, 3))).rot90(-1, (2, 3))
-    torch.testing.assert_close(turned, found, atol=1e-6, rtol=0)
-
-
-@pytest.mark.parametrize("ensemble", [False, True])
-def test_upscaling_files(run_folder: Path, tmp_path: Path, ensemble: bool):
-    pixels = (255 * np.random.default_rng(0).random((9, 13, 4))).astype(np.uint8)
-    Image.fromarray(pixels).save(tmp_path / "p.png")
-    with pytest.raises(SystemExit) as stop:
-        upscale.main(
-            [
-                "--in",
-                str(tmp_path / "p.png"),
-                "--out",
-                str(tmp_path / "o.png"),
-                "--ckpt",
-                str(run_folder),
-                "--tile",
-                "5",
-                "--device",
-                "cpu",
-                *(["--ensemble"] if ensemble else []),
-            ]
-        )
-    assert stop.value.code == 0
-    with Image.open(tmp_path / "o.png") as image:
-        assert (image.size, image.mode) == ((52, 36), "RGBA")
-        found = torch.from_numpy(np.array(image)).permute(2, 0, 1) / 255
-    small = torch.from_numpy(pixels).permute(2, 0, 1) / 255
-    net = upscale.load_upscaler(run_folder, torch.device("cpu"))
-    expected = srresnet.upscale(small[:3], SelfEnsemble(net) if ensemble else net)
-    assert (found[:3] - expected).abs().max() < 0.6 / 255
-    alpha = enlarge(small[None, 3:], 4)[0].clamp(0, 1)
-    # Pillow rounds and clips between the two directions.
-    assert (found[3:] - alpha)[..., 8:-8, 8:-8].abs().max() < 5 / 255
-
-
-def test_the_benchmark_prints_bicubic_and_the_network(
-    run_folder: Path, photos: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
-):
-    upscaling_quality.main(
-        [
-            "--data",
-            str(photos),
-            "--ckpt",
-            str(run_folder),
-            "--content-weights",
-            "off",
-            "--lpips",
-            "off",
-            "--out",
-            str(tmp_path / "new"),
-        ]
-    )
-    printed = capsys.readouterr().out
-    assert "| bicubic " in printed
-    assert "LPIPS is off" in printed
-    rows = json.loads((tmp_path / "new/upscale.json").read_text())
-    assert list(rows) == ["bicubic", str(run_folder)]
-    assert rows["bicubic"]["psnr"] > 30  # the photos are smooth
-    assert 20 < rows[str(run_folder)]["psnr"] != rows["bicubic"]["psnr"]
-
-
-@pytest.mark.filterwarnings("ignore::UserWarning:torchvision")  # lpips calls torchvision by its old names
-def test_the_benchmark_with_lpips_and_the_ensemble(run_folder: Path, photos: Path, tmp_path: Path):
-    torch.manual_seed(0)
-    trunk = alexnet(weights=None).state_dict()
-    torch.save(trunk, tmp_path / "alexnet.pth")
-    options = ["--content-weights", "off", "--lpips", str(tmp_path / "alexnet.pth"), "--ensemble"]
-    upscaling_quality.main(["--data", str(photos), "--ckpt", str(run_folder), *options, "--out", str(tmp_path)])
-    rows = json.loads((tmp_path / "upscale.json").read_text())
-    assert list(rows) == ["bicubic", str(run_folder), f"{run_folder}, ensemble"]
-
-    net = SelfEnsemble(upscale.load_upscaler(run_folder, torch.device("cpu")))
-    lpips, expected = perceptual.Lpips(trunk), []
-    for file in images_in(photos):
-        truth = upscaling_quality._cropped(upscaling_quality._pixels(file))[None]
-        small = (255 * shrink(truth, 4).clamp(0, 1)).round() / 255
-        with torch.no_grad():
-            image = (255 * net(small).clamp(0, 1)).round() / 255
-        expected.append(lpips(image, truth).mean().item())
-    assert rows[f"{run_folder}, ensemble"]["lpips"] == pytest.approx(np.mean(expected), rel=1e-3)
-    assert rows[f"{run_folder}, ensemble"]["psnr"] != rows[str(run_folder)]["psnr"]
-
-
-def test_bad_input_is_one_line(refused: Refused, trained: Path, tmp_path: Path):
-    Image.fromarray(np.full((40, 50, 3), 120, np.uint8)).save(tmp_path / "p.png")
-    paths = ["--in", "p.png", "--out", "o.png"]
-    assert "superresolution" in refused(upscale.main, [*paths, "--ckpt", trained])
-    assert "no such file" in refused(upscale.main, ["--in", "q.png", "--out", "o.png"])
+def test_bad_input_is_one_line(refused: Refused):
     assert "--adversarial-start 9 must be" in refused(superresolution.main, [*TINY, "--adversarial-start", "9"])
-    assert "no such folder" in refused(upscaling_quality.main, ["--data", "none"])
+    assert "--scale-jitter must be in" in refused(superresolution.main, [*TINY, "--scale-jitter", "1.5"])
