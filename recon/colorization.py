@@ -5,9 +5,8 @@ as one of 313 bins with rebalanced cross-entropy (``--loss classification``, eq.
 (eq. 5). ``--hints`` adds a user's color hints (Zhang 2017, arXiv:1705.02999), ``--classes`` a class loss (Iizuka 2016).
 
 Deviations, each with its reason:
-- The decoder is a feature pyramid over a standard encoder, which can be transferred, instead of the paper's dilated
-  network; like the paper's, it predicts at a quarter of the side.
-- The prior of the bins is counted during training, on its own data, instead of on ImageNet beforehand.
+- The decoder is a feature pyramid over a standard encoder. Like the paper's, it predicts at a quarter of the side.
+- The prior of the bins is counted during training, on its own data.
 - The learning rate is higher: the paper's 3e-5 goes with 450k steps from a k-means start. Weight decay is decoupled.
 - A hint gives each pixel of its patch its own color, not the patch's mean: the network averages them anyway.
 """
@@ -58,7 +57,7 @@ class ColorizationConfig(TrainConfig):
     neighbors: int = 5
     """Nearest bins in the soft encoding: 5 in the paper, 10 in the authors' code."""
     rebalance: float = 0.5
-    """The paper's lambda, above 0 and up to 1. The lower it is, the more weight rare colors get; 1 = equal weights."""
+    """The paper's lambda, in (0, 1]. The lower it is, the more weight rare colors get; 1 = equal weights."""
     temperature: float = 0.38
     """Temperature of the annealed mean, which turns bins into colors."""
     hints: bool = False

@@ -32,7 +32,7 @@ from kintsugi.augment import cropping, masks
 from kintsugi.fill.classical import CLASSICAL, Fill
 from kintsugi.fill.membrane import mend
 from kintsugi.losses import adversarial
-from kintsugi.losses.perceptual import open_content, open_lpips
+from kintsugi.losses.perceptual import open_content, open_lpips, relative_l1
 from kintsugi.metrics.reconstruction import HoleQuality
 from kintsugi.nets.discriminators import PatchDiscriminatorSpec
 from kintsugi.nets.fourier_unet import FourierUNet, FourierUNetSpec
@@ -46,7 +46,7 @@ from kintsugi.train.ema import warmed_average
 from kintsugi.train.gan import Gan, GanConfig
 from kintsugi.train.method import Batch
 
-_CROPS, _HOLES, _GRID = 1, 2, 3  # last number of a random generator's key: what it draws
+_CROPS, _HOLES = 1, 2  # last number of a random generator's key: what it draws
 _EVERY = 16  # steps between gradient penalties, and between updates of the adversarial weight
 
 # --- settings -------------------------------------------------------------------------------------------------
@@ -197,7 +197,7 @@ class PhotoMending(Gan[MenderConfig]):
                 self.discriminator.parameters(), config.lr_discriminator, betas=(0.5, 0.99), fused=True
             )
         # Functions, because VGG and LPIPS are not part of the method's weights.
-        self.content_distance: Callable[[Tensor, Tensor, torch.Generator], Tensor] | None = None
+        self.content_distance: Callable[[Tensor, Tensor], Tensor] | None = None
         content, report = open_content("conv1_2-conv3_4", config.content_weights)
         if content is not None:
             self.content_distance = content.to(world.device).distance
@@ -218,9 +218,8 @@ class PhotoMending(Gan[MenderConfig]):
         loss = config.pixels * (in_hole + outside / 8)
         scalars = {"loss/pixels": in_hole.detach(), "loss/pixels_outside": outside.detach()}
         if self.content_distance is not None:
-            random = generator(config.seed, step, _GRID)  # the same on all ranks
             with self.world.autocast():
-                content = self.content_distance(mended, truth, random)
+                content = self.content_distance(mended, truth)
             loss = loss + config.content * content
             scalars["loss/content"] = content.detach()
         if config.has_adversary and step >= config.adversarial_start:
@@ -265,7 +264,7 @@ class PhotoMending(Gan[MenderConfig]):
             logits, maps = self.discriminator.judge(mended)
             with torch.no_grad():
                 wanted = self.discriminator.encoder(truth)
-        matching = torch.stack([_relative_l1(maps[stride], wanted[stride]) for stride in maps]).mean()
+        matching = torch.stack([relative_l1(maps[stride], wanted[stride]) for stride in maps]).mean()
         fake = adaptive_max_pool2d(mask, logits.shape[-2:])
         fooling = self.world.weighted_mean(softplus(-logits.float()), fake)
         scalars = {"loss/matching": matching.detach(), "loss/adversarial": fooling.detach()}
@@ -332,12 +331,6 @@ class PhotoMending(Gan[MenderConfig]):
     def centered(self, batch: Batch) -> Tensor:
         """The central squares of held-out images at their own resolution, (n,3,S,S) in [0,1]."""
         return cropping.crop(batch["image"], batch["extent"], self.config.size) / 255
-
-
-def _relative_l1(map: Tensor, truth: Tensor) -> Tensor:
-    """Mean absolute difference of maps (N,C,H,W), of each image in units of its true map's mean; mean over images, 0-d."""
-    map, truth, dims = map.float(), truth.float(), (1, 2, 3)
-    return ((map - truth).abs().mean(dims) / truth.abs().mean(dims).clamp(min=1e-6)).mean()
 
 
 # --- using a trained network ----------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from torch.nn.functional import l1_loss, mse_loss
+from torch.nn.functional import mse_loss
 
 from kintsugi.nets.backbones import IMAGENET_MEAN, IMAGENET_STD
 
@@ -88,11 +88,6 @@ class ContentFeatures(nn.Module):
         self.before_relu = layer.startswith("conv")
         with torch.device("meta"):  # saves the time to initialize weights that are replaced or not used
             self.layers = vgg19().features[: self.kept[-1] + 1]
-<<<<<<< HEAD
-        self.period = 2 ** sum(isinstance(module, nn.MaxPool2d) for module in self.layers)
-        """Period of the poolings' grid, px."""
-=======
->>>>>>> sr
         for module in self.layers:
             if isinstance(module, nn.ReLU):
                 module.inplace = False
@@ -106,8 +101,6 @@ class ContentFeatures(nn.Module):
         """The feature map of each layer, (N,C,h,w) each, for images (N,3,H,W) in [0,1]."""
         x, found = (image - self.mean) / self.std, []
         for number, layer in enumerate(self.layers):
-<<<<<<< HEAD
-=======
             x = layer(x)
             if number in self.kept:
                 found.append(x)
@@ -143,39 +136,15 @@ class ContentFeatures(nn.Module):
         for layer in self.layers:
             if isinstance(layer, nn.MaxPool2d):
                 maps.append(x)
->>>>>>> sr
             x = layer(x)
-            if number in self.kept:
-                found.append(x)
-        return found
+        return [*maps, x]
 
-    def forward(self, image: Tensor) -> Tensor:
-        return self.maps(image)[-1]
 
-    def distance(self, image: Tensor, truth: Tensor, random: torch.Generator | None = None) -> Tensor:
-        """The distance of two images' feature maps, relative to the truth's map, 0-d; of several layers, the mean.
-
-        After a ReLU it is the mean squared difference, divided by the mean square of the truth's map (SRGAN); before,
-        the mean absolute difference, divided by the truth's mean absolute value (ESRGAN). Because of the division the
-        scale is the same for weights from Caffe, whose maps are hundreds of times larger, and for all layers.
-
-        random: crop both images by up to ``period`` px at each side, at a place drawn from it. Max pooling passes on
-        one pixel of each square, and always in the same grid; as a loss it then draws that grid into the images, as
-        dots. At random places the grids cancel.
-        """
-        if random is not None:
-            top, left = torch.randint(self.period, (2,), generator=random).tolist()
-            height, width = (side - self.period for side in truth.shape[-2:])
-            image, truth = (x[..., top : top + height, left : left + width] for x in (image, truth))
-        with torch.no_grad():
-            targets = [each.float() for each in self.maps(truth)]
-        found = []
-        for each, target in zip(self.maps(image), targets, strict=True):
-            if self.before_relu:
-                found.append(l1_loss(each.float(), target) / target.abs().mean().clamp(min=1e-6))
-            else:
-                found.append(mse_loss(each.float(), target) / target.square().mean().clamp(min=1e-12))
-        return torch.stack(found).mean()
+def relative_l1(map: Tensor, truth: Tensor) -> Tensor:
+    """Mean absolute difference of maps (N,C,H,W), of each image in units of its true map's mean; mean over images, 0-d."""
+    map, truth = map.float(), truth.float()
+    dims = (1, 2, 3)
+    return ((map - truth).abs().mean(dims) / truth.abs().mean(dims).clamp(min=1e-6)).mean()
 
 
 def open_content(layer: ContentLayer, weights: str) -> tuple[ContentFeatures | None, str]:
