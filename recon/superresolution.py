@@ -9,15 +9,9 @@ Deviations, each with its reason:
 - The generator's weights are averaged over steps (EMA .999), because a GAN's weights fluctuate; the average is shown,
   measured and transferred.
 - The content loss is relative to the mean square of the features, so that it does not depend on the scale of VGG's
-<<<<<<< HEAD
-  weights. It is computed at a random place of the pooling layers' grid (``ContentFeatures.distance``), because in a
-  fixed one it leaves a grain of dots, 4 px apart with relu3_4. The losses of ESRGAN (Wang 2018, arXiv:1809.00219) are
-  options: several layers before their ReLU, and the absolute error of pixels.
-=======
   weights. It alone makes the sub-pixel convolutions leave a grain of dots, 4 px apart, within some steps; a loss on
   that pattern prevents it (``kintsugi.losses.grain``). The losses of ESRGAN (Wang 2018, arXiv:1809.00219) are options:
   several layers before their ReLU, and the absolute error of pixels.
->>>>>>> sr
 - In phase 1 the learning rate falls along a cosine, which helps short runs.
 - Crops are mirrored, and outside the demo turned by quarters: eight times the crops, for sets of some hundred photos.
   The paper has 350,000. ``--scale-jitter`` adds crops of shrunk photos, which are sharper than the photos themselves.
@@ -81,12 +75,9 @@ class SuperResolutionConfig(GanConfig):
     content_scale: float = 0.5
     """Factor on VGG's distance, which is relative to the features of the truth. For squared ones: at .1 it is about as
     large as the squared error of pixels, but then the adversarial loss outweighs it."""
-<<<<<<< HEAD
-=======
     grain: float = 1000.0
     """Weight in phase 2 of the energy of the error's pattern that repeats every four pixels (``grain_loss``); 0: off,
     and the grain appears."""
->>>>>>> sr
     pixel_weight: float = 0.0
     """Weight of the absolute error of pixels in phase 2, which keeps colors; ESRGAN has it, SRGAN does not."""
 
@@ -195,7 +186,7 @@ class SuperResolution(Gan[SuperResolutionConfig]):
         self.average = AveragedModel(self.generator, multi_avg_fn=warmed_average(config.ema), use_buffers=True)
         self.optimizers = {"generator": torch.optim.Adam(self.generator.parameters(), config.lr, fused=True)}
         # A function, because VGG is not part of the method's weights.
-        self.content_distance: Callable[[Tensor, Tensor, torch.Generator], Tensor] | None = None
+        self.content_distance: Callable[[Tensor, Tensor], Tensor] | None = None
         if config.has_adversary:
             self.discriminator = SRGANDiscriminatorSpec(config.size, min(64, 2 * config.width), config.norm).build()
             self.optimizers["discriminator"] = torch.optim.Adam(
@@ -235,10 +226,7 @@ class SuperResolution(Gan[SuperResolutionConfig]):
         content = 4 * pixels  # squared error in [-1,1], the range for the paper's loss weights
         if self.content_distance is not None:
             with self.world.autocast():
-                random = generator(config.seed, step, 1)  # for the place of VGG's grid; the same on all ranks
-                content = config.content_scale * self.content_distance(enlarged, large, random)
-        if config.pixel_weight:
-            content = content + config.pixel_weight * l1_loss(enlarged, large)
+                content = config.content_scale * self.content_distance(enlarged, large)
         # The generator's loss comes from the discriminator after its update.
         weighted, more = adversarial_loss(self.discriminator, enlarged, self.world, config.adversarial, config.gan)
         grain = grain_loss(enlarged, large, SCALE)

@@ -113,7 +113,7 @@ def boxes(n: int, size: int, generator: torch.Generator, device: torch.device | 
 
 
 def mixed(n: int, size: int, generator: torch.Generator, device: torch.device | str = "cpu") -> Tensor:
-    """Of each image's mask one kind, at random: 35 % strokes, 20 % scratches, 25 % boxes, 20 % regions; (n,1,size,size).
+    """For each image a random kind: 35 % strokes, 20 % scratches, 25 % boxes, 20 % regions; (n,1,size,size).
 
     A mask that covers more than half of the image is replaced by scratches.
     """

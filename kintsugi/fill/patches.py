@@ -116,8 +116,8 @@ def _depth(hole: Tensor) -> Tensor:
 class _Level:
     """One level of the pyramid. A patch is named by its center's flat position, y * width + x.
 
-    A target is one of the n patches that touch a pixel to fill now; a source is a patch outside the hole. Both lie whole in the
-    image. A match is the source that a target copies.
+    A target is one of the n patches that touch a pixel to fill now; a source is a patch outside the hole. Both lie
+    whole in the image. A match is the source that a target copies.
     """
 
     height: int

@@ -141,7 +141,7 @@ class ContentFeatures(nn.Module):
 
 
 def relative_l1(map: Tensor, truth: Tensor) -> Tensor:
-    """Mean absolute difference of maps (N,C,H,W), of each image in units of its true map's mean; mean over images, 0-d."""
+    """Mean absolute difference of maps (N,C,H,W), for each image in units of its true map's mean, 0-d."""
     map, truth = map.float(), truth.float()
     dims = (1, 2, 3)
     return ((map - truth).abs().mean(dims) / truth.abs().mean(dims).clamp(min=1e-6)).mean()

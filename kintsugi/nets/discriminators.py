@@ -1,4 +1,4 @@
-"""Discriminators: DCGAN's (Radford 2016, arXiv:1511.06434), SRGAN's, PatchGAN. Their features can be transferred too."""
+"""DCGAN's discriminator (Radford 2016, arXiv:1511.06434), SRGAN's, and PatchGAN. Their features can be transferred."""
 
 from __future__ import annotations
 

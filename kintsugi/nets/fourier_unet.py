@@ -1,4 +1,4 @@
-"""A U-Net with fast Fourier convolutions, after LaMa (Suvorov 2021, arXiv:2109.07161): paints holes in photos of any size.
+"""A U-Net with fast Fourier convolutions, after LaMa (Suvorov 2021, arXiv:2109.07161), that paints holes in photos.
 
 A fast Fourier convolution (Chi, Jiang and Mu 2020) convolves some channels with 3x3 filters and the others in the
 spectrum of the whole map. So every layer sees the whole photo, and continues regular patterns over long distances.
