@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar
 
 import tyro
+from tqdm import tqdm
 
 from kintsugi.data.decode import SUFFIXES
 from kintsugi.data.photos import images_in
@@ -71,6 +73,18 @@ def refuse_overwriting(outs: Sequence[Path], inputs: Sequence[Path]) -> None:
     for out in outs:
         if out.resolve() in originals:
             raise ValueError(f"--out would overwrite {out}: name another file or folder")
+
+
+@contextlib.contextmanager
+def progress(name: str) -> Iterator[Callable[[float], object]]:
+    """A context with a function that takes the fraction that is done, and shows it.
+
+    name: of the photo. Shown only on terminals, and only if the work takes more than a second.
+    """
+    with tqdm(
+        total=1, desc=name, delay=1, leave=False, disable=None, bar_format="{l_bar}{bar}| {elapsed}<{remaining}"
+    ) as bar:
+        yield lambda done: bar.update(done - bar.n)
 
 
 def run_jobs(jobs: Sequence[J], do: Callable[[J], str], *, stop: bool) -> int:

@@ -1,19 +1,13 @@
-"""Mends photos of any size with a trained context encoder; pixels outside the hole stay exactly as they are.
+"""Mends photos of any size with a trained network; pixels outside the hole stay exactly as they are.
 
 ``python -m kintsugi.apps.mend --in photo.jpg --mask mask.png --out out.png``; white (> 127) in the mask is the hole.
 
-The network was trained on squares of side S whose holes cover at most a quarter. So the hole is covered with
-overlapping windows, from small to large: windows of S pixels at full resolution where the hole is thin; where these
-would be mostly hole, windows twice as large, shrunk to S, and so on up to the whole photo.
-
-The network gives colors and structure, but no detail. Detail comes from patches of the photo itself, unless the option
-is --detail net.
+The network gives colors and structure. Detail comes from patches of the photo itself, unless --detail is net.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -22,119 +16,70 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.nn.functional import interpolate
 
 from kintsugi.apps import jobs
 from kintsugi.data import photos
 from kintsugi.data.decode import rgb
 from kintsugi.data.photos import open_upright, read_photo, write_png
+from kintsugi.fill.painting import paint
 from kintsugi.fill.patches import complete
+from kintsugi.fill.windows import paint_squares
 from kintsugi.train import checkpoint
 from kintsugi.train.compute import pick_device
 from kintsugi.train.config import run_command
 
-MOST_HOLE = 1 / 3  # largest fraction of a window that may be hole; beyond it a larger window is used
-
-Painter = Callable[[Tensor, Tensor], Tensor]
-"""Images (N,3,S,S) in [0,1] and holes (N,1,S,S) -> images with the holes painted."""
-Detail = Callable[[Tensor, Tensor], Tensor]
-"""One mended image (3,H,W) in [0,1] and its hole (1,H,W) -> the image with detail in the hole."""
+Detail = Literal["patches", "net"]
+Report = Callable[[float], object]
+"""Called with the fraction of the work that is done."""
 
 
-# --- windows --------------------------------------------------------------------------------------------------
+# --- mending --------------------------------------------------------------------------------------------------
 
 
-@torch.no_grad()
-def mend(image: Tensor, mask: Tensor, mender: Painter, size: int, batch: int = 16) -> Tensor:
-    """Paints the hole of one image of any size: (3,H,W) in [0,1], mask (1,H,W), 1 = hole -> (3,H,W) in [0,1].
+class Mending:
+    """Mends photos of any size with the network of a checkpoint of the mender or of the context encoder."""
 
-    mender paints squares of side ``size``, ``batch`` of them at a time. Outside the hole the image is unchanged; inside
-    it the image's content is not used.
+    def __init__(self, ckpt: Path, device: torch.device) -> None:
+        """Reads the checkpoint. Raises ValueError with one line if it is of another method."""
+        # Imported here, because these import all of training.
+        from kintsugi.recon.inpainting import Inpainting, load_mender
+        from kintsugi.recon.mender import load_unet
 
-    Windows of one size overlap by half, with smooth weights that sum to 1 at every pixel. The weights of windows with
-    too much hole are passed on to the next size. So every transition is smooth, between windows and between sizes. A
-    shrunk pixel is the mean of its visible pixels; if less than half of it is visible, it is hole.
-    """
-    hole = mask[0] > 0.5  # (H,W)
-    known = (~hole)[None].to(image)  # (1,H,W)
-    result = image.masked_fill(hole, 0)
-    left = hole.to(image)  # each pixel's weight that is still to be painted, (H,W)
-    extent = (hole.shape[0], hole.shape[1])
-    for height, width in _window_sizes(extent, size):
-        given = left.clone()
-        windows = [
-            (place, weight)
-            for place, weight in _windows(extent, (height, width))
-            if given[place].amax() > 1e-3 and ((height, width) == extent or hole[place].float().mean() <= MOST_HOLE)
-        ]
-        for first in range(0, len(windows), batch):
-            chunk = windows[first : first + batch]
-            visible = torch.cat([_resize(known[:, y, x], (size, size)) for (y, x), _ in chunk])  # (n,1,S,S)
-            squares = torch.cat(
-                [_resize(result[:, y, x] * known[:, y, x], (size, size)) for (y, x), _ in chunk]
-            )  # (n,3,S,S)
-            holes = (visible < 0.5).to(image)
-            squares = mender(squares / visible.clamp(min=0.5) * (1 - holes), holes).to(image)
-            for ((y, x), weight), square in zip(chunk, squares, strict=True):
-                amount = given[y, x] * weight
-                result[:, y, x] += amount * _resize(square, (height, width))[0]
-                left[y, x] -= amount
-    return result.clamp_(0, 1)
+        self.device = device
+        self.paint: Callable[[Tensor, Tensor, Report], Tensor]
+        if checkpoint.read(ckpt)[1]["method"] == Inpainting.name:
+            squares = load_mender(ckpt, device)
+            self.paint = lambda image, mask, report: paint_squares(image, mask, squares, squares.size)
+        else:
+            net = load_unet(ckpt, device)
+            self.paint = lambda image, mask, report: paint(image, mask, net, report)
 
+    def __call__(
+        self, image: Tensor, mask: Tensor, detail: Detail = "patches", seed: int = 0, report: Report = lambda done: None
+    ) -> Tensor:
+        """Mends one photo: (3,H,W) in [0,1] and mask (1,H,W), 1 = hole -> (3,H,W) in [0,1], on the CPU.
 
-Place = tuple[slice, slice]
-"""The rows and the columns of a window."""
-
-
-def _window_sizes(extent: tuple[int, int], size: int) -> list[tuple[int, int]]:
-    """Heights and widths of windows: squares of ``size``, 2 ``size``, ... px, the largest square, the whole image."""
-    short = min(extent)
-    doublings = max(0, math.ceil(math.log2(short / size)))
-    squares = [(size << i, size << i) for i in range(doublings)] + [(short, short)]
-    return squares if extent == squares[-1] else [*squares, extent]
-
-
-def _windows(extent: tuple[int, int], window: tuple[int, int]) -> Iterator[tuple[Place, Tensor]]:
-    """Overlapping windows of an image, and their weights (h,w), which sum to 1 at every pixel of the image."""
-    down, across = (_line(length, side) for length, side in zip(extent, window, strict=True))
-    for y, vertical in down:
-        for x, horizontal in across:
-            yield (y, x), vertical[:, None] * horizontal
-
-
-def _line(length: int, side: int) -> list[tuple[slice, Tensor]]:
-    """``_windows`` along one axis: places and weights (side,), Hann windows divided by their sum."""
-    starts = torch.linspace(0, length - side, 1 + math.ceil(2 * (length - side) / side)).round().int().tolist()
-    places = [slice(start, start + side) for start in starts]
-    hann = torch.sin(torch.pi * (torch.arange(side) + 0.5) / side) ** 2
-    total = torch.zeros(length)
-    for place in places:
-        total[place] += hann
-    return [(place, hann / total[place]) for place in places]
-
-
-def _resize(image: Tensor, size: tuple[int, int]) -> Tensor:
-    """(C,h,w) -> (1,C,*size)."""
-    return interpolate(image[None], size, mode="bilinear", antialias=True)
+        detail and seed: as in ``MendConfig``. Outside the hole the photo is unchanged; inside it the photo's content is
+        not used.
+        """
+        image, mask = image.to(self.device), mask.to(self.device)
+        if detail == "net":
+            return self.paint(image, mask, report).cpu()
+        painted = self.paint(image, mask, lambda done: report(done / 3))
+        return complete(painted, mask, seed, lambda done: report((1 + 2 * done) / 3)).cpu()
 
 
 # --- files ----------------------------------------------------------------------------------------------------
 
 
 def mend_file(
-    photo: Path,
-    mask_file: Path,
-    out: Path,
-    mender: Painter,
-    size: int,
-    *,
-    invert: bool = False,
-    detail: Detail | None = None,
+    photo: Path, mask_file: Path, out: Path, mender: Callable[[Tensor, Tensor], Tensor], *, invert: bool = False
 ) -> str:
     """Mends a photo and writes it as PNG: upright, 8-bit RGB, with its alpha channel and color profile.
 
-    invert: black is the hole, instead of white. detail: adds detail to what the network painted. Returns a note on the
-    photo's conversion, or "". Raises ValueError with one line if the photo and the mask do not fit together.
+    mender: a photo (3,H,W) in [0,1] and its mask (1,H,W), 1 = hole -> the mended photo. invert: black is the hole,
+    instead of white. Returns a note on the photo's conversion, or "". Raises ValueError with one line if the photo and
+    the mask do not fit together.
     """
     image, note = read_photo(photo)
     hole = _read_hole(mask_file, invert)
@@ -156,9 +101,7 @@ def mend_file(
         )
     pixels = np.array(image.convert("RGB"))  # convert leaves the colors under an alpha as they are
     mask = torch.from_numpy(hole)
-    mended = mend(torch.from_numpy(pixels).permute(2, 0, 1) / 255, mask[None], mender, size)
-    if detail is not None:
-        mended = detail(mended, mask[None])
+    mended = mender(torch.from_numpy(pixels).permute(2, 0, 1) / 255, mask[None].float())
     pixels[hole] = (255 * mended[:, mask]).round().byte().T.numpy()
     result = Image.fromarray(pixels)
     if image.mode == "RGBA":
@@ -187,7 +130,7 @@ class MendConfig(jobs.PhotosConfig):
     """White (> 127) is the hole. One mask for all photos, or a folder of masks named like the photos."""
     invert: bool = False
     """Black is the hole, instead of white."""
-    detail: Literal["patches", "net"] = "patches"
+    detail: Detail = "patches"
     """patches: sharp, by patches of the photo itself that continue what the network painted; net: the network alone."""
     seed: int = 0
     """With patches: another seed gives another result, where the photo leaves a choice."""
@@ -219,22 +162,16 @@ def find_jobs(config: MendConfig) -> list[MendJob]:
 
 def run(config: MendConfig) -> int:
     """Mends all photos and returns how many failed. For a single photo a failure raises."""
-    from kintsugi.recon.inpainting import load_mender  # here, because it imports all of training
-
     todo = find_jobs(config)
-    device = pick_device(config.device)
-    mender = load_mender(checkpoint.chosen(config.ckpt, "inpainting"), device)
-
-    def paint(image: Tensor, mask: Tensor) -> Tensor:
-        return mender(image.to(device), mask.to(device)).cpu()
-
-    def add_patches(mended: Tensor, mask: Tensor) -> Tensor:
-        return complete(mended.to(device), mask.to(device), config.seed).cpu()
-
-    detail = add_patches if config.detail == "patches" else None
+    mending = Mending(checkpoint.chosen(config.ckpt, "mender", "inpainting"), pick_device(config.device))
 
     def mend_one(job: MendJob) -> str:
-        return mend_file(job.photo, job.mask, job.out, paint, mender.size, invert=config.invert, detail=detail)
+        with jobs.progress(job.photo.name) as report:
+
+            def mender(image: Tensor, mask: Tensor) -> Tensor:
+                return mending(image, mask, config.detail, config.seed, report)
+
+            return mend_file(job.photo, job.mask, job.out, mender, invert=config.invert)
 
     return jobs.run_jobs(todo, mend_one, stop=not config.source.is_dir())
 

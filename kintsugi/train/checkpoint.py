@@ -132,14 +132,25 @@ def read(path: Path, method: str | None = None) -> tuple[Path, dict[str, Any]]:
     raise ValueError(f"no whole checkpoint in {path}: train one (make help lists how), or name another")
 
 
-def chosen(ckpt: Path | None, method: str) -> Path:
-    """The checkpoint file for the option --ckpt; without the option, that of the method's newest run.
+def chosen(ckpt: Path | None, *methods: str, shipped_name: str = "") -> Path:
+    """The checkpoint file for the option --ckpt; without the option, that of the newest run of one of the methods.
 
-    In the second case its path is printed to stderr.
+    If there is no such run, it is the file of weights that ships with this package, for the first method or under
+    ``shipped_name``. Without the option, one line on stderr says which file it is. Raises ValueError with one line if
+    there is no file.
     """
-    file = find(ckpt or Path("runs") / method / "latest")
-    if ckpt is None:
-        print(f"using {file.resolve()}", file=sys.stderr)
+    if ckpt is not None:
+        return find(ckpt)
+    pointers = [Path("runs") / method / LATEST for method in methods]
+    own = max(filter(Path.is_file, pointers), key=os.path.getmtime, default=None)
+    ships = shipped.FOLDER / f"{shipped_name or methods[0]}{shipped.SUFFIX}"
+    if own is None and ships.is_file():
+        print(
+            f"using {ships.name}, which ships with Kintsugi; after a training of your own, it is that", file=sys.stderr
+        )
+        return ships
+    file = find(own or pointers[0])
+    print(f"using {file.resolve()}", file=sys.stderr)
     return file
 
 

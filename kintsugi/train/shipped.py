@@ -17,6 +17,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+FOLDER = Path(__file__).parent.parent / "weights"
+"""The weights that ship: in a checkout a link to the folder weights/ at its top."""
 SUFFIX = ".safetensors"
 _KEY = "kintsugi"  # the header's entry
 _NETWORKS = ("average.module", "colorizer")  # the submodule of a method that is used after training
