@@ -229,7 +229,7 @@ class SuperResolution(Gan[SuperResolutionConfig]):
                 content = config.content_scale * self.content_distance(enlarged, large)
         # The generator's loss comes from the discriminator after its update.
         weighted, more = adversarial_loss(self.discriminator, enlarged, self.world, config.adversarial, config.gan)
-        grain = grain_loss(enlarged, large, SCALE)
+        grain = grain_loss(enlarged, large, SCALE, window=min(32, config.size))
         loss = content + weighted + config.grain * grain + config.pixel_weight * l1_loss(enlarged, large)
         return loss, scalars | more | {"loss/content": content.detach(), "loss/grain": grain.detach()}
 

@@ -124,21 +124,6 @@ class ContentFeatures(nn.Module):
         ((found, target),) = pairs
         return mse_loss(found.float(), target) / target.square().mean().clamp(min=1e-12)
 
-    def distances(self, image: Tensor, truth: Tensor) -> Tensor:
-        """The sum of ``relative_l1`` of the maps at relu1_2, relu2_2 and so on, up to this network's layer; 0-d."""
-        with torch.no_grad():
-            wanted = self._ends_of_stages(truth)
-        return torch.stack([relative_l1(*pair) for pair in zip(self._ends_of_stages(image), wanted, strict=True)]).sum()
-
-    def _ends_of_stages(self, image: Tensor) -> list[Tensor]:
-        """The maps before each pool, and the last one."""
-        x, maps = (image - self.mean) / self.std, []
-        for layer in self.layers:
-            if isinstance(layer, nn.MaxPool2d):
-                maps.append(x)
-            x = layer(x)
-        return [*maps, x]
-
 
 def relative_l1(map: Tensor, truth: Tensor) -> Tensor:
     """Mean absolute difference of maps (N,C,H,W), for each image in units of its true map's mean, 0-d."""
