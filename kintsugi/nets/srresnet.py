@@ -50,7 +50,7 @@ class Trunk(Encoder):
         self.spec: SRResNetSpec = spec
         self.channels = {4: spec.width, 8: spec.width, 16: spec.width}
         self.first = nn.Sequential(nn.Conv2d(3, spec.width, 9, padding=4), nn.PReLU())
-        self.blocks = nn.Sequential(*[_Block(spec.width, spec.norm) for _ in range(spec.blocks)])
+        self.blocks = nn.Sequential(*[_SRBlock(spec.width, spec.norm) for _ in range(spec.blocks)])
         self.last = nn.Sequential(
             nn.Conv2d(spec.width, spec.width, 3, padding=1, bias=False), normalization(spec.norm, spec.width)
         )
@@ -114,7 +114,7 @@ class SelfEnsemble(nn.Module):
         return torch.stack(results).mean(0)
 
 
-class _Block(nn.Module):
+class _SRBlock(nn.Module):
     """A residual block: 3x3 convolution, norm, PReLU, 3x3 convolution, norm."""
 
     def __init__(self, width: int, norm: Norm) -> None:
