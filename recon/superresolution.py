@@ -76,8 +76,8 @@ class SuperResolutionConfig(GanConfig):
     """Factor on VGG's distance, which is relative to the features of the truth. For squared ones: at .1 it is about as
     large as the squared error of pixels, but then the adversarial loss outweighs it."""
     grain: float = 1000.0
-    """Weight in phase 2 of the energy of the error's pattern that repeats every four pixels (``grain_loss``); 0: off,
-    and the grain appears."""
+    """Weight in phase 2 of the energy of the error's pattern that repeats every four pixels, in windows of 32 px
+    (``grain_loss``); 0: off, and the grain appears."""
     pixel_weight: float = 0.0
     """Weight of the absolute error of pixels in phase 2, which keeps colors; ESRGAN has it, SRGAN does not."""
 
