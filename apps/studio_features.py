@@ -75,7 +75,7 @@ def nearest(
         if isinstance(pixels, str):
             unread += 1
             continue
-        vector = _vector(encoder, torch.from_numpy(pixels).permute(2, 0, 1) / 255)
+        vector = _vector(encoder, torch.from_numpy(pixels.copy()) / 255)
         similarities.append(Neighbor(path, float(query @ vector)))
     if not similarities:
         raise ValueError(f"{place} has no photo that can be read")

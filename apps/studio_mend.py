@@ -33,12 +33,14 @@ class Session:
     """A photo and the rounds of mending, the first one first."""
 
     photo: Photo
+    base: Image.Image
+    """The photo before the first of the rounds that are kept."""
     rounds: tuple[Round, ...] = ()
 
     @property
     def current(self) -> Image.Image:
         """The photo as it is now, RGB or RGBA."""
-        return self.rounds[-1].after if self.rounds else self.photo.image
+        return self.rounds[-1].after if self.rounds else self.base
 
     @property
     def result(self) -> Photo:
@@ -50,7 +52,8 @@ def next_round(session: Session, layers: Sequence[np.ndarray], mend: MendPhoto) 
     """Mends what is painted in the editor's layers, on the photo as it is now. Raises ValueError as ``hole_of``."""
     hole = hole_of(layers, session.photo.image.size)
     done = _round(session.current, hole, 0, mend)
-    return replace(session, rounds=(*session.rounds, done)[-KEPT:])
+    rounds = (*session.rounds, done)[-KEPT:]
+    return replace(session, base=rounds[0].before, rounds=rounds)
 
 
 def another(session: Session, mend: MendPhoto) -> Session:
@@ -62,12 +65,9 @@ def another(session: Session, mend: MendPhoto) -> Session:
 
 
 def undo(session: Session) -> Session:
-    """The session before its last round. Raises ValueError if there is none."""
+    """The session before its last round. Raises ValueError if no round is left that is kept."""
     if not session.rounds:
-        raise ValueError("There is nothing to take back")
-    last = session.rounds[-1]
-    if len(session.rounds) == 1 and last.before is not session.photo.image:
-        raise ValueError(f"Only the last {KEPT - 1} rounds can be taken back")
+        raise ValueError("There is no mend to undo")
     return replace(session, rounds=session.rounds[:-1])
 
 

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from kintsugi.apps.colorize import colorize, with_hints
 from kintsugi.apps.mend import mend
+from kintsugi.apps.studio_mend import MendPhoto
 from kintsugi.apps.surfaces import surfaces
 from kintsugi.catalog import METHODS
 from kintsugi.fill.patches import complete
@@ -63,13 +64,20 @@ class Models:
             named.insert(0, (f"{self.extra_method}, {self.extra}", str(self.extra)))
         return named
 
-    def mend(self, image: Tensor, mask: Tensor, choice: str | None, seed: int, progress: Progress) -> Tensor:
-        """Mends a photo; mask (1,H,W), 1 = hole. Outside the hole the photo is unchanged."""
+    def mender(self, choice: str | None, progress: Progress) -> MendPhoto:
+        """What mends: photo, mask (1,H,W), 1 = hole, and seed -> the mended photo, unchanged outside the hole."""
         net = _mender(*self._key(choice, MENDER))
-        progress(0.1, "painting the hole")
-        painted = mend(image, mask, lambda x, hole: net(x.to(self.device), hole.to(self.device)).cpu(), net.size)
-        progress(0.4, "adding detail from the photo")
-        return complete(painted.to(self.device), mask.to(self.device), seed).cpu()
+
+        def paint(image: Tensor, mask: Tensor) -> Tensor:
+            return net(image.to(self.device), mask.to(self.device)).cpu()
+
+        def mend_photo(image: Tensor, mask: Tensor, seed: int) -> Tensor:
+            progress(0.1, "painting the hole")
+            painted = mend(image, mask, paint, net.size)
+            progress(0.4, "adding detail from the photo")
+            return complete(painted.to(self.device), mask.to(self.device), seed).cpu()
+
+        return mend_photo
 
     def colorize(self, image: Tensor, colors: Tensor, known: Tensor, choice: str | None) -> Tensor:
         """Colorizes a photo; hints are ``colors`` (3,H,W) where ``known`` (1,H,W) is 1. Its lightness is unchanged.
@@ -114,7 +122,7 @@ class Models:
         Raises ValueError with one line if nothing is chosen, or if it is not there anymore.
         """
         if not choice:
-            raise ValueError(f"There is no trained network for this yet: run make train-{method}, then reload this page")
+            raise ValueError(f"There is no trained network yet: run make train-{method}, then reload this page")
         path = checkpoint.resolve(Path(choice))
         if not path.exists():
             raise ValueError(f"{path} is not there anymore: reload this page, then choose another network")
