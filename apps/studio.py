@@ -19,10 +19,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from kintsugi.apps.studio_models import Models
 from kintsugi.train.compute import Device, pick_device
 from kintsugi.train.config import run_command, within
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
 
 HOST = "127.0.0.1"
 FIRST_PORT = 7860
@@ -77,6 +81,17 @@ def run(config: StudioConfig) -> int:
 def serve(models: Models, folder: Path, port: int, *, show: bool) -> None:
     """Serves the page until Ctrl-C. folder: for uploaded photos and results. show: open it in the browser."""
     import uvicorn
+
+    url = f"http://{HOST}:{port}"
+    app = application(models, folder, port)
+    print(f"Kintsugi Studio: {url} (Ctrl-C stops it)", flush=True)
+    if show and _has_screen():
+        threading.Timer(1.5, webbrowser.open, [url]).start()
+    uvicorn.run(app, host=HOST, port=port, log_level="warning", ws="none")
+
+
+def application(models: Models, folder: Path, port: int) -> FastAPI:
+    """What answers the browser's requests: the page, for this computer only. folder: for results."""
     from fastapi import FastAPI
     from starlette.middleware.trustedhost import TrustedHostMiddleware
 
@@ -85,11 +100,7 @@ def serve(models: Models, folder: Path, port: int, *, show: bool) -> None:
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=[HOST, "localhost"])
     app.add_middleware(Policy)
-    url = f"http://{HOST}:{port}"
-    print(f"Kintsugi Studio: {url} (Ctrl-C stops it)", flush=True)
-    if show and _has_screen():
-        threading.Timer(1.5, webbrowser.open, [url]).start()
-    uvicorn.run(mount(app, models, folder, port), host=HOST, port=port, log_level="warning", ws="none")
+    return mount(app, models, folder, port)
 
 
 class Policy:

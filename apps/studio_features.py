@@ -17,7 +17,7 @@ from kintsugi.nets.encoder import Encoder
 SIDE = 224  # short side of the photo that the encoder sees, px
 STRIDE = 16  # the features shown are those of this stride, or of the next finer one
 MOST = 2000  # photos of a folder that are compared
-NEAREST = 8
+NEAREST = 7  # with the photo itself, two rows of four pictures
 
 
 @torch.no_grad()

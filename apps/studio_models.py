@@ -110,11 +110,8 @@ class Models:
         return [picture.cpu() for picture in surfaces(image.to(self.device), net, side, trained.channels)]
 
     def encoder(self, choice: str | None) -> Encoder:
-        """The encoder of any method's checkpoint. Raises ValueError if it needs depth besides the photo."""
-        encoder = _encoder(*self._key(choice, EVERY[0]))
-        if encoder.planes != 3:
-            raise ValueError("This network needs a depth map besides the photo: choose another one")
-        return encoder
+        """The encoder of any method's checkpoint."""
+        return _encoder(*self._key(choice, EVERY[0]))
 
     def _key(self, choice: str | None, method: str) -> tuple[Path, float, torch.device]:
         """What decides whether a loaded network is still the chosen one: path, time of its last change, device.

@@ -17,7 +17,6 @@ CSS = """
 .gradio-container { width: 100% !important; max-width: 1280px !important; margin: 0 auto !important; }
 .bar { align-items: center; }
 .form:has(> .network) { max-width: 420px; }
-#colorize-points img { width: 100%; height: 100%; object-fit: contain; }
 #see-pictures .grid-wrap { max-height: none; }
 #see-pictures .thumbnail-lg { aspect-ratio: auto; }
 footer, #mend-editor button[aria-label="Color"] { display: none !important; }

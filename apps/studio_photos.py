@@ -69,11 +69,14 @@ def open_photo(path: str | Path, largest: float = LARGEST) -> Photo:
     return Photo(image, path.stem)
 
 
-def shown(image: Image.Image, side: int = SHOWN) -> Image.Image:
-    """The image as RGB for the page: its longest side is at most ``side`` px."""
-    small = image.convert("RGB")
-    small.thumbnail((side, side), Image.Resampling.LANCZOS)
-    return small
+def shown(image: Image.Image, most: int = SHOWN, least: int = 1) -> Image.Image:
+    """The image as RGB for the page: its longest side has ``least`` to ``most`` px."""
+    side = max(image.size)
+    scale = min(max(side, least), most) / side
+    if scale == 1:
+        return image.convert("RGB")
+    width, height = (max(1, round(scale * length)) for length in image.size)
+    return image.convert("RGB").resize((width, height), Image.Resampling.LANCZOS)
 
 
 def save_png(photo: Photo, folder: Path, suffix: str) -> str:
@@ -93,13 +96,14 @@ def hole_of(layers: Sequence[np.ndarray], size: tuple[int, int]) -> np.ndarray:
     height. A pixel of the photo is hole if its center lies in a painted pixel of the editor. Raises ValueError with one
     line if nothing is painted, or everything, or if the proportions do not fit.
     """
+    x, y = (2 * np.arange(length) + 1 for length in size)  # twice the centers of the photo's columns and rows
     hole = np.zeros(size[::-1], dtype=bool)
     for layer in layers:
         height, width = layer.shape[:2]
         if max(height * size[0] / width / size[1], width * size[1] / height / size[0]) > 1.05:
             raise ValueError(f"The strokes are {width}x{height} px, which does not fit the photo: load the photo again")
-        painted = Image.fromarray(layer[..., 3] > PAINTED)
-        hole |= np.asarray(painted.resize(size, Image.Resampling.NEAREST))
+        rows, columns = y * height // (2 * size[1]), x * width // (2 * size[0])
+        hole |= layer[rows[:, None], columns, 3] > PAINTED
     if not hole.any():
         raise ValueError("Nothing is painted yet: paint over what is to go, then press Mend")
     if hole.all():
@@ -137,7 +141,8 @@ def rgb_of(color: str) -> tuple[int, int, int]:
 def gray(image: Image.Image) -> Image.Image:
     """The image without its colors: Lab with a = b = 0, so that the lightness is that of the colorized photo."""
     lightness = rgb_to_lab(photos.to_tensor(image)[None])[:, :1]
-    return photos.to_image(lab_to_rgb(torch.cat([lightness, torch.zeros_like(lightness).expand(-1, 2, -1, -1)], 1))[0])
+    lab = torch.cat([lightness, torch.zeros_like(lightness).expand(-1, 2, -1, -1)], 1)
+    return photos.to_image(lab_to_rgb(lab)[0]).convert("L").convert("RGB")
 
 
 def hint_layers(hints: Sequence[Hint], size: tuple[int, int]) -> tuple[Tensor, Tensor]:

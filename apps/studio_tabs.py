@@ -16,6 +16,7 @@ from kintsugi.data import photos
 
 STROKE = ("#ff2d78", 0.65)  # a color that hardly any photo has, and its opacity
 ENLARGED_SHOWN = 2400  # longest side of an enlarged photo in the page, px
+LEAST_SHOWN = 1000  # longest side of a photo to be colorized in the page, at least, px: so points are easy to place
 BRUSH = 1 / 24  # radius of the brush as a fraction of the photo's short side
 
 
@@ -74,7 +75,10 @@ def mend_tab(page: gr.Blocks, models: Models, folder: Path) -> None:
         session: studio_mend.Session, choice: str, progress: gr.Progress = gr.Progress()
     ) -> tuple[Any, ...]:
         with widgets.one_line():
-            return update(studio_mend.another(session, models.mender(choice, progress)))
+            drawn = studio_mend.another(session, models.mender(choice, progress))
+            if drawn.current.tobytes() == session.current.tobytes():
+                gr.Info("This came out the same: the photo leaves no choice here", title="")
+            return update(drawn)
 
     def take_back(session: studio_mend.Session) -> tuple[Any, ...]:
         with widgets.one_line():
@@ -128,7 +132,7 @@ def colorize_tab(page: gr.Blocks, models: Models, folder: Path) -> None:
     network = widgets.network(page, models, (COLORIZER,))
 
     def load(photo: Photo) -> tuple[Any, ...]:
-        small = gray(shown(photo.image))
+        small = gray(shown(photo.image, least=LEAST_SHOWN))
         return photo, small, [], small, None, gr.update(interactive=False)
 
     def add(grayed: Image.Image, hints: list[Hint], color: str, where: gr.SelectData) -> tuple[Any, ...]:
@@ -147,7 +151,7 @@ def colorize_tab(page: gr.Blocks, models: Models, folder: Path) -> None:
             colors, known = hint_layers(hints, photo.image.size)
             result = photo.with_colors(photos.to_image(models.colorize(photo.tensor, colors, known, choice)))
             file = save_png(result, folder, "colorized")
-            return (grayed, shown(result.image)), gr.update(value=file, interactive=True)
+            return (grayed, shown(result.image, least=LEAST_SHOWN)), gr.update(value=file, interactive=True)
 
     opener.on_open(work, load, [photo, grayed, hints, points, slider, download])
     points.select(add, [grayed, hints, color], [hints, points], show_progress="hidden")
