@@ -22,7 +22,7 @@ CAPTIONS = ("Photo", "Depth: white is near", "Normals: x, y, z are red, green, b
 def see_tab(page: gr.Blocks, models: Models) -> None:
     """Adds the widgets of the tab."""
     photo = gr.State()
-    opener = widgets.opener()
+    drop = widgets.photo_drop()
     with gr.Column(visible=False) as work:
         with gr.Row(equal_height=True):
             what = gr.Radio([SURFACE, COLORS, NEIGHBORS], value=SURFACE, show_label=False, container=False, scale=3)
@@ -62,7 +62,7 @@ def see_tab(page: gr.Blocks, models: Models) -> None:
             near = [(shown(open_photo(path).image, SIDE), f"{path.name}: {cosine:.2f}") for path, cosine in found]
             return [*_captioned([image], ("Your photo",)), *near]
 
-    opener.on_open(work, lambda photo: (photo, []), [photo, pictures])
+    drop.on_open(work, lambda photo: (photo, []), [photo, pictures])
     what.change(switch, what, [network, folder, pictures], show_progress="hidden")
     start.click(run, [photo, what, folder, network], pictures, concurrency_id="net")
 

@@ -26,7 +26,7 @@ BRUSH = 1 / 24  # radius of the brush as a fraction of the photo's short side
 def mend_tab(page: gr.Blocks, models: Models, folder: Path) -> None:
     """Adds the widgets of the tab. folder: for results."""
     session = gr.State()
-    opener = widgets.opener()
+    drop = widgets.photo_drop()
     with gr.Row(visible=False) as work:
         with gr.Column():
             editor = gr.ImageEditor(
@@ -84,7 +84,7 @@ def mend_tab(page: gr.Blocks, models: Models, folder: Path) -> None:
         with widgets.one_line():
             return update(studio_mend.undo(session))
 
-    opener.on_open(work, load, results)
+    drop.on_open(work, load, results)
     mend.click(run, [session, editor, network], results, show_progress_on=slider, concurrency_id="net")
     again.click(draw_another, [session, network], results, show_progress_on=slider, concurrency_id="net")
     undo.click(take_back, session, results, show_progress_on=slider)
@@ -109,7 +109,7 @@ def _eraser(short_side: int) -> gr.Eraser:
 def colorize_tab(page: gr.Blocks, models: Models, folder: Path) -> None:
     """Adds the widgets of the tab. folder: for results."""
     photo, grayed, hints = gr.State(), gr.State(), gr.State([])
-    opener = widgets.opener()
+    drop = widgets.photo_drop()
     with gr.Row(visible=False) as work:
         with gr.Column():
             points = gr.Image(
@@ -153,7 +153,7 @@ def colorize_tab(page: gr.Blocks, models: Models, folder: Path) -> None:
             file = save_png(result, folder, "colorized")
             return (grayed, shown(result.image, least=LEAST_SHOWN)), gr.update(value=file, interactive=True)
 
-    opener.on_open(work, load, [photo, grayed, hints, points, slider, download])
+    drop.on_open(work, load, [photo, grayed, hints, points, slider, download])
     points.select(add, [grayed, hints, color], [hints, points], show_progress="hidden")
     undo.click(remove, [grayed, hints], [hints, points], show_progress="hidden")
     clear.click(lambda grayed: ([], grayed), grayed, [hints, points], show_progress="hidden")
@@ -167,7 +167,7 @@ def colorize_tab(page: gr.Blocks, models: Models, folder: Path) -> None:
 def upscale_tab(page: gr.Blocks, models: Models, folder: Path) -> None:
     """Adds the widgets of the tab. folder: for results."""
     photo = gr.State()
-    opener = widgets.opener(f"Your photo, of at most {LARGEST_TO_ENLARGE:g} megapixel")
+    drop = widgets.photo_drop(f"Your photo, of at most {LARGEST_TO_ENLARGE:g} megapixel")
     with gr.Column(visible=False) as work:
         slider = widgets.slider("Bicubic | network", "upscale-slider", 640)
         with gr.Row():
@@ -188,5 +188,5 @@ def upscale_tab(page: gr.Blocks, models: Models, folder: Path) -> None:
     def load(photo: Photo) -> tuple[Any, ...]:
         return photo, None, gr.update(interactive=False)
 
-    opener.on_open(work, load, [photo, slider, download], LARGEST_TO_ENLARGE)
+    drop.on_open(work, load, [photo, slider, download], LARGEST_TO_ENLARGE)
     start.click(run, [photo, network], [slider, download], show_progress_on=slider, concurrency_id="net")

@@ -14,7 +14,7 @@ from kintsugi.apps.studio_photos import LARGEST, Photo, open_photo
 HEIGHT = 500  # of the editor and of the sliders, px of the page
 
 
-class Opener(NamedTuple):
+class PhotoDrop(NamedTuple):
     """A place to drop a photo. When one is open, there is a line with its name instead, and a button for another."""
 
     drop: gr.File
@@ -43,13 +43,13 @@ class Opener(NamedTuple):
             event.failure(lambda: None, None, self.drop, show_progress="hidden")
 
 
-def opener(label: str = "Your photo") -> Opener:
-    """Adds an ``Opener`` here."""
+def photo_drop(label: str = "Your photo") -> PhotoDrop:
+    """Adds a ``PhotoDrop`` here."""
     drop = gr.File(label=label, file_types=["image"], height=220, elem_classes="drop")
     with gr.Row(visible=False, equal_height=True, elem_classes="bar") as bar:
         name = gr.Markdown(container=False)
         other = gr.UploadButton("Open another photo", file_types=["image"], size="sm", scale=0, min_width=180)
-    return Opener(drop, bar, name, other)
+    return PhotoDrop(drop, bar, name, other)
 
 
 def slider(label: str, name: str, height: int | None = HEIGHT) -> gr.ImageSlider:
