@@ -87,7 +87,8 @@ def serve(models: Models, folder: Path, port: int, *, show: bool) -> None:
     print(f"Kintsugi Studio: {url} (Ctrl-C stops it)", flush=True)
     if show and _has_screen():
         threading.Timer(1.5, webbrowser.open, [url]).start()
-    uvicorn.run(app, host=HOST, port=port, log_level="warning", ws="none")
+    # Its own log shows a traceback whenever a page is closed during an upload; gradio prints what fails in a tab.
+    uvicorn.run(app, host=HOST, port=port, log_level="critical", ws="none")
 
 
 def application(models: Models, folder: Path, port: int) -> FastAPI:

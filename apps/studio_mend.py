@@ -59,7 +59,7 @@ def next_round(session: Session, layers: Sequence[np.ndarray], mend: MendPhoto) 
 def another(session: Session, mend: MendPhoto) -> Session:
     """Mends the hole of the last round again with the next seed. Raises ValueError if there was no round."""
     if not session.rounds:
-        raise ValueError("Nothing is mended yet: paint over what is to go, then press Mend")
+        raise ValueError("Nothing is mended yet: paint over what should go, then press Mend")
     last = session.rounds[-1]
     return replace(session, rounds=(*session.rounds[:-1], _round(last.before, last.hole, last.seed + 1, mend)))
 

@@ -19,7 +19,26 @@ CSS = """
 .form:has(> .network) { max-width: 420px; }
 #see-pictures .grid-wrap { max-height: none; }
 #see-pictures .thumbnail-lg { aspect-ratio: auto; }
+[data-testid="status-tracker"]:has(.error) { display: none !important; }
 footer, #mend-editor button[aria-label="Color"] { display: none !important; }
+"""
+
+HEAD = """
+<script>
+// gradio's Undo goes back beyond the first stroke, and takes the photo away. Here it stops when no stroke is left.
+let strokes = 0;
+const editor = "#mend-editor ";
+const tool = '#mend-editor .highlight:is([aria-label="Brush"], [aria-label="Erase"])';
+addEventListener("pointerdown", (event) => {
+  if (event.target.closest(editor + "canvas") && document.querySelector(tool)) strokes += 1;
+}, true);
+addEventListener("click", (event) => {
+  if (event.target.closest(editor + '[aria-label="Redo"]:not([disabled])')) strokes += 1;
+  if (!event.target.closest(editor + '[aria-label="Undo"]')) return;
+  if (strokes === 0) event.stopImmediatePropagation();
+  strokes = Math.max(0, strokes - 1);
+}, true);
+</script>
 """
 
 
@@ -38,6 +57,7 @@ def mount(app: FastAPI, models: Models, folder: Path, port: int) -> FastAPI:
         max_file_size="300mb",
         theme=gr.themes.Base(primary_hue="amber", neutral_hue="stone", font=FONTS, font_mono=FONTS),
         css=CSS,
+        head=HEAD,
     )
 
 

@@ -101,11 +101,11 @@ def hole_of(layers: Sequence[np.ndarray], size: tuple[int, int]) -> np.ndarray:
     for layer in layers:
         height, width = layer.shape[:2]
         if max(height * size[0] / width / size[1], width * size[1] / height / size[0]) > 1.05:
-            raise ValueError(f"The strokes are {width}x{height} px, which does not fit the photo: load the photo again")
+            raise ValueError("The strokes do not fit the photo: press Clear canvas, then paint them again")
         rows, columns = y * height // (2 * size[1]), x * width // (2 * size[0])
         hole |= layer[rows[:, None], columns, 3] > PAINTED
     if not hole.any():
-        raise ValueError("Nothing is painted yet: paint over what is to go, then press Mend")
+        raise ValueError("Nothing is painted yet: paint over what should go, then press Mend")
     if hole.all():
         raise ValueError("The whole photo is painted, so there is nothing to mend it from: leave some of it free")
     return hole

@@ -85,9 +85,13 @@ def mend_tab(page: gr.Blocks, models: Models, folder: Path) -> None:
             return update(studio_mend.undo(session))
 
     drop.on_open(work, load, results)
-    mend.click(run, [session, editor, network], results, show_progress_on=slider, concurrency_id="net")
-    again.click(draw_another, [session, network], results, show_progress_on=slider, concurrency_id="net")
-    undo.click(take_back, session, results, show_progress_on=slider)
+    mended = mend.click(run, [session, editor, network], results, show_progress_on=slider, concurrency_id="net")
+    drawn = again.click(draw_another, [session, network], results, show_progress_on=slider, concurrency_id="net")
+    undone = undo.click(take_back, session, results, show_progress_on=slider)
+    # The editor's own Clear takes the photo away too.
+    cleared = editor.clear(lambda session: _background(shown(session.current)), session, editor, show_progress="hidden")
+    for event in (mended, drawn, undone, cleared):
+        event.success(None, js="() => { strokes = 0; }")
 
 
 def _background(picture: Image.Image) -> dict[str, Any]:

@@ -40,6 +40,7 @@ class PhotoDrop(NamedTuple):
         shown = [self.drop, self.bar, self.name, work, *outputs]
         for source in (self.drop, self.other):
             event = source.upload(opened, source, shown, show_progress_on=[self.drop, self.name], concurrency_limit=1)
+            event.success(None, js="() => { strokes = 0; }")
             event.failure(lambda: None, None, self.drop, show_progress="hidden")
 
 

@@ -132,7 +132,7 @@ def test_strokes_of_several_layers_add_up_and_faint_edges_do_not_count():
         ([], "Nothing is painted yet"),
         ([layer(8, 8, slice(0), slice(0))], "Nothing is painted yet"),
         ([layer(8, 8, slice(8), slice(8))], "The whole photo is painted"),
-        ([layer(8, 16, slice(4), slice(4))], "does not fit the photo"),
+        ([layer(8, 16, slice(4), slice(4))], "The strokes do not fit the photo"),
     ],
 )
 def test_strokes_that_cannot_be_mended_give_one_line(layers: list[np.ndarray], message: str):

@@ -55,7 +55,7 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of a running studio. At the end: it reached no other computer, and left no file."""
     pytest.importorskip("gradio")
     folder = tmp_path_factory.mktemp("studio")
-    for method in ("inpainting", "colorization"):
+    for method in ("inpainting", "colorization", "superresolution", "simclr"):
         untrained(method, folder / "runs")
     (folder / "tmp").mkdir()
     output = folder / "output"
@@ -207,7 +207,12 @@ def test_only_what_the_brush_covers_changes_and_the_disc_is_gone(page: Any, phot
     assert changed[distance < brush - MARGIN].mean() > 0.95
     assert not is_red(after).any()
 
-    # The mended photo is the one to paint on now: another draws the same hole again, and nothing else.
+    # The mended photo is the one to paint on now, with no stroke on it.
+    page.wait_for_timeout(1500)
+    page.locator("#mend").click()
+    page.get_by_text("Nothing is painted yet").first.wait_for()
+
+    # Another draws the same hole again, and nothing else.
     page.locator("#mend-another").click()
     page.wait_for_timeout(1000)
     page.locator("#mend-another:not([disabled])").wait_for()
@@ -215,6 +220,37 @@ def test_only_what_the_brush_covers_changes_and_the_disc_is_gone(page: Any, phot
     again = downloaded(page, "#mend-download")
     assert distance[(again != before).any(2)].max() < brush + MARGIN
     assert not is_red(again).any()
+
+
+def test_the_editors_undo_and_clear_take_strokes_away_and_not_the_photo(page: Any, photo: Path):
+    open_photo(page, "Mend", photo)
+    box = wait_for_disc(page, "#mend-editor")
+    for button, presses in (("Undo", 3), ("Clear canvas", 1)):
+        paint(page, box)
+        page.mouse.move(5, 5)
+        with pytest.raises(AssertionError, match="not in the editor"):
+            red_box(page, "#mend-editor")  # the stroke covers the disc
+        for _ in range(presses):
+            page.locator(f'#mend-editor button[aria-label="{button}"]').click(force=True)
+            page.wait_for_timeout(500)
+        assert wait_for_disc(page, "#mend-editor") == box
+
+
+def test_upscale_and_see_show_their_pictures(page: Any, photos: Path):
+    small = photos / "photo03.jpg"
+    open_photo(page, "Upscale", small)
+    page.locator("#upscale").click()
+    assert downloaded(page, "#upscale-download").shape == (4 * 72, 4 * 96, 3)
+
+    open_photo(page, "See", small)
+    page.get_by_text("Features as colors").click()
+    page.wait_for_timeout(1000)
+    page.locator("#see").click()
+    page.get_by_text("Its features as colors").wait_for()
+    page.get_by_text("Nearest photos").click()
+    page.get_by_label("Folder of photos to search in").fill(str(photos))
+    page.locator("#see").click()
+    page.get_by_text("photo03.jpg: 1.00").wait_for()
 
 
 def test_a_file_that_is_no_photo_is_one_line_in_the_page(page: Any, photo: Path, tmp_path: Path):
