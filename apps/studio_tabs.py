@@ -125,8 +125,8 @@ def colorize_tab(page: gr.Blocks, models: Models, folder: Path) -> None:
                 height=widgets.HEIGHT,
                 elem_id="colorize-points",
             )
-            with gr.Row(equal_height=True):
-                color = gr.ColorPicker("#3b6fb6", label="Color", show_label=False, min_width=80)
+            with gr.Row():
+                color = gr.ColorPicker("#3b6fb6", label="Color", show_label=False, min_width=280)
                 undo = gr.Button("Undo point", min_width=80)
                 clear = gr.Button("Clear points", min_width=80)
             colorize = gr.Button("Colorize", variant="primary", elem_id="colorize")
