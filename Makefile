@@ -24,7 +24,7 @@ TRAIN := $(addprefix train-,inpainting mender colorization superresolution split
 EVAL := $(addprefix eval-,inpainting superresolution domains classification segmentation geometry detection)
 
 .DEFAULT_GOAL := help
-.PHONY: $(TRAIN) $(EVAL) transfer export mend colorize upscale surfaces scenes \
+.PHONY: $(TRAIN) $(EVAL) transfer export mend colorize upscale surfaces studio scenes \
 	help setup tensorboard bench docs test check format dist clean
 
 help:  ## this list
@@ -63,6 +63,15 @@ colorize: $(READY)
 upscale surfaces: $(READY)
 	@$(KINTSUGI) $@ $(in) $(out) $(ckpt) $(ARGS)
 
+studio: .venv/.studio
+	@$(KINTSUGI) studio $(ckpt) $(ARGS)
+
+# Without pip's resolver, which would replace Pillow: gradio's metadata ask for an older one, but it runs with this one.
+.venv/.studio: $(READY) constraints-studio.txt
+	@echo "installing gradio (once) ..."
+	@.venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --requirement constraints-studio.txt
+	@touch $@
+
 scenes: $(READY)
 	@$(KINTSUGI) scenes $(out) $(ARGS)
 
@@ -89,7 +98,7 @@ docs: .venv/.docs  ## build the documentation, docs/_build/html/index.html
 	@.venv/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[docs]'
 	@touch $@
 
-test: $(READY)  ## all tests but the slow ones (ARGS="-m slow" for those)
+test: $(READY) .venv/.studio  ## all tests but the slow ones (ARGS="-m slow" for those)
 	@.venv/bin/python -m pytest -n 2 --dist worksteal -q $(if $(ARGS),$(ARGS),-m "not slow and not gpu")
 
 check: $(READY)  ## ruff, mypy, the layers of the imports, spelling and house style

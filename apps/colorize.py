@@ -94,8 +94,7 @@ def run(config: ColorizeConfig) -> int:
             layer = np.array(_hints(config.hints, image.size))
             known = torch.from_numpy(layer[..., 3:] > 127).permute(2, 0, 1).to(pixels)
             colors = torch.from_numpy(layer[..., :3]).permute(2, 0, 1).to(pixels) / 255
-            # A hint gives chroma; the photo keeps its lightness.
-            pixels = torch.where(known > 0, _with_lightness(colors, pixels), pixels)
+            pixels = with_hints(pixels, colors, known)
         side = config.side or net.config.size
         painted = colorize(pixels, net, side, config.temperature or None, known)
         result = photos.to_image(painted)
@@ -121,10 +120,13 @@ def _hints(path: Path, size: tuple[int, int]) -> Image.Image:
     return layer
 
 
-def _with_lightness(colors: Tensor, image: Tensor) -> Tensor:
-    """The colors with the image's lightness; all (3,H,W) in [0,1]."""
+def with_hints(image: Tensor, colors: Tensor, known: Tensor) -> Tensor:
+    """The image with the chroma of ``colors`` where they are known; it keeps its lightness. All (3,H,W) in [0,1].
+
+    known: (1,H,W), 1 = known.
+    """
     lab = torch.cat([rgb_to_lab(image[None])[:, :1], rgb_to_lab(colors[None])[:, 1:]], 1)
-    return lab_to_rgb(lab)[0]
+    return torch.where(known > 0, lab_to_rgb(lab)[0], image)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -203,6 +203,13 @@ PROGRAMS = (
         "depth, normals and contours of a photo or a folder (train synthetic first)",
         ("IN", "OUT", "CKPT"),
     ),
+    Program(
+        "",
+        "studio",
+        "kintsugi.apps.studio",
+        "a page in the browser: mend with a brush, colorize, upscale, see",
+        ("CKPT",),
+    ),
     Program("", "scenes", "kintsugi.apps.scenes", "draw a contact sheet of the built-in scenes", ("OUT",)),
 )
 """Every program, in the order in which the help lists them."""

@@ -26,6 +26,7 @@ GIVEN = {
     "OUT": "o.png",
     "ARGS": "--size 96",
 }
+DONE = ["-o", ".venv/.installed", "-o", ".venv/.studio"]  # make takes what these stamps stand for as installed
 WIDTH = "80"  # at this width the help has one column, an option at the beginning of its line
 each_program = pytest.mark.parametrize("program", PROGRAMS, ids=lambda p: p.job)
 
@@ -33,7 +34,7 @@ each_program = pytest.mark.parametrize("program", PROGRAMS, ids=lambda p: p.job)
 def make(*args: str) -> str:
     """What make prints."""
     return subprocess.run(
-        ["make", "--no-print-directory", "-o", ".venv/.installed", *args],
+        ["make", "--no-print-directory", *DONE, *args],
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -118,7 +119,7 @@ def test_what_a_person_names_is_one_word_and_never_run(value: str, tmp_path: Pat
             if name == "GPUS" or program.job == "transfer":
                 continue
             done = subprocess.run(
-                ["make", "-f", str(ROOT / "Makefile"), "-o", ".venv/.installed", program.job, f"{name}={value}"],
+                ["make", "-f", str(ROOT / "Makefile"), *DONE, program.job, f"{name}={value}"],
                 cwd=tmp_path,
                 capture_output=True,
                 text=True,
