@@ -26,6 +26,7 @@ from kintsugi import color
 from kintsugi.augment import cropping
 from kintsugi.augment.hints import draw_hints
 from kintsugi.color import lab_to_rgb, rgb_to_lab
+from kintsugi.losses.bins import classification_loss
 from kintsugi.metrics.chroma import AbErrors, mean_chroma
 from kintsugi.nets.backbones import Backbone, Encoder
 from kintsugi.nets.decoders import Pyramid
@@ -60,6 +61,9 @@ class ColorizationConfig(TrainConfig):
     """The paper's lambda, in (0, 1]. The lower it is, the more weight rare colors get; 1 = equal weights."""
     temperature: float = 0.38
     """Temperature of the annealed mean, which turns bins into colors."""
+    undo_rebalance: float = 0.0
+    """How much of the rebalancing is undone before bins are turned into colors, in [0, 1]. 0, as in the paper, gives
+    vivid colors; 1 gives the colors' true frequencies, and dull colors. It does not change training."""
     hints: bool = False
     """Also train with hints: a few patches whose color is given."""
     classes: int = 0
@@ -71,6 +75,8 @@ class ColorizationConfig(TrainConfig):
     weight_decay: float = 1e-3
     warmup: int = 50
     """Steps over which the learning rate rises; after them it falls along a cosine."""
+    init: str = ""
+    """Start from the network of this colorizer's run, checkpoint or weights file, instead of from fresh weights."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -80,7 +86,7 @@ class ColorizationConfig(TrainConfig):
             raise ValueError(f"--rebalance must be in (0, 1], not {self.rebalance}")
         if self.temperature <= 0:
             raise ValueError(f"--temperature must be positive, not {self.temperature}")
-        within(self, neighbors=(1, 313), classes=0, width=(1 / 8, 4.0))
+        within(self, neighbors=(1, 313), classes=0, width=(1 / 8, 4.0), undo_rebalance=(0.0, 1.0))
 
 
 def demo() -> ColorizationConfig:
@@ -163,8 +169,9 @@ class Colorizer(nn.Module):
     def forward(self, image: Tensor, known: Tensor | None = None, where: Tensor | None = None):  # type: ignore[no-untyped-def]
         features = self.encoder(image)
         added: dict[int, Tensor] = {}
-        if known is not None and where is not None:
-            given = torch.cat([known * where / 110, where], 1)  # (N,3,S,S)
+        if self.hints:  # without hints too, because the layers have biases
+            blank = torch.zeros_like(image)  # (N,3,S,S)
+            given = blank if known is None or where is None else torch.cat([known * where / 110, where], 1)
             for stride, layer in self.hints.items():
                 side = features[int(stride)].shape[-2:]
                 # The mean over a position's pixels, scaled up where few are known, so that even one pixel counts.
@@ -183,29 +190,17 @@ class Colorizer(nn.Module):
         """ab (N,2,s,s) from the first output of ``forward``; default temperature: the config's."""
         if self.config.loss == "l2":
             return out
-        return color.annealed_mean(out, self.bins, temperature or self.config.temperature)
+        # Trained with weights w, the network predicts probabilities proportional to p w.
+        logits = out - self.config.undo_rebalance * self.weights().log()[:, None, None]
+        return color.annealed_mean(logits, self.bins, temperature or self.config.temperature)
 
     def prior(self) -> Tensor:
         """The frequencies of the bins, (313,), summing to 1."""
         return self.counts / self.counts.sum()
 
-
-# --- losses ---------------------------------------------------------------------------------------------------
-
-
-def classification_loss(
-    logits: Tensor, ab: Tensor, bins: Tensor, weights: Tensor, neighbors: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Rebalanced cross-entropy (eq. 2): logits (N,Q,s,s), ab (N,2,s,s), weights of the bins (Q,).
-
-    Each pixel has the weight of its nearest bin. Images that are almost gray (no |ab| above 5) have weight 0, as in the
-    authors' code. Returns the weighted loss, the unweighted one to log (both 0-d), and nearest bins (N,s,s).
-    """
-    index, soft = color.soft_encode(ab, bins, neighbors)
-    plain = color.soft_cross_entropy(logits, index, soft)  # (N,s,s)
-    colored = (ab.abs().amax((1, 2, 3)) > 5).to(plain)[:, None, None]
-    nearest = index[:, 0]
-    return (plain * weights[nearest] * colored).mean(), plain.mean().detach(), nearest
+    def weights(self) -> Tensor:
+        """The bins' weights in the loss, (313,): from the smoothed prior (section 2.2, eq. 4)."""
+        return color.rebalancing(color.smoothed(self.prior(), self.bins), self.config.rebalance)
 
 
 # --- the method -----------------------------------------------------------------------------------------------
@@ -221,6 +216,9 @@ class Colorization(Method[ColorizationConfig]):
     def __init__(self, config: ColorizationConfig, world: World) -> None:
         super().__init__(config, world)
         self.colorizer = Colorizer(config)
+        if config.init and not config.resume:  # a resumed run has its own weights
+            # The counts start anew, because they are of the data.
+            self.colorizer.load_state_dict(_initial(config) | {"counts": self.colorizer.counts})
         self.optimizers = {
             "colorizer": torch.optim.AdamW(
                 self.colorizer.parameters(), config.lr, betas=(0.9, 0.99), weight_decay=config.weight_decay, fused=True
@@ -239,9 +237,9 @@ class Colorization(Method[ColorizationConfig]):
             out, classes = self.colorizer(image, ab if config.hints else None, where)
         target = interpolate(ab, out.shape[-2:], mode="area")  # (n,2,S/4,S/4)
         if config.loss == "classification":
-            weights = color.rebalancing(self.colorizer.prior(), config.rebalance)
-            loss, plain, nearest = classification_loss(out, target, self.colorizer.bins, weights, config.neighbors)
-            counts = color.count_bins(nearest, len(self.colorizer.bins))
+            bins, weights = self.colorizer.bins, self.colorizer.weights()
+            loss, plain, nearest = classification_loss(out, target, bins, weights, config.neighbors)
+            counts = color.count_bins(nearest, len(bins))
             self.colorizer.counts += self.world.size * self.world.mean(counts)
         else:  # with hints Huber's loss, as in Zhang 2017 (eq. 2)
             predicted, true = out / 110, target / 110
@@ -267,6 +265,11 @@ class Colorization(Method[ColorizationConfig]):
         if highest > self.config.classes:
             raise ValueError(f"--classes {self.config.classes}: the data has more classes, at least {highest}")
         return batch["label"]
+
+    @classmethod
+    def check(cls, config: ColorizationConfig) -> None:
+        if config.init and not config.resume:
+            _initial(config)
 
     def encoders(self) -> dict[str, Encoder]:
         return {"generator": self.colorizer.encoder}
@@ -332,6 +335,20 @@ class Colorization(Method[ColorizationConfig]):
 
 
 # --- using a trained network ----------------------------------------------------------------------------------
+
+
+_NETWORK = ("encoder", "width", "norm", "loss", "hints", "classes")  # the settings that make a network
+
+
+def _initial(config: ColorizationConfig) -> dict[str, Tensor]:
+    """The weights of ``--init``. Raises ValueError with one line if they are for another network."""
+    file, content = checkpoint.read(Path(config.init), Colorization.name)
+    theirs = from_plain(ColorizationConfig, content["config"])
+    for name in _NETWORK:
+        old, new = getattr(theirs, name), getattr(config, name)
+        if old != new:
+            raise ValueError(f"--init {file} was trained with {name} {old}, not {new}: use the same setting")
+    return checkpoint.weights_of(content, "colorizer")
 
 
 def load_colorizer(path: Path, device: torch.device) -> Colorizer:

@@ -14,7 +14,8 @@ from kintsugi import color
 from kintsugi.apps import colorize
 from kintsugi.augment.hints import draw_hints
 from kintsugi.recon import colorization
-from kintsugi.recon.colorization import Colorization, classification_loss, demo
+from kintsugi.losses.bins import classification_loss
+from kintsugi.recon.colorization import Colorization, demo
 from kintsugi.rng import generator
 from kintsugi.train import checkpoint
 from kintsugi.train.config import parse_training
