@@ -16,7 +16,7 @@ _SMALLEST_CELL, _PER_THICKNESS = 128, 8  # thin holes have smaller pieces: littl
 
 
 @dataclass(frozen=True)
-class Piece:
+class HolePiece:
     """A piece of a hole, and the area of the photo around it."""
 
     y: slice
@@ -32,7 +32,7 @@ class Piece:
 
 def pieces(
     hole: Tensor, margin: tuple[int, int], largest: Callable[[float], int] = lambda thickness: CELL
-) -> Iterator[Piece]:
+) -> Iterator[HolePiece]:
     """Yields the pieces of a hole, bool (H,W), in the order in which to fill them.
 
     Each connected hole is one piece, or several if it is larger than a cell: those that come later have the earlier
@@ -56,7 +56,7 @@ def pieces(
                 y, x = slice(max(0, top - reach), bottom + reach), slice(max(0, start - reach), stop + reach)
                 now = torch.zeros_like(left[y, x])
                 now[top - y.start : bottom - y.start, start - x.start : stop - x.start] = torch.from_numpy(own)
-                yield Piece(y, x, now, left[y, x].clone(), thickness)
+                yield HolePiece(y, x, now, left[y, x].clone(), thickness)
                 left[y, x] &= ~now
 
 
