@@ -140,9 +140,7 @@ def test_a_seed_leaves_out_whole_squares_of_sources():
     side = patches._SQUARE
     for top in range(0, 70, side):
         for left in range(0, 90, side):
-            before, after = (
-                one.is_source.view(70, 90)[top : top + side, left : left + side] for one in (level, fewer)
-            )
+            before, after = (one.is_source.view(70, 90)[top : top + side, left : left + side] for one in (level, fewer))
             assert torch.equal(after, before) or not after.any()
 
 
