@@ -66,10 +66,9 @@ upscale surfaces: $(READY)
 studio: .venv/.studio
 	@$(KINTSUGI) studio $(ckpt) $(ARGS)
 
-# Without pip's resolver, which would replace Pillow: gradio's metadata ask for an older one, but it runs with this one.
-.venv/.studio: $(READY) constraints-studio.txt
+.venv/.studio: $(READY)
 	@echo "installing gradio (once) ..."
-	@.venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --requirement constraints-studio.txt
+	@.venv/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[studio]'
 	@touch $@
 
 scenes: $(READY)

@@ -16,21 +16,22 @@ import torch
 from torch import Tensor
 
 from kintsugi.apps.colorize import colorize, with_hints
-from kintsugi.apps.mend import mend
+from kintsugi.apps.mend import Detail, Mending
 from kintsugi.apps.studio_mend import MendPhoto
 from kintsugi.apps.surfaces import surfaces
 from kintsugi.catalog import METHODS
-from kintsugi.fill.patches import complete
 from kintsugi.nets.encoder import Encoder
 from kintsugi.nets.srresnet import SCALE, SRResNet, pieces
 from kintsugi.nets.surface_net import SurfaceNet
 from kintsugi.recon.colorization import Colorization, Colorizer, load_colorizer
-from kintsugi.recon.inpainting import Inpainting, Mender, load_mender
+from kintsugi.recon.inpainting import Inpainting
+from kintsugi.recon.mender import PhotoMending
 from kintsugi.recon.superresolution import SuperResolution, load_upscaler
 from kintsugi.recon.synthetic import Synthetic, SyntheticConfig, load_net
-from kintsugi.train import checkpoint
+from kintsugi.train import checkpoint, shipped
 
-MENDER, COLORIZER, UPSCALER, SURFACES = Inpainting.name, Colorization.name, SuperResolution.name, Synthetic.name
+MENDERS = (PhotoMending.name, Inpainting.name)
+COLORIZERS, UPSCALERS, SURFACES = (Colorization.name,), (SuperResolution.name,), (Synthetic.name,)
 EVERY = tuple(program.name for program in METHODS)
 ENLARGED = SCALE
 
@@ -56,26 +57,28 @@ class Models:
         return Models(runs, device, extra, method)
 
     def choices(self, methods: tuple[str, ...]) -> list[tuple[str, str]]:
-        """The checkpoints of some methods, the newest first: what the person reads, and the path."""
+        """The checkpoints of some methods: what the person reads, and the path.
+
+        First the person's own runs, the newest one first, then the weights that ship with this package.
+        """
         found = [run for method in methods for run in _runs(self.runs / method)]
         found.sort(key=lambda run: run.stat().st_mtime, reverse=True)
         named = [(f"{run.parent.name}, {run.name}", str(run)) for run in found]
         if self.extra is not None and self.extra_method in methods:
             named.insert(0, (f"{self.extra_method}, {self.extra}", str(self.extra)))
-        return named
+        return named + [
+            (f"{file.stem}, ships with Kintsugi", str(file))
+            for file in sorted(shipped.FOLDER.glob(f"*{shipped.SUFFIX}"))
+            if _shipped_method(file) in methods
+        ]
 
-    def mender(self, choice: str | None, progress: Progress) -> MendPhoto:
+    def mender(self, choice: str | None, detail: Detail, progress: Progress) -> MendPhoto:
         """What mends: photo, mask (1,H,W), 1 = hole, and seed -> the mended photo, unchanged outside the hole."""
-        net = _mender(*self._key(choice, MENDER))
-
-        def paint(image: Tensor, mask: Tensor) -> Tensor:
-            return net(image.to(self.device), mask.to(self.device)).cpu()
+        mending = _mending(*self._key(choice, MENDERS))
 
         def mend_photo(image: Tensor, mask: Tensor, seed: int) -> Tensor:
-            progress(0.1, "painting the hole")
-            painted = mend(image, mask, paint, net.size)
-            progress(0.4, "adding detail from the photo")
-            return complete(painted.to(self.device), mask.to(self.device), seed).cpu()
+            progress(0.0, "mending")
+            return mending(image, mask, detail, seed, lambda done: progress(done, "mending"))
 
         return mend_photo
 
@@ -84,7 +87,7 @@ class Models:
 
         Raises ValueError if there are hints but the network was trained without.
         """
-        net = _colorizer(*self._key(choice, COLORIZER))
+        net = _colorizer(*self._key(choice, COLORIZERS))
         image, colors, known = (x.to(self.device) for x in (image, colors, known))
         if not known.any():
             return colorize(image, net, net.config.size).cpu()
@@ -94,7 +97,7 @@ class Models:
 
     def upscale(self, image: Tensor, choice: str | None, progress: Progress) -> Tensor:
         """Enlarges a photo four times -> (3,4H,4W)."""
-        net = _upscaler(*self._key(choice, UPSCALER))
+        net = _upscaler(*self._key(choice, UPSCALERS))
         _, height, width = image.shape
         large, done = torch.empty(3, SCALE * height, SCALE * width), 0
         for top, left, piece in pieces(image, net):
@@ -111,19 +114,24 @@ class Models:
 
     def encoder(self, choice: str | None) -> Encoder:
         """The encoder of any method's checkpoint."""
-        return _encoder(*self._key(choice, EVERY[0]))
+        return _encoder(*self._key(choice, EVERY))
 
-    def _key(self, choice: str | None, method: str) -> tuple[Path, float, torch.device]:
+    def _key(self, choice: str | None, methods: tuple[str, ...]) -> tuple[Path, float, torch.device]:
         """What decides whether a loaded network is still the chosen one: path, time of its last change, device.
 
         Raises ValueError with one line if nothing is chosen, or if it is not there anymore.
         """
         if not choice:
-            raise ValueError(f"There is no trained network yet: run make train-{method}, then reload this page")
+            raise ValueError(none_yet(methods))
         path = checkpoint.resolve(Path(choice))
         if not path.exists():
             raise ValueError(f"{path} is not there anymore: reload this page, then choose another network")
         return path, os.path.getmtime(path), self.device
+
+
+def none_yet(methods: tuple[str, ...]) -> str:
+    """What a person reads where there is no network of these methods."""
+    return f"There is no network for this yet: run make train-{methods[0]}, then reload this page"
 
 
 def _runs(folder: Path) -> list[Path]:
@@ -133,12 +141,18 @@ def _runs(folder: Path) -> list[Path]:
     return [run for run in folder.iterdir() if run.is_dir() and any(run.glob("*.pt"))]
 
 
+@functools.lru_cache
+def _shipped_method(file: Path) -> str:
+    """The method of weights that ship."""
+    return str(shipped.read(file)["method"])
+
+
 # Each keeps the network that was used last, until another is chosen or its file changes.
 
 
 @functools.lru_cache(maxsize=1)
-def _mender(path: Path, changed: float, device: torch.device) -> Mender:
-    return load_mender(path, device)
+def _mending(path: Path, changed: float, device: torch.device) -> Mending:
+    return Mending(path, device)
 
 
 @functools.lru_cache(maxsize=1)

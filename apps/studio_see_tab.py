@@ -15,7 +15,7 @@ from kintsugi.apps.studio_photos import Photo, open_photo, shown
 from kintsugi.data import photos
 
 SIDE = 720  # longest side of the pictures, px
-SURFACE, COLORS, NEIGHBORS = "Depth, normals, contours", "Features as colors", "Nearest photos"
+COLORS, NEIGHBORS, SURFACE = "Features as colors", "Nearest photos", "Depth, normals, contours"
 CAPTIONS = ("Photo", "Depth: white is near", "Normals: x, y, z are red, green, blue", "Contours")
 
 
@@ -25,7 +25,7 @@ def see_tab(page: gr.Blocks, models: Models) -> None:
     drop = widgets.photo_drop()
     with gr.Column(visible=False) as work:
         with gr.Row(equal_height=True):
-            what = gr.Radio([SURFACE, COLORS, NEIGHBORS], value=SURFACE, show_label=False, container=False, scale=3)
+            what = gr.Radio([COLORS, NEIGHBORS, SURFACE], value=COLORS, show_label=False, container=False, scale=3)
             start = gr.Button("Show", variant="primary", elem_id="see", scale=1)
         folder = gr.Textbox(label="Folder of photos to search in", placeholder="/home/me/photos", visible=False)
         pictures = gr.Gallery(
@@ -38,10 +38,10 @@ def see_tab(page: gr.Blocks, models: Models) -> None:
             buttons=["fullscreen"],
             elem_id="see-pictures",
         )
-    network = widgets.network(page, models, (SURFACES,))
+    network = widgets.network(page, models, EVERY)
 
     def switch(what: str) -> tuple[Any, ...]:
-        methods = (SURFACES,) if what == SURFACE else EVERY
+        methods = SURFACES if what == SURFACE else EVERY
         columns = 4 if what == NEIGHBORS else 2
         return widgets.fresh(models, methods), gr.update(visible=what == NEIGHBORS), gr.Gallery([], columns=columns)
 

@@ -10,13 +10,15 @@ from PIL import Image
 
 from kintsugi.apps import studio_mend
 from kintsugi.apps import studio_widgets as widgets
-from kintsugi.apps.studio_models import COLORIZER, ENLARGED, MENDER, UPSCALER, Models
+from kintsugi.apps.mend import Detail
+from kintsugi.apps.studio_models import COLORIZERS, ENLARGED, MENDERS, UPSCALERS, Models
 from kintsugi.apps.studio_photos import LARGEST_TO_ENLARGE, Hint, Photo, gray, hint_layers, save_png, shown, with_points
 from kintsugi.data import photos
 
 STROKE = ("#ff2d78", 0.65)  # a color that hardly any photo has, and its opacity
 ENLARGED_SHOWN = 2400  # longest side of an enlarged photo in the page, px
 LEAST_SHOWN = 1000  # longest side of a photo to be colorized in the page, at least, px: so points are easy to place
+DETAILS = [("from patches of the photo: sharp", "patches"), ("from the network alone", "net")]
 BRUSH = 1 / 24  # radius of the brush as a fraction of the photo's short side
 
 
@@ -48,7 +50,9 @@ def mend_tab(page: gr.Blocks, models: Models, folder: Path) -> None:
         with gr.Column():
             slider = widgets.slider("Original | mended", "mend-slider")
             download = widgets.download("mend-download")
-    network = widgets.network(page, models, (MENDER,))
+    network = widgets.network(page, models, MENDERS)
+    with gr.Accordion("Options", open=False):
+        detail = gr.Radio(DETAILS, value=DETAILS[0][1], label="Detail in the hole")
     results = [session, editor, slider, download, again, undo]
 
     def update(session: studio_mend.Session) -> tuple[Any, ...]:
@@ -64,18 +68,22 @@ def mend_tab(page: gr.Blocks, models: Models, folder: Path) -> None:
         return session, gr.ImageEditor(background, brush=_brush(short), eraser=_eraser(short)), *others
 
     def run(
-        session: studio_mend.Session, painted: dict[str, Any], choice: str, progress: gr.Progress = gr.Progress()
+        session: studio_mend.Session,
+        painted: dict[str, Any],
+        choice: str,
+        detail: Detail,
+        progress: gr.Progress = gr.Progress(),
     ) -> tuple[Any, ...]:
         with widgets.one_line():
             layers = painted["layers"]
-            mend = models.mender(choice, progress)
+            mend = models.mender(choice, detail, progress)
             return update(studio_mend.next_round(session, layers, mend))
 
     def draw_another(
-        session: studio_mend.Session, choice: str, progress: gr.Progress = gr.Progress()
+        session: studio_mend.Session, choice: str, detail: Detail, progress: gr.Progress = gr.Progress()
     ) -> tuple[Any, ...]:
         with widgets.one_line():
-            drawn = studio_mend.another(session, models.mender(choice, progress))
+            drawn = studio_mend.another(session, models.mender(choice, detail, progress))
             if drawn.current.tobytes() == session.current.tobytes():
                 gr.Info("This came out the same: the photo leaves no choice here", title="")
             return update(drawn)
@@ -85,8 +93,9 @@ def mend_tab(page: gr.Blocks, models: Models, folder: Path) -> None:
             return update(studio_mend.undo(session))
 
     drop.on_open(work, load, results)
-    mended = mend.click(run, [session, editor, network], results, show_progress_on=slider, concurrency_id="net")
-    drawn = again.click(draw_another, [session, network], results, show_progress_on=slider, concurrency_id="net")
+    chosen = [network, detail]
+    mended = mend.click(run, [session, editor, *chosen], results, show_progress_on=slider, concurrency_id="net")
+    drawn = again.click(draw_another, [session, *chosen], results, show_progress_on=slider, concurrency_id="net")
     undone = undo.click(take_back, session, results, show_progress_on=slider)
     # The editor's own Clear takes the photo away too.
     cleared = editor.clear(lambda session: _background(shown(session.current)), session, editor, show_progress="hidden")
@@ -133,7 +142,7 @@ def colorize_tab(page: gr.Blocks, models: Models, folder: Path) -> None:
         with gr.Column():
             slider = widgets.slider("Gray | colorized", "colorize-slider")
             download = widgets.download("colorize-download")
-    network = widgets.network(page, models, (COLORIZER,))
+    network = widgets.network(page, models, COLORIZERS)
 
     def load(photo: Photo) -> tuple[Any, ...]:
         small = gray(shown(photo.image, least=LEAST_SHOWN))
@@ -177,7 +186,7 @@ def upscale_tab(page: gr.Blocks, models: Models, folder: Path) -> None:
         with gr.Row():
             start = gr.Button("Enlarge four times", variant="primary", elem_id="upscale")
             download = widgets.download("upscale-download")
-    network = widgets.network(page, models, (UPSCALER,))
+    network = widgets.network(page, models, UPSCALERS)
 
     def run(photo: Photo, choice: str, progress: gr.Progress = gr.Progress()) -> tuple[Any, ...]:
         with widgets.one_line():

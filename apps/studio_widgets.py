@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import gradio as gr
 
-from kintsugi.apps.studio_models import Models
+from kintsugi.apps.studio_models import Models, none_yet
 from kintsugi.apps.studio_photos import LARGEST, Photo, open_photo
 
 HEIGHT = 500  # of the editor and of the sliders, px of the page
@@ -80,11 +80,14 @@ def network(page: gr.Blocks, models: Models, methods: tuple[str, ...]) -> gr.Dro
 
 
 def fresh(models: Models, methods: tuple[str, ...]) -> gr.Dropdown:
-    """The choice with the checkpoints that are there now; the newest one is chosen."""
+    """The choice with the checkpoints that are there now; the first one is chosen.
+
+    Where there is none, a line says how to get one.
+    """
     choices = models.choices(methods)
     if not choices:
-        return gr.Dropdown(choices=[("none is trained yet", "")], value="")
-    return gr.Dropdown(choices=choices, value=choices[0][1])
+        return gr.Dropdown(choices=[("none", "")], value="", info=none_yet(methods))
+    return gr.Dropdown(choices=choices, value=choices[0][1], info="")
 
 
 @contextlib.contextmanager

@@ -18,13 +18,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool2d, max_pool2d, unfold
 
-from kintsugi.fill.areas import Piece, pieces
+from kintsugi.fill.areas import HolePiece, pieces
 from kintsugi.fill.classical import Fill
 from kintsugi.rng import generator
 
@@ -34,6 +34,7 @@ _COARSEST = 4 * PATCH  # largest width of the hole at the coarsest level, px
 _ROUNDS, _LAST_ROUNDS = 6, 3  # search and vote: at each coarser level, and at full resolution
 _PER_PIXEL = math.log(3)  # logarithm of how much more a patch counts that is one pixel nearer to the hole's border
 _ALL_PAIRS = 2**24  # largest number of pairs of patches for which the search tries all
+_SQUARE = 16  # side of the squares whose sources a seed leaves out, px
 _MARGIN = 48, 160  # least and most px around a hole that are searched; in between, as much as the hole is wide
 
 
@@ -53,7 +54,9 @@ def complete(
     """Replaces what is in the holes by patches from around them: (3,H,W) in [0,1] -> (3,H,W) in [0,1].
 
     guess: the image with a first fill of its holes. mask: (1,H,W), 1 = hole. seed: selects one of several possible
-    results; the same seed gives the same result. report: called with the fraction of the holes that is done. Outside
+    results; the same seed gives the same result. With 0, all sources are used; with any other seed, a random half of
+    them is left out at the coarsest level, so that small holes, where the search tries all pairs, also have other
+    results. report: called with the fraction of the holes that is done. Outside
     the holes the image is unchanged. Each connected hole is completed separately, from the area around it; a large one
     in pieces. Where no whole patch is visible around a piece, the guess stays.
 
@@ -69,7 +72,7 @@ def complete(
     return result
 
 
-def _complete_piece(guess: Tensor, piece: Piece, seed: int, number: int) -> Tensor:
+def _complete_piece(guess: Tensor, piece: HolePiece, seed: int, number: int) -> Tensor:
     """``complete`` for the area of a piece: (3,h,w) -> (3,h,w). number: the piece's, for its random numbers."""
     filled, shifts = guess, None
     pyramid = _pyramid(guess, piece)
@@ -80,6 +83,8 @@ def _complete_piece(guess: Tensor, piece: Piece, seed: int, number: int) -> Tens
         if level is None:
             continue
         if shifts is None:
+            if seed:
+                level = level.without_some(generator(seed, number))
             matches = level.random_matches(generator(seed, number, depth, 0))
         else:
             matches = level.enlarge(shifts)
@@ -91,7 +96,7 @@ def _complete_piece(guess: Tensor, piece: Piece, seed: int, number: int) -> Tens
     return filled
 
 
-def _pyramid(image: Tensor, piece: Piece) -> list[tuple[Tensor, Tensor, Tensor]]:
+def _pyramid(image: Tensor, piece: HolePiece) -> list[tuple[Tensor, Tensor, Tensor]]:
     """Images (3,h,w), holes (h,w) and the pixels to fill now (h,w), each half as large as the one before.
 
     A pixel is hole if any part of it is, and so for the pixels to fill now.
@@ -136,6 +141,16 @@ class _Level:
     """Flat positions of the sources, in rising order."""
     patches: Tensor
     """The patch at each position, (h*w,147); only those of sources are used."""
+
+    def without_some(self, random: torch.Generator) -> _Level:
+        """The level with the sources of a random half of its squares of 16x16 px; with all if none would be left."""
+        rows, columns = -(-self.height // _SQUARE), -(-self.width // _SQUARE)
+        kept = torch.rand(rows, columns, generator=random) < 0.5
+        kept = kept.repeat_interleave(_SQUARE, 0)[: self.height].repeat_interleave(_SQUARE, 1)[:, : self.width]
+        is_source = self.is_source & kept.flatten().to(self.is_source.device)
+        if not is_source.any():
+            return self
+        return replace(self, is_source=is_source, sources=is_source.nonzero()[:, 0])
 
     def wanted(self, image: Tensor) -> Tensor:
         """The targets' patches in an image (3,h,w): (n,147)."""

@@ -18,8 +18,8 @@ from kintsugi import __version__
 from kintsugi.catalog import PROGRAMS
 
 FILES = (
-    "pyproject.toml README.md LICENSE MANIFEST.in CHANGELOG.md CITATION.cff constraints.txt constraints-studio.txt "
-    "kintsugi recon contrastive pretext eval apps"
+    "pyproject.toml README.md LICENSE MANIFEST.in CHANGELOG.md CITATION.cff constraints.txt "
+    "kintsugi recon contrastive pretext eval apps weights"
 ).split()
 
 
@@ -75,7 +75,6 @@ def test_the_source_archive_has_files_in_place_of_links(built: Path):
         "CHANGELOG.md",
         "CITATION.cff",
         "constraints.txt",
-        "constraints-studio.txt",
     } <= names
 
 

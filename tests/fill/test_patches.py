@@ -29,7 +29,7 @@ def tiles(height: int, width: int) -> Tensor:
 
 def test_the_search_over_all_pairs_is_that_of_a_loop():
     image, mask = noise(18, 20), box(18, 20, 7, 8, 3)
-    level = _open_level(image, mask[0] > 0.5)
+    level = _open_level(image, mask[0] > 0.5, mask[0] > 0.5)
     assert level is not None
     wanted = level.wanted(image)
     matches, distances = level.search(wanted, level.random_matches(torch.Generator()), torch.Generator())
@@ -50,7 +50,7 @@ def test_the_search_over_all_pairs_is_that_of_a_loop():
 
 def test_the_vote_is_that_of_a_loop():
     image, mask = noise(18, 20), box(18, 20, 0, 8, 4)  # at the border, where some patches would leave the image
-    level = _open_level(image, mask[0] > 0.5)
+    level = _open_level(image, mask[0] > 0.5, mask[0] > 0.5)
     assert level is not None
     matches = level.random_matches(torch.Generator().manual_seed(3))
     distances = level.distances(level.wanted(image), matches)
@@ -72,7 +72,7 @@ def test_the_vote_is_that_of_a_loop():
 
 def test_patch_match_comes_close_to_the_search_over_all_pairs(monkeypatch: pytest.MonkeyPatch):
     image, mask = torch.nn.functional.avg_pool2d(noise(66, 66)[None], 3, 1)[0], box(64, 64, 24, 24, 14)
-    level = _open_level(image, mask[0] > 0.5)
+    level = _open_level(image, mask[0] > 0.5, mask[0] > 0.5)
     assert level is not None
     wanted, random = level.wanted(image), torch.Generator().manual_seed(0)
     start = level.random_matches(random)
@@ -117,6 +117,37 @@ def test_a_seed_gives_one_result_and_another_seed_another(monkeypatch: pytest.Mo
     first, again, other = complete(image, mask, 1), complete(image, mask, 1), complete(image, mask, 2)
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
+
+
+@pytest.mark.parametrize("side", [6, 20])
+def test_another_seed_gives_another_result_where_the_search_tries_all_pairs(side: int):
+    image, mask = noise(70, 70), box(70, 70, 25, 22, side)
+    none, first, again, other = (complete(image, mask, seed) for seed in (0, 1, 1, 2))
+    assert torch.equal(first, again)
+    hole = (mask > 0.5).expand_as(image)
+    for one, another in ((none, first), (none, other), (first, other)):
+        assert (one - another)[hole].abs().mean() > 0.02
+    assert torch.equal(first[~hole], image[~hole])
+
+
+def test_a_seed_leaves_out_whole_squares_of_sources():
+    image, mask = noise(70, 90), box(70, 90, 30, 22, 6)
+    level = _open_level(image, mask[0] > 0.5, mask[0] > 0.5)
+    assert level is not None
+    fewer = level.without_some(torch.Generator().manual_seed(1))
+    assert torch.equal(fewer.sources, fewer.is_source.nonzero()[:, 0])
+    assert 0.2 < len(fewer.sources) / len(level.sources) < 0.8
+    side = patches._SQUARE
+    for top in range(0, 70, side):
+        for left in range(0, 90, side):
+            before, after = (one.is_source.view(70, 90)[top : top + side, left : left + side] for one in (level, fewer))
+            assert torch.equal(after, before) or not after.any()
+
+
+def test_a_seed_that_would_leave_out_all_sources_leaves_out_none():
+    image, mask = noise(13, 13), box(13, 13, 8, 8, 5)  # one square, which some seeds leave out
+    filled = [complete(image, mask, seed) for seed in range(6)]
+    assert all(torch.equal(one, filled[0]) for one in filled)
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ _CLIPS = "--encoder alexnet --size 32 --short-side 36 --tuples 50 --dim 16"
 # Method -> its own options, and which of the fixtures' folders it is trained on.
 OPTIONS: dict[str, tuple[str, str]] = {
     "inpainting": ("--encoder alexnet --size 64 --adversarial-start 2 --lpips off", "photos"),
+    "mender": ("--width 4 --blocks 1 --size 64 --adversarial-start 2 --content-weights off --lpips off", "photos"),
     "colorization": ("--encoder alexnet --size 64 --hints", "photos"),
     "superresolution": ("--blocks 1 --width 8 --size 64 --adversarial-start 2 --content-weights off", "photos"),
     "splitbrain": ("--size 64", "photos"),

@@ -22,7 +22,7 @@ def untrained(method: str, runs: Path, run: str = "20260101-120000") -> Path:
     built = class_of(method)(config, World(torch.device("cpu")))
     encoders = {role: {"spec": e.spec.plain(), "state": e.state_dict()} for role, e in built.encoders().items()}
     state = built.training_state()
-    content = {"method": method, "step": 0, "config": to_plain(config), "state": state, "encoders": encoders}
+    content = {"method": method, "step": 0, "score": None, "config": to_plain(config), "state": state}
     file = runs / method / run / "step-00000000.pt"
-    checkpoint.save(file, content)
+    checkpoint.save(file, {**content, "encoders": encoders})
     return file
