@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
-from torch.nn.functional import adaptive_avg_pool2d, cross_entropy, huber_loss, interpolate
+from torch import Tensor
+from torch.nn.functional import cross_entropy, huber_loss, interpolate
 
 from kintsugi import color
 from kintsugi.augment import cropping
@@ -28,9 +28,8 @@ from kintsugi.augment.hints import draw_hints
 from kintsugi.color import lab_to_rgb, rgb_to_lab
 from kintsugi.losses.bins import classification_loss
 from kintsugi.metrics.chroma import AbErrors, mean_chroma
-from kintsugi.nets.backbones import Backbone, Encoder
-from kintsugi.nets.decoders import Pyramid
-from kintsugi.nets.planes import Planes
+from kintsugi.nets.colorizer import Colorizer, ColorizerSpec
+from kintsugi.nets.encoder import Encoder
 from kintsugi.pictures import sheet
 from kintsugi.rng import generator
 from kintsugi.train import checkpoint, optim
@@ -88,6 +87,21 @@ class ColorizationConfig(TrainConfig):
             raise ValueError(f"--temperature must be positive, not {self.temperature}")
         within(self, neighbors=(1, 313), classes=0, width=(1 / 8, 4.0), undo_rebalance=(0.0, 1.0))
 
+    @property
+    def net(self) -> ColorizerSpec:
+        return ColorizerSpec(
+            self.encoder,
+            self.width,
+            self.norm,
+            self.loss,
+            self.hints,
+            self.classes,
+            self.rebalance,
+            self.undo_rebalance,
+            self.temperature,
+            self.size,
+        )
+
 
 def demo() -> ColorizationConfig:
     """Minutes on two CPU cores, built-in scenes."""
@@ -138,71 +152,6 @@ def paper() -> ColorizationConfig:
     )
 
 
-# --- networks -------------------------------------------------------------------------------------------------
-
-
-class Colorizer(nn.Module):
-    """Predicts chroma from the lightness of RGB images (N,3,S,S) in [0,1].
-
-    Returns a pair: logits of the bins (N,313,S/4,S/4), or with ``loss`` l2 the chroma ab (N,2,S/4,S/4); and class
-    logits (N,classes) or None. Hints: ``known`` is ab (N,2,S,S), used where ``where`` (N,1,S,S) is 1.
-    """
-
-    bins: Tensor
-    counts: Tensor
-
-    def __init__(self, config: ColorizationConfig) -> None:
-        super().__init__()
-        self.config = config
-        self.encoder = Planes("L", Backbone(config.encoder, config.norm, config.width)).build()
-        self.register_buffer("bins", color.ab_bins(), persistent=False)
-        # How often each bin occurred. It starts at 1, so that the prior is uniform before anything is counted.
-        self.register_buffer("counts", torch.ones(len(self.bins)))
-        width, channels = 128, self.encoder.channels
-        self.decoder = Pyramid(channels, len(self.bins) if config.loss == "classification" else 2, width, config.norm)
-        self.hints = nn.ModuleDict({str(s): nn.Conv2d(3, width, 3, padding=1) for s in channels if config.hints})
-        if config.classes:
-            coarsest = max(channels)
-            self.globe = nn.Sequential(nn.Linear(channels[coarsest], 256), nn.ReLU(), nn.Linear(256, width))
-            self.classifier = nn.Linear(width, config.classes)
-
-    def forward(self, image: Tensor, known: Tensor | None = None, where: Tensor | None = None):  # type: ignore[no-untyped-def]
-        features = self.encoder(image)
-        added: dict[int, Tensor] = {}
-        if self.hints:  # without hints too, because the layers have biases
-            blank = torch.zeros_like(image)  # (N,3,S,S)
-            given = blank if known is None or where is None else torch.cat([known * where / 110, where], 1)
-            for stride, layer in self.hints.items():
-                side = features[int(stride)].shape[-2:]
-                # The mean over a position's pixels, scaled up where few are known, so that even one pixel counts.
-                mean = adaptive_avg_pool2d(given, side)
-                added[int(stride)] = layer(mean / mean[:, 2:].clamp(min=1e-4).sqrt())
-        classes = None
-        if self.config.classes:
-            coarsest = max(features)
-            vector = self.globe(features[coarsest].mean((2, 3)))  # (N,width)
-            classes = self.classifier(vector.relu())
-            added[coarsest] = added.get(coarsest, 0) + vector[:, :, None, None]  # Iizuka's fusion: at every position
-        out = self.decoder(features, added).float()
-        return (out if self.config.loss == "classification" else 110 * out), classes
-
-    def chroma(self, out: Tensor, temperature: float | None = None) -> Tensor:
-        """ab (N,2,s,s) from the first output of ``forward``; default temperature: the config's."""
-        if self.config.loss == "l2":
-            return out
-        # Trained with weights w, the network predicts probabilities proportional to p w.
-        logits = out - self.config.undo_rebalance * self.weights().log()[:, None, None]
-        return color.annealed_mean(logits, self.bins, temperature or self.config.temperature)
-
-    def prior(self) -> Tensor:
-        """The frequencies of the bins, (313,), summing to 1."""
-        return self.counts / self.counts.sum()
-
-    def weights(self) -> Tensor:
-        """The bins' weights in the loss, (313,): from the smoothed prior (section 2.2, eq. 4)."""
-        return color.rebalancing(color.smoothed(self.prior(), self.bins), self.config.rebalance)
-
-
 # --- the method -----------------------------------------------------------------------------------------------
 
 
@@ -215,7 +164,7 @@ class Colorization(Method[ColorizationConfig]):
 
     def __init__(self, config: ColorizationConfig, world: World) -> None:
         super().__init__(config, world)
-        self.colorizer = Colorizer(config)
+        self.colorizer = config.net.build()
         if config.init and not config.resume:  # a resumed run has its own weights
             # The counts start anew, because they are of the data.
             self.colorizer.load_state_dict(_initial(config) | {"counts": self.colorizer.counts})
@@ -354,7 +303,7 @@ def _initial(config: ColorizationConfig) -> dict[str, Tensor]:
 def load_colorizer(path: Path, device: torch.device) -> Colorizer:
     """The network of a checkpoint (a file or a run's folder). Raises ValueError if it is of another method."""
     content = checkpoint.read(path, Colorization.name)[1]
-    net = Colorizer(from_plain(ColorizationConfig, content["config"]))
+    net = from_plain(ColorizationConfig, content["config"]).net.build()
     net.load_state_dict(checkpoint.weights_of(content, "colorizer"))
     return net.eval().to(device)
 
