@@ -25,6 +25,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "inpainting": method_tables.inpainting,
     "photo holes": method_tables.photo_holes,
     "colorization": method_tables.colorization,
+    "colorizer": method_tables.colorizer,
     "Set5": method_tables.set5,
     "split-brain": method_tables.splitbrain,
     "split-brain with depth": method_tables.splitbrain_hha,
