@@ -21,6 +21,7 @@ from kintsugi.apps import jobs
 from kintsugi.data import photos
 from kintsugi.data.decode import rgb
 from kintsugi.data.photos import open_upright, read_photo, write_png
+from kintsugi.fill.choice import better_fit
 from kintsugi.fill.painting import paint
 from kintsugi.fill.patches import complete
 from kintsugi.fill.windows import paint_squares
@@ -28,7 +29,7 @@ from kintsugi.train import checkpoint
 from kintsugi.train.compute import pick_device
 from kintsugi.train.config import run_command
 
-Detail = Literal["patches", "net"]
+Detail = Literal["auto", "patches", "net"]
 Report = Callable[[float], object]
 """Called with the fraction of the work that is done."""
 
@@ -55,7 +56,7 @@ class Mending:
             self.paint = lambda image, mask, report: paint(image, mask, net, report)
 
     def __call__(
-        self, image: Tensor, mask: Tensor, detail: Detail = "patches", seed: int = 0, report: Report = lambda done: None
+        self, image: Tensor, mask: Tensor, detail: Detail = "auto", seed: int = 0, report: Report = lambda done: None
     ) -> Tensor:
         """Mends one photo: (3,H,W) in [0,1] and mask (1,H,W), 1 = hole -> (3,H,W) in [0,1], on the CPU.
 
@@ -66,7 +67,8 @@ class Mending:
         if detail == "net":
             return self.paint(image, mask, report).cpu()
         painted = self.paint(image, mask, lambda done: report(done / 3))
-        return complete(painted, mask, seed, lambda done: report((1 + 2 * done) / 3)).cpu()
+        completed = complete(painted, mask, seed, lambda done: report((1 + 2 * done) / 3))
+        return (better_fit(painted, completed, mask) if detail == "auto" else completed).cpu()
 
 
 # --- files ----------------------------------------------------------------------------------------------------
@@ -130,8 +132,9 @@ class MendConfig(jobs.PhotosConfig):
     """White (> 127) is the hole. One mask for all photos, or a folder of masks named like the photos."""
     invert: bool = False
     """Black is the hole, instead of white."""
-    detail: Detail = "patches"
-    """patches: sharp, by patches of the photo itself that continue what the network painted; net: the network alone."""
+    detail: Detail = "auto"
+    """patches: sharp, by patches of the photo itself that continue what the network painted; net: the network alone;
+    auto: for each hole patches, unless they depart from what the network painted."""
     seed: int = 0
     """With patches: another seed gives another result, where the photo leaves a choice."""
 

@@ -35,7 +35,9 @@ def run(config: UpscaleConfig) -> int:
     """Enlarges all photos and returns how many failed. For a single photo a failure raises."""
     todo = jobs.find_jobs(config.source, config.out)
     within(config, tile=1)
-    trained = load_upscaler(checkpoint.chosen(config.ckpt, SuperResolution.name, shipped_name="srgan"), pick_device(config.device))
+    trained = load_upscaler(
+        checkpoint.chosen(config.ckpt, SuperResolution.name, shipped_name="srgan"), pick_device(config.device)
+    )
     net = SelfEnsemble(trained) if config.ensemble else trained
 
     def upscale_one(job: jobs.PhotoJob) -> str:

@@ -5,8 +5,8 @@ map, and a decoder paints the image. The loss is L2 in the hole (eq. 1) plus an 
 to .001 (eq. 3). Settings are those of the paper and of the authors' released code.
 
 Deviations, each with its reason:
-- The decoder always paints the whole image, and the hole is cut out of it, so that one network handles holes of any
-  shape; the paper has a separate decoder for each.
+- The decoder always paints the whole image, and the hole is cut out of it, so that one network handles all shapes.
+- The decoder enlarges by repeating positions before each convolution, which leaves no checkerboard (``Decoder``).
 - The generator's weights are averaged over steps (EMA .999), because a GAN's weights fluctuate; the average is shown,
   measured and transferred.
 - The first steps train on the L2 loss alone: a discriminator could not learn from such early paintings.

@@ -17,7 +17,7 @@ Deviations, each with its reason:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -34,7 +34,7 @@ from kintsugi.fill.membrane import mend
 from kintsugi.losses import adversarial
 from kintsugi.losses.perceptual import open_content, open_lpips, relative_l1
 from kintsugi.metrics.reconstruction import HoleQuality
-from kintsugi.nets.discriminators import PatchDiscriminatorSpec
+from kintsugi.nets.discriminators import PatchGan, PatchGanSpec
 from kintsugi.nets.fourier_unet import FourierUNet, FourierUNetSpec
 from kintsugi.pictures import sheet
 from kintsugi.rng import generator
@@ -43,7 +43,7 @@ from kintsugi.train.command import run_method
 from kintsugi.train.config import from_plain, within
 from kintsugi.train.dist import World
 from kintsugi.train.ema import warmed_average
-from kintsugi.train.gan import Gan, GanConfig
+from kintsugi.train.gan import Gan, GanConfig, gradient_ratio
 from kintsugi.train.method import Batch
 
 _CROPS, _HOLES = 1, 2  # last number of a random generator's key: what it draws
@@ -64,18 +64,14 @@ class MenderConfig(GanConfig):
     """The holes; mixed: strokes, scratches, boxes and regions."""
     init: str = ""
     """Start from the network of this mender's run, checkpoint or weights file, instead of from fresh weights."""
-
     scale_jitter: float = 0.25
-    """Smallest factor by which photos are shrunk before half of the crops are taken, uniform in the logarithm; the
-    other half keeps the photos' resolution. A photo is not shrunk below --size."""
-
+    """Smallest factor by which photos are shrunk before half of the crops are taken, uniform in the logarithm."""
     pixels: float = 4.0
     """Weight of the mean L1 error in the hole; outside it, the weight is an eighth of this."""
     content: float = 3.0
     """Weight of the distance of VGG19's features."""
     content_weights: str = "auto"
-    """VGG19: auto (if it is on this machine), download, off, or a FILE with torchvision's weights. Without VGG19 there
-    is no such loss."""
+    """VGG19: auto (if it is on this machine), download, off (there is no such loss), or a FILE of torchvision's."""
     matching: float = 0.5
     """Weight of the distance of the discriminator's features."""
     adversarial: float = 0.15
@@ -84,9 +80,7 @@ class MenderConfig(GanConfig):
     """Weight of the gradient penalty on real images (LaMa's .001, with R1's factor of a half)."""
 
     lpips: str = "auto"
-    """LPIPS of held-out images: auto (if its AlexNet is on this machine), download, off, or a FILE with AlexNet's
-    weights."""
-
+    """LPIPS of held-out images: auto (if its AlexNet is on this machine), download, off, or a FILE of AlexNet."""
     lr: float = 1e-3
     """AdamW's learning rate for the generator, at the end of the warm-up; from there it falls along a cosine."""
     lr_discriminator: float = 1e-4
@@ -100,9 +94,7 @@ class MenderConfig(GanConfig):
         super().__post_init__()
         if self.size % 16 or self.size < 32:
             raise ValueError(f"--size {self.size}: use a multiple of 16, at least 32")
-        if self.adversarial < 0:
-            raise ValueError(f"--adversarial must not be negative, not {self.adversarial}")
-        within(self, width=4, blocks=0, scale_jitter=(1 / 64, 1.0))
+        within(self, width=4, blocks=0, adversarial=0, scale_jitter=(1 / 64, 1.0))
 
     @property
     def net(self) -> FourierUNetSpec:
@@ -147,7 +139,7 @@ def small() -> MenderConfig:
 
 
 def paper() -> MenderConfig:
-    """LaMa's crops, batch and number of steps; its data is Places, of which torchvision's form has to be a folder."""
+    """LaMa's crops, batch and number of steps; its data is Places."""
     return MenderConfig(
         preset="paper",
         data="imagenet:imagenet",
@@ -175,9 +167,9 @@ class PhotoMending(Gan[MenderConfig]):
     name = "mender"
     score = "psnr"
     next_program = "mend"
-
+    discriminator: PatchGan
     balance: Tensor
-    """Weight of the adversarial loss, (); see ``_update_balance``."""
+    """Weight of the adversarial loss, ()."""
 
     def __init__(self, config: MenderConfig, world: World) -> None:
         super().__init__(config, world)
@@ -192,15 +184,13 @@ class PhotoMending(Gan[MenderConfig]):
             )
         }
         if config.has_adversary:
-            self.discriminator = PatchDiscriminatorSpec(width=min(64, 2 * config.width)).build()
+            self.discriminator = PatchGanSpec(width=min(64, 2 * config.width)).build()
             self.optimizers["discriminator"] = torch.optim.Adam(
                 self.discriminator.parameters(), config.lr_discriminator, betas=(0.5, 0.99), fused=True
             )
         # Functions, because VGG and LPIPS are not part of the method's weights.
-        self.content_distance: Callable[[Tensor, Tensor], Tensor] | None = None
         content, report = open_content("conv1_2-conv3_4", config.content_weights)
-        if content is not None:
-            self.content_distance = content.to(world.device).distance
+        self.content_distance = content and content.to(world.device).distance
         if world.is_main:
             print(f"{'no ' if content is None else ''}loss on features: {report}")
         lpips = open_lpips(config.lpips)[0]
@@ -226,13 +216,13 @@ class PhotoMending(Gan[MenderConfig]):
             scalars |= self._train_discriminator(truth, mended.detach(), mask, step)
             matching, fooling, more = self._judge(truth, mended, mask)
             loss = loss + config.matching * matching
-            if step % _EVERY == 0:
-                self._update_balance(loss, fooling)
+            if step % _EVERY == 0:  # a tenth of the way to the weight with the wanted gradient
+                ratio = gradient_ratio(loss, fooling, self.generator.last.weight, self.world)
+                self.balance.lerp_((config.adversarial * ratio).clamp(max=1.0), 0.1)
             loss = loss + self.balance * fooling
             scalars |= more
         loss.backward()
-        rate = config.lr * optim.warmup_cosine(step, config.steps, config.warmup)
-        optim.set_lr(self.optimizers["generator"], rate)
+        optim.set_lr(self.optimizers["generator"], config.lr * optim.warmup_cosine(step, config.steps, config.warmup))
         scalars["grad_norm/generator"] = optim.take_step(self.optimizers["generator"], self.world)
         self.average.update_parameters(self.generator)
         return scalars | {"loss/generator": loss.detach()}
@@ -256,10 +246,7 @@ class PhotoMending(Gan[MenderConfig]):
         return scalars | {"grad_norm/discriminator": optim.take_step(self.optimizers["discriminator"], self.world)}
 
     def _judge(self, truth: Tensor, mended: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """The feature matching loss and the adversarial loss of the mended photos, 0-d each, and scalars to log.
-
-        The discriminator judges after its update.
-        """
+        """The losses of feature matching and of fooling the discriminator after its update, 0-d; scalars to log."""
         with adversarial.frozen(self.discriminator), self.world.autocast():
             logits, maps = self.discriminator.judge(mended)
             with torch.no_grad():
@@ -269,16 +256,6 @@ class PhotoMending(Gan[MenderConfig]):
         fooling = self.world.weighted_mean(softplus(-logits.float()), fake)
         scalars = {"loss/matching": matching.detach(), "loss/adversarial": fooling.detach()}
         return matching, fooling, scalars | {"loss/adversarial_weight": self.balance.clone()}
-
-    def _update_balance(self, loss: Tensor, fooling: Tensor) -> None:
-        """Moves the weight of the adversarial loss a tenth of the way to where its gradient is the wanted fraction."""
-        last = self.generator.last.weight
-        norms = [
-            self.world.mean(torch.autograd.grad(each, last, retain_graph=True)[0].float()).norm()
-            for each in (loss, fooling)
-        ]
-        wanted = self.config.adversarial * norms[0] / norms[1].clamp(min=1e-6)
-        self.balance.lerp_(wanted.clamp(max=1.0), 0.1)
 
     def crops(self, batch: Batch, step: int) -> Tensor:
         """This rank's random crops for a step, (n,3,S,S) in [0,1], half of them at the photos' own resolution."""

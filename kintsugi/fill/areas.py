@@ -12,10 +12,11 @@ from torch import Tensor
 
 CELL = 384
 """Usual limit of a piece's sides, px."""
+_SMALLEST_CELL, _PER_THICKNESS = 128, 8  # thin holes have smaller pieces: little of their area is hole
 
 
 @dataclass(frozen=True)
-class Piece:
+class HolePiece:
     """A piece of a hole, and the area of the photo around it."""
 
     y: slice
@@ -30,13 +31,13 @@ class Piece:
 
 
 def pieces(
-    hole: Tensor, margin: tuple[int, int], cell: Callable[[float], int] = lambda thickness: CELL
-) -> Iterator[Piece]:
+    hole: Tensor, margin: tuple[int, int], largest: Callable[[float], int] = lambda thickness: CELL
+) -> Iterator[HolePiece]:
     """Yields the pieces of a hole, bool (H,W), in the order in which to fill them.
 
     Each connected hole is one piece, or several if it is larger than a cell: those that come later have the earlier
     ones as their surroundings. margin: least and most px around a piece that belong to its area; in between, as much as
-    the piece is wide. cell: the thickness of a connected hole -> the largest side of its pieces, px.
+    the hole is thick. largest: the thickness of a connected hole -> the largest side of its cells, px.
     """
     from scipy import ndimage  # imported here: slow, and --help does not need it
 
@@ -45,17 +46,17 @@ def pieces(
     for number, (rows, columns) in enumerate(ndimage.find_objects(labels), 1):
         label = labels[rows, columns] == number
         thickness = 2 * float(ndimage.distance_transform_edt(np.pad(label, 1)).max())
-        side = cell(thickness)
+        side = min(max(_SMALLEST_CELL, round(_PER_THICKNESS * thickness)), largest(thickness))
+        reach = min(max(margin[0], round(thickness)), margin[1])
         for top, bottom in _cells(rows, side):
             for start, stop in _cells(columns, side):
                 own = label[top - rows.start : bottom - rows.start, start - columns.start : stop - columns.start]
                 if not own.any():
                     continue
-                reach = min(max(margin[0], bottom - top, stop - start), margin[1])
                 y, x = slice(max(0, top - reach), bottom + reach), slice(max(0, start - reach), stop + reach)
                 now = torch.zeros_like(left[y, x])
                 now[top - y.start : bottom - y.start, start - x.start : stop - x.start] = torch.from_numpy(own)
-                yield Piece(y, x, now, left[y, x].clone(), thickness)
+                yield HolePiece(y, x, now, left[y, x].clone(), thickness)
                 left[y, x] &= ~now
 
 

@@ -15,7 +15,7 @@ Painter = Callable[[Tensor, Tensor], Tensor]
 """Images (N,3,H,W) in [0,1] and holes (N,1,H,W) -> the images as painted."""
 
 _THICKNESS = 96  # px; a hole that is wider is painted at a smaller scale, where it is as wide as this
-_MARGIN = 96, 256  # least and most px around a hole that the network sees, at the scale of the hole
+_MARGIN = 64, 256  # least and most px around a hole that the network sees, at the scale of the hole
 
 
 @torch.no_grad()

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool2d, max_pool2d, unfold
 
-from kintsugi.fill.areas import Piece, pieces
+from kintsugi.fill.areas import HolePiece, pieces
 from kintsugi.fill.classical import Fill
 from kintsugi.rng import generator
 
@@ -72,7 +72,7 @@ def complete(
     return result
 
 
-def _complete_piece(guess: Tensor, piece: Piece, seed: int, number: int) -> Tensor:
+def _complete_piece(guess: Tensor, piece: HolePiece, seed: int, number: int) -> Tensor:
     """``complete`` for the area of a piece: (3,h,w) -> (3,h,w). number: the piece's, for its random numbers."""
     filled, shifts = guess, None
     pyramid = _pyramid(guess, piece)
@@ -96,7 +96,7 @@ def _complete_piece(guess: Tensor, piece: Piece, seed: int, number: int) -> Tens
     return filled
 
 
-def _pyramid(image: Tensor, piece: Piece) -> list[tuple[Tensor, Tensor, Tensor]]:
+def _pyramid(image: Tensor, piece: HolePiece) -> list[tuple[Tensor, Tensor, Tensor]]:
     """Images (3,h,w), holes (h,w) and the pixels to fill now (h,w), each half as large as the one before.
 
     A pixel is hole if any part of it is, and so for the pixels to fill now.

@@ -70,8 +70,10 @@ class Pyramid(nn.Module):
 class Decoder(nn.Module):
     """Up-convolutions: features (N,C,h,w) -> RGB (N,3,H,W) in [0,1], where H = h * 2 ** (len(widths) + 1).
 
-    Each layer is a 4x4 transposed convolution that doubles the side. The last one is followed by a sigmoid, all others
-    by a norm and a ReLU. widths: the channels between layers. Weights are initialized as in DCGAN (``normal_init``).
+    Each layer doubles the side by repeating each position, followed by a 3x3 convolution. Transposed convolutions, as
+    in the paper, have other weights for even and odd positions, which leaves a checkerboard (Odena 2016,
+    doi:10.23915/distill.00003). The last layer is followed by a sigmoid, all others by a norm and a ReLU. widths: the
+    channels between layers. Weights are initialized as in DCGAN (``normal_init``).
     """
 
     def __init__(self, channels_in: int, widths: Sequence[int], norm: Norm = "batch") -> None:
@@ -79,11 +81,12 @@ class Decoder(nn.Module):
         layers: list[nn.Module] = []
         for narrow, wide in pairwise((channels_in, *widths)):
             layers += [
-                nn.ConvTranspose2d(narrow, wide, 4, stride=2, padding=1, bias=False),
+                nn.Upsample(scale_factor=2),
+                nn.Conv2d(narrow, wide, 3, padding=1, bias=False),
                 normalization(norm, wide),
                 nn.ReLU(inplace=True),
             ]
-        layers.append(nn.ConvTranspose2d((channels_in, *widths)[-1], 3, 4, stride=2, padding=1))
+        layers += [nn.Upsample(scale_factor=2), nn.Conv2d((channels_in, *widths)[-1], 3, 3, padding=1)]
         self.layers = nn.Sequential(*layers)
         normal_init(self)
 

@@ -156,7 +156,7 @@ def _convolution(channels_in: int, channels: int, stride: int, norm: Norm | None
 
 
 @dataclass(frozen=True)
-class PatchDiscriminatorSpec:
+class PatchGanSpec:
     """Settings of a discriminator of patches (Isola 2017, arXiv:1611.07004), as LaMa uses it."""
 
     width: int = 64
@@ -164,19 +164,19 @@ class PatchDiscriminatorSpec:
     norm: Literal["group", "batch", "none"] = "group"
     """Normalization after each convolution except the first. Not batch with a gradient penalty (``r1_penalty``)."""
 
-    def build(self) -> PatchDiscriminator:
-        return PatchDiscriminator(self)
+    def build(self) -> PatchGan:
+        return PatchGan(self)
 
     def plain(self) -> dict[str, Any]:
-        return {"kind": "patch-discriminator", **asdict(self)}
+        return {"kind": "patch-gan", **asdict(self)}
 
 
-class PatchDiscriminatorEncoder(Encoder):
+class PatchGanEncoder(Encoder):
     """Three 4x4 convolutions of stride 2, then a 3x3 convolution."""
 
-    def __init__(self, spec: PatchDiscriminatorSpec) -> None:
+    def __init__(self, spec: PatchGanSpec) -> None:
         super().__init__()
-        self.spec: PatchDiscriminatorSpec = spec
+        self.spec: PatchGanSpec = spec
         width = spec.width
         self.channels = {2: width, 4: 2 * width, 8: 8 * width}
         norm = None if spec.norm == "none" else spec.norm
@@ -194,12 +194,12 @@ class PatchDiscriminatorEncoder(Encoder):
         return stage_maps(2 * image - 1, self.channels, self.layers)  # [0,1] -> [-1,1]
 
 
-class PatchDiscriminator(nn.Module):
+class PatchGan(nn.Module):
     """RGB (N,3,H,W) in [0,1] -> logits (N,1,H/8,W/8), one for each patch of 54 px, above 0 = real."""
 
-    def __init__(self, spec: PatchDiscriminatorSpec) -> None:
+    def __init__(self, spec: PatchGanSpec) -> None:
         super().__init__()
-        self.encoder = PatchDiscriminatorEncoder(spec)
+        self.encoder = PatchGanEncoder(spec)
         self.head = nn.Conv2d(self.encoder.channels[8], 1, 3, padding=1)
 
     def forward(self, image: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from kintsugi.nets.backbones import Backbone
-from kintsugi.nets.discriminators import DiscriminatorSpec, PatchDiscriminatorSpec, SRGANDiscriminatorSpec
+from kintsugi.nets.discriminators import DiscriminatorSpec, PatchGanSpec, SRGANDiscriminatorSpec
 from kintsugi.nets.encoder import Encoder
 from kintsugi.nets.fourier_unet import FourierUNetSpec
 from kintsugi.nets.pixels import Pixels
@@ -29,8 +29,8 @@ def build_spec(spec: dict[str, Any]) -> Encoder:
             return DiscriminatorSpec(**_settings(spec)).build().encoder
         if kind == "srgan-discriminator":
             return SRGANDiscriminatorSpec(**_settings(spec)).build().encoder
-        if kind == "patch-discriminator":
-            return PatchDiscriminatorSpec(**_settings(spec)).build().encoder
+        if kind == "patch-gan":
+            return PatchGanSpec(**_settings(spec)).build().encoder
         if kind == "fourier-unet":
             return FourierUNetSpec(**_settings(spec)).build().encoder
         if kind == "srresnet":

@@ -112,6 +112,14 @@ def adversarial_loss(
     return weighted, {"loss/adversarial": loss.detach(), "loss/adversarial_weighted": weighted.detach()}
 
 
+def gradient_ratio(loss: Tensor, other: Tensor, weight: Tensor, world: World) -> Tensor:
+    """How many times larger the gradient of one loss at ``weight`` is than that of another, 0-d (Esser 2021, eq. 7)."""
+    norms = [
+        world.mean(torch.autograd.grad(each, weight, retain_graph=True)[0].float()).norm() for each in (loss, other)
+    ]
+    return norms[0] / norms[1].clamp(min=1e-6)
+
+
 def collapse_warning(
     scalars: Mapping[str, float], advice: str = "--discriminator-norm spectral, or a lower --lr-discriminator"
 ) -> list[str]:

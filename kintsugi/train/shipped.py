@@ -1,6 +1,6 @@
 """Trained weights that ship: a network in half precision, in one safetensors file that reads like a checkpoint.
 
-``python -m kintsugi.train.shipped CKPT OUT.safetensors`` writes one. The file holds the averaged network of a run (or
+``python -m bench.ship CKPT OUT.safetensors`` writes one. The file holds the averaged network of a run (or
 its colorizer, or its first encoder) without what only training needs. Its header says what the network is, as JSON.
 """
 
@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -67,15 +65,3 @@ def read(path: Path) -> dict[str, Any]:
 
 def _float(value: torch.Tensor) -> torch.Tensor:
     return value.float() if value.is_floating_point() else value
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    from kintsugi.train import checkpoint
-
-    source, out = argv or sys.argv[1:]
-    write(checkpoint.read(Path(source))[1], Path(out))
-    print(f"{out}: {os.path.getsize(out) / 1e6:.1f} MB")
-
-
-if __name__ == "__main__":
-    main()
