@@ -69,13 +69,7 @@ def test_the_source_archive_has_files_in_place_of_links(built: Path):
     assert not [member.name for member in members if not (member.isfile() or member.isdir())]
     names = {member.name.partition("/")[2] for member in members if member.isfile()}
     assert modules() <= names
-    assert {
-        "LICENSE",
-        "README.md",
-        "CHANGELOG.md",
-        "CITATION.cff",
-        "constraints.txt",
-    } <= names
+    assert {"LICENSE", "README.md", "CHANGELOG.md", "CITATION.cff", "constraints.txt"} <= names
 
 
 @pytest.mark.slow
