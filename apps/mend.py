@@ -22,9 +22,7 @@ from kintsugi.data import photos
 from kintsugi.data.decode import rgb
 from kintsugi.data.photos import open_upright, read_photo, write_png
 from kintsugi.fill.choice import better_fit
-from kintsugi.fill.painting import paint
 from kintsugi.fill.patches import complete
-from kintsugi.fill.windows import paint_squares
 from kintsugi.train import checkpoint
 from kintsugi.train.compute import pick_device
 from kintsugi.train.config import run_command
@@ -42,18 +40,10 @@ class Mending:
 
     def __init__(self, ckpt: Path, device: torch.device) -> None:
         """Reads the checkpoint. Raises ValueError with one line if it is of another method."""
-        # Imported here, because these import all of training.
-        from kintsugi.recon.inpainting import Inpainting, load_mender
-        from kintsugi.recon.mender import load_unet
+        from kintsugi.recon.painters import open_painter  # here, because it imports all of training
 
         self.device = device
-        self.paint: Callable[[Tensor, Tensor, Report], Tensor]
-        if checkpoint.read(ckpt)[1]["method"] == Inpainting.name:
-            squares = load_mender(ckpt, device)
-            self.paint = lambda image, mask, report: paint_squares(image, mask, squares, squares.size)
-        else:
-            net = load_unet(ckpt, device)
-            self.paint = lambda image, mask, report: paint(image, mask, net, report)
+        self.paint = open_painter(ckpt, device)[1]
 
     def __call__(
         self, image: Tensor, mask: Tensor, detail: Detail = "auto", seed: int = 0, report: Report = lambda done: None
@@ -165,8 +155,10 @@ def find_jobs(config: MendConfig) -> list[MendJob]:
 
 def run(config: MendConfig) -> int:
     """Mends all photos and returns how many failed. For a single photo a failure raises."""
+    from kintsugi.recon.painters import METHODS  # here, because it imports all of training
+
     todo = find_jobs(config)
-    mending = Mending(checkpoint.chosen(config.ckpt, "mender", "inpainting"), pick_device(config.device))
+    mending = Mending(checkpoint.chosen(config.ckpt, *METHODS), pick_device(config.device))
 
     def mend_one(job: MendJob) -> str:
         with jobs.progress(job.photo.name) as report:

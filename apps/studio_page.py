@@ -16,7 +16,8 @@ FONTS = ["system-ui", "sans-serif"]  # the system's: gradio's own themes load th
 CSS = """
 .gradio-container { width: 100% !important; max-width: 1280px !important; margin: 0 auto !important; }
 .bar { align-items: center; }
-.form:has(> .network) { max-width: 420px; }
+.form:has(> .network), .options { max-width: 420px; }
+.block.options { margin: 0 auto 0 0 !important; }
 #see-pictures .grid-wrap { max-height: none; }
 #see-pictures .thumbnail-lg { aspect-ratio: auto; }
 [data-testid="status-tracker"]:has(.error) { display: none !important; }

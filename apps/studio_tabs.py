@@ -18,7 +18,11 @@ from kintsugi.data import photos
 STROKE = ("#ff2d78", 0.65)  # a color that hardly any photo has, and its opacity
 ENLARGED_SHOWN = 2400  # longest side of an enlarged photo in the page, px
 LEAST_SHOWN = 1000  # longest side of a photo to be colorized in the page, at least, px: so points are easy to place
-DETAILS = [("from patches of the photo: sharp", "patches"), ("from the network alone", "net")]
+DETAILS = [
+    ("whichever fits better", "auto"),
+    ("from patches of the photo: sharp", "patches"),
+    ("from the network alone: smooth", "net"),
+]
 BRUSH = 1 / 24  # radius of the brush as a fraction of the photo's short side
 
 
@@ -51,7 +55,7 @@ def mend_tab(page: gr.Blocks, models: Models, folder: Path) -> None:
             slider = widgets.slider("Original | mended", "mend-slider")
             download = widgets.download("mend-download")
     network = widgets.network(page, models, MENDERS)
-    with gr.Accordion("Options", open=False):
+    with gr.Accordion("Options", open=False, elem_classes="options"):
         detail = gr.Radio(DETAILS, value=DETAILS[0][1], label="Detail in the hole")
     results = [session, editor, slider, download, again, undo]
 

@@ -24,6 +24,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "contrastive demos": method_tables.contrastive_demos,
     "inpainting": method_tables.inpainting,
     "photo holes": method_tables.photo_holes,
+    "photo holes, Caltech-101": method_tables.photo_holes_caltech,
     "colorization": method_tables.colorization,
     "colorizer": method_tables.colorizer,
     "Set5": method_tables.set5,

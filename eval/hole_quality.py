@@ -1,7 +1,8 @@
 """The quality of mended holes, compared with fills that need no learning; each also followed by patches of the photo.
 
-``python -m kintsugi.eval.hole_quality --ckpt runs/inpainting/latest --data photos`` prints the table for any checkpoint
-of the inpainter.
+``python -m kintsugi.eval.hole_quality --ckpt runs/inpainting/latest --data photos`` prints the table for a checkpoint
+of the context encoder, on images resized as in its training. With ``--native 160``, photos keep their resolution, and
+checkpoints of the mender can be measured too, several side by side.
 """
 
 from __future__ import annotations
@@ -18,11 +19,13 @@ from kintsugi import table
 from kintsugi.augment import cropping, masks
 from kintsugi.data.images import open_images
 from kintsugi.data.store import Store
+from kintsugi.eval import native_holes
 from kintsugi.fill.classical import CLASSICAL, Fill, biharmonic
 from kintsugi.fill.patches import with_patches
 from kintsugi.losses.perceptual import Lpips, open_lpips
 from kintsugi.metrics.reconstruction import HoleQuality
 from kintsugi.recon.inpainting import load_mender
+from kintsugi.recon.painters import METHODS
 from kintsugi.rng import generator
 from kintsugi.train import checkpoint
 from kintsugi.train.compute import Device, pick_device
@@ -67,20 +70,30 @@ def measure(fills: Mapping[str, Fill], truth: Tensor, kinds: Iterable[masks.Kind
 def rows(result: Table) -> table.Rows:
     """The table's rows, one for each kind of hole and fill."""
     return {
-        f"{kind}, {name}": {HEADS[figure]: row[figure] for figure in HEADS if figure in row}
+        f"{kind}, {name}": {HEADS[figure]: _cell(row, figure) for figure in HEADS if figure in row}
         for kind, fills in result.items()
         for name, row in fills.items()
     }
 
 
+def _cell(row: Mapping[str, float], figure: str) -> float | str:
+    deviation = row.get(f"{figure}_deviation")
+    return row[figure] if deviation is None else f"{row[figure]:#.4g} ± {deviation:#.2g}"
+
+
 @dataclass(frozen=True)
 class HoleQualityConfig:
-    """The quality of an inpainter's mended holes on held-out images."""
+    """The quality of mended holes: of a context encoder on held-out images, or with --native of any on photos."""
 
-    ckpt: Path = Path("runs/inpainting/latest")
-    """A run's folder or a checkpoint of the inpainter."""
+    ckpt: tuple[Path, ...] = ()
+    """A run's folder or a checkpoint; default: the newest run, with --native also the weights that ship."""
     data: str = ""
-    """As --data in training; default: the data that the checkpoint was trained on."""
+    """As --data in training; default: the data that the checkpoint was trained on. With --native: a folder."""
+    native: int = 0
+    """Measure squares of this side, px, from the middle of photos at native resolution, with the holes of
+    native_holes.py; 0: images as in training."""
+    every: int = 1
+    """With --native: take every Nth photo by its name."""
     split: Literal["heldout", "all"] = "heldout"
     """heldout: images that training never sees; all: every image, for data that was not trained on."""
     kinds: tuple[masks.Kind, ...] = ()
@@ -99,7 +112,11 @@ class HoleQualityConfig:
 
 def run(config: HoleQualityConfig) -> Table:
     """Prints the table and writes it; returns the figures."""
-    file = checkpoint.find(config.ckpt)
+    if config.native:
+        return _native(config)
+    if len(config.ckpt) > 1:
+        raise ValueError("several checkpoints are compared on photos only: add --native 160 and --data FOLDER")
+    file = checkpoint.find(config.ckpt[0] if config.ckpt else Path("runs/inpainting/latest"))
     device = pick_device(config.device)
     mender = load_mender(file, device)
     trained = checkpoint.load(file)["config"]
@@ -124,6 +141,20 @@ def run(config: HoleQualityConfig) -> Table:
     print(f"{file}, {count} images of {data}, {mender.size} px; {lpips_note}")
     print(table.markdown(rows(result), CORNER))
     table.write(rows(result), config.out or file.parent, "quality", CORNER, record=result)
+    return result
+
+
+def _native(config: HoleQualityConfig) -> Table:
+    """``run`` for photos at native resolution."""
+    device = pick_device(config.device)
+    ckpts = [checkpoint.find(path) for path in config.ckpt] or [checkpoint.chosen(None, *METHODS)]
+    truth = native_holes.squares(Path(config.data), config.native, config.every, config.count).to(device)
+    lpips, lpips_note = open_lpips(config.lpips)
+    rows_of = native_holes.fills(ckpts, device)
+    result = native_holes.measure_photos(truth, rows_of, lpips and lpips.to(device))
+    print(f"{len(truth)} photos of {config.data}, {config.native} px; {lpips_note}")
+    print(table.markdown(rows(result), CORNER))
+    table.write(rows(result), config.out or Path("runs/mender"), "quality", CORNER, record=result)
     return result
 
 

@@ -9,112 +9,14 @@ from helpers.command_line import Run, refusal
 from PIL import Image
 from torch import Tensor
 
-from kintsugi.apps.mend import main, mend, mend_file
-
-S = 16
-
-
-def average_painter(image: Tensor, mask: Tensor) -> Tensor:
-    """Fills each hole with the mean color of the visible pixels in its square; checks its inputs."""
-    assert image.shape[1:] == (3, S, S)
-    assert mask.shape == (len(image), 1, S, S)
-    assert len(image) <= 16
-    assert (image * mask).abs().max() == 0
-    assert set(mask.unique().tolist()) <= {0.0, 1.0}
-    visible = 1 - mask
-    color = (image * visible).sum((2, 3), keepdim=True) / visible.sum((2, 3), keepdim=True).clamp(min=1)
-    return image * visible + color * mask
+from kintsugi.apps.mend import Mending, main, mend_file
+from kintsugi.fill.patches import complete
+from kintsugi.train import shipped
 
 
-def noise(height: int, width: int, seed: int = 0) -> Tensor:
-    return torch.rand(3, height, width, generator=torch.Generator().manual_seed(seed))
-
-
-def disc(height: int, width: int, y: float, x: float, radius: float) -> Tensor:
-    rows, columns = torch.arange(height)[:, None], torch.arange(width)
-    return (((rows - y) ** 2 + (columns - x) ** 2) <= radius**2).float()[None]
-
-
-SHAPES = {
-    "a thin line across an odd image": (noise(37, 53), disc(37, 53, 0, 0, 40) - disc(37, 53, 0, 0, 38)),
-    "a large disc": (noise(80, 61), disc(80, 61, 40, 30, 22)),
-    "a corner": (noise(50, 50), disc(50, 50, 0, 49, 20)),
-    "an image smaller than a square": (noise(9, 11), disc(9, 11, 4, 4, 2)),
-    "one line of pixels": (noise(1, 30), disc(1, 30, 0, 15, 4)),
-    "nearly everything": (noise(40, 70), 1 - disc(40, 70, 20, 20, 5)),
-}
-
-
-@pytest.mark.parametrize("name", SHAPES)
-def test_the_whole_hole_is_painted_and_nothing_else(name: str):
-    image, mask = SHAPES[name]
-
-    def red(image: Tensor, mask: Tensor) -> Tensor:
-        painted = torch.tensor([1.0, 0.25, 0.0]).view(1, 3, 1, 1).expand_as(image)
-        return torch.where(mask > 0.5, painted, image)
-
-    result = mend(image, mask, lambda i, m: red(torch.ones_like(i), torch.ones_like(m)), S)
-    inside = (mask > 0.5).expand_as(image)
-    assert torch.equal(result[~inside], image[~inside])
-    expected = torch.tensor([1.0, 0.25, 0.0]).view(3, 1, 1).expand_as(image)
-    torch.testing.assert_close(result[inside], expected[inside], atol=1e-5, rtol=0)
-
-
-@pytest.mark.parametrize("name", SHAPES)
-def test_a_constant_image_stays_constant_and_the_holes_content_is_ignored(name: str):
-    image, mask = SHAPES[name]
-    constant = torch.tensor([0.2, 0.5, 0.8]).view(3, 1, 1).expand_as(image)
-    damaged = torch.where(mask > 0.5, image, constant)
-    torch.testing.assert_close(mend(damaged, mask, average_painter, S), constant, atol=1e-5, rtol=0)
-
-
-def test_windows_leave_no_edges_in_the_picture():
-    """The painter fills each window with a random gray level: the differences between neighboring pixels stay small."""
-    levels = iter(torch.rand(10_000, generator=torch.Generator().manual_seed(0)))
-
-    def flat(image: Tensor, mask: Tensor) -> Tensor:
-        return torch.stack([level.expand(3, S, S) for level in (next(levels) for _ in image)])
-
-    mask = torch.ones(1, 96, 96)
-    mask[:, ::4] = 0  # a grid: three quarters are hole, so only the whole photo fits
-    mask[:, 40:] = 0
-    mask[:, 60:, 20:70] = disc(36, 50, 18, 25, 14)
-    result = mend(torch.zeros(3, 96, 96), mask, flat, S)
-    both = (mask[0, :, 1:] * mask[0, :, :-1]) > 0
-    assert result[0].max() - result[0][mask[0] > 0].min() > 0.1  # the windows do differ
-    assert (result[0, :, 1:] - result[0, :, :-1])[both].abs().max() < 0.2  # a Hann window of 16 rises by 0.1
-
-
-def test_windows_are_as_small_as_their_fraction_of_hole_allows():
-    image = torch.full((3, 128, 128), 0.5)
-    fractions: list[float] = []
-
-    def record(image: Tensor, mask: Tensor) -> Tensor:
-        fractions.extend(mask.mean((1, 2, 3)).tolist())
-        return image
-
-    line = torch.zeros(1, 128, 128)
-    line[:, 60:63, 20:100] = 1
-    mend(image, line, record, S)
-    assert max(fractions) <= 3 / S + 1e-6  # all at full resolution: in shrunk windows the line would fill more
-
-    fractions.clear()
-    mend(image, disc(128, 128, 64, 64, 20), record, S)
-    assert max(fractions) < 0.4  # a third, of shrunk pixels
-    assert len(fractions) > 4
-
-
-def test_windows_are_painted_in_batches():
-    sizes: list[int] = []
-
-    def count(image: Tensor, mask: Tensor) -> Tensor:
-        sizes.append(len(image))
-        return image
-
-    mask = torch.zeros(1, 100, 100)
-    mask[:, 10:90:10, 10:90] = 1
-    mend(torch.zeros(3, 100, 100), mask, count, S, batch=5)
-    assert max(sizes) == 5
+def gray(image: Tensor, mask: Tensor) -> Tensor:
+    """A photo (3,H,W) whose hole is gray."""
+    return image.masked_fill(mask > 0.5, 0.5)
 
 
 # --- files ----------------------------------------------------------------------------------------------------
@@ -141,7 +43,7 @@ def test_pixels_outside_the_hole_alpha_and_color_profile_are_kept(tmp_path: Path
     before, mask = pixels(channels=4), hole()
     mask[20, 20], mask[20, 21] = 128, 127  # above 127 is hole
     photo = save(tmp_path / "p.png", before, icc_profile=b"a profile")
-    note = mend_file(photo, save(tmp_path / "m.png", mask), tmp_path / "o.png", average_painter, S)
+    note = mend_file(photo, save(tmp_path / "m.png", mask), tmp_path / "o.png", gray)
     assert note == ""
     with Image.open(tmp_path / "o.png") as image:
         assert image.mode == "RGBA"
@@ -155,9 +57,9 @@ def test_pixels_outside_the_hole_alpha_and_color_profile_are_kept(tmp_path: Path
 
 def test_with_invert_black_is_the_hole(tmp_path: Path):
     photo = save(tmp_path / "p.png", pixels())
-    mend_file(photo, save(tmp_path / "m.png", hole()), tmp_path / "white.png", average_painter, S)
+    mend_file(photo, save(tmp_path / "m.png", hole()), tmp_path / "white.png", gray)
     mask = save(tmp_path / "n.png", 255 - hole())
-    mend_file(photo, mask, tmp_path / "black.png", average_painter, S, invert=True)
+    mend_file(photo, mask, tmp_path / "black.png", gray, invert=True)
     white, black = (np.asarray(Image.open(tmp_path / f"{name}.png")) for name in ("white", "black"))
     assert np.array_equal(white, black)
 
@@ -167,7 +69,7 @@ def test_the_photo_is_mended_upright(tmp_path: Path):
     exif[0x0112] = 6  # stored on its side: turn it by 90 degrees clockwise
     stored = pixels(30, 40)
     photo = save(tmp_path / "p.png", stored, exif=exif)
-    mend_file(photo, save(tmp_path / "m.png", hole()), tmp_path / "o.png", average_painter, S)
+    mend_file(photo, save(tmp_path / "m.png", hole()), tmp_path / "o.png", gray)
     with Image.open(tmp_path / "o.png") as image:
         assert image.getexif().get(0x0112, 1) == 1
         after = np.asarray(image)
@@ -180,7 +82,7 @@ def test_the_photo_is_mended_upright(tmp_path: Path):
 )
 def test_other_bit_depths_become_8_bit_rgb_with_a_note(before: np.ndarray, kind: str, tmp_path: Path):
     photo, mask = save(tmp_path / "p.png", before), save(tmp_path / "m.png", hole())
-    assert mend_file(photo, mask, tmp_path / "o.png", average_painter, S) == f"8-bit RGB, converted from {kind}"
+    assert mend_file(photo, mask, tmp_path / "o.png", gray) == f"8-bit RGB, converted from {kind}"
     after = np.asarray(Image.open(tmp_path / "o.png"))
     expected = np.repeat(pixels(channels=1)[..., None], 3, 2)
     assert np.array_equal(after[hole() == 0], expected[hole() == 0])
@@ -189,8 +91,8 @@ def test_other_bit_depths_become_8_bit_rgb_with_a_note(before: np.ndarray, kind:
 def test_a_transparent_mask_has_its_hole_where_it_is_opaque(tmp_path: Path):
     photo = save(tmp_path / "p.png", pixels())
     layer = np.dstack([np.full((40, 30, 3), 255, np.uint8), hole()])  # white everywhere, opaque in the hole
-    mend_file(photo, save(tmp_path / "layer.png", layer), tmp_path / "a.png", average_painter, S)
-    mend_file(photo, save(tmp_path / "plain.png", hole()), tmp_path / "b.png", average_painter, S)
+    mend_file(photo, save(tmp_path / "layer.png", layer), tmp_path / "a.png", gray)
+    mend_file(photo, save(tmp_path / "plain.png", hole()), tmp_path / "b.png", gray)
     assert np.array_equal(Image.open(tmp_path / "a.png"), Image.open(tmp_path / "b.png"))
 
 
@@ -205,7 +107,7 @@ def test_a_transparent_mask_has_its_hole_where_it_is_opaque(tmp_path: Path):
 def test_unusable_masks_give_an_error_of_one_line(mask: np.ndarray, message: str, tmp_path: Path):
     photo = save(tmp_path / "p.png", pixels())
     with pytest.raises(ValueError, match=message) as refused:
-        mend_file(photo, save(tmp_path / "m.png", mask), tmp_path / "o.png", average_painter, S)
+        mend_file(photo, save(tmp_path / "m.png", mask), tmp_path / "o.png", gray)
     assert "\n" not in str(refused.value)
     assert not (tmp_path / "o.png").exists()
 
@@ -268,13 +170,14 @@ def test_in_a_folder_failures_are_printed_and_the_rest_is_done(
         ("empty", "m.png", "out", "there are no images in this folder"),
         ("twice", "m.png", "out", "rename all but one"),
         ("twice", "m.png", "p.png", "name a folder"),
-        ("p.png", "m.png", "o.png", "no checkpoint at runs/inpainting/latest"),
+        ("p.png", "m.png", "o.png", "no checkpoint at runs/mender/latest"),
     ],
 )
 def test_bad_paths_give_an_error_of_one_line(
     source: str, mask: str, out: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
 ):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(shipped, "FOLDER", tmp_path)
     save(Path("p.png"), pixels())
     save(Path("m.png"), hole())
     save(Path("twice/x.png"), pixels())
@@ -313,6 +216,37 @@ def test_detail_comes_from_the_photo_unless_it_is_the_networks(tmp_path: Path, t
         assert np.array_equal(found[detail][outside], texture[outside])
     inside = hole(80, 80) > 0
     assert found["patches"][inside].std() > 0.9 * texture[inside].std() > 1.5 * found["net"][inside].std()
+
+
+def test_without_a_run_the_weights_that_ship_mend_a_photo(run: Run, tmp_path: Path):
+    """The hole of a smooth picture is filled so well that the eye hardly finds it."""
+    y, x = np.mgrid[0:1:90j, 0:1:120j]
+    picture = np.stack([200 * x, 60 + 100 * y, 180 - 100 * x * y], 2).round().astype(np.uint8)
+    mask = hole(90, 120)
+    save(tmp_path / "m.png", mask)
+    save(tmp_path / "p.png", np.where(mask[..., None] > 0, 255, picture).astype(np.uint8))
+    done = run("kintsugi.apps.mend", "--in", "p.png", "--mask", "m.png", "--out", "o.png", "--device", "cpu")
+    assert done.returncode == 0, done.stderr
+    assert "using mender.safetensors, which ships with Kintsugi" in done.stderr
+    after = np.asarray(Image.open(tmp_path / "o.png")).astype(int)
+    assert np.array_equal(after[mask == 0], picture[mask == 0])
+    assert np.abs(after - picture).mean() < 2
+
+
+@pytest.mark.parametrize("method", ["mender", "inpainting"])
+def test_detail_and_seed_and_progress_of_both_methods(method: str, trained: Path):
+    torch.manual_seed(0)
+    mending = Mending(trained if method == "inpainting" else shipped.FOLDER / "mender.safetensors", torch.device("cpu"))
+    image, mask = torch.rand(3, 70, 80), torch.zeros(1, 70, 80)
+    mask[:, 30:50, 20:60] = 1
+    done: list[float] = []
+    net = mending(image, mask, "net")
+    patches = mending(image, mask, "patches", 1, done.append)
+    assert done == sorted(done)
+    assert done[-1] == pytest.approx(1)
+    assert torch.equal(patches, complete(net, mask, 1))
+    auto = mending(image, mask, "auto", 1)
+    assert torch.equal(auto, patches) or torch.equal(auto, net)
 
 
 def test_a_negative_seed_is_refused(capsys: pytest.CaptureFixture[str]):

@@ -63,14 +63,16 @@ def test_reading_measures_decoding_opening_and_shards(photos: Path, tmp_path: Pa
     assert set(found["indexing, us"]) == {"a sample"}
 
 
-def test_photo_holes_compares_fills_with_and_without_patches(photos: Path, tmp_path: Path):
+def test_photo_holes_compares_fills_with_and_without_patches(photos: Path, trained: Path, tmp_path: Path):
     photo_holes.run(
-        photo_holes.PhotoHolesConfig(data=photos, every=3, count=2, size=64, lpips="off", out=tmp_path / "out")
+        photo_holes.PhotoHolesConfig(
+            data=photos, ckpt=(trained,), every=3, count=2, size=64, lpips="off", out=tmp_path / "out"
+        )
     )
     found = json.loads((tmp_path / "out" / "photo-holes.json").read_text())
     assert found["photos"] == 2
     for fills in found["holes"].values():
-        assert {"biharmonic", "Telea, patches"} <= set(fills)
+        assert {"biharmonic", "Navier-Stokes, patches", "context encoder", "context encoder, patches"} <= set(fills)
         assert all(of["psnr"] > 0 and of["psnr_deviation"] >= 0 for of in fills.values())
-    with pytest.raises(ValueError, match="use a --size of at most"):
+    with pytest.raises(ValueError, match="use squares of at most"):
         photo_holes.run(photo_holes.PhotoHolesConfig(data=photos, size=5000, out=tmp_path))

@@ -58,7 +58,7 @@ def test_the_wheel_installs_one_name(built: Path):
         names = archive.namelist()
     assert {name.split("/")[0] for name in names} == {"kintsugi", f"kintsugi-{__version__}.dist-info"}
     assert {name for name in names if name.endswith(".py")} == modules()
-    assert "kintsugi/py.typed" in names
+    assert {"kintsugi/py.typed", "kintsugi/weights/mender.safetensors"} <= set(names)
 
 
 @pytest.mark.slow
@@ -68,14 +68,8 @@ def test_the_source_archive_has_files_in_place_of_links(built: Path):
         members = archive.getmembers()
     assert not [member.name for member in members if not (member.isfile() or member.isdir())]
     names = {member.name.partition("/")[2] for member in members if member.isfile()}
-    assert modules() <= names
-    assert {
-        "LICENSE",
-        "README.md",
-        "CHANGELOG.md",
-        "CITATION.cff",
-        "constraints.txt",
-    } <= names
+    assert {*modules(), "kintsugi/weights/mender.safetensors"} <= names
+    assert {"LICENSE", "README.md", "CHANGELOG.md", "CITATION.cff", "constraints.txt"} <= names
 
 
 @pytest.mark.slow

@@ -6,15 +6,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers.command_line import Run, refusal
+from helpers.command_line import Refused, Run, refusal
 from skimage.metrics import structural_similarity
 from torch import Tensor
 
 from kintsugi import table
 from kintsugi.augment import masks
+from kintsugi.eval import native_holes
 from kintsugi.eval.hole_quality import CORNER, compare, main, measure, rows
 from kintsugi.fill.classical import biharmonic, mean_color
 from kintsugi.metrics.reconstruction import HoleQuality, hole_figures
+from kintsugi.train import shipped
 
 
 @pytest.fixture
@@ -135,3 +137,37 @@ def test_the_folder_for_the_table_is_made(trained: Path, tmp_path: Path):
 
 def test_a_missing_checkpoint_is_one_line(run: Run):
     assert "no checkpoint at nowhere" in refusal(run("kintsugi.eval.hole_quality", "--ckpt", "nowhere"))
+
+
+def test_photos_are_measured_at_native_resolution(
+    trained: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    """Rows of all fills, and of both kinds of checkpoints; the deviation is that over the photos."""
+    ships = shipped.FOLDER / "mender.safetensors"
+    options = f"--data {photos} --native 64 --every 8 --device cpu --lpips off --out {tmp_path}".split()
+    main(["--ckpt", str(trained), str(ships), *options])
+    assert "3 photos of" in capsys.readouterr().out
+    result = json.loads((tmp_path / "quality.json").read_text())
+    assert list(result) == ["scratch of 10 px", "stroke of 24 px", "box of 40 px", "box of 80 px", "regions"]
+    names = ["biharmonic", "Telea", "Navier-Stokes", "Navier-Stokes, patches"]
+    names += ["context encoder", "context encoder, patches", "mender", "mender, patches"]
+    assert all(list(fills) == names for fills in result.values())
+    truth = native_holes.squares(photos, 64, 8, 256)
+    mask = native_holes.holes(64, 3)["box of 40 px"]
+    psnr = hole_figures(biharmonic(truth, mask), truth, mask)["psnr"]
+    row = result["box of 40 px"]["biharmonic"]
+    assert row["psnr"] == pytest.approx(psnr.mean().item(), rel=1e-5)
+    assert row["psnr_deviation"] == pytest.approx(psnr.std().item(), rel=1e-4)
+    assert f"{row['psnr']:#.4g} ± {row['psnr_deviation']:#.2g}" in (tmp_path / "quality.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--native 64 --data nowhere", "no photos there"),
+        ("--native 640 --data {photos}", "use squares of at most 72 px"),
+        ("--ckpt a b", "add --native 160"),
+    ],
+)
+def test_bad_settings_are_one_line(options: str, message: str, photos: Path, refused: Refused):
+    assert message in refused(main, options.format(photos=photos).split())

@@ -22,7 +22,7 @@ from kintsugi.data.image_set import Images
 from kintsugi.data.loader import Loader
 from kintsugi.eval import supervised
 from kintsugi.pretext import context, jigsaw, rotation
-from kintsugi.recon import colorization, inpainting, splitbrain, splitbrain_hha, superresolution, synthetic
+from kintsugi.recon import colorization, inpainting, mender, splitbrain, splitbrain_hha, superresolution, synthetic
 from kintsugi.rng import generator
 from kintsugi.train.dist import World, open_world
 from kintsugi.train.method import Batch, Method
@@ -89,6 +89,22 @@ CASES: dict[str, Case] = {
                 adversarial_start=0,
                 adversarial=0.1,
                 lr_discriminator=STILL,
+                lpips="off",
+            ),
+            w,
+        ),
+        photos(72, 76),
+    ),
+    "mender": (
+        lambda w: mender.PhotoMending(
+            replace(
+                mender.demo(),
+                **SAME,
+                width=4,
+                blocks=1,
+                adversarial_start=0,
+                lr_discriminator=STILL,
+                content_weights="off",
                 lpips="off",
             ),
             w,

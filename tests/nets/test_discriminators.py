@@ -7,7 +7,7 @@ import torch
 from helpers.networks import pictures
 from torch import nn
 
-from kintsugi.nets.discriminators import DiscriminatorSpec
+from kintsugi.nets.discriminators import DiscriminatorSpec, PatchGanSpec
 
 
 @pytest.mark.parametrize("norm", ["batch", "group", "spectral"])
@@ -91,3 +91,21 @@ def test_it_refuses_other_sizes() -> None:
         DiscriminatorSpec(4).build()
     with pytest.raises(RuntimeError):
         DiscriminatorSpec(16, width=8).build()(pictures(2, 3, 32, 32))
+
+
+@pytest.mark.parametrize("norm", ["group", "batch", "none"])
+def test_patch_gan_has_a_logit_for_each_patch(norm) -> None:
+    torch.manual_seed(0)
+    net = PatchGanSpec(width=8, norm=norm).build()
+    logits, maps = net.judge(pictures(2, 3, 64, 96))
+    assert logits.shape == (2, 1, 8, 12)
+    assert {s: m.shape[1] for s, m in maps.items()} == net.encoder.channels == {2: 8, 4: 16, 8: 64}
+
+
+def test_a_patch_gans_logit_depends_on_54_pixels_around_its_patch() -> None:
+    torch.manual_seed(0)
+    net = PatchGanSpec(width=8, norm="none").build()
+    image = pictures(1, 3, 128, 128).requires_grad_()
+    net(image)[0, 0, 8, 8].backward()
+    rows = image.grad.abs().amax((0, 1, 3)).nonzero()[:, 0]
+    assert rows.max() - rows.min() + 1 == 54
