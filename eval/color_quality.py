@@ -126,7 +126,7 @@ def _constant(image: Tensor, number: int, ab: Tensor) -> Tensor:
 
 def _learned(image: Tensor, number: int, net: Colorizer, side: int, hints: int) -> Tensor:
     """The photo (3,H,W) colorized by a network; with hints at places that depend on the photo's ``number`` alone."""
-    known = spread_hints(image.shape[-2:], hints, number) if hints else None
+    known = spread_hints((image.shape[1], image.shape[2]), hints, number) if hints else None
     device = net.bins.device
     return colorize(image.to(device), net, side, known=None if known is None else known.to(device)).cpu()
 

@@ -8,8 +8,8 @@ Deviations, each with its reason:
 - The decoder is a feature pyramid over a standard encoder. Like the paper's, it predicts at a quarter of the side.
 - The prior of the bins is counted during training, on its own data.
 - The learning rate is higher: the paper's 3e-5 goes with 450k steps from a k-means start. Weight decay is decoupled.
-- ``--undo-rebalance`` undoes a part of the rebalancing before decoding: where the network is not sure, the colors of the
-  paper's rule are too vivid after so short a training.
+- ``--undo-rebalance`` undoes a part of the rebalancing before decoding. After a short training the network is often not
+  sure, and then the paper's rule gives colors that are too vivid.
 - A hint gives each pixel of its patch its own color, not the patch's mean: the network averages them anyway.
 """
 

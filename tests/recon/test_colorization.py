@@ -280,6 +280,31 @@ def test_a_hint_colors_its_neighborhood(run_folder: Path, tmp_path: Path):
     assert np.abs(results[0] - results[1]).max() > 0
 
 
+def test_without_a_run_the_weights_that_ship_color_a_photo(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    """A bright gradient over a dark, rough ground: red hints on the ground turn it red, and not the sky."""
+    assert (shipped.FOLDER / "colorizer.safetensors").stat().st_size < 12e6
+    monkeypatch.chdir(tmp_path)
+    ground = np.random.default_rng(0).integers(60, 120, (60, 160, 1)).repeat(3, 2)
+    sky = np.linspace(170, 230, 60).astype(int)[:, None, None].repeat(160, 1).repeat(3, 2)
+    Image.fromarray(np.concatenate([sky, ground]).astype(np.uint8)).save("p.png")
+    layer = np.zeros((120, 160, 4), np.uint8)
+    layer[85:95, 30:40] = layer[85:95, 100:110] = (190, 40, 40, 255)
+    Image.fromarray(layer).save("h.png")
+    chroma = []
+    for hints in ([], ["--hints", "h.png"]):
+        with pytest.raises(SystemExit) as stop:
+            colorize.main(["--in", "p.png", "--out", "o.png", *hints])
+        assert stop.value.code == 0
+        assert "using colorizer.safetensors, which ships" in capsys.readouterr().err
+        after = torch.from_numpy(np.asarray(Image.open("o.png")).copy()).permute(2, 0, 1)[None] / 255
+        chroma.append(color.rgb_to_lab(after)[0, 1:])
+    ground_a, sky_a = ((chroma[1] - chroma[0])[0, rows].mean().item() for rows in (slice(75, 105), slice(0, 45)))
+    assert ground_a > 10
+    assert ground_a > sky_a + 5
+
+
 def test_bad_input_is_one_line(refused: Refused, run_folder: Path, trained: Path, tmp_path: Path):
     Image.fromarray(np.full((40, 50, 3), 120, np.uint8)).save(tmp_path / "p.png")
     paths = ("--in", "p.png", "--out", "o.png")
