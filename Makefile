@@ -21,7 +21,7 @@ unexport DATA REAL CKPT IN OUT MASK HINTS
 
 TRAIN := $(addprefix train-,inpainting mender colorization superresolution splitbrain splitbrain-hha synthetic cpc simclr \
 	moco byol rotation jigsaw context deepcluster sela cliquecnn frame-order odd-one-out supervised)
-EVAL := $(addprefix eval-,inpainting superresolution domains classification segmentation geometry detection)
+EVAL := $(addprefix eval-,inpainting colorization superresolution domains classification segmentation geometry detection)
 
 .DEFAULT_GOAL := help
 .PHONY: $(TRAIN) $(EVAL) transfer export mend colorize upscale surfaces studio scenes \

@@ -13,52 +13,14 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
-from torch.nn.functional import interpolate
 
 from kintsugi.apps import jobs
-from kintsugi.color import lab_to_rgb, rgb_to_lab
 from kintsugi.data import photos
-from kintsugi.recon.colorization import Colorization, Colorizer, load_colorizer
+from kintsugi.nets.colorizer import colorize, with_hints
+from kintsugi.recon.colorization import Colorization, load_colorizer
 from kintsugi.train import checkpoint
 from kintsugi.train.compute import pick_device
 from kintsugi.train.config import run_command
-
-ROWS = 2048  # rows of a photo that are computed at a time, to limit memory
-
-
-@torch.no_grad()
-def colorize(
-    image: Tensor, net: Colorizer, side: int, temperature: float | None = None, known: Tensor | None = None
-) -> Tensor:
-    """Colorizes an image (3,H,W) in [0,1] from its lightness, which stays the same -> (3,H,W) in [0,1].
-
-    side: the short side of the image that the network sees, px. temperature: of the annealed mean; default: the
-    network's. known: (1,H,W), 1 where the image's own colors are used as hints.
-    """
-    height, width = image.shape[-2:]
-    size = photos.whole_strides((height, width), side)
-    small = interpolate(image[None], size, mode="bilinear", antialias=True)  # (1,3,h,w)
-    if known is None:
-        out, _ = net(small)
-    else:
-        where = interpolate(known[None], size, mode="area")
-        hinted = interpolate(rgb_to_lab((image * known)[None])[:, 1:] * known, size, mode="area") / where.clamp(
-            min=1e-6
-        )
-        out, _ = net(small, hinted, (where > 0).to(small))
-    ab = net.chroma(out, temperature)  # (1,2,h/4,w/4)
-    result = torch.empty_like(image)
-    for top in range(0, height, ROWS):
-        rows = slice(top, min(top + ROWS, height))
-        lightness = rgb_to_lab(image[None, :, rows])[:, :1]
-        # The rows of the resized chroma: the same bilinear interpolation, some rows at a time.
-        y = (torch.arange(rows.start, rows.stop, device=image.device) + 0.5) / height * 2 - 1
-        x = (torch.arange(width, device=image.device) + 0.5) / width * 2 - 1
-        grid = torch.stack(torch.meshgrid(y, x, indexing="ij")[::-1], -1)[None]  # (1,rows,W,2): x, y
-        piece = torch.nn.functional.grid_sample(ab, grid, padding_mode="border", align_corners=False)
-        result[:, rows] = lab_to_rgb(torch.cat([lightness, piece], 1))[0]
-    return result
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +28,7 @@ class ColorizeConfig(jobs.PhotosConfig):
     """Colorizes a photo, or a folder of photos, and writes PNG. Photos in color are colorized from their lightness."""
 
     side: int = 0
-    """Short side of the image that the network sees, px; default: the size of its training crops."""
+    """Short side of the image that the network sees, px; default: a third more than that of its training crops."""
     temperature: float = 0.0
     """Temperature of the annealed mean: near 1 is duller, near 0 more vivid and spotty; default: the checkpoint's."""
     hints: Path | None = None
@@ -81,9 +43,12 @@ def run(config: ColorizeConfig) -> int:
         raise ValueError(f"--side must be at least 1, not {config.side}")
     if config.temperature < 0:
         raise ValueError(f"--temperature must be positive, not {config.temperature}")
-    file, device = checkpoint.chosen(config.ckpt, Colorization.name), pick_device(config.device)
+    file, device = (
+        checkpoint.chosen(config.ckpt, Colorization.name, shipped_name="colorizer"),
+        pick_device(config.device),
+    )
     net = load_colorizer(file, device)
-    if config.hints is not None and not net.config.hints:
+    if config.hints is not None and not net.spec.hints:
         raise ValueError(f"{file} was trained without hints: name one trained with --hints, or leave --hints out")
 
     def colorize_one(job: jobs.PhotoJob) -> str:
@@ -95,8 +60,8 @@ def run(config: ColorizeConfig) -> int:
             known = torch.from_numpy(layer[..., 3:] > 127).permute(2, 0, 1).to(pixels)
             colors = torch.from_numpy(layer[..., :3]).permute(2, 0, 1).to(pixels) / 255
             pixels = with_hints(pixels, colors, known)
-        side = config.side or net.config.size
-        painted = colorize(pixels, net, side, config.temperature or None, known)
+        with jobs.progress(job.photo.name) as report:
+            painted = colorize(pixels, net, config.side, config.temperature or None, known, report)
         result = photos.to_image(painted)
         if image.mode == "RGBA":
             result.putalpha(image.getchannel("A"))
@@ -118,15 +83,6 @@ def _hints(path: Path, size: tuple[int, int]) -> Image.Image:
     if (np.asarray(layer.getchannel("A")) > 127).all():
         raise ValueError(f"--hints {path} has no transparent pixel: make it transparent except where it gives a color")
     return layer
-
-
-def with_hints(image: Tensor, colors: Tensor, known: Tensor) -> Tensor:
-    """The image with the chroma of ``colors`` where they are known; it keeps its lightness. All (3,H,W) in [0,1].
-
-    known: (1,H,W), 1 = known.
-    """
-    lab = torch.cat([rgb_to_lab(image[None])[:, :1], rgb_to_lab(colors[None])[:, 1:]], 1)
-    return torch.where(known > 0, lab_to_rgb(lab)[0], image)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

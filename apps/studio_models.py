@@ -15,15 +15,15 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from kintsugi.apps.colorize import colorize, with_hints
 from kintsugi.apps.mend import Detail, Mending
 from kintsugi.apps.studio_mend import MendPhoto
 from kintsugi.apps.surfaces import surfaces
 from kintsugi.catalog import METHODS
+from kintsugi.nets.colorizer import Colorizer, colorize, with_hints
 from kintsugi.nets.encoder import Encoder
 from kintsugi.nets.srresnet import SCALE, SRResNet, pieces
 from kintsugi.nets.surface_net import SurfaceNet
-from kintsugi.recon.colorization import Colorization, Colorizer, load_colorizer
+from kintsugi.recon.colorization import Colorization, load_colorizer
 from kintsugi.recon.inpainting import Inpainting
 from kintsugi.recon.mender import PhotoMending
 from kintsugi.recon.superresolution import SuperResolution, load_upscaler
@@ -90,10 +90,10 @@ class Models:
         net = _colorizer(*self._key(choice, COLORIZERS))
         image, colors, known = (x.to(self.device) for x in (image, colors, known))
         if not known.any():
-            return colorize(image, net, net.config.size).cpu()
-        if not net.config.hints:
+            return colorize(image, net).cpu()
+        if not net.spec.hints:
             raise ValueError("This network was trained without hints: choose another one, or remove your points")
-        return colorize(with_hints(image, colors, known), net, net.config.size, known=known).cpu()
+        return colorize(with_hints(image, colors, known), net, known=known).cpu()
 
     def upscale(self, image: Tensor, choice: str | None, progress: Progress) -> Tensor:
         """Enlarges a photo four times -> (3,4H,4W)."""

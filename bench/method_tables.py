@@ -132,6 +132,25 @@ def colorization() -> str:
     )
 
 
+def colorizer() -> str:
+    """The colorizer that ships, on photos at native resolution, compared with gray and the mean color."""
+    result, rows = load("colorizer"), {}
+    names = {"weights/colorizer.safetensors": "colorizer", "weights/colorizer.safetensors, 5 hints": "... with 5 hints"}
+    for photos, of in result["sets"].items():
+        truth = of["rows"]["gray"]["chroma_truth"]
+        for way, row in of["rows"].items():
+            rows[f"{photos}: {names.get(way, way)}"] = {
+                "accuracy of ab, %": f"{row['auc']:.1f}",
+                "balanced, %": f"{row['auc_rebalanced']:.1f}",
+                "PSNR, dB": f"{row['psnr']:.1f} ± {row['psnr_deviation']:.1f}",
+                "LPIPS": f"{row['lpips']:.3f} ± {row['lpips_deviation']:.3f}",
+                "mean chroma (truth)": f"{row['chroma']:.1f} ({truth:.1f})",
+            }
+    return with_source(
+        rows, "photos: colored by", result["command"], result["machine"], "One run; ± is the deviation over photos"
+    )
+
+
 def set5() -> str:
     """Super-resolution of Set5 by the weights that ship, compared with bicubic enlargement."""
     columns = {

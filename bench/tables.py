@@ -26,6 +26,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "photo holes": method_tables.photo_holes,
     "photo holes, Caltech-101": method_tables.photo_holes_caltech,
     "colorization": method_tables.colorization,
+    "colorizer": method_tables.colorizer,
     "Set5": method_tables.set5,
     "split-brain": method_tables.splitbrain,
     "split-brain with depth": method_tables.splitbrain_hha,

@@ -146,6 +146,11 @@ PROGRAMS = (
     *METHODS,
     _measure("inpainting", "kintsugi.eval.hole_quality", "quality of mended holes, compared with classical methods"),
     _measure(
+        "colorization",
+        "kintsugi.eval.color_quality",
+        "accuracy of ab, PSNR, LPIPS and chroma of colorized photos, compared with gray and the mean color",
+    ),
+    _measure(
         "superresolution",
         "kintsugi.eval.upscaling_quality",
         "PSNR, SSIM and LPIPS of enlarged images, compared with bicubic enlargement",

@@ -86,6 +86,16 @@ def soft_cross_entropy(logits: Tensor, index: Tensor, weights: Tensor) -> Tensor
     return -(weights * logits.log_softmax(1).gather(1, index)).sum(1)
 
 
+def smoothed(prior: Tensor, bins: Tensor, sigma: float = 5.0) -> Tensor:
+    """Smooths the frequencies of the bins by a Gaussian in the ab plane (Zhang 2016, section 2.2).
+
+    prior (Q,) with sum 1, bins (Q,2), sigma in Lab units -> (Q,) with sum 1. Each bin shares its frequency among all
+    bins, in proportion to exp(-d^2 / (2 sigma^2)); d is the distance of the bins.
+    """
+    kernel = torch.softmax(-torch.cdist(bins, bins).square() / (2 * sigma**2), dim=0)  # each column has sum 1
+    return kernel @ prior
+
+
 def rebalancing(prior: Tensor, mix: float = 0.5) -> Tensor:
     """Weights (Q,) of the bins by which rare colors count more (eq. 4).
 

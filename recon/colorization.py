@@ -8,6 +8,8 @@ Deviations, each with its reason:
 - The decoder is a feature pyramid over a standard encoder. Like the paper's, it predicts at a quarter of the side.
 - The prior of the bins is counted during training, on its own data.
 - The learning rate is higher: the paper's 3e-5 goes with 450k steps from a k-means start. Weight decay is decoupled.
+- ``--undo-rebalance`` undoes a part of the rebalancing before decoding. After a short training the network is often not
+  sure, and then the paper's rule gives colors that are too vivid.
 - A hint gives each pixel of its patch its own color, not the patch's mean: the network averages them anyway.
 """
 
@@ -19,17 +21,17 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
-from torch.nn.functional import adaptive_avg_pool2d, cross_entropy, huber_loss, interpolate
+from torch import Tensor
+from torch.nn.functional import cross_entropy, huber_loss, interpolate
 
 from kintsugi import color
 from kintsugi.augment import cropping
 from kintsugi.augment.hints import draw_hints
 from kintsugi.color import lab_to_rgb, rgb_to_lab
+from kintsugi.losses.bins import classification_loss
 from kintsugi.metrics.chroma import AbErrors, mean_chroma
-from kintsugi.nets.backbones import Backbone, Encoder
-from kintsugi.nets.decoders import Pyramid
-from kintsugi.nets.planes import Planes
+from kintsugi.nets.colorizer import Colorizer, ColorizerSpec
+from kintsugi.nets.encoder import Encoder
 from kintsugi.pictures import sheet
 from kintsugi.rng import generator
 from kintsugi.train import checkpoint, optim
@@ -60,6 +62,9 @@ class ColorizationConfig(TrainConfig):
     """The paper's lambda, in (0, 1]. The lower it is, the more weight rare colors get; 1 = equal weights."""
     temperature: float = 0.38
     """Temperature of the annealed mean, which turns bins into colors."""
+    undo_rebalance: float = 0.0
+    """How much of the rebalancing is undone before bins are turned into colors, in [0, 1]. 0, as in the paper, gives
+    vivid colors; 1 gives the colors' true frequencies, and dull colors. It does not change training."""
     hints: bool = False
     """Also train with hints: a few patches whose color is given."""
     classes: int = 0
@@ -71,6 +76,8 @@ class ColorizationConfig(TrainConfig):
     weight_decay: float = 1e-3
     warmup: int = 50
     """Steps over which the learning rate rises; after them it falls along a cosine."""
+    init: str = ""
+    """Start from the network of this colorizer's run, checkpoint or weights file, instead of from fresh weights."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -80,7 +87,22 @@ class ColorizationConfig(TrainConfig):
             raise ValueError(f"--rebalance must be in (0, 1], not {self.rebalance}")
         if self.temperature <= 0:
             raise ValueError(f"--temperature must be positive, not {self.temperature}")
-        within(self, neighbors=(1, 313), classes=0, width=(1 / 8, 4.0))
+        within(self, neighbors=(1, 313), classes=0, width=(1 / 8, 4.0), undo_rebalance=(0.0, 1.0))
+
+    @property
+    def net(self) -> ColorizerSpec:
+        return ColorizerSpec(
+            self.encoder,
+            self.width,
+            self.norm,
+            self.loss,
+            self.hints,
+            self.classes,
+            self.rebalance,
+            self.undo_rebalance,
+            self.temperature,
+            self.size,
+        )
 
 
 def demo() -> ColorizationConfig:
@@ -132,82 +154,6 @@ def paper() -> ColorizationConfig:
     )
 
 
-# --- networks -------------------------------------------------------------------------------------------------
-
-
-class Colorizer(nn.Module):
-    """Predicts chroma from the lightness of RGB images (N,3,S,S) in [0,1].
-
-    Returns a pair: logits of the bins (N,313,S/4,S/4), or with ``loss`` l2 the chroma ab (N,2,S/4,S/4); and class
-    logits (N,classes) or None. Hints: ``known`` is ab (N,2,S,S), used where ``where`` (N,1,S,S) is 1.
-    """
-
-    bins: Tensor
-    counts: Tensor
-
-    def __init__(self, config: ColorizationConfig) -> None:
-        super().__init__()
-        self.config = config
-        self.encoder = Planes("L", Backbone(config.encoder, config.norm, config.width)).build()
-        self.register_buffer("bins", color.ab_bins(), persistent=False)
-        # How often each bin occurred. It starts at 1, so that the prior is uniform before anything is counted.
-        self.register_buffer("counts", torch.ones(len(self.bins)))
-        width, channels = 128, self.encoder.channels
-        self.decoder = Pyramid(channels, len(self.bins) if config.loss == "classification" else 2, width, config.norm)
-        self.hints = nn.ModuleDict({str(s): nn.Conv2d(3, width, 3, padding=1) for s in channels if config.hints})
-        if config.classes:
-            coarsest = max(channels)
-            self.globe = nn.Sequential(nn.Linear(channels[coarsest], 256), nn.ReLU(), nn.Linear(256, width))
-            self.classifier = nn.Linear(width, config.classes)
-
-    def forward(self, image: Tensor, known: Tensor | None = None, where: Tensor | None = None):  # type: ignore[no-untyped-def]
-        features = self.encoder(image)
-        added: dict[int, Tensor] = {}
-        if known is not None and where is not None:
-            given = torch.cat([known * where / 110, where], 1)  # (N,3,S,S)
-            for stride, layer in self.hints.items():
-                side = features[int(stride)].shape[-2:]
-                # The mean over a position's pixels, scaled up where few are known, so that even one pixel counts.
-                mean = adaptive_avg_pool2d(given, side)
-                added[int(stride)] = layer(mean / mean[:, 2:].clamp(min=1e-4).sqrt())
-        classes = None
-        if self.config.classes:
-            coarsest = max(features)
-            vector = self.globe(features[coarsest].mean((2, 3)))  # (N,width)
-            classes = self.classifier(vector.relu())
-            added[coarsest] = added.get(coarsest, 0) + vector[:, :, None, None]  # Iizuka's fusion: at every position
-        out = self.decoder(features, added).float()
-        return (out if self.config.loss == "classification" else 110 * out), classes
-
-    def chroma(self, out: Tensor, temperature: float | None = None) -> Tensor:
-        """ab (N,2,s,s) from the first output of ``forward``; default temperature: the config's."""
-        if self.config.loss == "l2":
-            return out
-        return color.annealed_mean(out, self.bins, temperature or self.config.temperature)
-
-    def prior(self) -> Tensor:
-        """The frequencies of the bins, (313,), summing to 1."""
-        return self.counts / self.counts.sum()
-
-
-# --- losses ---------------------------------------------------------------------------------------------------
-
-
-def classification_loss(
-    logits: Tensor, ab: Tensor, bins: Tensor, weights: Tensor, neighbors: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Rebalanced cross-entropy (eq. 2): logits (N,Q,s,s), ab (N,2,s,s), weights of the bins (Q,).
-
-    Each pixel has the weight of its nearest bin. Images that are almost gray (no |ab| above 5) have weight 0, as in the
-    authors' code. Returns the weighted loss, the unweighted one to log (both 0-d), and nearest bins (N,s,s).
-    """
-    index, soft = color.soft_encode(ab, bins, neighbors)
-    plain = color.soft_cross_entropy(logits, index, soft)  # (N,s,s)
-    colored = (ab.abs().amax((1, 2, 3)) > 5).to(plain)[:, None, None]
-    nearest = index[:, 0]
-    return (plain * weights[nearest] * colored).mean(), plain.mean().detach(), nearest
-
-
 # --- the method -----------------------------------------------------------------------------------------------
 
 
@@ -220,7 +166,10 @@ class Colorization(Method[ColorizationConfig]):
 
     def __init__(self, config: ColorizationConfig, world: World) -> None:
         super().__init__(config, world)
-        self.colorizer = Colorizer(config)
+        self.colorizer = config.net.build()
+        if config.init and not config.resume:  # a resumed run has its own weights
+            # The counts start anew, because they are of the data.
+            self.colorizer.load_state_dict(_initial(config) | {"counts": self.colorizer.counts})
         self.optimizers = {
             "colorizer": torch.optim.AdamW(
                 self.colorizer.parameters(), config.lr, betas=(0.9, 0.99), weight_decay=config.weight_decay, fused=True
@@ -239,9 +188,9 @@ class Colorization(Method[ColorizationConfig]):
             out, classes = self.colorizer(image, ab if config.hints else None, where)
         target = interpolate(ab, out.shape[-2:], mode="area")  # (n,2,S/4,S/4)
         if config.loss == "classification":
-            weights = color.rebalancing(self.colorizer.prior(), config.rebalance)
-            loss, plain, nearest = classification_loss(out, target, self.colorizer.bins, weights, config.neighbors)
-            counts = color.count_bins(nearest, len(self.colorizer.bins))
+            bins, weights = self.colorizer.bins, self.colorizer.weights()
+            loss, plain, nearest = classification_loss(out, target, bins, weights, config.neighbors)
+            counts = color.count_bins(nearest, len(bins))
             self.colorizer.counts += self.world.size * self.world.mean(counts)
         else:  # with hints Huber's loss, as in Zhang 2017 (eq. 2)
             predicted, true = out / 110, target / 110
@@ -267,6 +216,11 @@ class Colorization(Method[ColorizationConfig]):
         if highest > self.config.classes:
             raise ValueError(f"--classes {self.config.classes}: the data has more classes, at least {highest}")
         return batch["label"]
+
+    @classmethod
+    def check(cls, config: ColorizationConfig) -> None:
+        if config.init and not config.resume:
+            _initial(config)
 
     def encoders(self) -> dict[str, Encoder]:
         return {"generator": self.colorizer.encoder}
@@ -334,10 +288,24 @@ class Colorization(Method[ColorizationConfig]):
 # --- using a trained network ----------------------------------------------------------------------------------
 
 
+_NETWORK = ("encoder", "width", "norm", "loss", "hints", "classes")  # the settings that make a network
+
+
+def _initial(config: ColorizationConfig) -> dict[str, Tensor]:
+    """The weights of ``--init``. Raises ValueError with one line if they are for another network."""
+    file, content = checkpoint.read(Path(config.init), Colorization.name)
+    theirs = from_plain(ColorizationConfig, content["config"])
+    for name in _NETWORK:
+        old, new = getattr(theirs, name), getattr(config, name)
+        if old != new:
+            raise ValueError(f"--init {file} was trained with {name} {old}, not {new}: use the same setting")
+    return checkpoint.weights_of(content, "colorizer")
+
+
 def load_colorizer(path: Path, device: torch.device) -> Colorizer:
     """The network of a checkpoint (a file or a run's folder). Raises ValueError if it is of another method."""
     content = checkpoint.read(path, Colorization.name)[1]
-    net = Colorizer(from_plain(ColorizationConfig, content["config"]))
+    net = from_plain(ColorizationConfig, content["config"]).net.build()
     net.load_state_dict(checkpoint.weights_of(content, "colorizer"))
     return net.eval().to(device)
 

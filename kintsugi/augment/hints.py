@@ -1,4 +1,4 @@
-"""Random color hints for training a colorizer: small patches whose color is given."""
+"""Random color hints for training and measuring a colorizer: small patches whose color is given."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import math
 
 import torch
 from torch import Tensor
+
+from kintsugi.rng import generator
 
 
 def draw_hints(ab: Tensor, count: int, random: torch.Generator, part: slice) -> Tensor:
@@ -27,3 +29,16 @@ def draw_hints(ab: Tensor, count: int, random: torch.Generator, part: slice) -> 
             where[i, 0, max(0, y - w // 2) : y + (w + 1) // 2, max(0, x - w // 2) : x + (w + 1) // 2] = 1
     where[torch.rand(count, generator=random) < 0.01] = 1
     return where[part].to(ab.device)
+
+
+def spread_hints(extent: tuple[int, int], count: int, *key: int) -> Tensor:
+    """Draws ``count`` hints uniformly over a photo for evaluation: (1,H,W), 1 = given; the same for the same ``key``.
+
+    extent: height and width, px. Each hint is a square of a twentieth of the short side: 5 px of 96.
+    """
+    width = max(1, round(min(extent) / 20))
+    where = torch.zeros(1, *extent)
+    for y, x in torch.rand(count, 2, generator=generator(*key)).tolist():
+        top, left = int(y * (extent[0] - width + 1)), int(x * (extent[1] - width + 1))
+        where[0, top : top + width, left : left + width] = 1
+    return where

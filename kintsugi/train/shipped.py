@@ -23,7 +23,7 @@ _NETWORKS = ("average.module", "colorizer")  # the submodule of a method that is
 
 
 def write(content: dict[str, Any], path: Path) -> None:
-    """Writes the network of a checkpoint's content to ``path``, floats in half precision.
+    """Writes the network of a checkpoint's content to ``path``, floats in half precision where they fit.
 
     For a method without a network to use, such as SimCLR, it is the encoder alone.
     """
@@ -35,7 +35,7 @@ def write(content: dict[str, Any], path: Path) -> None:
     kept |= {prefix + key: value for key, value in encoder["state"].items()}
     about = {"method": content["method"], "step": content["step"], "score": content["score"], "ranks": 1}
     about |= {"config": content["config"], "encoder": {"role": role, "spec": encoder["spec"], "prefix": prefix}}
-    half = {key: (value.half() if value.is_floating_point() else value).contiguous() for key, value in kept.items()}
+    half = {key: _half(value).contiguous() for key, value in kept.items()}
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     save_file(half, part, {_KEY: json.dumps(about)})
     part.replace(path)
@@ -61,6 +61,12 @@ def read(path: Path) -> dict[str, Any]:
     about["state"] = {"weights": weights, "optimizers": {}}
     about["encoders"] = {encoder["role"]: {"spec": encoder["spec"], "state": state}}
     return about
+
+
+def _half(value: torch.Tensor) -> torch.Tensor:
+    """The tensor in half precision, unless it is of integers or has values that are too large for that."""
+    fits = value.is_floating_point() and bool((value.abs() <= torch.finfo(torch.half).max).all())
+    return value.half() if fits else value
 
 
 def _float(value: torch.Tensor) -> torch.Tensor:

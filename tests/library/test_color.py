@@ -87,6 +87,18 @@ def test_rebalancing_equals_the_formula_and_has_mean_one():
     torch.testing.assert_close(color.rebalancing(prior, 1.0), torch.ones(313))
 
 
+def test_smoothing_equals_a_nested_loop_and_keeps_the_sum():
+    prior = torch.rand(313, generator=generator(7)) ** 6
+    prior /= prior.sum()
+    expected = torch.zeros(313, dtype=torch.float64)
+    for (a, b), p in zip(BINS.tolist(), prior.tolist(), strict=True):
+        shares = [math.exp(-((a - c) ** 2 + (b - d) ** 2) / (2 * 5**2)) for c, d in BINS.tolist()]
+        expected += torch.tensor([p * share / sum(shares) for share in shares], dtype=torch.float64)
+    found = color.smoothed(prior, BINS)
+    torch.testing.assert_close(found.double(), expected, atol=1e-7, rtol=1e-4)
+    assert found.sum().item() == pytest.approx(1)
+
+
 def test_the_annealed_mean_goes_from_the_mean_to_the_mode():
     logits = torch.randn(1, 313, 2, 2, generator=generator(5))
     plain = color.annealed_mean(logits, BINS, 1.0)

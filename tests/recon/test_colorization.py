@@ -12,12 +12,15 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from kintsugi import color
 from kintsugi.apps import colorize
+from kintsugi.augment.guided import guided_lines
 from kintsugi.augment.hints import draw_hints
+from kintsugi.losses.bins import classification_loss
+from kintsugi.nets import colorizer
 from kintsugi.recon import colorization
-from kintsugi.recon.colorization import Colorization, classification_loss, demo
+from kintsugi.recon.colorization import Colorization, demo
 from kintsugi.rng import generator
-from kintsugi.train import checkpoint
-from kintsugi.train.config import parse_training
+from kintsugi.train import checkpoint, shipped
+from kintsugi.train.config import parse_training, to_plain
 from kintsugi.train.dist import World
 
 TINY = (
@@ -118,6 +121,27 @@ def test_hints_are_patches_around_the_center_and_change_the_picture():
     torch.testing.assert_close(net(image, ab, place)[0], net(image, other, place)[0])
 
 
+def test_without_hints_the_network_is_the_one_trained_with_none():
+    """The hint layers have biases, so they must run without hints too."""
+    net = method(hints=True).colorizer.eval()
+    image = torch.rand(2, 3, 64, 64, generator=generator(6))
+    ab = color.rgb_to_lab(image)[:, 1:]
+    torch.testing.assert_close(net(image)[0], net(image, ab, torch.zeros(2, 1, 64, 64))[0])
+
+
+def test_undoing_the_rebalancing_gives_the_frequencies_of_the_colors():
+    """A network that learned p w, with p the prior, predicts the prior's mean color where all of it is undone."""
+    net = method(undo_rebalance=1.0, temperature=1.0).colorizer
+    net.counts.copy_(torch.rand(313, generator=generator(9)) ** 8 * 1e6)
+    prior = net.prior()
+    logits = (prior * net.weights()).log().view(1, 313, 1, 1)
+    expected = (prior[:, None] * color.ab_bins()).sum(0)
+    torch.testing.assert_close(net.chroma(logits).flatten(), expected, atol=1e-3, rtol=1e-3)
+    half = replace(net.spec, undo_rebalance=0.0).build()
+    half.counts.copy_(net.counts)
+    torch.testing.assert_close(half.chroma(logits), color.annealed_mean(logits, color.ab_bins(), 1.0))
+
+
 def test_it_learns_colors_that_depend_on_lightness():
     """Dark is blue, light is yellow: after a few steps the figures are better than the baselines'."""
     trained = method(loss="l2", lr=3e-3, warmup=5, steps=60)
@@ -138,6 +162,32 @@ def test_the_baselines_do_not_depend_on_how_images_are_batched():
     parts = [{name: value[i] for name, value in BATCH.items()} for i in (slice(0, 3), slice(3, 4))]
     whole, split = trained.baselines([BATCH]), trained.baselines(parts)
     assert split["mean ab"] == pytest.approx(whole["mean ab"], rel=1e-5)
+
+
+def test_the_guided_lines_equal_a_nested_loop_and_follow_edges():
+    values = torch.randn(1, 2, 5, 6, generator=generator(11), dtype=torch.float64)
+    guide = torch.rand(1, 1, 5, 6, generator=generator(12), dtype=torch.float64)
+    slope, offset = guided_lines(values, guide, radius=1, epsilon=0.05)
+
+    def window(map: np.ndarray, y: int, x: int) -> np.ndarray:
+        rows, columns = np.clip([y - 1, y, y + 1], 0, 4), np.clip([x - 1, x, x + 1], 0, 5)
+        return map[rows][:, columns]
+
+    g = guide[0, 0].numpy()
+    for channel in range(2):
+        v, lines = values[0, channel].numpy(), np.zeros((2, 5, 6))
+        for y in range(5):
+            for x in range(6):
+                near, of = window(g, y, x), window(v, y, x)
+                a = ((near * of).mean() - near.mean() * of.mean()) / (near.var() + 0.05)
+                lines[:, y, x] = a, of.mean() - a * near.mean()
+        means = [[[window(line, y, x).mean() for x in range(6)] for y in range(5)] for line in lines]
+        np.testing.assert_allclose(slope[0, channel], means[0])
+        np.testing.assert_allclose(offset[0, channel], means[1])
+
+    step = (torch.arange(8) >= 4).float().expand(1, 1, 8, 8)  # where the guide has an edge, the values keep theirs
+    slope, offset = guided_lines(20 * step, step, epsilon=1e-4)
+    torch.testing.assert_close(slope * step + offset, 20 * step, atol=0.05, rtol=0)
 
 
 # --- the commands ---------------------------------------------------------------------------------------------
@@ -161,6 +211,33 @@ def test_a_run_writes_pictures_figures_a_table_and_an_encoder(run_folder: Path):
     assert [m.shape[2] for m in encoder(torch.rand(1, 3, 64, 64)).values()] == [15, 8, 4, 2]
 
 
+def test_a_run_starts_from_the_weights_of_another(refused: Refused, run_folder: Path, tmp_path: Path):
+    trained = colorization.load_colorizer(run_folder, torch.device("cpu"))
+    small = replace(trained.spec, undo_rebalance=0.0)
+    started = method(hints=True, size=64, init=str(run_folder)).colorizer
+    assert small == started.spec
+    for name, value in started.named_parameters():
+        assert torch.equal(value, trained.get_parameter(name))
+    assert torch.equal(started.counts, torch.ones(313))  # the prior is that of the new data
+    message = refused(colorization.main, [*TINY, "--init", run_folder, "--out", tmp_path / "other"])
+    assert "was trained with hints True, not False" in message
+    assert not (tmp_path / "other").exists()
+
+
+def test_weights_that_ship_keep_the_prior(tmp_path: Path):
+    """Half precision ends at 65,504, and bins are counted in millions."""
+    trained = method(hints=True)
+    trained.colorizer.counts.mul_(1e7)
+    state = {"weights": trained.state_dict(), "optimizers": {}}
+    encoder = {"spec": trained.colorizer.encoder.spec.plain(), "state": trained.colorizer.encoder.state_dict()}
+    content = {"method": "colorization", "step": 1, "score": None, "state": state, "encoders": {"generator": encoder}}
+    shipped.write(content | {"config": to_plain(trained.config)}, tmp_path / "w.safetensors")
+    read = colorization.load_colorizer(tmp_path / "w.safetensors", torch.device("cpu"))
+    assert torch.equal(read.counts, trained.colorizer.counts)
+    for name, value in trained.colorizer.named_parameters():
+        torch.testing.assert_close(read.get_parameter(name), value, atol=1e-3, rtol=1e-3)
+
+
 def test_colorizing_keeps_lightness_size_and_alpha(run_folder: Path, tmp_path: Path):
     pixels = (40 + 170 * np.random.default_rng(0).random((90, 131, 4))).astype(np.uint8)
     Image.fromarray(pixels).save(tmp_path / "p.png")
@@ -179,9 +256,13 @@ def test_colorizing_keeps_lightness_size_and_alpha(run_folder: Path, tmp_path: P
 def test_joining_some_rows_at_a_time_equals_the_whole(run_folder: Path, monkeypatch: pytest.MonkeyPatch):
     net = colorization.load_colorizer(run_folder, torch.device("cpu"))
     image = torch.rand(3, 80, 100, generator=generator(8))
-    whole = colorize.colorize(image, net, 64)
-    monkeypatch.setattr(colorize, "ROWS", 7)
-    torch.testing.assert_close(colorize.colorize(image, net, 64), whole, atol=1e-4, rtol=0)
+    whole = colorizer.colorize(image, net, 64)
+    monkeypatch.setattr(colorizer, "ROWS", 7)
+    done: list[float] = []
+    torch.testing.assert_close(colorizer.colorize(image, net, 64, report=done.append), whole, atol=1e-4, rtol=0)
+    assert len(done) == 12
+    assert done[-1] == 1
+    torch.testing.assert_close(colorizer.colorize(image, net), colorizer.colorize(image, net, 85))  # 4/3 of 64
 
 
 def test_a_hint_colors_its_neighborhood(run_folder: Path, tmp_path: Path):
@@ -197,6 +278,31 @@ def test_a_hint_colors_its_neighborhood(run_folder: Path, tmp_path: Path):
         assert stop.value.code == 0
         results.append(np.asarray(Image.open(out)).astype(int))
     assert np.abs(results[0] - results[1]).max() > 0
+
+
+def test_without_a_run_the_weights_that_ship_color_a_photo(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    """A bright gradient over a dark, rough ground: red hints on the ground turn it red, and not the sky."""
+    assert (shipped.FOLDER / "colorizer.safetensors").stat().st_size < 12e6
+    monkeypatch.chdir(tmp_path)
+    ground = np.random.default_rng(0).integers(60, 120, (60, 160, 1)).repeat(3, 2)
+    sky = np.linspace(170, 230, 60).astype(int)[:, None, None].repeat(160, 1).repeat(3, 2)
+    Image.fromarray(np.concatenate([sky, ground]).astype(np.uint8)).save("p.png")
+    layer = np.zeros((120, 160, 4), np.uint8)
+    layer[85:95, 30:40] = layer[85:95, 100:110] = (190, 40, 40, 255)
+    Image.fromarray(layer).save("h.png")
+    chroma = []
+    for hints in ([], ["--hints", "h.png"]):
+        with pytest.raises(SystemExit) as stop:
+            colorize.main(["--in", "p.png", "--out", "o.png", *hints])
+        assert stop.value.code == 0
+        assert "using colorizer.safetensors, which ships" in capsys.readouterr().err
+        after = torch.from_numpy(np.asarray(Image.open("o.png")).copy()).permute(2, 0, 1)[None] / 255
+        chroma.append(color.rgb_to_lab(after)[0, 1:])
+    ground_a, sky_a = ((chroma[1] - chroma[0])[0, rows].mean().item() for rows in (slice(75, 105), slice(0, 45)))
+    assert ground_a > 10
+    assert ground_a > sky_a + 5
 
 
 def test_bad_input_is_one_line(refused: Refused, run_folder: Path, trained: Path, tmp_path: Path):
@@ -219,6 +325,7 @@ def test_bad_input_is_one_line(refused: Refused, run_folder: Path, trained: Path
         (["--rebalance", "0"], "--rebalance must be in"),
         (["--neighbors", "400"], r"--neighbors must be in \[1, 313\]"),
         (["--temperature", "0"], "--temperature must be positive"),
+        (["--undo-rebalance", "1.5"], r"--undo-rebalance must be in \[0, 1\]"),
         (["--classes", "-1"], "--classes must be at least 0"),
     ],
 )
