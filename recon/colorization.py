@@ -38,6 +38,7 @@ from kintsugi.train import checkpoint, optim
 from kintsugi.train.command import run_method
 from kintsugi.train.config import TrainConfig, from_plain, within
 from kintsugi.train.dist import World
+from kintsugi.train.initial import initial_weights
 from kintsugi.train.method import Batch, Method
 
 _CROPS, _HINTS = 1, 2  # last number of a random generator's key: what it draws
@@ -288,18 +289,11 @@ class Colorization(Method[ColorizationConfig]):
 # --- using a trained network ----------------------------------------------------------------------------------
 
 
-_NETWORK = ("encoder", "width", "norm", "loss", "hints", "classes")  # the settings that make a network
-
-
 def _initial(config: ColorizationConfig) -> dict[str, Tensor]:
-    """The weights of ``--init``. Raises ValueError with one line if they are for another network."""
-    file, content = checkpoint.read(Path(config.init), Colorization.name)
-    theirs = from_plain(ColorizationConfig, content["config"])
-    for name in _NETWORK:
-        old, new = getattr(theirs, name), getattr(config, name)
-        if old != new:
-            raise ValueError(f"--init {file} was trained with {name} {old}, not {new}: use the same setting")
-    return checkpoint.weights_of(content, "colorizer")
+    """The weights of ``--init``."""
+    return initial_weights(
+        config.init, config, Colorization.name, "colorizer", "encoder", "width", "norm", "loss", "hints", "classes"
+    )
 
 
 def load_colorizer(path: Path, device: torch.device) -> Colorizer:

@@ -21,7 +21,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -44,6 +44,7 @@ from kintsugi.train.config import from_plain, within
 from kintsugi.train.dist import World
 from kintsugi.train.ema import warmed_average
 from kintsugi.train.gan import Gan, GanConfig, gradient_ratio
+from kintsugi.train.initial import initial_weights
 from kintsugi.train.method import Batch
 
 _CROPS, _HOLES = 1, 2  # last number of a random generator's key: what it draws
@@ -175,7 +176,7 @@ class PhotoMending(Gan[MenderConfig]):
         super().__init__(config, world)
         self.generator = config.net.build()
         if config.init and not config.resume:  # a resumed run has its own weights
-            self.generator.load_state_dict(_initial(Path(config.init), config.net))
+            self.generator.load_state_dict(_initial(config))
         self.average = AveragedModel(self.generator, multi_avg_fn=warmed_average(config.ema), use_buffers=True)
         self.register_buffer("balance", torch.zeros((), device=world.device))
         self.optimizers = {
@@ -270,7 +271,7 @@ class PhotoMending(Gan[MenderConfig]):
     @classmethod
     def check(cls, config: MenderConfig) -> None:
         if config.init and not config.resume:
-            _initial(Path(config.init), config.net)
+            _initial(config)
 
     # --- pictures and figures ---------------------------------------------------------------------------------
 
@@ -313,21 +314,9 @@ class PhotoMending(Gan[MenderConfig]):
 # --- using a trained network ----------------------------------------------------------------------------------
 
 
-def _averaged(content: dict[str, Any]) -> tuple[FourierUNetSpec, dict[str, Tensor]]:
-    """The generator of a checkpoint: its spec and its averaged weights."""
-    return from_plain(MenderConfig, content["config"]).net, checkpoint.weights_of(content, "average.module")
-
-
-def _initial(path: Path, wanted: FourierUNetSpec) -> dict[str, Tensor]:
-    """The weights of ``--init``. Raises ValueError with one line if they are for another network."""
-    file, content = checkpoint.read(path, PhotoMending.name)
-    spec, weights = _averaged(content)
-    if spec != wanted:
-        raise ValueError(
-            f"--init {file} has {spec.blocks} blocks and width {spec.width} ({spec.norm}), not {wanted.blocks} and "
-            f"{wanted.width} ({wanted.norm}): use --blocks {spec.blocks} --width {spec.width} --norm {spec.norm}"
-        )
-    return weights
+def _initial(config: MenderConfig) -> dict[str, Tensor]:
+    """The weights of ``--init``."""
+    return initial_weights(config.init, config, PhotoMending.name, "average.module", "width", "blocks", "norm")
 
 
 def load_unet(path: Path, device: torch.device) -> FourierUNet:
@@ -335,9 +324,9 @@ def load_unet(path: Path, device: torch.device) -> FourierUNet:
 
     Raises ValueError with one line if it is not a checkpoint of the mender.
     """
-    spec, weights = _averaged(checkpoint.read(path, PhotoMending.name)[1])
-    net = spec.build()
-    net.load_state_dict(weights)
+    content = checkpoint.read(path, PhotoMending.name)[1]
+    net = from_plain(MenderConfig, content["config"]).net.build()
+    net.load_state_dict(checkpoint.weights_of(content, "average.module"))
     return net.eval().to(device)
 
 

@@ -44,6 +44,7 @@ from kintsugi.train.config import from_plain, within
 from kintsugi.train.dist import World
 from kintsugi.train.ema import warmed_average
 from kintsugi.train.gan import Gan, GanConfig, adversarial_loss, collapse_warning, update_discriminator
+from kintsugi.train.initial import initial_weights
 from kintsugi.train.method import Batch
 
 # --- settings -------------------------------------------------------------------------------------------------
@@ -182,7 +183,7 @@ class SuperResolution(Gan[SuperResolutionConfig]):
         super().__init__(config, world)
         self.generator = config.net.build()
         if config.init and not config.resume:  # a resumed run has its own weights
-            self.generator.load_state_dict(_initial(Path(config.init), config.net))
+            self.generator.load_state_dict(_initial(config))
         self.average = AveragedModel(self.generator, multi_avg_fn=warmed_average(config.ema), use_buffers=True)
         self.optimizers = {"generator": torch.optim.Adam(self.generator.parameters(), config.lr, fused=True)}
         # A function, because VGG is not part of the method's weights.
@@ -262,7 +263,7 @@ class SuperResolution(Gan[SuperResolutionConfig]):
     @classmethod
     def check(cls, config: SuperResolutionConfig) -> None:
         if config.init and not config.resume:
-            _initial(Path(config.init), config.net)
+            _initial(config)
 
     # --- pictures and figures ---------------------------------------------------------------------------------
 
@@ -310,21 +311,9 @@ class SuperResolution(Gan[SuperResolutionConfig]):
 # --- using a trained network ----------------------------------------------------------------------------------
 
 
-def _averaged(content: dict[str, Any]) -> tuple[SRResNetSpec, dict[str, Tensor]]:
-    """The generator of a checkpoint: its spec and its averaged weights."""
-    return from_plain(SuperResolutionConfig, content["config"]).net, checkpoint.weights_of(content, "average.module")
-
-
-def _initial(path: Path, wanted: SRResNetSpec) -> dict[str, Tensor]:
-    """The weights of ``--init``. Raises ValueError with one line if they are for another network."""
-    file, content = checkpoint.read(path, SuperResolution.name)
-    spec, weights = _averaged(content)
-    if spec != wanted:
-        raise ValueError(
-            f"--init {file} has {spec.blocks} blocks of {spec.width} channels ({spec.norm}), not {wanted.blocks} of "
-            f"{wanted.width} ({wanted.norm}): use --blocks {spec.blocks} --width {spec.width} --norm {spec.norm}"
-        )
-    return weights
+def _initial(config: SuperResolutionConfig) -> dict[str, Tensor]:
+    """The weights of ``--init``."""
+    return initial_weights(config.init, config, SuperResolution.name, "average.module", "blocks", "width", "norm")
 
 
 def load_upscaler(path: Path, device: torch.device) -> SRResNet:
@@ -332,9 +321,9 @@ def load_upscaler(path: Path, device: torch.device) -> SRResNet:
 
     Raises ValueError with one line if it is not a checkpoint of super-resolution.
     """
-    spec, weights = _averaged(checkpoint.read(path, SuperResolution.name)[1])
-    net = spec.build()
-    net.load_state_dict(weights)
+    content = checkpoint.read(path, SuperResolution.name)[1]
+    net = from_plain(SuperResolutionConfig, content["config"]).net.build()
+    net.load_state_dict(checkpoint.weights_of(content, "average.module"))
     return net.eval().to(device)
 
 

@@ -220,7 +220,7 @@ def test_a_run_starts_from_the_weights_of_another(refused: Refused, run_folder: 
         assert torch.equal(value, trained.get_parameter(name))
     assert torch.equal(started.counts, torch.ones(313))  # the prior is that of the new data
     message = refused(colorization.main, [*TINY, "--init", run_folder, "--out", tmp_path / "other"])
-    assert "was trained with hints True, not False" in message
+    assert "--hints True --classes 0, this run " in message
     assert not (tmp_path / "other").exists()
 
 
