@@ -19,6 +19,8 @@ FOLDER = Path(__file__).parent.parent / "weights"
 """The weights that ship: in a checkout a link to the folder weights/ at its top."""
 SUFFIX = ".safetensors"
 _KEY = "kintsugi"  # the header's entry
+_PLACES = frozenset("data real init out runs cache content_weights lpips".split())
+"""Settings that name places on the machine of the training; whoever reads the file gets their defaults."""
 _NETWORKS = ("average.module", "colorizer")  # the submodule of a method that is used after training
 
 
@@ -34,7 +36,8 @@ def write(content: dict[str, Any], path: Path) -> None:
     kept = {key: value for key, value in weights.items() if network and key.startswith(f"{network}.")}
     kept |= {prefix + key: value for key, value in encoder["state"].items()}
     about = {"method": content["method"], "step": content["step"], "score": content["score"], "ranks": 1}
-    about |= {"config": content["config"], "encoder": {"role": role, "spec": encoder["spec"], "prefix": prefix}}
+    about |= {"config": {name: value for name, value in content["config"].items() if name not in _PLACES}}
+    about |= {"encoder": {"role": role, "spec": encoder["spec"], "prefix": prefix}}
     half = {key: _half(value).contiguous() for key, value in kept.items()}
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     save_file(half, part, {_KEY: json.dumps(about)})

@@ -88,6 +88,8 @@ def test_ones_own_run_comes_before_the_weights_that_ship(
 def test_the_files_that_ship_are_small_and_have_a_card(file: Path):
     assert file.stat().st_size < 12e6
     assert checkpoint.load_encoder(file)(torch.rand(1, 3, 64, 64))
+    config = checkpoint.read(file)[1]["config"]
+    assert not {"data", "init", "out"} & config.keys()  # they name places on the machine of the training
     card = file.with_suffix(".md").read_text()
     assert all(word in card for word in ("## Data", "## Training", "## Figures", "## What it does badly"))
 
