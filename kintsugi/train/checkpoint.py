@@ -145,9 +145,7 @@ def chosen(ckpt: Path | None, *methods: str, shipped_name: str = "") -> Path:
     own = max(filter(Path.is_file, pointers), key=os.path.getmtime, default=None)
     ships = shipped.FOLDER / f"{shipped_name or methods[0]}{shipped.SUFFIX}"
     if own is None and ships.is_file():
-        print(
-            f"using {ships.name}, which ships with Kintsugi; after a training of your own, it is that", file=sys.stderr
-        )
+        print(f"using {ships.name}, which ships with Kintsugi, as runs/ has no run of your own", file=sys.stderr)
         return ships
     file = find(own or pointers[0])
     print(f"using {file.resolve()}", file=sys.stderr)
