@@ -58,7 +58,7 @@ def test_torch_hub_works_without_links_and_beside_other_packages(tmp_path: Path,
     shutil.copytree(ROOT / "kintsugi", repo / "kintsugi", symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "hubconf.py", repo)
     links = [path for path in (repo / "kintsugi").iterdir() if path.is_symlink()]
-    assert {link.name for link in links} == {"apps", "contrastive", "eval", "pretext", "recon"}
+    assert {link.name for link in links} == {"apps", "contrastive", "eval", "pretext", "recon", "weights"}
     for link in links:
         target = os.readlink(link)
         link.unlink()
