@@ -20,7 +20,8 @@ from torch import Tensor
 from kintsugi.apps import jobs
 from kintsugi.data import photos
 from kintsugi.data.decode import rgb
-from kintsugi.data.photos import open_upright, read_photo, write_png
+from kintsugi.data.photos import open_upright, read_photo, to_tensor, write_png
+from kintsugi.fill.areas import Report
 from kintsugi.fill.choice import better_fit
 from kintsugi.fill.patches import complete
 from kintsugi.train import checkpoint
@@ -28,8 +29,6 @@ from kintsugi.train.compute import pick_device
 from kintsugi.train.config import run_command
 
 Detail = Literal["auto", "patches", "net"]
-Report = Callable[[float], object]
-"""Called with the fraction of the work that is done."""
 
 
 # --- mending --------------------------------------------------------------------------------------------------
@@ -91,15 +90,19 @@ def mend_file(
             f"{mask_file} is all hole: every pixel is {color}, so there is nothing to mend from; "
             + ("try without --invert" if invert else "try --invert")
         )
-    pixels = np.array(image.convert("RGB"))  # convert leaves the colors under an alpha as they are
-    mask = torch.from_numpy(hole)
-    mended = mender(torch.from_numpy(pixels).permute(2, 0, 1) / 255, mask[None].float())
-    pixels[hole] = (255 * mended[:, mask]).round().byte().T.numpy()
-    result = Image.fromarray(pixels)
+    result = paste(image, mender(to_tensor(image), torch.from_numpy(hole)[None].float()), hole)
     if image.mode == "RGBA":
         result.putalpha(image.getchannel("A"))
     write_png(result, out, image.info["icc_profile"])
     return note
+
+
+def paste(image: Image.Image, mended: Tensor, hole: np.ndarray) -> Image.Image:
+    """The photo with the hole's pixels from ``mended`` (3,H,W) in [0,1]; all others stay, bit for bit. RGB."""
+    pixels = np.array(image.convert("RGB"))  # convert leaves the colors under an alpha as they are
+    inside = mended[:, torch.from_numpy(hole)].clamp(0, 1)  # (3,n)
+    pixels[hole] = (255 * inside).round().byte().T.numpy()
+    return Image.fromarray(pixels)
 
 
 def _read_hole(path: Path, invert: bool) -> np.ndarray:

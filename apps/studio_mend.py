@@ -10,7 +10,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from kintsugi.apps.studio_photos import Photo, hole_of, paste
+from kintsugi.apps.mend import paste
+from kintsugi.apps.studio_photos import Photo, hole_of
+from kintsugi.data.photos import to_tensor
 
 KEPT = 8  # rounds that can be taken back; each keeps a photo in memory
 
@@ -72,6 +74,5 @@ def undo(session: Session) -> Session:
 
 
 def _round(before: Image.Image, hole: np.ndarray, seed: int, mend: MendPhoto) -> Round:
-    pixels = torch.from_numpy(np.array(before.convert("RGB"))).permute(2, 0, 1) / 255
-    mended = mend(pixels, torch.from_numpy(hole)[None].float(), seed)
+    mended = mend(to_tensor(before), torch.from_numpy(hole)[None].float(), seed)
     return Round(before, hole, seed, paste(before, mended, hole))

@@ -24,13 +24,11 @@ from kintsugi.nets.encoder import Encoder
 from kintsugi.nets.srresnet import SCALE, SRResNet, pieces
 from kintsugi.nets.surface_net import SurfaceNet
 from kintsugi.recon.colorization import Colorization, load_colorizer
-from kintsugi.recon.inpainting import Inpainting
-from kintsugi.recon.mender import PhotoMending
+from kintsugi.recon.painters import METHODS as MENDERS
 from kintsugi.recon.superresolution import SuperResolution, load_upscaler
 from kintsugi.recon.synthetic import Synthetic, SyntheticConfig, load_net
 from kintsugi.train import checkpoint, shipped
 
-MENDERS = (PhotoMending.name, Inpainting.name)
 COLORIZERS, UPSCALERS, SURFACES = (Colorization.name,), (SuperResolution.name,), (Synthetic.name,)
 EVERY = tuple(program.name for program in METHODS)
 ENLARGED = SCALE
@@ -69,7 +67,7 @@ class Models:
         return named + [
             (f"{file.stem}, ships with Kintsugi", str(file))
             for file in sorted(shipped.FOLDER.glob(f"*{shipped.SUFFIX}"))
-            if _shipped_method(file) in methods
+            if shipped.method_of(file) in methods
         ]
 
     def mender(self, choice: str | None, detail: Detail, progress: Progress) -> MendPhoto:
@@ -139,12 +137,6 @@ def _runs(folder: Path) -> list[Path]:
     if not folder.is_dir():
         return []
     return [run for run in folder.iterdir() if run.is_dir() and any(run.glob("*.pt"))]
-
-
-@functools.lru_cache
-def _shipped_method(file: Path) -> str:
-    """The method of weights that ship."""
-    return str(shipped.read(file)["method"])
 
 
 # Each keeps the network that was used last, until another is chosen or its file changes.

@@ -111,14 +111,6 @@ def hole_of(layers: Sequence[np.ndarray], size: tuple[int, int]) -> np.ndarray:
     return hole
 
 
-def paste(image: Image.Image, mended: Tensor, hole: np.ndarray) -> Image.Image:
-    """The photo with the hole's pixels from ``mended`` (3,H,W) in [0,1]; all others stay, bit for bit. RGB."""
-    pixels = np.array(image.convert("RGB"))
-    inside = mended[:, torch.from_numpy(hole)].clamp(0, 1)  # (3,n)
-    pixels[hole] = (255 * inside).round().byte().T.numpy()
-    return Image.fromarray(pixels)
-
-
 # --- color hints ----------------------------------------------------------------------------------------------
 
 

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from PIL import Image
-from tqdm import tqdm
 
 from kintsugi.apps import jobs
 from kintsugi.data import photos
@@ -44,11 +43,10 @@ def run(config: UpscaleConfig) -> int:
         image, note = photos.read_photo(job.photo)
         result = Image.new("RGB", (SCALE * image.width, SCALE * image.height))
         count = tiles(image.height, image.width, config.tile)
-        # Shown on terminals, after a second.
-        with tqdm(total=count, desc=job.photo.name, unit="tile", delay=1, leave=False, disable=None) as progress:
-            for top, left, piece in pieces(photos.to_tensor(image), net, config.tile):
+        with jobs.progress(job.photo.name) as report:
+            for done, (top, left, piece) in enumerate(pieces(photos.to_tensor(image), net, config.tile), 1):
                 result.paste(photos.to_image(piece), (left, top))
-                progress.update()
+                report(done / count)
         if image.mode == "RGBA":
             result.putalpha(image.getchannel("A").resize(result.size, Image.Resampling.BICUBIC))
         photos.write_png(result, job.out, image.info["icc_profile"])

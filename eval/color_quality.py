@@ -69,7 +69,8 @@ def run(config: ColorQualityConfig) -> dict[str, dict[str, float]]:
     files = [file for folder in config.data for file in _photos(folder)][:: config.every]
     ckpts = [checkpoint.find(path) for path in config.ckpt]
     device = pick_device("auto")
-    mean = torch.stack([rgb_to_lab(_pixels(file)[None])[0, 1:].mean((1, 2)) for file in files]).mean(0)  # (2,)
+    means = [rgb_to_lab(photos.read_pixels(file)[None])[0, 1:].mean((1, 2)) for file in files]
+    mean = torch.stack(means).mean(0)  # (2,)
     ways: dict[str, Colorize] = {"gray": partial(_constant, ab=torch.zeros(2)), "mean ab": partial(_constant, ab=mean)}
     for path, file in zip(config.ckpt, ckpts, strict=True):
         net = load_colorizer(file, device)
@@ -105,7 +106,7 @@ def _figures(way: Colorize, files: Sequence[Path], lpips: Lpips | None) -> dict[
     """The figures of one way to color; colors are measured after rounding to 8 bits, as in files."""
     errors, found = AbErrors(), []
     for number, file in enumerate(files):
-        truth = _pixels(file)[None]  # (1,3,H,W)
+        truth = photos.read_pixels(file)[None]  # (1,3,H,W)
         image = (255 * way(truth[0], number)[None]).round() / 255
         ab, wanted = rgb_to_lab(image)[:, 1:], rgb_to_lab(truth)[:, 1:]
         errors.add(ab, wanted)
@@ -143,11 +144,6 @@ def _photos(folder: Path) -> list[Path]:
 
 def _folders(folder: Path) -> Iterator[Path]:
     yield from (path for path in sorted(folder.iterdir()) if path.is_dir() and not path.name.startswith("."))
-
-
-def _pixels(file: Path) -> Tensor:
-    """A photo as (3,H,W) in [0,1]."""
-    return photos.to_tensor(photos.read_photo(file)[0])
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -17,7 +17,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from kintsugi.augment import masks
-from kintsugi.data.photos import images_in, read_photo, to_image, to_tensor
+from kintsugi.data.photos import images_in, read_pixels, to_image
 from kintsugi.fill.classical import Fill, biharmonic
 from kintsugi.fill.patches import with_patches
 from kintsugi.losses.perceptual import Lpips
@@ -41,7 +41,7 @@ def squares(folder: Path, size: int, every: int, count: int) -> Tensor:
 
 
 def _square(path: Path, size: int) -> Tensor:
-    pixels = to_tensor(read_photo(path)[0])
+    pixels = read_pixels(path)
     height, width = pixels.shape[1:]
     if min(height, width) < size:
         raise ValueError(f"{path} is {width}x{height} px: use squares of at most {min(height, width)} px")

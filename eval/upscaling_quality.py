@@ -77,7 +77,7 @@ def run(config: UpscalingQualityConfig) -> table.Rows:
 
     found: dict[str, list[dict[str, float]]] = {name: [] for name in ways}
     for file in files:
-        truth = _cropped(_pixels(file))
+        truth = _cropped(photos.read_pixels(file))
         if min(truth.shape[-2:]) < 8 * SCALE:
             print(f"skipped {file}: smaller than {8 * SCALE} px", file=sys.stderr)
             continue
@@ -114,15 +114,10 @@ def _small(config: UpscalingQualityConfig, file: Path, truth: Tensor) -> Tensor:
     """The image to enlarge, (3,H/4,W/4) in [0,1]: from ``--small``, or made from the truth (3,H,W)."""
     if config.small is None:
         return (255 * shrink(truth[None], SCALE)[0].clamp(0, 1)).round() / 255
-    small = _pixels(config.small / file.name)
+    small = photos.read_pixels(config.small / file.name)
     if small.shape[1:] != (truth.shape[1] // SCALE, truth.shape[2] // SCALE):
         raise ValueError(f"{config.small / file.name} is not a quarter of {file} in height and width")
     return small
-
-
-def _pixels(file: Path) -> Tensor:
-    """An image file as (3,H,W) in [0,1]."""
-    return photos.to_tensor(photos.read_photo(file)[0])
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from kintsugi.fill.areas import Report
 from kintsugi.fill.painting import paint
 from kintsugi.fill.windows import paint_squares
 from kintsugi.recon.inpainting import Inpainting, load_mender
@@ -17,8 +18,6 @@ from kintsugi.train import checkpoint
 METHODS = ("mender", "inpainting")
 """The methods that paint holes, the better one first."""
 
-Report = Callable[[float], object]
-"""Called with the fraction of the work that is done."""
 PhotoPainter = Callable[[Tensor, Tensor, Report], Tensor]
 """Photo (3,H,W) in [0,1] and mask (1,H,W), 1 = hole, on the network's device -> the photo with its holes painted."""
 

@@ -164,13 +164,13 @@ def _lines(
     ends = start[:, :, None] + torch.stack([angle.sin() * length, angle.cos() * length], 3).cumsum(2)
     points = torch.cat([start[:, :, None], ends], 2)  # (n,lines,pieces+1,2), y and x
     radius = (width[0] + (width[1] - width[0]) * thick**1.5) / 2  # (n,lines)
-    radius = torch.where(torch.arange(lines) < count, radius, -1)  # a line that is not drawn covers nothing
+    radius = torch.where(torch.arange(lines) < count, radius, 0)  # a line that is not drawn covers nothing
 
     points, radius = points.to(device), radius.to(device)
     line = (torch.arange(size, device=device) + 0.5) / size  # pixel centers
     mask = torch.zeros(n, size, size, dtype=torch.bool, device=device)
     for i in range(lines):
-        limit = radius[:, i, None, None].clamp(min=0).square()
+        limit = radius[:, i, None, None].square()
         for piece in range(pieces):
             (y, x), (down, right) = points[:, i, piece].T, (points[:, i, piece + 1] - points[:, i, piece]).T
             dy, dx = line[:, None] - y[:, None, None], line[None, :] - x[:, None, None]  # (n,size,1), (n,1,size)

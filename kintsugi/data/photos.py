@@ -62,6 +62,11 @@ def to_tensor(image: Image.Image) -> Tensor:
     return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1) / 255
 
 
+def read_pixels(path: Path) -> Tensor:
+    """A photo as (3,H,W) in [0,1], upright, without its alpha. Raises ValueError with one line if it cannot be read."""
+    return to_tensor(read_photo(path)[0])
+
+
 def to_image(image: Tensor) -> Image.Image:
     """A tensor (3,H,W) as an 8-bit image. Values are clipped to [0,1]."""
     return Image.fromarray((255 * image.clamp(0, 1)).round().byte().permute(1, 2, 0).cpu().numpy())

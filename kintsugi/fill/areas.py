@@ -9,10 +9,26 @@ from itertools import pairwise
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import interpolate
 
 CELL = 384
 """Usual limit of a piece's sides, px."""
 _SMALLEST_CELL, _PER_THICKNESS = 128, 8  # thin holes have smaller pieces: little of their area is hole
+
+
+Report = Callable[[float], object]
+"""Called with the fraction of the work that is done."""
+
+
+def connected(hole: Tensor) -> tuple[np.ndarray, list[tuple[slice, slice]]]:
+    """The connected holes of a mask, bool (H,W): an image of their numbers, from 1 on, and each one's rows and columns.
+
+    Pixels that touch at a corner are connected.
+    """
+    from scipy import ndimage  # imported here: slow, and --help does not need it
+
+    labels, _ = ndimage.label(hole.cpu().numpy(), ndimage.generate_binary_structure(2, 2))
+    return labels, ndimage.find_objects(labels)
 
 
 @dataclass(frozen=True)
@@ -42,8 +58,8 @@ def pieces(
     from scipy import ndimage  # imported here: slow, and --help does not need it
 
     left = hole.clone()
-    labels, _ = ndimage.label(hole.cpu().numpy(), ndimage.generate_binary_structure(2, 2))
-    for number, (rows, columns) in enumerate(ndimage.find_objects(labels), 1):
+    labels, boxes = connected(hole)
+    for number, (rows, columns) in enumerate(boxes, 1):
         label = labels[rows, columns] == number
         thickness = 2 * float(ndimage.distance_transform_edt(np.pad(label, 1)).max())
         side = min(max(_SMALLEST_CELL, round(_PER_THICKNESS * thickness)), largest(thickness))
@@ -66,3 +82,14 @@ def _cells(line: slice, side: int) -> list[tuple[int, int]]:
     count = -(-length // side)
     edges = [line.start + round(i * length / count) for i in range(count + 1)]
     return list(pairwise(edges))
+
+
+def shrink_around(image: Tensor, known: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """Resizes an image with a hole: (C,h,w) and known (1,h,w), 1 = visible -> (1,C,*size), and its hole (1,1,*size).
+
+    A shrunk pixel is the mean of its visible pixels; if less than half of it is visible, it is hole. Holes are 0.
+    """
+    visible = interpolate(known[None], size, mode="bilinear", antialias=True)
+    seen = interpolate((image * known)[None], size, mode="bilinear", antialias=True)
+    hole = (visible < 0.5).to(image)
+    return seen / visible.clamp(min=0.5) * (1 - hole), hole

@@ -2,26 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from kintsugi.fill.areas import CELL, pieces
+from kintsugi.fill.areas import CELL, Report, pieces, shrink_around
+from kintsugi.fill.classical import Fill
 from kintsugi.fill.membrane import seamless
-
-Painter = Callable[[Tensor, Tensor], Tensor]
-"""Images (N,3,H,W) in [0,1] and holes (N,1,H,W) -> the images as painted."""
 
 _THICKNESS = 96  # px; a hole that is wider is painted at a smaller scale, where it is as wide as this
 _MARGIN = 64, 256  # least and most px around a hole that the network sees, at the scale of the hole
 
 
 @torch.no_grad()
-def paint(
-    image: Tensor, mask: Tensor, painter: Painter, report: Callable[[float], object] = lambda fraction: None
-) -> Tensor:
+def paint(image: Tensor, mask: Tensor, painter: Fill, report: Report = lambda fraction: None) -> Tensor:
     """Fills the holes of one photo: (3,H,W) in [0,1] and mask (1,H,W), 1 = hole -> (3,H,W) in [0,1].
 
     Outside the holes the photo is unchanged; what is inside them is not used. Each connected hole is painted
@@ -32,15 +26,11 @@ def paint(
     result, hole = image.masked_fill(mask > 0.5, 0), mask[0] > 0.5
     done, count = 0, int(hole.sum())
     for piece in pieces(hole, _MARGIN, lambda thickness: round(CELL * max(1, thickness / _THICKNESS))):
-        area, around = result[:, piece.y, piece.x], piece.hole[None, None].to(image)  # (3,h,w), (1,1,h,w)
-        size = tuple(max(16, round(side * min(1, _THICKNESS / piece.thickness))) for side in piece.hole.shape)
-        visible = interpolate(1 - around, size, mode="bilinear", antialias=True)
-        seen = interpolate(area[None] * (1 - around), size, mode="bilinear", antialias=True)
-        # A shrunk pixel is the mean of its visible pixels; if less than half of it is visible, it is hole.
-        small_hole = (visible < 0.5).to(image)
-        painted = painter(seen / visible.clamp(min=0.5) * (1 - small_hole), small_hole).to(image)
+        area, around = result[:, piece.y, piece.x], piece.hole[None].to(image)  # (3,h,w), (1,h,w)
+        height, width = (max(16, round(side * min(1, _THICKNESS / piece.thickness))) for side in piece.hole.shape)
+        painted = painter(*shrink_around(area, 1 - around, (height, width))).to(image)
         painted = interpolate(painted, piece.hole.shape, mode="bicubic").clamp(0, 1)
-        filled = seamless(painted, area[None], around)[0]
+        filled = seamless(painted, area[None], around[None])[0]
         result[:, piece.y, piece.x] = torch.where(piece.now, filled, area)
         done += int(piece.now.sum())
         report(done / count)

@@ -17,14 +17,13 @@ Deviations, each with its reason:
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool2d, max_pool2d, unfold
 
-from kintsugi.fill.areas import HolePiece, pieces
+from kintsugi.fill.areas import HolePiece, Report, pieces
 from kintsugi.fill.classical import Fill
 from kintsugi.rng import generator
 
@@ -48,17 +47,15 @@ def with_patches(fill: Fill) -> Fill:
 
 
 @torch.no_grad()
-def complete(
-    guess: Tensor, mask: Tensor, seed: int = 0, report: Callable[[float], object] = lambda fraction: None
-) -> Tensor:
+def complete(guess: Tensor, mask: Tensor, seed: int = 0, report: Report = lambda fraction: None) -> Tensor:
     """Replaces what is in the holes by patches from around them: (3,H,W) in [0,1] -> (3,H,W) in [0,1].
 
     guess: the image with a first fill of its holes. mask: (1,H,W), 1 = hole. seed: selects one of several possible
     results; the same seed gives the same result. With 0, all sources are used; with any other seed, a random half of
     them is left out at the coarsest level, so that small holes, where the search tries all pairs, also have other
-    results. report: called with the fraction of the holes that is done. Outside
-    the holes the image is unchanged. Each connected hole is completed separately, from the area around it; a large one
-    in pieces. Where no whole patch is visible around a piece, the guess stays.
+    results. report: called with the fraction of the holes that is done. Outside the holes the image is unchanged. Each
+    connected hole is completed separately, from the area around it; a large one in pieces. Where no whole patch is
+    visible around a piece, the guess stays.
 
     Memory: about 2 kB for each pixel of a piece's area, so at most about 1 GB.
     """

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from kintsugi.fill.areas import shrink_around
 from kintsugi.fill.classical import Fill
 
 MOST_HOLE = 1 / 3  # largest fraction of a window that may be hole; beyond it a larger window is used
@@ -26,8 +27,7 @@ def paint_squares(image: Tensor, mask: Tensor, painter: Fill, size: int, batch: 
     inside it the image's content is not used.
 
     Windows of one size overlap by half, with smooth weights that sum to 1 at every pixel. The weights of windows with
-    too much hole are passed on to the next size. So every transition is smooth, between windows and between sizes. A
-    shrunk pixel is the mean of its visible pixels; if less than half of it is visible, it is hole.
+    too much hole are passed on to the next size. So every transition is smooth, between windows and between sizes.
     """
     hole = mask[0] > 0.5  # (H,W)
     known = (~hole)[None].to(image)  # (1,H,W)
@@ -43,15 +43,13 @@ def paint_squares(image: Tensor, mask: Tensor, painter: Fill, size: int, batch: 
         ]
         for first in range(0, len(windows), batch):
             chunk = windows[first : first + batch]
-            visible = torch.cat([_resize(known[:, y, x], (size, size)) for (y, x), _ in chunk])  # (n,1,S,S)
-            squares = torch.cat(
-                [_resize(result[:, y, x] * known[:, y, x], (size, size)) for (y, x), _ in chunk]
-            )  # (n,3,S,S)
-            holes = (visible < 0.5).to(image)
-            squares = painter(squares / visible.clamp(min=0.5) * (1 - holes), holes).to(image)
+            shrunk = [shrink_around(result[:, y, x], known[:, y, x], (size, size)) for (y, x), _ in chunk]
+            squares, holes = map(torch.cat, zip(*shrunk, strict=True))  # (n,3,S,S), (n,1,S,S)
+            squares = painter(squares, holes).to(image)
             for ((y, x), weight), square in zip(chunk, squares, strict=True):
                 amount = given[y, x] * weight
-                result[:, y, x] += amount * _resize(square, (height, width))[0]
+                large = interpolate(square[None], (height, width), mode="bilinear", antialias=True)
+                result[:, y, x] += amount * large[0]
                 left[y, x] -= amount
     return result.clamp_(0, 1)
 
@@ -85,8 +83,3 @@ def _line(length: int, side: int) -> list[tuple[slice, Tensor]]:
     for place in places:
         total[place] += hann
     return [(place, hann / total[place]) for place in places]
-
-
-def _resize(image: Tensor, size: tuple[int, int]) -> Tensor:
-    """(C,h,w) -> (1,C,*size)."""
-    return interpolate(image[None], size, mode="bilinear", antialias=True)

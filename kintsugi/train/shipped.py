@@ -6,8 +6,10 @@ its colorizer, or its first encoder) without what only training needs. Its heade
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -49,21 +51,33 @@ def read(path: Path) -> dict[str, Any]:
 
     Raises ValueError with one line if the file is damaged or another kind of file.
     """
-    try:
-        with safe_open(path, "pt") as file:
-            about = json.loads((file.metadata() or {})[_KEY])
-            weights = {key: _float(file.get_tensor(key)) for key in file.keys()}  # noqa: SIM118  (no dict)
+    with _opened(path) as (file, about):
+        weights = {key: _float(file.get_tensor(key)) for key in file.keys()}  # noqa: SIM118  (no dict)
         encoder = about.pop("encoder")
         prefix = encoder["prefix"]
         state = {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)}
+    about["state"] = {"weights": weights, "optimizers": {}}
+    about["encoders"] = {encoder["role"]: {"spec": encoder["spec"], "state": state}}
+    return about
+
+
+def method_of(path: Path) -> str:
+    """The method of a file that ``write`` wrote, from its header alone. Raises as ``read``."""
+    with _opened(path) as (_, about):
+        return about["method"]
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[tuple[Any, dict[str, Any]]]:
+    """A context with the open file and what its header says. Errors of reading it become one line, as in ``read``."""
+    try:
+        with safe_open(path, "pt") as file:
+            yield file, json.loads((file.metadata() or {})[_KEY])
     except (SafetensorError, KeyError, ValueError) as error:
         raise ValueError(
             f"{path} does not hold this project's weights ({type(error).__name__}): name a checkpoint, or a file "
             "from weights/"
         ) from None
-    about["state"] = {"weights": weights, "optimizers": {}}
-    about["encoders"] = {encoder["role"]: {"spec": encoder["spec"], "state": state}}
-    return about
 
 
 def _half(value: torch.Tensor) -> torch.Tensor:

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from kintsugi.apps import studio_photos
+from kintsugi.apps.mend import paste
 from kintsugi.apps.studio_photos import (
     Hint,
     Photo,
@@ -17,7 +18,6 @@ from kintsugi.apps.studio_photos import (
     hint_layers,
     hole_of,
     open_photo,
-    paste,
     rgb_of,
     save_png,
     shown,

@@ -10,7 +10,7 @@ from helpers.command_line import Refused
 from torchvision.models import alexnet
 
 from kintsugi.augment.bicubic import shrink
-from kintsugi.data.photos import images_in
+from kintsugi.data.photos import images_in, read_pixels
 from kintsugi.eval import upscaling_quality
 from kintsugi.losses import perceptual
 from kintsugi.nets.srresnet import SelfEnsemble
@@ -56,7 +56,7 @@ def test_the_benchmark_with_lpips_and_the_ensemble(upscaler: Path, photos: Path,
     net = SelfEnsemble(load_upscaler(upscaler, torch.device("cpu")))
     lpips, expected, grain = perceptual.Lpips(trunk), [], []
     for file in images_in(photos):
-        truth = upscaling_quality._cropped(upscaling_quality._pixels(file))[None]
+        truth = upscaling_quality._cropped(read_pixels(file))[None]
         small = (255 * shrink(truth, 4).clamp(0, 1)).round() / 255
         with torch.no_grad():
             image = (255 * net(small).clamp(0, 1)).round() / 255
