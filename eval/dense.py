@@ -222,7 +222,7 @@ class DenseTask(Task):
         if seed == 0:
             weights = features.weights
             self._predictions[weights.name, protocol] = prediction[self.shown]
-            if weights.state is not None:
+            if weights.states:
                 self._baselines[weights.name] = weights.baseline
         return self.score(prediction, protocol)
 

@@ -49,7 +49,7 @@ class RunSettings:
 class FrozenFeatures:
     """Weights on one task with one seed, and what was computed from their frozen encoder.
 
-    One instance serves all protocols and, unless the weights are random, all seeds.
+    One instance serves all protocols and, if all seeds have the same weights, all seeds.
     """
 
     def __init__(self, weights: Weights, seed: int, compute: Compute) -> None:
@@ -138,13 +138,18 @@ def run(
 
     An experiment that fails is printed, has its error in the results, and is not kept in the folder.
     """
+    for one in weights:
+        if len(one.states) > 1 and len(one.states) != seeds:
+            raise ValueError(
+                f"{one.name} has {len(one.states)} pre-trainings, one for each seed: use --seeds {len(one.states)}"
+            )
     folder.mkdir(parents=True, exist_ok=True)
     finished, results = FinishedResults(folder), Results()
     for task in tasks:
         for one in weights:
             for_all_seeds = FrozenFeatures(one, 0, compute)
             for seed in range(seeds):
-                features = for_all_seeds if one.state is not None else FrozenFeatures(one, seed, compute)
+                features = for_all_seeds if len(one.states) == 1 else FrozenFeatures(one, seed, compute)
                 for protocol in task.protocols:
                     experiment = Experiment(task.name, one.name, protocol, seed)
                     key = _key(task, one, protocol, seed, compute)

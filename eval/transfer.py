@@ -24,7 +24,7 @@ from kintsugi.eval.geometry import Geometry
 from kintsugi.eval.results import Results
 from kintsugi.eval.segmentation import FigureGround, Segmentation
 from kintsugi.eval.tasks import Task
-from kintsugi.eval.weights import Weights, saved_weights, with_random
+from kintsugi.eval.weights import Weights, joined, saved_weights, with_random
 from kintsugi.nets.pixels import Pixels
 from kintsugi.nets.published import load_published
 from kintsugi.train import checkpoint
@@ -37,7 +37,8 @@ class TransferConfig(ClassificationSettings, DenseSettings, DetectionSettings):
     """Transfer of all methods to all tasks, against random weights."""
 
     ckpts: tuple[str, ...] = ()
-    """Runs or checkpoints, each a PATH or NAME=PATH; default: the latest run of every method under --runs."""
+    """Runs or checkpoints, each a PATH or NAME=PATH; default: the latest run of every method under --runs. Several
+    paths with the same NAME are pre-trainings of one row, one for each of the --seeds."""
     published: tuple[str, ...] = ()
     """Published weights, each ARCHITECTURE=FILE: the name in torchvision or timm, and a state dict."""
     runs: Path = Path("runs")
@@ -73,20 +74,20 @@ def run(config: TransferConfig) -> Results:
     compute = Compute.of(config.device, config.precision)
     weights = with_random([*_checkpoints(config), *_published(config)])
     if config.pixels:
-        weights.append(Weights("pixels", Pixels().plain(), {}))
+        weights.append(Weights("pixels", Pixels().plain(), ({},)))
     return report.transfer(weights, _tasks(config, compute), config.seeds, config.out, compute, to_plain(config))
 
 
 def _checkpoints(config: TransferConfig) -> list[Weights]:
-    """The weights of ``--ckpts``, or of the latest runs. Raises ValueError if two have the same name."""
+    """The weights of ``--ckpts``, or of the latest runs."""
     named = [_named(spec) for spec in config.ckpts] or _latest(config)
     weights: list[Weights] = []
     for name, path in named:
-        weights += saved_weights(path, name=name or _title(path))[1]
-    names = [one.name for one in weights]
-    if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise ValueError(f"two rows are called {twice[0]}: name them, as in --ckpts first={named[0][1]}")
-    return weights
+        found = saved_weights(path, name=name or _title(path))[1]
+        if not name and (twice := {one.name for one in found} & {one.name for one in weights}):
+            raise ValueError(f"two rows are called {min(twice)}: name them, as in --ckpts first={path}")
+        weights += found
+    return joined(weights)
 
 
 def _latest(config: TransferConfig) -> list[tuple[str, Path]]:
@@ -129,7 +130,8 @@ def _published(config: TransferConfig) -> list[Weights]:
         name, equals, file = spec.partition("=")
         if not equals:
             raise ValueError(f"--published {spec}: write ARCHITECTURE=FILE, as in resnet18=resnet18.safetensors")
-        weights.append(Weights(f"{name}, {Path(file).name}", *load_published(name, Path(file))))
+        net, state = load_published(name, Path(file))
+        weights.append(Weights(f"{name}, {Path(file).name}", net, (state,)))
     return weights
 
 

@@ -6,7 +6,7 @@ import functools
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,32 +21,34 @@ from kintsugi.train import checkpoint
 
 @dataclass(frozen=True)
 class Weights:
-    """An encoder's spec and state: one row of the table.
+    """An encoder's spec and states: one row of the table.
 
-    state: None = random weights, drawn anew for each seed. baseline: the name of the random weights of the same
-    network. images_seen: images in pre-training, counted with repetition; None = unknown.
+    states: one, which all seeds share; or several, one from a pre-training of its own for each seed; none = random
+    weights, drawn anew for each seed. baseline: the name of the random weights of the same network. images_seen: images
+    in a pre-training, counted with repetition; None = unknown.
     """
 
     name: str
     spec: Mapping[str, Any]
-    state: Mapping[str, Tensor] | None = None
+    states: tuple[Mapping[str, Tensor], ...] = ()
     baseline: str | None = None
     images_seen: int | None = None
 
     def encoder(self, seed: int) -> Encoder:
-        """A new encoder with these weights, on the CPU; ``seed`` matters for random weights alone."""
+        """A new encoder with the weights for a seed, on the CPU."""
         torch.manual_seed(derive_seed(seed, 1))
         encoder = build_spec(dict(self.spec))
-        if self.state is not None:
-            encoder.load_state_dict(self.state)
+        if self.states:
+            encoder.load_state_dict(self.states[seed if len(self.states) > 1 else 0])
         return encoder
 
     @functools.cached_property
     def digest(self) -> str:
         """A hash of spec and state. A finished result is reused only for weights with the same hash."""
         found = hashlib.sha256(json.dumps(self.spec, sort_keys=True).encode())
-        for name, value in sorted((self.state or {}).items()):
-            found.update(name.encode() + value.contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+        for state in self.states:
+            for name, value in sorted(state.items()):
+                found.update(name.encode() + value.contiguous().view(-1).view(torch.uint8).numpy().tobytes())
         return found.hexdigest()[:16]
 
 
@@ -67,11 +69,26 @@ def saved_weights(ckpt: Path, roles: Sequence[str] = (), name: str = "") -> tupl
         Weights(
             name if role != "discriminator" else f"{name}, {role}",
             encoders[role]["spec"],
-            encoders[role]["state"],
+            (encoders[role]["state"],),
             images_seen=images_seen,
         )
         for role in roles or of_rgb
     ]
+
+
+def joined(weights: Sequence[Weights]) -> list[Weights]:
+    """The weights, where those of one name become one row of several pre-trainings.
+
+    Raises ValueError with one line if their networks differ.
+    """
+    rows: dict[str, Weights] = {}
+    for one in weights:
+        first = rows.setdefault(one.name, one)
+        if first.spec != one.spec:
+            raise ValueError(f"two rows are called {one.name}, but their networks differ: name them, as in NAME=PATH")
+        if first is not one:
+            rows[one.name] = replace(first, states=first.states + one.states)
+    return list(rows.values())
 
 
 def with_random(weights: Sequence[Weights]) -> list[Weights]:
@@ -88,7 +105,7 @@ def with_random(weights: Sequence[Weights]) -> list[Weights]:
             name = f"random init ({_network_name(one.spec)})"
             alike = sum(other.startswith(name[:-1]) for other in baselines.values())
             baselines[spec] = name if name not in baselines.values() else f"{name[:-1]}, net {alike + 1})"
-        result.append(Weights(one.name, one.spec, one.state, baselines[spec], one.images_seen))
+        result.append(replace(one, baseline=baselines[spec]))
         if is_new:
             result.append(Weights(baselines[spec], one.spec))
     return result

@@ -182,6 +182,7 @@ def test_the_command(trained: Path, photos_in_classes: Path, tmp_path: Path, cap
     assert [result["protocol"] for result in results] == 2 * ["knn", "linear", "20 % of labels", "finetune"]
     assert list(results[1]["details"]["by layer"]) == ["stride 4", "stride 8", "stride 16", "stride 32"]
     assert [result["figures"]["linear"] for result in results if result["protocol"] == "linear"] == [1, 1]
+    assert [result["figures"]["linear, pooled"] for result in results if result["protocol"] == "linear"] == [1, 1]
     assert (tmp_path / "report.md").read_text() in printed
     # The second time nothing is computed: no line is printed for any experiment.
     classification.main([*where, *few])

@@ -150,7 +150,7 @@ def test_other_data_or_settings_have_other_keys():
 def test_pictures_show_predictions_next_to_those_of_random_weights():
     task = Red()
     state = ALEXNET.encoder(7).state_dict()
-    both = [Weights("trained", ALEXNET.spec, state, baseline="random"), Weights("random", ALEXNET.spec)]
+    both = [Weights("trained", ALEXNET.spec, (state,), baseline="random"), Weights("random", ALEXNET.spec)]
     for weights in both:
         task.measure(FrozenFeatures(weights, 0, CPU), "frozen", 0)
     ((title, picture),) = task.pictures().items()

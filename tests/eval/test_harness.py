@@ -40,7 +40,7 @@ SETTINGS = ClassificationSettings(
 def weights() -> list[Weights]:
     """SqueezeNet trained on ImageNet's labels, SqueezeNet with random weights, and pixels."""
     spec, state = load_published("squeezenet1_0", DATA.parent / "weights/squeezenet1_0_imagenet.safetensors")
-    return [*with_random([Weights("squeezenet", spec, state)]), Weights("pixels", Pixels().plain(), {})]
+    return [*with_random([Weights("squeezenet", spec, (state,))]), Weights("pixels", Pixels().plain(), ({},))]
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from kintsugi.eval.results import Experiment, FinishedResults, Result, figures
 from kintsugi.eval.tasks import FrozenFeatures, Task, data_name, run
-from kintsugi.eval.weights import Weights, with_random
+from kintsugi.eval.weights import Weights, joined, with_random
 from kintsugi.nets.backbones import Backbone
 from kintsugi.nets.encoder import Encoder
 from kintsugi.train.compute import Compute
@@ -49,14 +50,14 @@ def weights() -> list[Weights]:
     torch.manual_seed(0)
     nets = [Backbone("alexnet").build() for _ in range(2)]
     pairs = zip(("one", "two"), nets, strict=True)
-    one, two = (Weights(name, net.spec.plain(), net.state_dict()) for name, net in pairs)
+    one, two = (Weights(name, net.spec.plain(), (net.state_dict(),)) for name, net in pairs)
     return with_random([one, two])
 
 
 def test_weights_of_one_network_share_random_weights(weights: list[Weights]):
     assert [one.name for one in weights] == ["one", "random init (alexnet)", "two"]
     assert [one.baseline for one in weights] == ["random init (alexnet)", None, "random init (alexnet)"]
-    others = [Weights(str(i), Backbone("dcgan", width=width).plain(), {}) for i, width in enumerate((1, 0.5, 0.25))]
+    others = [Weights(str(i), Backbone("dcgan", width=width).plain(), ({},)) for i, width in enumerate((1, 0.5, 0.25))]
     assert [one.name for one in with_random(others)][1::2] == [
         "random init (dcgan)",
         "random init (dcgan, net 2)",
@@ -73,6 +74,21 @@ def test_random_weights_depend_on_the_seed_and_others_do_not(weights: list[Weigh
     assert task.built == 1 + 3 + 1  # frozen weights are computed once
 
 
+def test_each_seed_has_a_pre_training_of_its_own(weights: list[Weights], tmp_path: Path):
+    (row, *_), states = joined([replace(weights[i], name="both") for i in (0, 2)]), []
+    assert row.states == weights[0].states + weights[2].states
+    found = figures(run([row], [Sums()], 2, tmp_path, CPU), [row])["both"]["sums", "once"].values
+    for one in (weights[0], weights[2]):
+        torch.manual_seed(0)
+        states.append(Sums().first_weights(one.encoder(0)).sum().item())
+    assert [found[0], found[1]] == pytest.approx(states, abs=1e-4)
+    assert abs(states[0] - states[1]) > 1
+    with pytest.raises(ValueError, match="both has 2 pre-trainings, one for each seed: use --seeds 2"):
+        run([row], [Sums()], 3, tmp_path, CPU)
+    with pytest.raises(ValueError, match="two rows are called both, but their networks differ"):
+        joined([row, Weights("both", Backbone("dcgan").plain(), ({},))])
+
+
 def test_finished_experiments_are_not_run_again_and_others_are(weights: list[Weights], tmp_path: Path):
     first = run(weights, [Sums()], 2, tmp_path, CPU)
     again = Sums()
@@ -85,8 +101,8 @@ def test_finished_experiments_are_not_run_again_and_others_are(weights: list[Wei
     run(weights, [other_settings], 1, tmp_path, CPU)
     assert len(other_settings.measured) == 6
     changed = Sums()
-    state = {name: value + 1 for name, value in (weights[0].state or {}).items()}
-    run([Weights("one", weights[0].spec, state)], [changed], 1, tmp_path, CPU)
+    state = {name: value + 1 for name, value in weights[0].states[0].items()}
+    run([Weights("one", weights[0].spec, (state,))], [changed], 1, tmp_path, CPU)
     assert len(changed.measured) == 2
 
 

@@ -1,0 +1,146 @@
+r"""Pre-trains several methods for the same time on the same cores, each with several seeds.
+
+``python -m bench.equal_minutes --data tiny/train --minutes 8`` times the step of each method and sets the number of
+steps by it, so that learning rate schedules end in time. Each run is in ``runs/equal-minutes/METHOD-SEED``; a finished
+run is not made again. ``make transfer`` then compares the features; runs of one name are pre-trainings of one row::
+
+    make transfer CKPT="$(for m in simclr splitbrain; do for s in 0 1 2; do echo $m=runs/equal-minutes/$m-$s; done; done)" \
+        ARGS="--classification tiny --segmentation camvid"
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bench.common import machine
+from kintsugi.catalog import METHODS
+from kintsugi.data.loader import Loader
+from kintsugi.rng import derive_seed
+from kintsugi.train.command import named
+from kintsugi.train.config import parse_command, parse_training, user_errors, within
+from kintsugi.train.dist import open_world
+from kintsugi.train.loop import train
+from kintsugi.train.method import Method
+
+OPTIONS: Mapping[str, str] = {
+    "simclr": "",
+    "splitbrain": "--encoder resnet18",
+    "inpainting": "--mask regions --lpips off",
+}
+"""Method -> its own options besides those of its demo. The network is ResNet-18 where the method allows it."""
+
+_SHARED = "--size 64 --short-side 72 --eval-images 256 --log-every 50"
+_SCALED = ("warmup", "adversarial_start")  # settings counted in steps
+_WARM, _TIMED = 4, 24  # steps of the timing that are not counted, and that are
+
+
+@dataclass(frozen=True, kw_only=True)
+class EqualMinutesConfig:
+    """Pre-trains methods for equal minutes."""
+
+    data: str
+    """Images to train on, as in the option --data of the methods."""
+    methods: tuple[str, ...] = tuple(OPTIONS)
+    """Names of the methods."""
+    minutes: float = 8.0
+    """Minutes of each run, of all threads."""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """One run of each method for each of these seeds."""
+    threads: int = 1
+    """Threads of each run. With one thread, time is the processor's, so that other programs do not count."""
+    precision: str = "bf16"
+    """fp32 or bf16."""
+    out: Path = Path("runs/equal-minutes")
+    """Folder of the runs."""
+
+    def __post_init__(self) -> None:
+        within(self, minutes=0.01, threads=1)
+        if unknown := sorted(set(self.methods) - set(OPTIONS)):
+            raise ValueError(f"--methods {unknown[0]}: choose from {', '.join(OPTIONS)}")
+
+
+def run(config: EqualMinutesConfig) -> None:
+    """Makes the runs that are missing."""
+    torch.set_num_threads(config.threads)
+    for seed in config.seeds:
+        for name in config.methods:
+            folder = config.out / f"{name}-{seed}"
+            if (folder / "time.json").is_file():
+                continue
+            method, settings = _settings(name, config, seed)
+            settings = replace(settings, out=folder)
+            seconds = seconds_per_step(method, settings, config.threads)
+            steps = max(1, round(60 * config.minutes / seconds))
+            print(f"{name}, seed {seed}: {1e3 * seconds:.0f} ms a step, so {steps} steps", flush=True)
+            settings = scaled(settings, steps)
+            started = time.perf_counter(), time.process_time()
+            train(method, replace(settings, eval_every=steps, show_every=steps, save_every=steps, keep=1))
+            record = {
+                "method": name,
+                "seed": seed,
+                "minutes": config.minutes,
+                "steps": steps,
+                "images": steps * settings.batch,
+                "seconds per step": seconds,
+                "wall seconds": time.perf_counter() - started[0],
+                "processor seconds": time.process_time() - started[1],
+                "precision": config.precision,
+                "options": OPTIONS[name],
+                "machine": machine(),
+            }
+            (folder / "time.json").write_text(json.dumps(record, indent=1) + "\n")
+
+
+def _settings(name: str, config: EqualMinutesConfig, seed: int) -> tuple[type[Method[Any]], Any]:
+    """The class of a method, and the settings of its run."""
+    module = import_module(next(p.module for p in METHODS if p.name == name))
+    words = [*f"{_SHARED} {OPTIONS[name]} --precision {config.precision} --seed {seed} --data".split(), config.data]
+    settings = parse_training(name, named((module.demo, module.small, module.paper)), words)
+    found = (v for v in vars(module).values() if isinstance(v, type) and issubclass(v, Method))
+    return next(one for one in found if getattr(one, "name", "") == name), settings
+
+
+def scaled(settings: Any, steps: int) -> Any:
+    """The settings for a run of ``steps`` steps, in which warm-up and adversarial training begin as early, in parts of
+    the run."""
+    names = {field.name for field in fields(settings)} & set(_SCALED)
+    share = steps / settings.steps
+    return replace(settings, steps=steps, **{name: round(share * getattr(settings, name)) for name in names})
+
+
+def seconds_per_step(method_class: type[Method[Any]], settings: Any, threads: int) -> float:
+    """The time of one training step, the mean over a short run."""
+    clock = time.process_time if threads == 1 else time.perf_counter
+    settings = replace(scaled(settings, _WARM + _TIMED), out=Path(tempfile.gettempdir()))
+    with open_world(settings.device, settings.precision, settings.batch) as world:
+        data = method_class.open_data(settings, True)
+        torch.manual_seed(derive_seed(settings.seed))
+        method = method_class.build(settings, world, data)
+        world.place(method.children(), channels_last=settings.channels_last, compile=settings.compile)
+        method.on_train_data(data.train)
+        loader = Loader(data.train, settings.batch, settings.seed, world.rank, world.size, world.device)
+        started = clock()
+        with loader.iterate(0) as batches:
+            for step, batch in zip(range(_WARM + _TIMED), batches, strict=False):
+                if step == _WARM:
+                    started = clock()
+                method.update(batch, step)
+    return (clock() - started) / _TIMED
+
+
+def main() -> None:
+    with user_errors():
+        run(parse_command(EqualMinutesConfig))
+
+
+if __name__ == "__main__":
+    main()
