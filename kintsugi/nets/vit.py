@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
@@ -72,7 +72,7 @@ class ViTEncoder(Encoder):
         self.depths = sorted({max(1, round(depth * (i + 1) / DEPTHS)) - 1 for i in range(DEPTHS)})
         strides = [self.patch << i for i in range(COARSEST.bit_length()) if self.patch << i <= COARSEST]
         self.channels = {s: self.width * (len(self.depths) if s == self.patch else 1) for s in strides}
-        settings = self.net.pretrained_cfg or {}
+        settings: dict[str, Any] = cast(Any, self.net).pretrained_cfg or {}
         for name, default in (("mean", IMAGENET_MEAN), ("std", IMAGENET_STD)):
             each: Sequence[float] = settings.get(name, default)
             value = torch.tensor(each).repeat(spec.planes // 3).view(1, -1, 1, 1)
@@ -83,7 +83,7 @@ class ViTEncoder(Encoder):
         return (image - self.mean) / self.std
 
     def forward(self, image: Tensor) -> dict[int, Tensor]:
-        last, maps = self.net.forward_intermediates(self.normalized(image), indices=self.depths)
+        last, maps = cast(Any, self.net).forward_intermediates(self.normalized(image), indices=self.depths)
         prefix, (height, width) = self.net.num_prefix_tokens, maps[-1].shape[2:]
         last = last[:, prefix:].transpose(1, 2).unflatten(2, (height, width))  # (N,D,h,w)
         found = {self.patch: torch.cat([*maps[:-1], last], 1)}
@@ -109,6 +109,13 @@ class ViTEncoder(Encoder):
         return net.norm(net.blocks(net.norm_pre(x)))
 
     @torch.no_grad()
+    def fix_positions(self) -> None:
+        """Makes the positions sines and cosines (``fixed_positions``) that are not trained; 0 for prefix tokens."""
+        assert self.net.pos_embed is not None
+        fixed = fixed_positions(self.net.patch_embed.grid_size[0], self.width)
+        self.net.pos_embed.requires_grad_(False).zero_()[0, -len(fixed) :] = fixed
+
+    @torch.no_grad()
     def resize(self, size: int) -> None:
         """Makes positions for images of ``size`` px, interpolated from the present ones, and keeps them.
 
@@ -117,6 +124,16 @@ class ViTEncoder(Encoder):
         _check_size(size, self.patch)
         self.net.set_input_size((size, size))
         self.spec = replace(self.spec, size=size)
+
+
+def fixed_positions(grid: int, width: int) -> Tensor:
+    """Positions of grid*grid patches, row by row: sines and cosines of both coordinates, (grid*grid,width).
+
+    Of frequencies 10000 ** -(4 i / width), i from 0 to width/4 - 1. width: a multiple of 4.
+    """
+    from timm.layers import build_sincos2d_pos_embed  # imported here: slow, and --help does not need it
+
+    return build_sincos2d_pos_embed([grid, grid], width)
 
 
 def _network(spec: ViT) -> VisionTransformer:
@@ -132,7 +149,7 @@ def _network(spec: ViT) -> VisionTransformer:
         similar = f" (similar: {', '.join(near)})" if near else ""
         raise ValueError(f"timm has no network {spec.name!r}{similar}")
     _check_size(spec.size, spec.patch)
-    sides = {name: side for name, side in (("img_size", spec.size), ("patch_size", spec.patch)) if side}
+    sides: dict[str, Any] = {name: side for name, side in (("img_size", spec.size), ("patch_size", spec.patch)) if side}
     try:
         net = timm.create_model(
             spec.name,
