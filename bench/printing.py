@@ -23,6 +23,7 @@ LABELS = {
     "colorization": "colorization",
     "splitbrain": "split-brain",
     "splitbrain-hha": "split-brain with depth",
+    "mae": "MAE",
     "synthetic": "synthetic to real",
     "random init": "random weights",
     "inpainting": "inpainting, generator",

@@ -24,7 +24,7 @@ from kintsugi.data.images import open_labeled
 from kintsugi.data.multilabel import MULTILABEL, open_multilabel
 from kintsugi.data.store import Store
 from kintsugi.eval.features import Features, central_squares, extract
-from kintsugi.eval.finetune import finetune
+from kintsugi.eval.finetune import LAYER_DECAY, finetune
 from kintsugi.eval.linear import probe, some_of_each
 from kintsugi.eval.report import Comparison, compare
 from kintsugi.eval.results import Result, Results
@@ -103,13 +103,15 @@ class Classification(Task):
 
     def measure(self, features: FrozenFeatures, protocol: str, seed: int) -> Result:
         if protocol == "finetune":
-            return Result({"fine-tuned": self._finetuned(features.encoder(), seed)})
+            is_random = features.weights.state is None
+            tuned = self._finetuned(features.encoder(), seed, 1.0 if is_random else LAYER_DECAY)
+            return Result({"fine-tuned": tuned})
         train, test = features.once(self.features)
         if protocol == "knn":
             return Result({"kNN": self._knn(train, test)})
         return self._linear(train, test, protocol, seed)
 
-    def _finetuned(self, encoder: Encoder, seed: int) -> float:
+    def _finetuned(self, encoder: Encoder, seed: int, layer_decay: float) -> float:
         """The score, in [0,1], after fine-tuning."""
         config, split = self.config, self.split
         return finetune(
@@ -123,6 +125,7 @@ class Classification(Task):
             config.batch_tuned,
             config.lr_tuned,
             self.compute,
+            layer_decay,
         )
 
     def _knn(self, train: Features, test: Features) -> float:

@@ -73,6 +73,11 @@ METHODS = (
         "the same with depth; data: a folder with rgb/, depth/ and intrinsics.txt",
     ),
     _method(
+        "mae",
+        "kintsugi.recon.mae",
+        "MAE (He 2021): predict masked patches from the visible ones, with a vision transformer",
+    ),
+    _method(
         "synthetic",
         "kintsugi.recon.synthetic",
         "synthetic to real (Ren and Lee 2018): depth, normals, contours of scenes, adapted to photos",

@@ -14,6 +14,7 @@ from kintsugi.nets.pixels import Pixels
 from kintsugi.nets.planes import Joined, Planes, Rgbd
 from kintsugi.nets.published import Published
 from kintsugi.nets.srresnet import SRResNetSpec
+from kintsugi.nets.vit import ViT
 
 
 def build_spec(spec: dict[str, Any]) -> Encoder:
@@ -45,6 +46,8 @@ def build_spec(spec: dict[str, Any]) -> Encoder:
             return Rgbd(_backbone(spec["rgb"]), _backbone(spec["hha"])).build()
         if kind == "published":
             return Published(**_settings(spec)).build()
+        if kind == "vit":
+            return ViT(**_settings(spec)).build()
     except (TypeError, KeyError):
         raise ValueError(f"unknown settings of a {kind} in {spec}: use the version that wrote them") from None
     raise ValueError(f"unknown kind of encoder {kind!r}: use the version that wrote it")

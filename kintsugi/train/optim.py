@@ -38,9 +38,9 @@ def warmup_cosine(step: int, steps: int, warmup: int, *, cosine_from: int | None
 
 
 def set_lr(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Sets the learning rate of all parameter groups."""
+    """Sets the learning rate of all parameter groups, times a group's own ``lr_scale`` if it has one."""
     for group in optimizer.param_groups:
-        group["lr"] = rate
+        group["lr"] = rate * group.get("lr_scale", 1.0)
 
 
 def lars_groups(network: nn.Module, weight_decay: float) -> list[dict[str, Any]]:

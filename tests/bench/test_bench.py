@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench import growth, loaders, photo_holes, reading, steps
+from bench import growth, loaders, masked_encoder, photo_holes, reading, steps
 
 
 def test_loaders_measures_all_installed_loaders(photos: Path, tmp_path: Path):
@@ -29,6 +29,15 @@ def test_steps_compares_whole_steps_with_their_parts(tmp_path: Path):
     for one in found["contrastive, ms"].values():
         assert one["whole over model"] == pytest.approx(one["whole step"] / one["model only"], abs=0.001)
     assert set(found["GAN, ms"]) == {"inpainting", "superresolution"}
+
+
+def test_the_encoder_is_faster_on_visible_patches(tmp_path: Path):
+    settings = masked_encoder.MaskedEncoderConfig(size=64, batch=4, rounds=1, ratios=(0.75,), paper=False, out=tmp_path)
+    masked_encoder.run(settings)
+    (found,) = json.loads((tmp_path / "masked-encoder.json").read_text())["encoder, ms"].values()
+    gain = found["all patches"] / found["0.75 masked"]
+    assert found["0.75 masked, times as fast"] == pytest.approx(gain, abs=0.01)
+    assert gain > 1.2
 
 
 @pytest.mark.slow

@@ -13,13 +13,16 @@ from torch.nn.functional import cross_entropy, normalize
 
 from kintsugi.data.images import open_labeled
 from kintsugi.eval import classification, features, linear
-from kintsugi.eval.finetune import finetune
+from kintsugi.eval.finetune import encoder_groups, finetune
+from kintsugi.eval.tasks import FrozenFeatures
+from kintsugi.eval.weights import Weights
 from kintsugi.metrics.neighbors import classify as knn_classify
 from kintsugi.nets.backbones import Backbone
 from kintsugi.nets.encoder import Encoder
+from kintsugi.nets.vit import ViT
 from kintsugi.rng import generator
 from kintsugi.train.compute import Compute
-from kintsugi.train.optim import warmup_cosine
+from kintsugi.train.optim import set_lr, warmup_cosine
 
 CPU = Compute(torch.device("cpu"))
 
@@ -170,6 +173,48 @@ def test_fine_tuning_learns_and_is_deterministic(photos_in_classes: Path):
         return finetune(encoder, data.train, data.heldout, 2, 64, 0, steps, 8, 1e-3, CPU)
 
     assert tuned(15) == 1 == tuned(15)
+
+
+def test_each_block_of_a_vision_transformer_has_a_higher_rate_than_the_one_before():
+    encoder = ViT("test_vit", 32, 8).build()  # 6 blocks
+    names = {parameter: name for name, parameter in encoder.net.named_parameters()}
+    groups = encoder_groups(encoder, 0.5)
+    optimizer = torch.optim.AdamW(groups, 1.0)
+    set_lr(optimizer, 0.8)
+    rates = {names[p]: group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    decays = {names[p]: group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
+    assert rates.keys() == set(names.values())
+    for name, rate in rates.items():
+        block = int(name.split(".")[1]) + 1 if name.startswith("blocks.") else 6 if name.startswith("norm") else 0
+        assert rate == pytest.approx(0.8 * 0.5 ** (7 - block)), name
+        is_free = name.endswith("bias") or "norm" in name or name in ("cls_token", "pos_embed")
+        assert decays[name] == (0 if is_free else 0.01), name
+    scales = {group["lr_scale"] for group in encoder_groups(encoder, 1.0)}
+    assert scales == {1.0}
+    assert len(encoder_groups(Backbone("alexnet").build(), 0.5)) == 1
+
+
+def test_a_vision_transformer_is_fine_tuned(photos_in_classes: Path):
+    data = open_labeled(str(photos_in_classes), 64)
+    torch.manual_seed(0)
+    encoder = ViT("test_vit", 64, 8).build()
+    assert finetune(encoder, data.train, data.heldout, 2, 64, 0, 15, 8, 1e-3, CPU, 0.75) == 1
+
+
+def test_random_weights_have_no_layer_decay(photos_in_classes: Path, monkeypatch: pytest.MonkeyPatch):
+    given: list[float] = []
+
+    def recorded(*arguments: object) -> float:
+        given.append(arguments[-1])  # type: ignore[arg-type]
+        return 1.0
+
+    monkeypatch.setattr(classification, "finetune", recorded)
+    spec = ViT("test_vit", 64, 8)
+    settings = classification.ClassificationConfig(ckpt=Path("unused"), data=str(photos_in_classes))
+    task = classification.Classification(str(photos_in_classes), 64, settings, CPU)
+    for state in (None, spec.build().state_dict()):
+        task.measure(FrozenFeatures(Weights("weights", spec.plain(), state), 0, CPU), "finetune", 0)
+    assert given == [1.0, 0.75]
 
 
 def test_the_command(trained: Path, photos_in_classes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
