@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ import torch
 from torch import Tensor
 
 from kintsugi.nets.encoder import Encoder
-from kintsugi.nets.specs import build_spec
+from kintsugi.nets.specs import build_spec, digest
 from kintsugi.rng import derive_seed
 from kintsugi.train import checkpoint
 
@@ -44,10 +43,7 @@ class Weights:
     @functools.cached_property
     def digest(self) -> str:
         """A hash of spec and state. A finished result is reused only for weights with the same hash."""
-        found = hashlib.sha256(json.dumps(self.spec, sort_keys=True).encode())
-        for name, value in sorted((self.state or {}).items()):
-            found.update(name.encode() + value.contiguous().view(-1).view(torch.uint8).numpy().tobytes())
-        return found.hexdigest()[:16]
+        return digest(self.spec, self.state or {})
 
 
 def saved_weights(ckpt: Path, roles: Sequence[str] = (), name: str = "") -> tuple[Path, list[Weights]]:
