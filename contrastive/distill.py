@@ -339,7 +339,11 @@ class Distill(ViewsMethod[DistillConfig]):
         with self.world.autocast():
             map, vector = self.predict(image)
         self.encoder.train(training)
-        return image, Features(regridded(map.float(), (target.map.shape[2], target.map.shape[3])), vector.float()), target
+        return (
+            image,
+            Features(regridded(map.float(), (target.map.shape[2], target.map.shape[3])), vector.float()),
+            target,
+        )
 
     def show(self, batch: Batch) -> dict[str, Tensor]:
         """The teacher's map and the student's prediction of it, in the colors of the teacher's main directions."""

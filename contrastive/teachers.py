@@ -69,6 +69,11 @@ def load_teacher(teacher: str) -> tuple[str, Encoder]:
 
     teacher: ``SOURCES``. Raises ValueError with one line if it cannot be loaded.
     """
+    with torch.device("cpu"):
+        return _loaded(teacher)
+
+
+def _loaded(teacher: str) -> tuple[str, Encoder]:
     source, _, name = teacher.partition(":")
     if source in ("timm", "torchvision") and name:
         return name, _built(*_downloaded(source, name))
@@ -76,7 +81,7 @@ def load_teacher(teacher: str) -> tuple[str, Encoder]:
     if equals and not Path(teacher).exists():
         return architecture, _built(*load_published(architecture, Path(file).expanduser()))
     try:
-        path, content = checkpoint.read(Path(teacher).expanduser())
+        content = checkpoint.read(Path(teacher).expanduser())[1]
         return content["method"], checkpoint.encoder_of(content)[1]
     except ValueError as error:
         raise ValueError(f"--teacher {teacher}: {error}; a teacher is {SOURCES}") from None
@@ -147,7 +152,4 @@ class FeatureCache:
         if not bool(self.known[index].all()):
             return None
         side = flip.long()
-        return Features(
-            self.maps[index, side].to(device).float(),
-            self.vectors[index, side].to(device).float(),
-        )
+        return Features(self.maps[index, side].to(device).float(), self.vectors[index, side].to(device).float())
