@@ -21,11 +21,11 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import adaptive_avg_pool2d, cosine_similarity, interpolate, mse_loss
+from torch.nn.functional import adaptive_avg_pool2d, cosine_similarity, interpolate, mse_loss, normalize
 
 from kintsugi.augment import color_jitter, cropping
 from kintsugi.augment.color_jitter import ColorAugmentation
-from kintsugi.contrastive.teachers import SOURCES, FeatureCache, Features, Teacher, load_teacher
+from kintsugi.contrastive.teachers import SOURCES, FeatureCache, Features, Standardize, Teacher, load_teacher
 from kintsugi.contrastive.views import ViewsConfig, ViewsMethod
 from kintsugi.data.loader import Indexed
 from kintsugi.pictures import FeatureColors, sheet
@@ -52,6 +52,9 @@ class DistillConfig(ViewsConfig):
     """Side of the teacher's crops, px; 0 = --size. Larger crops than the student's often give far better features."""
     teacher_stride: int = 0
     """Stride of the teacher's map to learn; 0 = its coarsest."""
+
+    student_stride: int = 0
+    """Stride of the student's map that predicts the teacher's; 0 = its coarsest."""
 
     loss: Literal["cosine", "l2"] = "cosine"
     """cosine: one minus the cosine of predicted and true features; l2: their mean squared difference."""
@@ -81,7 +84,16 @@ class DistillConfig(ViewsConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        within(self, teacher_size=0, teacher_stride=0, map_weight=0, vector_weight=0, features_gb=0, warmup=0)
+        within(
+            self,
+            teacher_size=0,
+            teacher_stride=0,
+            student_stride=0,
+            map_weight=0,
+            vector_weight=0,
+            features_gb=0,
+            warmup=0,
+        )
         if self.map_weight == self.vector_weight == 0:
             raise ValueError("--map-weight and --vector-weight are both 0: nothing would be learned")
 
@@ -158,32 +170,6 @@ def regridded(map: Tensor, size: tuple[int, int]) -> Tensor:
     return adaptive_avg_pool2d(map, size)
 
 
-class Standardize(nn.Module):
-    """Subtracts the mean of each channel and divides by its standard deviation; both are set from a sample."""
-
-    mean: Tensor
-    std: Tensor
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.register_buffer("mean", torch.zeros(channels))
-        self.register_buffer("std", torch.ones(channels))
-
-    def fit(self, mean: Tensor, square: Tensor) -> None:
-        """Takes the mean and the mean square of each channel (C,).
-
-        A channel that hardly varies, less than a tenth of the channels' mean, counts as varying that much.
-        """
-        std = (square - mean.square()).clamp(min=0).sqrt()
-        self.mean.copy_(mean)
-        self.std.copy_(std.clamp(min=max(0.1 * std.mean().item(), 1e-6)))
-
-    def forward(self, features: Tensor) -> Tensor:
-        """Features (N,C,...) -> standardized, of the same shape."""
-        shape = (1, -1, *[1] * (features.ndim - 2))
-        return (features - self.mean.view(shape)) / self.std.view(shape)
-
-
 # --- the method -----------------------------------------------------------------------------------------------
 
 
@@ -197,7 +183,11 @@ class Distill(ViewsMethod[DistillConfig]):
         super().__init__(config, world)
         # No module: the teacher's weights are in no checkpoint.
         self.teacher = open_teacher(config, world)
-        self.map_head = nn.Conv2d(self.width, self.teacher.channels, 1)
+        strides = sorted(self.encoder.channels)
+        self.stride = config.student_stride or strides[-1]
+        if self.stride not in strides:
+            raise ValueError(f"--student-stride {self.stride}: the student has {', '.join(map(str, strides))}")
+        self.map_head = nn.Conv2d(self.encoder.channels[self.stride], self.teacher.channels, 1)
         self.vector_head = nn.Linear(self.width, self.teacher.width)
         self.map_standard = Standardize(self.teacher.channels)
         self.vector_standard = Standardize(self.teacher.width)
@@ -213,21 +203,14 @@ class Distill(ViewsMethod[DistillConfig]):
     def on_train_data(self, data: Indexed) -> None:
         """Sets the mean and deviation of the teacher's features, from evenly spaced images, and makes the cache."""
         rows = torch.linspace(0, len(data) - 1, min(SAMPLE, len(data))).long()
-        sums = [torch.zeros(2, channels, device=self.world.device) for channels in self.teacher_channels]
-        for some in rows.split(64):
-            batch = {name: value.to(self.world.device) for name, value in data.batch(some).items()}
-            for total, part in zip(sums, self.teacher(cropping.center_crops(batch, self.teacher.side)), strict=True):
-                values = part.transpose(0, 1).flatten(1)  # (C,n*h*w)
-                total += torch.stack([values.mean(1), values.square().mean(1)]) * (len(some) / len(rows))
-        for standard, (mean, square) in zip((self.map_standard, self.vector_standard), sums, strict=True):
-            standard.fit(mean, square)
+        batches = (
+            {name: value.to(self.world.device) for name, value in data.batch(some).items()} for some in rows.split(64)
+        )
+        found = [self.teacher(cropping.center_crops(batch, self.teacher.side)) for batch in batches]
+        self.map_standard.fit([features.map for features in found])
+        self.vector_standard.fit([features.vector for features in found])
         if self.config.views == "fixed" and self.config.features_gb:
             self.cache = FeatureCache(len(data), self.config.features_gb * 1e9)
-
-    @property
-    def teacher_channels(self) -> tuple[int, int]:
-        """Channels of the teacher's map, and length of its vector."""
-        return self.teacher.channels, self.teacher.width
 
     def update(self, batch: Batch, step: int) -> dict[str, Tensor]:
         config = self.config
@@ -249,7 +232,7 @@ class Distill(ViewsMethod[DistillConfig]):
     def predict(self, image: Tensor) -> Features:
         """The student's predictions of the teacher's standardized features, for images (n,3,S,S) in [0,1]."""
         maps = self.encoder(image)
-        return Features(self.map_head(maps[max(maps)]), self.vector_head(self.encoder.vector(maps)))
+        return Features(self.map_head(maps[self.stride]), self.vector_head(self.encoder.vector(maps)))
 
     def targets(self, image: Tensor) -> Features:
         """The teacher's standardized features of images (n,3,S,S) in [0,1]."""
@@ -294,25 +277,12 @@ class Distill(ViewsMethod[DistillConfig]):
         return cropping.crop_resize(batch["image"], cropping.center_boxes(batch["extent"]), size, flip)
 
     def _fixed_targets(self, batch: Batch, flip: Tensor) -> Features:
-        """The teacher's features of the central squares, from the cache if they are there.
+        """The teacher's features of the central squares, from the cache if they are there."""
 
-        Both sides of all images of the batch are computed if one image is new, so that the teacher always sees batches
-        of one size, and a resumed run computes the same.
-        """
-        cache, index = self.cache, batch["index"].cpu() if "index" in batch else None
-        if cache is None or index is None:
+        def compute(flip: Tensor) -> Features:
             return self.targets(self._squares(batch, self.teacher.side, flip))
-        found = cache.get(index, flip, self.world.device)
-        if found is not None:
-            return found
-        plain, mirrored = (
-            self.targets(self._squares(batch, self.teacher.side, torch.full_like(flip, side))) for side in (False, True)
-        )
-        if not cache.fits(plain):
-            self.cache = None
-            return self._fixed_targets(batch, flip)
-        cache.store(index, plain, mirrored)
-        return self._fixed_targets(batch, flip)
+
+        return self.cache.features(batch["index"].cpu(), flip, compute) if self.cache else compute(flip)
 
     # --- state ------------------------------------------------------------------------------------------------
 
@@ -346,12 +316,16 @@ class Distill(ViewsMethod[DistillConfig]):
         )
 
     def show(self, batch: Batch) -> dict[str, Tensor]:
-        """The teacher's map and the student's prediction of it, in the colors of the teacher's main directions."""
+        """The teacher's map and the student's prediction of it, in the colors of the teacher's main directions.
+
+        Features have the length 1 there, because the cosine loss leaves the length of predictions open.
+        """
         image, predicted, target = self.predicted(batch)
-        colors = FeatureColors(target.map)
+        truth = normalize(target.map, dim=1)
+        colors = FeatureColors(truth)
         maps = [
-            interpolate(colors(features.map), image.shape[2:], mode="nearest").to(image.device)
-            for features in (target, predicted)
+            interpolate(colors(each), image.shape[2:], mode="bilinear").to(image.device)
+            for each in (truth, normalize(predicted.map, dim=1))
         ]
         return {"image | teacher's features | student's prediction": sheet([image, *maps], zoom=2)}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -120,36 +121,76 @@ def _from_hub(source: str, name: str) -> nn.Module:
     return timm.create_model(name, pretrained=True)
 
 
+class Standardize(nn.Module):
+    """Subtracts the mean of each channel and divides by its standard deviation; both are set from a sample."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(channels))
+        self.register_buffer("std", torch.ones(channels))
+
+    def fit(self, features: Sequence[Tensor]) -> None:
+        """Takes mean and deviation from features (n,C,...), each of a batch.
+
+        A channel that hardly varies, less than a tenth of the channels' mean, counts as varying that much.
+        """
+        values = [each.transpose(0, 1).flatten(1) for each in features]  # (C,n*h*w)
+        count = sum(each.shape[1] for each in values)
+        mean = torch.stack([each.sum(1) for each in values]).sum(0) / count
+        square = torch.stack([(each - mean[:, None]).square().sum(1) for each in values]).sum(0) / count
+        std = square.sqrt()
+        self.mean.copy_(mean)
+        self.std.copy_(std.clamp(min=max(0.1 * std.mean().item(), 1e-6)))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Features (N,C,...) -> standardized, of the same shape."""
+        shape = (1, -1, *[1] * (features.ndim - 2))
+        return (features - self.mean.view(shape)) / self.std.view(shape)
+
+
 class FeatureCache:
     """A teacher's features of every training image and of its mirror image, in half precision, on the CPU.
 
-    Memory is taken when features are stored, not before. count: number of images. limit: bytes.
+    Memory is taken when features are first stored. count: number of images. limit: bytes; features that would take more
+    are not kept.
     """
 
     def __init__(self, count: int, limit: float) -> None:
         self.count, self.limit = count, limit
         self.known = torch.zeros(count, dtype=torch.bool)
-        self.maps = self.vectors = torch.empty(0)
+        self.kept: Features | None = None
+        """(count,2,C,h,w) and (count,2,D); the second dimension: as it is, mirrored."""
 
-    def fits(self, of_one: Features) -> bool:
-        """Whether the features of all images, each as large as ``of_one``, take less than the limit."""
-        return 2 * 2 * self.count * sum(part[0].numel() for part in of_one) <= self.limit
+    def features(self, index: Tensor, flip: Tensor, compute: Callable[[Tensor], Features]) -> Features:
+        """The features of the images ``index`` (n,), mirrored where ``flip`` (n,) is true.
 
-    def store(self, index: Tensor, plain: Features, mirrored: Features) -> None:
-        """Stores the features of the images ``index`` (n,), as they are and mirrored. Known ones stay as they are."""
-        if not len(self.maps):
-            self.maps, self.vectors = (
-                torch.empty(self.count, 2, *part.shape[1:], dtype=torch.float16) for part in plain
-            )
-        new = ~self.known[index]
-        for flip, features in enumerate((plain, mirrored)):
-            self.maps[index[new], flip] = features.map.cpu()[new].half()
-            self.vectors[index[new], flip] = features.vector.cpu()[new].half()
-        self.known[index] = True
-
-    def get(self, index: Tensor, flip: Tensor, device: torch.device) -> Features | None:
-        """The features of the images ``index`` (n,), mirrored where ``flip`` (n,) is true; None if any is unknown."""
+        compute: gives them for a ``flip``. It is called for all images of the batch, once as they are and once
+        mirrored, if one of them is new. So the teacher always sees batches of one size, and a resumed run computes the
+        same.
+        """
+        if self.limit == 0:
+            return compute(flip)
         if not bool(self.known[index].all()):
-            return None
-        side = flip.long()
-        return Features(self.maps[index, side].to(device).float(), self.vectors[index, side].to(device).float())
+            both = [compute(torch.full_like(flip, side)) for side in (False, True)]
+            if 2 * 2 * self.count * sum(part[0].numel() for part in both[0]) > self.limit:
+                self.limit = 0
+                return compute(flip)
+            self._store(index, both)
+        assert self.kept is not None
+        map, vector = (part[index, flip.long()].to(self.device).float() for part in self.kept)
+        return Features(map, vector)
+
+    def _store(self, index: Tensor, both: Sequence[Features]) -> None:
+        """Stores features of the images ``index`` (n,), as they are and mirrored. Known ones stay as they are."""
+        if self.kept is None:
+            self.device = both[0].map.device
+            map, vector = (torch.empty(self.count, 2, *part.shape[1:], dtype=torch.half) for part in both[0])
+            self.kept = Features(map, vector)
+        new = ~self.known[index]
+        for flip, features in enumerate(both):
+            for kept, part in zip(self.kept, features, strict=True):
+                kept[index[new], flip] = part.cpu()[new].half()
+        self.known[index] = True

@@ -115,7 +115,8 @@ def test_standardized_features_have_mean_0_and_deviation_1(teacher: str):
         varies = standard.std > standard.std.min() + 1e-6  # the other channels' deviations were raised
         assert torch.allclose(values.std(1, unbiased=False)[varies], torch.ones(int(varies.sum())), atol=1e-3)
     constant = Standardize(2)
-    constant.fit(torch.tensor([1.0, 2.0]), torch.tensor([1.0, 8.0]))
+    constant.fit([torch.tensor([[1.0, 0.0]]), torch.tensor([[1.0, 4.0]])])
+    assert constant.mean.tolist() == [1, 2]
     assert constant.std.tolist() == pytest.approx([0.1, 2])  # a constant channel is not divided by 0
 
 
@@ -150,7 +151,9 @@ def test_each_weight_switches_its_loss(weights: tuple[float, float], teacher: st
     assert moved == [bool(weight) for weight in weights]
 
 
-@pytest.mark.parametrize("options", [{}, {"loss": "l2"}, {"grid": "student"}, {"teacher_stride": 8}])
+@pytest.mark.parametrize(
+    "options", [{}, {"loss": "l2"}, {"grid": "student"}, {"teacher_stride": 8, "student_stride": 16}]
+)
 def test_it_learns_to_predict_the_teacher(options: dict[str, Any], teacher: str):
     method = made(teacher, views="fixed", steps=60, warmup=5, **options)
     first = method.update(BATCH, 0)["loss/total"]
@@ -207,14 +210,24 @@ def test_cached_features_equal_those_computed_anew(teacher: str, monkeypatch: py
 
 def test_features_that_do_not_fit_are_computed_at_each_step(teacher: str):
     method = made(teacher, views="fixed", features_gb=1e-6)
+    expected = made(teacher, views="fixed", features_gb=0)
+    for step in range(2):
+        assert torch.equal(method.crops(BATCH, step)[1].map, expected.crops(BATCH, step)[1].map)
     assert method.cache is not None
-    _, found = method.crops(BATCH, 0)
-    assert method.cache is None
-    expected = made(teacher, views="fixed", features_gb=0).crops(BATCH, 0)[1]
-    assert torch.equal(found.map, expected.map)
-    of_one = Features(torch.zeros(1, 2, 3, 3), torch.zeros(1, 4))
-    assert FeatureCache(10, 2 * 2 * 10 * 22).fits(of_one)
-    assert not FeatureCache(10, 2 * 2 * 10 * 22 - 1).fits(of_one)
+    assert method.cache.kept is None
+    calls: list[Tensor] = []
+
+    def compute(flip: Tensor) -> Features:
+        calls.append(flip)
+        return Features(torch.zeros(2, 2, 3, 3), torch.zeros(2, 4))  # 22 numbers of 2 bytes, of 10 images, mirrored too
+
+    index, flip = torch.tensor([3, 5]), torch.tensor([True, False])
+    for limit, number in ((22 * 2 * 10 * 2, 2), (22 * 2 * 10 * 2 - 1, 4)):
+        calls.clear()
+        cache = FeatureCache(10, limit)
+        for _ in range(2):
+            assert cache.features(index, flip, compute).map.shape == (2, 2, 3, 3)
+        assert len(calls) == number
 
 
 def test_a_resumed_run_with_cached_features_ends_with_the_same_weights(photos: Path, teacher: str, tmp_path: Path):
@@ -292,6 +305,9 @@ def test_a_wrong_stride_or_size_is_one_line(photos: Path, teacher: str, tmp_path
     run = [*arguments("distill", {"photos": photos}), "--teacher", teacher]
     assert "--teacher-stride 3: toy has 2, 4, 8, 16, 32" in refused(
         distill.main, [*run, "--out", tmp_path / "a", "--teacher-stride", "3"]
+    )
+    assert "--student-stride 3: the student has 4, 8, 16, 32" in refused(
+        distill.main, [*run, "--out", tmp_path / "c", "--student-stride", "3"]
     )
     file = tmp_path / "net.safetensors"
     save_file({n: v.clone() for n, v in alexnet().state_dict().items()}, file)
