@@ -15,7 +15,7 @@ Deviations, each with its reason:
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -37,7 +37,7 @@ from kintsugi.train.dist import World
 from kintsugi.train.method import Batch
 
 _FLIPS, _COLORS = 3, 4  # last number of a random generator's key: what it draws
-SAMPLE = 512  # training images whose features give the mean and the deviation of each channel
+SAMPLE = 256  # training images whose features give the mean and the deviation of each channel
 
 
 # --- settings -------------------------------------------------------------------------------------------------
@@ -84,16 +84,8 @@ class DistillConfig(ViewsConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        within(
-            self,
-            teacher_size=0,
-            teacher_stride=0,
-            student_stride=0,
-            map_weight=0,
-            vector_weight=0,
-            features_gb=0,
-            warmup=0,
-        )
+        counts = "teacher_size teacher_stride student_stride map_weight vector_weight features_gb warmup".split()
+        within(self, **dict.fromkeys(counts, 0))
         if self.map_weight == self.vector_weight == 0:
             raise ValueError("--map-weight and --vector-weight are both 0: nothing would be learned")
 
@@ -182,7 +174,8 @@ class Distill(ViewsMethod[DistillConfig]):
     def __init__(self, config: DistillConfig, world: World) -> None:
         super().__init__(config, world)
         # No module: the teacher's weights are in no checkpoint.
-        self.teacher = open_teacher(config, world)
+        side = config.teacher_size or config.size
+        self.teacher = Teacher(*load_teacher(config.teacher), config.teacher_stride, side, world)
         strides = sorted(self.encoder.channels)
         self.stride = config.student_stride or strides[-1]
         if self.stride not in strides:
@@ -304,16 +297,11 @@ class Distill(ViewsMethod[DistillConfig]):
         """The central squares of held-out images, and their predicted and true features, on the teacher's grid."""
         image = cropping.center_crops(batch, self.config.size)
         target = self.targets(cropping.center_crops(batch, self.teacher.side))
-        training = self.encoder.training
         self.encoder.eval()
         with self.world.autocast():
             map, vector = self.predict(image)
-        self.encoder.train(training)
-        return (
-            image,
-            Features(regridded(map.float(), (target.map.shape[2], target.map.shape[3])), vector.float()),
-            target,
-        )
+        map = regridded(map.float(), (target.map.shape[2], target.map.shape[3]))
+        return image, Features(map, vector.float()), target
 
     def show(self, batch: Batch) -> dict[str, Tensor]:
         """The teacher's map and the student's prediction of it, in the colors of the teacher's main directions.
@@ -321,13 +309,10 @@ class Distill(ViewsMethod[DistillConfig]):
         Features have the length 1 there, because the cosine loss leaves the length of predictions open.
         """
         image, predicted, target = self.predicted(batch)
-        truth = normalize(target.map, dim=1)
-        colors = FeatureColors(truth)
-        maps = [
-            interpolate(colors(each), image.shape[2:], mode="bilinear").to(image.device)
-            for each in (truth, normalize(predicted.map, dim=1))
-        ]
-        return {"image | teacher's features | student's prediction": sheet([image, *maps], zoom=2)}
+        maps = [normalize(features.map, dim=1) for features in (target, predicted)]
+        colors = FeatureColors(maps[0])
+        shown = [interpolate(colors(map).to(image.device), image.shape[2:], mode="bilinear") for map in maps]
+        return {"image | teacher's features | student's prediction": sheet([image, *shown], zoom=2)}
 
     def evaluate(self, batches: Iterable[Batch]) -> dict[str, float]:
         """Figures of held-out central squares.
@@ -338,9 +323,8 @@ class Distill(ViewsMethod[DistillConfig]):
         kept = list(batches)
         similar: dict[str, list[Tensor]] = {"cosine": [], "cosine_vector": []}
         for batch in kept:
-            _, predicted, target = self.predicted(batch)
-            pairs = zip(similar.values(), predicted, target, strict=True)
-            for values, one, other in pairs:
+            _, *features = self.predicted(batch)
+            for values, one, other in zip(similar.values(), *features, strict=True):
                 values.append(cosine_similarity(one, other, dim=1).flatten())
         figures = {name: torch.cat(values).mean().item() for name, values in similar.items()}
         return figures | self._figures(kept, self.features)
@@ -354,15 +338,6 @@ class Distill(ViewsMethod[DistillConfig]):
             **super().baselines(kept),
             f"teacher, {self.teacher.name}": {"cosine": 1.0, "cosine_vector": 1.0, **teacher},
         }
-
-    def warnings(self, scalars: Mapping[str, float]) -> list[str]:
-        return []
-
-
-def open_teacher(config: DistillConfig, world: World) -> Teacher:
-    """The teacher of a config, on the device. Raises ValueError with one line if it cannot be loaded."""
-    name, encoder = load_teacher(config.teacher)
-    return Teacher(name, encoder, config.teacher_stride, config.teacher_size or config.size, world)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
