@@ -11,16 +11,17 @@ quote = '$(subst ','\'',$(1))'
 option = $(if $(value $(2)),$(1) $(call quote,$(value $(2))))
 data = $(call option,--data,DATA)
 real = $(call option,--real,REAL)
+teacher = $(call option,--teacher,TEACHER)
 mask = $(call option,--mask,MASK)
 hints = $(call option,--hints,HINTS)
 ckpts = $(if $(value CKPT),--ckpts $(foreach one,$(value CKPT),$(call quote,$(one))))
 ckpt = $(call option,--ckpt,CKPT)
 in = $(call option,--in,IN)
 out = $(call option,--out,OUT)
-unexport DATA REAL CKPT IN OUT MASK HINTS
+unexport DATA REAL TEACHER CKPT IN OUT MASK HINTS
 
 TRAIN := $(addprefix train-,inpainting mender colorization superresolution splitbrain splitbrain-hha mae synthetic cpc \
-	simclr moco byol rotation jigsaw context deepcluster sela cliquecnn frame-order odd-one-out supervised)
+	simclr moco byol distill rotation jigsaw context deepcluster sela cliquecnn frame-order odd-one-out supervised)
 EVAL := $(addprefix eval-,inpainting colorization superresolution domains classification segmentation geometry detection)
 
 .DEFAULT_GOAL := help
@@ -43,7 +44,7 @@ $(READY): pyproject.toml constraints.txt
 	@touch $@
 
 $(TRAIN): train-%: $(READY)
-	@$(RUN) train $* $(data) $(if $(filter synthetic,$*),$(real)) $(ARGS)
+	@$(RUN) train $* $(data) $(if $(filter synthetic,$*),$(real)) $(if $(filter distill,$*),$(teacher)) $(ARGS)
 
 $(EVAL): eval-%: $(READY)
 	@$(KINTSUGI) eval $* $(if $(filter domains,$*),$(real),$(ckpt)) $(data) $(ARGS)

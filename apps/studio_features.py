@@ -13,6 +13,7 @@ from torch.nn.functional import interpolate, normalize
 from kintsugi.data import photos
 from kintsugi.data.decode import decode
 from kintsugi.nets.encoder import Encoder
+from kintsugi.pictures import FeatureColors
 
 SIDE = 224  # short side of the photo that the encoder sees, px
 STRIDE = 16  # the features shown are those of this stride, or of the next finer one
@@ -24,24 +25,13 @@ NEAREST = 7  # with the photo itself, two rows of four pictures
 def pca_colors(encoder: Encoder, image: Tensor) -> Tensor:
     """The three main directions of the encoder's features of one image (3,H,W) in [0,1], as red, green and blue.
 
-    Returns (3,H,W) in [0,1]. The features are those of stride 16, or of the next finer one. Each direction's values are
-    scaled from their 2nd to their 98th percentile; its sign is such that its largest weight is positive.
+    Returns (3,H,W) in [0,1]. The features are those of stride 16, or of the next finer one.
     """
     size = photos.whole_strides((image.shape[1], image.shape[2]), SIDE)
     device = next(encoder.parameters()).device
     maps = encoder(interpolate(image[None], size, mode="bilinear", antialias=True).to(device))
     stride = max((s for s in maps if s <= STRIDE), default=min(maps))
-    features = maps[stride][0].float().cpu()  # (C,h,w)
-    values = features.flatten(1).T  # (hw,C)
-    values = values - values.mean(0)
-    _, _, directions = torch.linalg.svd(values, full_matrices=False)
-    directions = directions[:3]
-    strongest = directions.gather(1, directions.abs().argmax(1, keepdim=True))
-    scores = values @ (directions * strongest.sign()).T  # (hw,k), k = 3, or less with fewer channels
-    low, high = (torch.quantile(scores, q, dim=0) for q in (0.02, 0.98))
-    scores = ((scores - low) / (high - low).clamp(min=1e-6)).clamp(0, 1)
-    scores = torch.cat([scores, torch.zeros(len(scores), 3 - scores.shape[1])], 1)
-    colors = scores.T.reshape(1, 3, *features.shape[1:])
+    colors = FeatureColors(maps[stride])(maps[stride])  # (1,3,h,w)
     return interpolate(colors, image.shape[1:], mode="bilinear")[0]
 
 

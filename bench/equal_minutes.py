@@ -1,11 +1,10 @@
-r"""Pre-trains several methods for the same time on the same cores, each with several seeds.
+"""Pre-trains several methods for the same time on the same cores, each with several seeds.
 
 ``python -m bench.equal_minutes --data tiny/train --minutes 8`` times the step of each method and sets the number of
 steps by it, so that learning rate schedules end in time. Each run is in ``runs/equal-minutes/METHOD-SEED``; a finished
 run is not made again. ``make transfer`` then compares the features; runs of one name are pre-trainings of one row::
 
-    make transfer CKPT="$(for m in simclr splitbrain; do for s in 0 1 2; do echo $m=runs/equal-minutes/$m-$s; done; done)" \
-        ARGS="--classification tiny --segmentation camvid"
+    make transfer CKPT="simclr=runs/equal-minutes/simclr-0 simclr=runs/equal-minutes/simclr-1 ..." ARGS="--seeds 3"
 """
 
 from __future__ import annotations

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -14,7 +13,7 @@ import torch
 from torch import Tensor
 
 from kintsugi.nets.encoder import Encoder
-from kintsugi.nets.specs import build_spec
+from kintsugi.nets.specs import build_spec, digest
 from kintsugi.rng import derive_seed
 from kintsugi.train import checkpoint
 
@@ -44,12 +43,8 @@ class Weights:
 
     @functools.cached_property
     def digest(self) -> str:
-        """A hash of spec and state. A finished result is reused only for weights with the same hash."""
-        found = hashlib.sha256(json.dumps(self.spec, sort_keys=True).encode())
-        for state in self.states:
-            for name, value in sorted(state.items()):
-                found.update(name.encode() + value.contiguous().view(-1).view(torch.uint8).numpy().tobytes())
-        return found.hexdigest()[:16]
+        """A hash of spec and states. A finished result is reused only for weights with the same hash."""
+        return "-".join(digest(self.spec, state) for state in self.states or ({},))
 
 
 def saved_weights(ckpt: Path, roles: Sequence[str] = (), name: str = "") -> tuple[Path, list[Weights]]:

@@ -104,6 +104,12 @@ METHODS = (
         "BYOL (Grill 2020): predict a slow copy's features of the other view, without negatives",
     ),
     _method(
+        "distill",
+        "kintsugi.contrastive.distill",
+        "distillation: learn a frozen teacher's features on your own images, without labels",
+        "TEACHER",
+    ),
+    _method(
         "rotation",
         "kintsugi.pretext.rotation",
         "rotation (Gidaris 2018): predict by how many quarter turns an image was rotated",

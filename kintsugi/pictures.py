@@ -1,4 +1,4 @@
-"""Puts pictures side by side, and marks right and wrong predictions with colored frames."""
+"""Puts pictures side by side, marks right and wrong predictions with colored frames, shows features as colors."""
 
 from __future__ import annotations
 
@@ -34,3 +34,29 @@ def sheet(columns: Sequence[Tensor], zoom: int = 1) -> Tensor:
     if zoom > 1:
         rows = interpolate(rows, scale_factor=zoom, mode="nearest")
     return make_grid(rows, nrow=len(columns), padding=2, pad_value=1.0)
+
+
+class FeatureColors:
+    """The three main directions of features (PCA) as red, green and blue.
+
+    The directions are those of features (N,C,h,w). Each direction's values are scaled from their 2nd to their 98th
+    percentile; its sign is such that its largest weight is positive.
+    """
+
+    def __init__(self, features: Tensor) -> None:
+        values = features.float().cpu().transpose(0, 1).flatten(1).T  # (N*h*w,C)
+        self.mean = values.mean(0)
+        _, _, directions = torch.linalg.svd(values - self.mean, full_matrices=False)
+        directions = directions[:3]
+        strongest = directions.gather(1, directions.abs().argmax(1, keepdim=True))
+        self.directions = directions * strongest.sign()  # (k,C), k = 3, or less with fewer channels
+        scores = (values - self.mean) @ self.directions.T
+        self.low, self.high = (torch.quantile(scores, q, dim=0) for q in (0.02, 0.98))
+
+    def __call__(self, features: Tensor) -> Tensor:
+        """The colors (N,3,h,w) in [0,1] of features (N,C,h,w), on the CPU."""
+        values = features.float().cpu().movedim(1, -1)  # (N,h,w,C)
+        scores = (values - self.mean) @ self.directions.T
+        scores = ((scores - self.low) / (self.high - self.low).clamp(min=1e-6)).clamp(0, 1)
+        missing = torch.zeros(*scores.shape[:-1], 3 - scores.shape[-1])
+        return torch.cat([scores, missing], -1).movedim(-1, 1)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+from collections.abc import Mapping
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from kintsugi.nets.backbones import Backbone
 from kintsugi.nets.discriminators import DiscriminatorSpec, PatchGanSpec, SRGANDiscriminatorSpec
@@ -59,6 +63,14 @@ def fresh(encoder: Encoder, seed: int) -> Encoder:
         torch.manual_seed(seed)
         built = build_spec(encoder.spec.plain())
     return built.to(next(encoder.parameters()).device).eval()
+
+
+def digest(spec: Mapping[str, Any], state: Mapping[str, Tensor]) -> str:
+    """A hash of an encoder's settings (``Spec.plain``) and weights: 16 hexadecimal digits."""
+    found = hashlib.sha256(json.dumps(spec, sort_keys=True).encode())
+    for name, value in sorted(state.items()):
+        found.update(name.encode() + value.cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()[:16]
 
 
 def _settings(spec: dict[str, Any]) -> dict[str, Any]:

@@ -21,7 +21,7 @@ FOLDER = Path(__file__).parent.parent / "weights"
 """The weights that ship: in a checkout a link to the folder weights/ at its top."""
 SUFFIX = ".safetensors"
 _KEY = "kintsugi"  # the header's entry
-_PLACES = frozenset("data real init out runs cache content_weights lpips".split())
+_PLACES = frozenset("data real init teacher out runs cache content_weights lpips".split())
 """Settings that name places on the machine of the training; whoever reads the file gets their defaults."""
 _NETWORKS = ("average.module", "colorizer")  # the submodule of a method that is used after training
 

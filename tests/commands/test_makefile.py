@@ -19,6 +19,7 @@ MAKEFILE = (ROOT / "Makefile").read_text()
 GIVEN = {
     "DATA": "some folder",
     "REAL": "real photos",
+    "TEACHER": "alexnet=some file",
     "CKPT": "x",
     "IN": "a.jpg",
     "MASK": "m.png",

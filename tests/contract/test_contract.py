@@ -16,7 +16,7 @@ import torch
 from filelock import FileLock
 from helpers.command_line import Refused
 from helpers.nested import tensors
-from helpers.tiny_runs import OPTIONS, PROGRAMS, arguments, class_of, module_of
+from helpers.tiny_runs import OPTIONS, PROGRAMS, TEACHER, arguments, class_of, module_of
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -165,6 +165,8 @@ def test_every_preset_builds(method: str, folders: dict[str, Path]):
             data = kind.open_data(replace(config, data=str(folders["labeled"]), size=32, short_side=40), True)
         if hasattr(config, "content_weights"):
             config = replace(config, content_weights="off")  # nothing is downloaded in tests
+        if hasattr(config, "teacher"):
+            config = replace(config, teacher=TEACHER)
         if hasattr(config, "permutations"):
             config = replace(config, permutations=8)  # a thousand take long to choose
         place = torch.device("cpu" if method == "jigsaw" else "meta")  # permutations are drawn when it is built
@@ -176,7 +178,8 @@ def test_every_preset_builds(method: str, folders: dict[str, Path]):
 
 def test_wrong_options_are_one_line(method: str, refused: Refused, run_of: Callable[[str], Path]):
     main, folder = module_of(method).main, run_of(method)
-    own = [*OPTIONS[method][0].split(), *(["--real", "photos"] if "REAL" in PROGRAMS[method].takes else [])]
+    needed = {"REAL": ["--real", "photos"], "TEACHER": ["--teacher", TEACHER]}
+    own = [*OPTIONS[method][0].split(), *(word for name in PROGRAMS[method].takes for word in needed.get(name, []))]
     assert "did you mean --batch?" in refused(main, ["--bach", "3"])
     assert "--steps must be at least 1, not 0" in refused(main, ["--steps", "0"])
     assert "nowhere" in refused(main, [*own, "--batch", "4", "--data", "nowhere"])

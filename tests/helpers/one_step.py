@@ -15,7 +15,8 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from helpers import clip_cases, cluster_cases
-from kintsugi.contrastive import byol, cpc, moco, simclr
+from helpers.tiny_runs import TEACHER
+from kintsugi.contrastive import byol, cpc, distill, moco, simclr
 from kintsugi.data import labeled
 from kintsugi.data.cache import Source
 from kintsugi.data.image_set import Images
@@ -144,6 +145,12 @@ CASES: dict[str, Case] = {
     "moco": (moco_with_keys, SMALL),
     "byol": (lambda w: byol.BYOL(replace(byol.demo(), **SAME, **FEW, size=32), w), SMALL),
     "cpc": (lambda w: cpc.CPC(replace(cpc.demo(), size=32, batch=COUNT, patch=8, dim=16), w), SMALL),
+    "distill": (
+        lambda w: distill.Distill(
+            replace(distill.demo(), **SAME, size=32, teacher=TEACHER, teacher_size=48, strength=0.5), w
+        ),
+        SMALL,
+    ),
     "rotation": (lambda w: rotation.Rotation(replace(rotation.demo(), **SAME, size=48), w), LARGE),
     "jigsaw": (
         lambda w: jigsaw.Jigsaw(replace(jigsaw.demo(), **SAME, **FEW, size=48, tile=12, permutations=4), w),

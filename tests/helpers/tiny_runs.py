@@ -8,6 +8,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from helpers.command_line import ROOT
 from kintsugi.catalog import METHODS, Program
 from kintsugi.train.method import Method
 
@@ -29,6 +30,7 @@ OPTIONS: dict[str, tuple[str, str]] = {
     "simclr": ("--size 32 --short-side 48 --optimizer lars", "photos"),
     "moco": ("--size 32 --short-side 48 --queue 10 --symmetric", "photos"),
     "byol": ("--size 32 --short-side 48 --hidden 16 --dim 8", "photos"),
+    "distill": ("--size 32 --short-side 48 --teacher-size 64 --strength 0.5", "photos"),
     "rotation": ("--size 32 --short-side 40", "photos"),
     "jigsaw": ("--size 48 --short-side 48 --tile 12 --permutations 4 --dim 8 --hidden 16", "photos"),
     "context": ("--size 48 --short-side 48 --patch 12 --gap 5 --jitter 1 --dim 8 --hidden 16", "photos"),
@@ -39,6 +41,8 @@ OPTIONS: dict[str, tuple[str, str]] = {
     "odd-one-out": (f"{_CLIPS} --length 4 --within 5 --window 6 --encoding stack --fusion differences", "clips"),
     "supervised": ("--size 32 --short-side 40 --warmup 2", "labeled"),
 }
+TEACHER = str(ROOT / "weights/splitbrain.safetensors")
+"""The weights that ship are the smallest teacher that a user may have, too."""
 PROGRAMS: dict[str, Program] = {program.name: program for program in METHODS}
 
 
@@ -66,4 +70,6 @@ def arguments(method: str, folders: dict[str, Path]) -> list[str]:
         words += ["--data", str(folders[data])]
     if "REAL" in PROGRAMS[method].takes:
         words += ["--real", str(folders["photos"])]
+    if "TEACHER" in PROGRAMS[method].takes:
+        words += ["--teacher", TEACHER]
     return words
