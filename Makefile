@@ -19,8 +19,8 @@ in = $(call option,--in,IN)
 out = $(call option,--out,OUT)
 unexport DATA REAL CKPT IN OUT MASK HINTS
 
-TRAIN := $(addprefix train-,inpainting mender colorization superresolution splitbrain splitbrain-hha synthetic cpc simclr \
-	moco byol rotation jigsaw context deepcluster sela cliquecnn frame-order odd-one-out supervised)
+TRAIN := $(addprefix train-,inpainting mender colorization superresolution splitbrain splitbrain-hha spark synthetic cpc \
+	simclr moco byol rotation jigsaw context deepcluster sela cliquecnn frame-order odd-one-out supervised)
 EVAL := $(addprefix eval-,inpainting colorization superresolution domains classification segmentation geometry detection)
 
 .DEFAULT_GOAL := help

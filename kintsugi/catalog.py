@@ -73,6 +73,11 @@ METHODS = (
         "the same with depth; data: a folder with rgb/, depth/ and intrinsics.txt",
     ),
     _method(
+        "spark",
+        "kintsugi.recon.spark",
+        "SparK (Tian 2023): paint masked cells from the visible ones, with a convolutional network",
+    ),
+    _method(
         "synthetic",
         "kintsugi.recon.synthetic",
         "synthetic to real (Ren and Lee 2018): depth, normals, contours of scenes, adapted to photos",

@@ -22,7 +22,16 @@ from kintsugi.data.image_set import Images
 from kintsugi.data.loader import Loader
 from kintsugi.eval import supervised
 from kintsugi.pretext import context, jigsaw, rotation
-from kintsugi.recon import colorization, inpainting, mender, splitbrain, splitbrain_hha, superresolution, synthetic
+from kintsugi.recon import (
+    colorization,
+    inpainting,
+    mender,
+    spark,
+    splitbrain,
+    splitbrain_hha,
+    superresolution,
+    synthetic,
+)
 from kintsugi.rng import generator
 from kintsugi.train.dist import World, open_world
 from kintsugi.train.method import Batch, Method
@@ -131,6 +140,7 @@ CASES: dict[str, Case] = {
         photos(72, 76),
     ),
     "splitbrain": (lambda w: splitbrain.SplitBrain(replace(splitbrain.demo(), **SAME), w), photos(72, 76)),
+    "spark": (lambda w: spark.SparK(replace(spark.demo(), **SAME, decoder_width=64), w), photos(72, 76)),
     "synthetic": (
         lambda w: synthetic.Synthetic(replace(synthetic.demo(), **SAME, pool=6, lr_discriminator=STILL), w),
         two_domains(),

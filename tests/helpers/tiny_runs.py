@@ -23,6 +23,7 @@ OPTIONS: dict[str, tuple[str, str]] = {
     "superresolution": ("--blocks 1 --width 8 --size 64 --adversarial-start 2 --content-weights off", "photos"),
     "splitbrain": ("--size 64", "photos"),
     "splitbrain-hha": ("--size 64 --short-side 72 --scenes 24", "scenes"),
+    "spark": ("--size 64 --decoder-width 64 --optimizer lamb", "photos"),
     "synthetic": ("--size 64 --short-side 72 --scenes 24 --pool 6", "scenes"),
     "cpc": ("--size 32 --short-side 48 --patch 8 --dim 16", "photos"),
     "simclr": ("--size 32 --short-side 48 --optimizer lars", "photos"),
