@@ -89,7 +89,7 @@ class SparKConfig(TrainConfig):
         side = max(self.cell, self.coarsest)
         if self.size % side:
             raise ValueError(f"--size {self.size}: use a multiple of {side}")
-        least = (self.size // side) ** 2
+        least = (self.grid // self.block) ** 2
         if not least <= self.shown < self.grid**2:
             raise ValueError(
                 f"--mask-ratio {self.mask_ratio:g} shows {self.shown} of {self.grid**2} cells: "
@@ -105,6 +105,11 @@ class SparKConfig(TrainConfig):
     def grid(self) -> int:
         """Cells along each side of an image."""
         return self.size // self.cell
+
+    @property
+    def block(self) -> int:
+        """Side of the blocks of cells of which at least one is visible: 2 if the encoder's strides exceed a cell."""
+        return 2 if self.coarsest > self.cell else 1
 
     @property
     def shown(self) -> int:
@@ -162,7 +167,7 @@ def paper() -> SparKConfig:
 def draw_visible(count: int, grid: int, shown: int, block: int, random: torch.Generator) -> Tensor:
     """Which cells are visible: bool (count,1,grid,grid), exactly ``shown`` in each image.
 
-    At least one cell of each ``block`` x ``block`` cells is visible: at a stride of ``block`` cells, all places are.
+    In each block of ``block`` x ``block`` cells at least one is visible, so that all places of coarser maps are.
     """
     rows = grid // block
     scores = torch.rand(count, rows, block, rows, block, generator=random)
@@ -323,9 +328,8 @@ class SparK(Method[SparKConfig]):
 
     def draw(self, count: int, *key: int) -> Tensor:
         """Random visible cells for ``key``, bool (count,1,g,g), on the CPU."""
-        config = self.config
-        block = max(1, config.coarsest // config.cell)
-        return draw_visible(count, config.grid, config.shown, block, generator(config.seed, *key, _MASKS))
+        config, random = self.config, generator(self.config.seed, *key, _MASKS)
+        return draw_visible(count, config.grid, config.shown, config.block, random)
 
     def predict(self, image: Tensor, visible: Tensor) -> Tensor:
         """What the networks predict from the visible cells, (N,3,S,S), as normalized cells."""
