@@ -103,8 +103,8 @@ class Classification(Task):
 
     def measure(self, features: FrozenFeatures, protocol: str, seed: int) -> Result:
         if protocol == "finetune":
-            is_random = features.weights.state is None
-            tuned = self._finetuned(features.encoder(), seed, 1.0 if is_random else LAYER_DECAY)
+            decay = LAYER_DECAY if features.weights.states else 1.0
+            tuned = self._finetuned(features.encoder(), seed, decay)
             return Result({"fine-tuned": tuned})
         train, test = features.once(self.features)
         if protocol == "knn":

@@ -113,6 +113,6 @@ def _network_name(spec: Mapping[str, Any]) -> str:
     inner = spec.get("backbone", spec)
     words = [str(inner.get("name", inner.get("kind")))]
     words += [str(spec["planes"])] if "planes" in spec else []
-    words += ["32-px stem"] if inner.get("stem") == "small" else []
+    words += {"small": ["32-px stem"], "medium": ["64-px stem"]}.get(str(inner.get("stem")), [])
     words += [f"{inner['norm']} norm"] if inner.get("norm", "batch") != "batch" else []
     return ", ".join(words)

@@ -78,6 +78,11 @@ METHODS = (
         "MAE (He 2021): predict masked patches from the visible ones, with a vision transformer",
     ),
     _method(
+        "spark",
+        "kintsugi.recon.spark",
+        "SparK (Tian 2023): paint masked cells from the visible ones, with a convolutional network",
+    ),
+    _method(
         "synthetic",
         "kintsugi.recon.synthetic",
         "synthetic to real (Ren and Lee 2018): depth, normals, contours of scenes, adapted to photos",

@@ -26,16 +26,14 @@ class Backbone:
     norm: Norm = "batch"
     width: float = 1.0
     """Multiplies all numbers of channels: 1, or 0.5 for each half of a split-brain network."""
-    stem: Literal["large", "small"] = "large"
-    """small, for ResNets only: a 3x3 convolution of stride 1 and no pooling, for images of about 32 px.
-
-    The strides are then 1, 2, 4, 8.
-    """
+    stem: Literal["large", "medium", "small"] = "large"
+    """For ResNets only. small: a 3x3 convolution of stride 1 and no pooling, for images of about 32 px; the strides are
+    then 1, 2, 4, 8. medium: a 3x3 convolution of stride 2 and no pooling, for about 64 px; strides 2, 4, 8, 16."""
 
     def build(self) -> Encoder:
         """Makes the encoder. Raises ValueError with one line for settings that do not fit."""
-        if self.stem == "small" and not self.name.startswith("resnet"):
-            raise ValueError(f"{self.name} has no small stem: use a ResNet")
+        if self.stem != "large" and not self.name.startswith("resnet"):
+            raise ValueError(f"{self.name} has no {self.stem} stem: use a ResNet")
         kinds = {"resnet18": ResNet, "resnet50": ResNet, "alexnet": AlexNet, "dcgan": DCGAN}
         if self.name in kinds:
             encoder = kinds[self.name](self)
@@ -100,12 +98,11 @@ class ResNet(_ImageNetNormalized):
         net = make(norm_layer=partial(normalization, spec.norm))
         self.conv1, self.bn1, self.relu, self.maxpool = net.conv1, net.bn1, net.relu, net.maxpool
         self.layer1, self.layer2, self.layer3, self.layer4 = net.layer1, net.layer2, net.layer3, net.layer4
-        finest = 4
-        if spec.stem == "small":  # as for CIFAR in SimCLR (Chen 2020, arXiv:2002.05709, appendix B.9)
-            self.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
+        finest = {"large": 4, "medium": 2, "small": 1}[spec.stem]
+        if spec.stem != "large":  # small: as for CIFAR in SimCLR (Chen 2020, arXiv:2002.05709, appendix B.9)
+            self.conv1 = nn.Conv2d(3, 64, 3, stride=finest, padding=1, bias=False)
             nn.init.kaiming_normal_(self.conv1.weight, mode="fan_out", nonlinearity="relu")
             self.maxpool = nn.Identity()
-            finest = 1
         coarsest = net.fc.in_features
         self.channels = {finest << i: coarsest >> (3 - i) for i in range(4)}
 

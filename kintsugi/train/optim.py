@@ -12,8 +12,11 @@ from torch import Tensor, nn
 from kintsugi.train.dist import World
 
 
-def take_step(optimizer: torch.optim.Optimizer, world: World) -> Tensor:
-    """Averages the gradients over the ranks, takes a step, and clears the gradients. Returns their total norm, 0-d."""
+def take_step(optimizer: torch.optim.Optimizer, world: World, clip: float = math.inf) -> Tensor:
+    """Averages the gradients over the ranks, takes a step, and clears the gradients. Returns their total norm, 0-d.
+
+    clip: if the norm is larger, the gradients are scaled down to it before the step.
+    """
     parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
     for p in parameters:
         # Fused optimizers assume that a gradient has the memory layout of its weight, and do not check it.
@@ -21,6 +24,8 @@ def take_step(optimizer: torch.optim.Optimizer, world: World) -> Tensor:
             p.grad = torch.empty_like(p).copy_(p.grad)
     world.mean_gradients(parameters)
     norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    if clip < math.inf:
+        nn.utils.clip_grads_with_norm_(parameters, clip, norm)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return norm
@@ -51,6 +56,28 @@ def lars_groups(network: nn.Module, weight_decay: float) -> list[dict[str, Any]]
         {"params": weights, "weight_decay": weight_decay, "adapt": True},
         {"params": rest, "weight_decay": 0.0, "adapt": False},
     ]
+
+
+def decay_groups(network: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Two parameter groups: weights, with weight decay, then those of one dimension (biases, norms), without it."""
+    trained = [p for p in network.parameters() if p.requires_grad]
+    return [
+        {"params": [p for p in trained if p.ndim > 1], "weight_decay": weight_decay},
+        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+
+
+def lamb(groups: list[dict[str, Any]], rate: float, betas: tuple[float, float]) -> torch.optim.Optimizer:
+    """timm's LAMB (You 2020, arXiv:1904.00962), without its clipping. Call ``set_lamb_step`` before each step."""
+    from timm.optim import Lamb  # imported here: slow, and only few runs need it
+
+    return Lamb(({"step": torch.zeros(()), **group} for group in groups), rate, betas=betas, max_grad_norm=None)
+
+
+def set_lamb_step(optimizer: torch.optim.Optimizer, step: int) -> None:
+    """Sets the number of steps that LAMB has taken. It counts them in its settings, which a resumed run sets anew."""
+    for group in optimizer.param_groups:
+        group["step"] = torch.tensor(float(step))
 
 
 Rule = Literal["lars", "sgd", "adam"]

@@ -23,7 +23,17 @@ from kintsugi.data.image_set import Images
 from kintsugi.data.loader import Loader
 from kintsugi.eval import supervised
 from kintsugi.pretext import context, jigsaw, rotation
-from kintsugi.recon import colorization, inpainting, mae, mender, splitbrain, splitbrain_hha, superresolution, synthetic
+from kintsugi.recon import (
+    colorization,
+    inpainting,
+    mae,
+    mender,
+    spark,
+    splitbrain,
+    splitbrain_hha,
+    superresolution,
+    synthetic,
+)
 from kintsugi.rng import generator
 from kintsugi.train.dist import World, open_world
 from kintsugi.train.method import Batch, Method
@@ -133,6 +143,7 @@ CASES: dict[str, Case] = {
     ),
     "splitbrain": (lambda w: splitbrain.SplitBrain(replace(splitbrain.demo(), **SAME), w), photos(72, 76)),
     "mae": (lambda w: mae.MAE(replace(mae.demo(), batch=COUNT, log_every=1, size=32, encoder="test_vit"), w), SMALL),
+    "spark": (lambda w: spark.SparK(replace(spark.demo(), **SAME, decoder_width=64), w), photos(72, 76)),
     "synthetic": (
         lambda w: synthetic.Synthetic(replace(synthetic.demo(), **SAME, pool=6, lr_discriminator=STILL), w),
         two_domains(),

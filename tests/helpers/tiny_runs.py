@@ -25,6 +25,7 @@ OPTIONS: dict[str, tuple[str, str]] = {
     "splitbrain": ("--size 64", "photos"),
     "splitbrain-hha": ("--size 64 --short-side 72 --scenes 24", "scenes"),
     "mae": ("--size 32 --short-side 48 --encoder test_vit --decoder-width 32", "photos"),
+    "spark": ("--size 64 --decoder-width 64 --optimizer lamb", "photos"),
     "synthetic": ("--size 64 --short-side 72 --scenes 24 --pool 6", "scenes"),
     "cpc": ("--size 32 --short-side 48 --patch 8 --dim 16", "photos"),
     "simclr": ("--size 32 --short-side 48 --optimizer lars", "photos"),
