@@ -25,7 +25,7 @@ from torch.nn.functional import adaptive_avg_pool2d, cosine_similarity, interpol
 
 from kintsugi.augment import color_jitter, cropping
 from kintsugi.augment.color_jitter import ColorAugmentation
-from kintsugi.contrastive.teachers import SOURCES, FeatureCache, Features, Standardize, Teacher, load_teacher
+from kintsugi.contrastive.teachers import SOURCES, FeatureCache, Standardize, Teacher, TeacherFeatures, load_teacher
 from kintsugi.contrastive.views import ViewsConfig, ViewsMethod
 from kintsugi.data.loader import Indexed
 from kintsugi.pictures import FeatureColors, sheet
@@ -222,15 +222,15 @@ class Distill(ViewsMethod[DistillConfig]):
         scalars = {name: value.detach() for name, value in scalars.items()}
         return scalars | {"grad_norm/student": optim.take_step(optimizer, self.world)}
 
-    def predict(self, image: Tensor) -> Features:
+    def predict(self, image: Tensor) -> TeacherFeatures:
         """The student's predictions of the teacher's standardized features, for images (n,3,S,S) in [0,1]."""
         maps = self.encoder(image)
-        return Features(self.map_head(maps[self.stride]), self.vector_head(self.encoder.vector(maps)))
+        return TeacherFeatures(self.map_head(maps[self.stride]), self.vector_head(self.encoder.vector(maps)))
 
-    def targets(self, image: Tensor) -> Features:
+    def targets(self, image: Tensor) -> TeacherFeatures:
         """The teacher's standardized features of images (n,3,S,S) in [0,1]."""
         map, vector = self.teacher(image)
-        return Features(self.map_standard(map), self.vector_standard(vector))
+        return TeacherFeatures(self.map_standard(map), self.vector_standard(vector))
 
     def on_one_grid(self, predicted: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         """Predicted and true maps (n,C,h,w), on the teacher's grid or on the student's (``--grid``)."""
@@ -244,7 +244,7 @@ class Distill(ViewsMethod[DistillConfig]):
         """Of the held-out pairs of views, for same_image: SimCLR's."""
         return ColorAugmentation(), ColorAugmentation()
 
-    def crops(self, batch: Batch, step: int) -> tuple[Tensor, Features]:
+    def crops(self, batch: Batch, step: int) -> tuple[Tensor, TeacherFeatures]:
         """This rank's crops (n,3,S,S) in [0,1] for the student, and the teacher's features of the same crops."""
         config, count = self.config, len(batch["image"]) * self.world.size
         mine, key = self.world.part(count), (config.seed, step)
@@ -269,10 +269,10 @@ class Distill(ViewsMethod[DistillConfig]):
         """The central squares, mirrored where ``flip`` is true: (n,3,size,size) in [0,1]."""
         return cropping.crop_resize(batch["image"], cropping.center_boxes(batch["extent"]), size, flip)
 
-    def _fixed_targets(self, batch: Batch, flip: Tensor) -> Features:
+    def _fixed_targets(self, batch: Batch, flip: Tensor) -> TeacherFeatures:
         """The teacher's features of the central squares, from the cache if they are there."""
 
-        def compute(flip: Tensor) -> Features:
+        def compute(flip: Tensor) -> TeacherFeatures:
             return self.targets(self._squares(batch, self.teacher.side, flip))
 
         return self.cache.features(batch["index"].cpu(), flip, compute) if self.cache else compute(flip)
@@ -293,7 +293,7 @@ class Distill(ViewsMethod[DistillConfig]):
     # --- pictures and figures ---------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def predicted(self, batch: Batch) -> tuple[Tensor, Features, Features]:
+    def predicted(self, batch: Batch) -> tuple[Tensor, TeacherFeatures, TeacherFeatures]:
         """The central squares of held-out images, and their predicted and true features, on the teacher's grid."""
         image = cropping.center_crops(batch, self.config.size)
         target = self.targets(cropping.center_crops(batch, self.teacher.side))
@@ -301,12 +301,12 @@ class Distill(ViewsMethod[DistillConfig]):
         with self.world.autocast():
             map, vector = self.predict(image)
         map = regridded(map.float(), (target.map.shape[2], target.map.shape[3]))
-        return image, Features(map, vector.float()), target
+        return image, TeacherFeatures(map, vector.float()), target
 
     def show(self, batch: Batch) -> dict[str, Tensor]:
         """The teacher's map and the student's prediction of it, in the colors of the teacher's main directions.
 
-        Features have the length 1 there, because the cosine loss leaves the length of predictions open.
+        TeacherFeatures have the length 1 there, because the cosine loss leaves the length of predictions open.
         """
         image, predicted, target = self.predicted(batch)
         maps = [normalize(features.map, dim=1) for features in (target, predicted)]

@@ -24,7 +24,7 @@ SOURCES = (
 """What ``--teacher`` takes, for messages."""
 
 
-class Features(NamedTuple):
+class TeacherFeatures(NamedTuple):
     """A network's features of n images: one map, and one vector of each image."""
 
     map: Tensor  # (n,C,h,w)
@@ -52,7 +52,7 @@ class Teacher:
         self.encoder = encoder.to(world.device).eval().requires_grad_(False)
 
     @torch.no_grad()
-    def __call__(self, image: Tensor) -> Features:
+    def __call__(self, image: Tensor) -> TeacherFeatures:
         """The features, float, of images (n,3,S,S) in [0,1].
 
         Raises ValueError with one line if ``side`` is too small for the network.
@@ -62,7 +62,7 @@ class Teacher:
         with self.world.autocast():
             maps = self.encoder(image)
             vector = self.encoder.vector(maps)
-        return Features(maps[self.stride].float(), vector.float())
+        return TeacherFeatures(maps[self.stride].float(), vector.float())
 
 
 def load_teacher(teacher: str) -> tuple[str, Encoder]:
@@ -146,7 +146,7 @@ class Standardize(nn.Module):
         self.std.copy_(std.clamp(min=max(0.1 * std.mean().item(), 1e-6)))
 
     def forward(self, features: Tensor) -> Tensor:
-        """Features (N,C,...) -> standardized, of the same shape."""
+        """TeacherFeatures (N,C,...) -> standardized, of the same shape."""
         shape = (1, -1, *[1] * (features.ndim - 2))
         return (features - self.mean.view(shape)) / self.std.view(shape)
 
@@ -161,10 +161,10 @@ class FeatureCache:
     def __init__(self, count: int, limit: float) -> None:
         self.count, self.limit = count, limit
         self.known = torch.zeros(count, dtype=torch.bool)
-        self.kept: Features | None = None
+        self.kept: TeacherFeatures | None = None
         """(count,2,C,h,w) and (count,2,D); the second dimension: as it is, mirrored."""
 
-    def features(self, index: Tensor, flip: Tensor, compute: Callable[[Tensor], Features]) -> Features:
+    def features(self, index: Tensor, flip: Tensor, compute: Callable[[Tensor], TeacherFeatures]) -> TeacherFeatures:
         """The features of the images ``index`` (n,), mirrored where ``flip`` (n,) is true.
 
         compute: gives them for a ``flip``. It is called for all images of the batch, once as they are and once
@@ -181,14 +181,14 @@ class FeatureCache:
             self._store(index, both)
         assert self.kept is not None
         map, vector = (part[index, flip.long()].to(self.device).float() for part in self.kept)
-        return Features(map, vector)
+        return TeacherFeatures(map, vector)
 
-    def _store(self, index: Tensor, both: Sequence[Features]) -> None:
+    def _store(self, index: Tensor, both: Sequence[TeacherFeatures]) -> None:
         """Stores features of the images ``index`` (n,), as they are and mirrored. Known ones stay as they are."""
         if self.kept is None:
             self.device = both[0].map.device
             map, vector = (torch.empty(self.count, 2, *part.shape[1:], dtype=torch.half) for part in both[0])
-            self.kept = Features(map, vector)
+            self.kept = TeacherFeatures(map, vector)
         new = ~self.known[index]
         for flip, features in enumerate(both):
             for kept, part in zip(self.kept, features, strict=True):

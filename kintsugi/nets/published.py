@@ -159,13 +159,8 @@ def _smallest_side(name: str, trunk: nn.Module) -> int:
 
 def _timm(name: str, features_only: bool) -> nn.Module:
     bare = name.removeprefix(_TIMM)
-    try:
-        import timm
-    except ImportError:
-        near = _near(bare, _torchvision_names())
-        raise ValueError(
-            f"torchvision has no convolutional network {bare!r}{near}: pip install timm for more"
-        ) from None
+    import timm  # imported here: slow, and --help does not need it
+
     if not timm.is_model(bare):
         near = _near(bare, sorted({*_torchvision_names(), *timm.list_models()}))
         raise ValueError(f"neither torchvision nor timm has a convolutional network {bare!r}{near}")

@@ -20,7 +20,7 @@ from torchvision.models import alexnet
 from kintsugi.augment import cropping
 from kintsugi.contrastive import distill, teachers
 from kintsugi.contrastive.distill import Distill, DistillConfig, Standardize, cosine_loss, l2_loss, regridded
-from kintsugi.contrastive.teachers import FeatureCache, Features, load_teacher
+from kintsugi.contrastive.teachers import FeatureCache, TeacherFeatures, load_teacher
 from kintsugi.nets.backbones import Backbone
 from kintsugi.rng import generator
 from kintsugi.train import checkpoint
@@ -28,7 +28,7 @@ from kintsugi.train import checkpoint
 COUNT = 6
 
 
-class Noise:
+class RandomImages:
     """A data set (``Indexed``) of random images."""
 
     images = torch.randint(0, 256, (10, 3, 40, 44), generator=generator(3), dtype=torch.uint8)
@@ -41,7 +41,7 @@ class Noise:
         return {"image": self.images[indices], "extent": extent, "index": indices}
 
 
-DATA = Noise()
+DATA = RandomImages()
 BATCH = DATA.batch(torch.arange(COUNT))
 
 
@@ -217,9 +217,11 @@ def test_features_that_do_not_fit_are_computed_at_each_step(teacher: str):
     assert method.cache.kept is None
     calls: list[Tensor] = []
 
-    def compute(flip: Tensor) -> Features:
+    def compute(flip: Tensor) -> TeacherFeatures:
         calls.append(flip)
-        return Features(torch.zeros(2, 2, 3, 3), torch.zeros(2, 4))  # 22 numbers of 2 bytes, of 10 images, mirrored too
+        return TeacherFeatures(
+            torch.zeros(2, 2, 3, 3), torch.zeros(2, 4)
+        )  # 22 numbers of 2 bytes, of 10 images, mirrored too
 
     index, flip = torch.tensor([3, 5]), torch.tensor([True, False])
     for limit, number in ((22 * 2 * 10 * 2, 2), (22 * 2 * 10 * 2 - 1, 4)):

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import timm
 import torch
 from helpers.command_line import Refused
 from safetensors import safe_open
@@ -27,7 +28,6 @@ from kintsugi.rng import generator
 from kintsugi.train import checkpoint
 
 onnxruntime = pytest.importorskip("onnxruntime")
-timm = pytest.importorskip("timm")
 
 
 SIZES = ((2, 64, 64), (1, 101, 75))  # images, height, width
