@@ -110,6 +110,8 @@ def _network_name(spec: Mapping[str, Any]) -> str:
     """A short name for the network with this spec, such as resnet18, group norm."""
     if spec.get("kind") == "joined":
         return "two halves"
+    if spec.get("kind") == "vit":
+        return f"{spec['name']}, patches of {spec['patch']} px" if spec["patch"] else str(spec["name"])
     inner = spec.get("backbone", spec)
     words = [str(inner.get("name", inner.get("kind")))]
     words += [str(spec["planes"])] if "planes" in spec else []

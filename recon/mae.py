@@ -102,9 +102,7 @@ class MAEConfig(TrainConfig):
 
 def demo() -> MAEConfig:
     """Minutes on two CPU cores, built-in scenes."""
-    return MAEConfig(
-        preset="demo", scenes=2048, short_side=80, steps=1500, batch=64, lr=4e-3, eval_every=250, save_every=250
-    )
+    return MAEConfig(preset="demo", scenes=2048, short_side=80, steps=2500, batch=32, lr=16e-3, warmup=100)
 
 
 def small() -> MAEConfig:

@@ -14,6 +14,7 @@ from kintsugi.eval.tasks import FrozenFeatures, Task, data_name, run
 from kintsugi.eval.weights import Weights, joined, with_random
 from kintsugi.nets.backbones import Backbone
 from kintsugi.nets.encoder import Encoder
+from kintsugi.nets.vit import ViT
 from kintsugi.train.compute import Compute
 
 CPU = Compute(torch.device("cpu"))
@@ -62,6 +63,11 @@ def test_weights_of_one_network_share_random_weights(weights: list[Weights]):
         "random init (dcgan)",
         "random init (dcgan, net 2)",
         "random init (dcgan, net 3)",
+    ]
+    transformers = [Weights(str(patch), ViT("test_vit", 64, patch).plain(), {}) for patch in (0, 8)]
+    assert [one.name for one in with_random(transformers)][1::2] == [
+        "random init (test_vit)",
+        "random init (test_vit, patches of 8 px)",
     ]
 
 
