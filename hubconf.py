@@ -7,7 +7,7 @@ from a repository, a link is a plain file.
 from kintsugi.nets.encoder import Encoder
 from kintsugi.train.checkpoint import load_encoder
 
-dependencies = ["torch", "torchvision", "kornia", "numpy", "safetensors", "scipy"]
+dependencies = ["torch", "torchvision", "kornia", "numpy", "safetensors", "scipy", "timm"]
 
 
 def encoder(checkpoint: str, role: str = "") -> Encoder:

@@ -1,11 +1,11 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 from helpers.networks import pictures, randomize_statistics
 from safetensors.torch import load_file, save_file
@@ -15,10 +15,9 @@ from torchvision.transforms.v2.functional import normalize
 
 from kintsugi.nets.backbones import IMAGENET_MEAN, IMAGENET_STD, Backbone
 from kintsugi.nets.encoder import Encoder
-from kintsugi.nets.published import Published, load_published
+from kintsugi.nets.pretrained import load_published
+from kintsugi.nets.published import Published
 from kintsugi.nets.specs import build_spec
-
-timm = pytest.importorskip("timm")
 
 
 def imagenet(image: Tensor) -> Tensor:
@@ -181,9 +180,3 @@ def test_files_without_weights_are_refused(tmp_path: Path):
 def test_names_that_are_no_convolutional_network_are_refused(name: str, message: str):
     with pytest.raises(ValueError, match=message):
         Published(name).build()
-
-
-def test_without_timm_the_message_names_it(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setitem(sys.modules, "timm", None)
-    with pytest.raises(ValueError, match=r"'sqeezenet1_0' \(similar: squeezenet1_0.*pip install timm"):
-        Published("sqeezenet1_0").build()
