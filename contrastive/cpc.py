@@ -25,20 +25,26 @@ from torch.nn.functional import interpolate, pad
 from kintsugi.augment import cropping
 from kintsugi.contrastive.views import collapse_warning, logged_spread, spread_and_knn, untrained_features
 from kintsugi.losses.infonce import info_nce, retrieval
-from kintsugi.nets.backbones import Backbone, Encoder
+from kintsugi.nets.encoder import Encoder
+from kintsugi.nets.encoder_choice import OWN, Network, Stem, chosen
+from kintsugi.nets.layers import Norm
 from kintsugi.pictures import sheet
 from kintsugi.rng import generator
 from kintsugi.train import optim
 from kintsugi.train.command import run_method
-from kintsugi.train.config import TrainConfig, within
+from kintsugi.train.config import within
 from kintsugi.train.dist import World
+from kintsugi.train.encoder_options import StemConfig, has_batch_norm, start_encoder
 from kintsugi.train.method import Batch, Method
 
 
 @dataclass(frozen=True, kw_only=True)
-class CPCConfig(TrainConfig):
-    encoder: Literal["resnet18", "resnet50"] = "resnet18"
-    stem: Literal["large", "small"] = "small"
+class CPCConfig(StemConfig):
+    encoder: str = "resnet18"
+    """resnet18 or resnet50 with group norm; another network of torchvision or timm:NAME that has no batch norm."""
+    norm: Literal["group"] = "group"
+    """CPC's only normalization: statistics of the batch would give the answer away."""
+    stem: Stem = "small"
     """small: a 3x3 convolution without stride and pooling, for patches of about 16 px."""
     patch: int = 16
     """Side of a patch, px; neighboring patches overlap by half."""
@@ -56,6 +62,22 @@ class CPCConfig(TrainConfig):
             raise ValueError(f"--size {self.size} must be a multiple of half of --patch {self.patch}, an even number")
         if self.grid < 4:
             raise ValueError(f"--size {self.size} has {self.grid} rows of patches: use a smaller --patch")
+
+    @property
+    def encoder_side(self) -> int:
+        return self.patch
+
+    @property
+    def backbone(self) -> Network:
+        norm: Norm = "group" if self.encoder in OWN else "batch"  # other networks keep their own norms
+        return chosen(self.encoder, norm, self.stem, size=self.patch, patch=self.encoder_patch)
+
+    def fits(self, encoder: Encoder) -> None:
+        if has_batch_norm(encoder):
+            raise ValueError(
+                f"--encoder {self.encoder} has batch norms, whose statistics give CPC's answer away: use resnet18, "
+                "resnet50, or a network without them, such as timm:convnext_atto"
+            )
 
     @property
     def grid(self) -> int:
@@ -156,8 +178,8 @@ class CPC(Method[CPCConfig]):
 
     def __init__(self, config: CPCConfig, world: World) -> None:
         super().__init__(config, world)
-        self.encoder = Backbone(name=config.encoder, norm="group", stem=config.stem).build()
-        width = self.encoder.channels[max(self.encoder.channels)]
+        self.encoder: Encoder = start_encoder(config, config.backbone.build(), world)
+        width = self.encoder.vector_length
         self.project = nn.Linear(width, config.dim)
         self.context = CausalContext(config.dim)
         self.first = 2  # row i + 1 overlaps row i, which is in the context

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from kintsugi.nets.encoder import Encoder
-from kintsugi.nets.published import load_published
+from kintsugi.nets.pretrained import load_published
 from kintsugi.nets.specs import build_spec, digest
 from kintsugi.train import checkpoint
 from kintsugi.train.dist import World

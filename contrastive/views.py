@@ -16,26 +16,24 @@ from kintsugi.augment import color_jitter, cropping
 from kintsugi.augment.color_jitter import ColorAugmentation
 from kintsugi.metrics import neighbors
 from kintsugi.metrics.spread import COLLAPSED, COLLAPSED_RANK, spread
-from kintsugi.nets.backbones import Backbone, Encoder
+from kintsugi.nets.encoder import Encoder
 from kintsugi.nets.pixels import Pixels
 from kintsugi.nets.specs import fresh
 from kintsugi.pictures import sheet
 from kintsugi.train import inference, optim
 from kintsugi.train.config import TrainConfig, within
 from kintsugi.train.dist import World
+from kintsugi.train.encoder_options import StemConfig, start_encoder
 from kintsugi.train.method import Batch, Method
 
 
 @dataclass(frozen=True, kw_only=True)
-class ViewsConfig(TrainConfig):
+class ViewsConfig(StemConfig):
     """Settings of every method with two views."""
 
-    encoder: Literal["resnet18", "resnet50"] = "resnet18"
     norm: Literal["batch", "group", "split"] = "batch"
     """split: batch normalization, separately for each quarter of the batch; group: group normalization, which uses no
     batch statistics."""
-    stem: Literal["large", "small"] = "large"
-    """small: a 3x3 convolution without stride and pooling, for views of about 32 px."""
     smallest_crop: float = 0.08
     """Smallest fraction of an image's area that a view shows."""
     strength: float = 1.0
@@ -58,10 +56,6 @@ class ViewsConfig(TrainConfig):
         if self.batch < 2:
             raise ValueError("--batch must be at least 2: a single image has no others to be compared with")
 
-    @property
-    def backbone(self) -> Backbone:
-        return Backbone(name=self.encoder, norm=self.norm, stem=self.stem)
-
 
 PAIRS = 4  # pairs of views per held-out image, for ``same_image``
 
@@ -76,8 +70,8 @@ class ViewsMethod(Method[V]):
 
     def __init__(self, config: V, world: World) -> None:
         super().__init__(config, world)
-        self.encoder = config.backbone.build()
-        self.width = self.encoder.channels[max(self.encoder.channels)]
+        self.encoder: Encoder = start_encoder(config, config.backbone.build(), world)
+        self.width = self.encoder.vector_length
         """Length of a feature vector."""
 
     def add_optimizer(self, name: str, networks: nn.Module) -> None:

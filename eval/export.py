@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from kintsugi.nets.backbones import IMAGENET_MEAN, IMAGENET_STD
 from kintsugi.nets.encoder import Encoder
+from kintsugi.nets.specs import build_spec
 from kintsugi.train import checkpoint
 from kintsugi.train.config import parse_command, user_errors
 
@@ -68,21 +69,30 @@ def metadata(content: Mapping[str, Any], role: str, encoder: Encoder) -> dict[st
 def input_description(spec: Mapping[str, Any]) -> str:
     """How the encoder with this spec transforms RGB in [0,1] before its first layer. Raises ValueError if unknown."""
     kind = spec["kind"]
-    normalized = f"(x - mean) / std, mean={IMAGENET_MEAN}, std={IMAGENET_STD}"
-    if kind == "backbone":
-        return f"RGB, [0,1], then {normalized}"
+    if kind in ("backbone", "published", "vit"):
+        return f"RGB, [0,1], then {_normalized(spec)}"
     if kind in ("discriminator", "srgan-discriminator"):
         return "RGB, [0,1], then 2 x - 1"
     if kind == "srresnet":
         return "RGB, [0,1], cropped to multiples of 16 px, then shrunk 4 times (bicubic, as MATLAB's)"
     if kind == "planes":
         planes = {"L": "three planes of L / 100", "ab": "planes .5, a / 220 + .5, b / 220 + .5"}
+        normalized = _normalized(spec["backbone"])
         return f"RGB, [0,1], as Lab (CIE 1976, D65), then {planes[spec['planes']]}, then {normalized}"
     if kind == "joined":
         return "; ".join(f"part {i}: {input_description(part)}" for i, part in enumerate(spec["parts"]))
     if kind == "rgbd":
-        return f"RGB and HHA, six planes, [0,1], each three then {normalized}"
+        return f"RGB and HHA, six planes, [0,1], each three then {_normalized(spec['rgb'])}"
     raise ValueError(f"the input of a {kind} has no description: export another role")
+
+
+def _normalized(spec: Mapping[str, Any]) -> str:
+    """How an encoder of RGB normalizes its input: timm's networks have their own mean and deviation."""
+    mean, std = IMAGENET_MEAN, IMAGENET_STD
+    if spec["kind"] != "backbone":
+        encoder: Any = build_spec(dict(spec))
+        mean, std = (tuple(round(v, 4) for v in x[0, :3, 0, 0].tolist()) for x in (encoder.mean, encoder.std))
+    return f"(x - mean) / std, mean={mean}, std={std}"
 
 
 def is_torchvision(spec: Mapping[str, Any]) -> bool:

@@ -47,8 +47,8 @@ def finetune(
     as ``LAYER_DECAY``; 1 for random weights, all of which must learn.
     """
     torch.manual_seed(derive_seed(seed, 2))
-    width = len(encoder.vector({s: torch.zeros(1, c, 4, 4) for s, c in encoder.channels.items()})[0])
     # Features are normalized first, because those of random networks have an unusual scale.
+    width = encoder.vector_length
     head = nn.Sequential(nn.BatchNorm1d(width), nn.Linear(width, classes)).to(compute.device)
     net = nn.ModuleList([encoder, head]).train()
     groups = [*encoder_groups(encoder, layer_decay), {"params": list(head.parameters())}]

@@ -26,27 +26,25 @@ from kintsugi.augment import color_jitter, cropping
 from kintsugi.augment.color_jitter import ColorAugmentation
 from kintsugi.data.image_set import Images, Split, held_out
 from kintsugi.data.images import open_images, open_labeled
-from kintsugi.nets.backbones import Backbone, Encoder
+from kintsugi.nets.encoder import Encoder
 from kintsugi.pictures import right_wrong_colors
 from kintsugi.train import optim
 from kintsugi.train.command import run_method
-from kintsugi.train.config import TrainConfig, within
+from kintsugi.train.config import within
 from kintsugi.train.dist import World
+from kintsugi.train.encoder_options import StemConfig, start_encoder
 from kintsugi.train.method import Batch, Data, Method
 from kintsugi.train.opening import store_of
 
 
 @dataclass(frozen=True, kw_only=True)
-class SupervisedConfig(TrainConfig):
+class SupervisedConfig(StemConfig):
     data: str = ""
     """A folder with train/ and test/ (or val/) of class folders, one of class folders, cifar10, stl10 or
     imagenet:PATH."""
-    encoder: Literal["resnet18", "resnet50"] = "resnet18"
     norm: Literal["batch", "group", "split"] = "batch"
     """split: batch normalization, separately for each quarter of the batch; group: group normalization, which uses no
     batch statistics."""
-    stem: Literal["large", "small"] = "large"
-    """small: a 3x3 convolution without stride and pooling, for crops of about 32 px."""
     smallest_crop: float = 0.08
     """Smallest fraction of an image's area that a crop shows."""
     strength: float = 0.0
@@ -163,8 +161,8 @@ class Supervised(Method[SupervisedConfig]):
         super().__init__(config, world)
         self.classes = images.classes
         self.counts = images.labels.bincount(minlength=len(images.classes))
-        self.encoder = Backbone(name=config.encoder, norm=config.norm, stem=config.stem).build()
-        self.classifier = nn.Linear(self.encoder.channels[max(self.encoder.channels)], len(self.classes))
+        self.encoder: Encoder = start_encoder(config, config.backbone.build(), world)
+        self.classifier = nn.Linear(self.encoder.vector_length, len(self.classes))
         both = [*self.encoder.parameters(), *self.classifier.parameters()]
         self.rate = config.lr * (config.batch / 256 if config.optimizer == "sgd" else 1)
         self.optimizers = {

@@ -26,7 +26,7 @@ from kintsugi.eval.segmentation import FigureGround, Segmentation
 from kintsugi.eval.tasks import Task
 from kintsugi.eval.weights import Weights, joined, saved_weights, with_random
 from kintsugi.nets.pixels import Pixels
-from kintsugi.nets.published import load_published
+from kintsugi.nets.pretrained import load_published
 from kintsugi.train import checkpoint
 from kintsugi.train.compute import Compute
 from kintsugi.train.config import parse_command, to_plain, user_errors
@@ -40,7 +40,8 @@ class TransferConfig(ClassificationSettings, DenseSettings, DetectionSettings):
     """Runs or checkpoints, each a PATH or NAME=PATH; default: the latest run of every method under --runs. Several
     paths with the same NAME are pre-trainings of one row, one for each of the --seeds."""
     published: tuple[str, ...] = ()
-    """Published weights, each ARCHITECTURE=FILE: the name in torchvision or timm, and a state dict."""
+    """Published weights, each ENCODER=SOURCE: a name as for --encoder of a training, and a FILE of a state dict,
+    torchvision:NAME, timm:NAME or hf:OWNER/REPO."""
     runs: Path = Path("runs")
     """Folder of the methods' runs."""
     train: Literal["", "demo", "small", "paper"] = ""
@@ -127,11 +128,11 @@ def _published(config: TransferConfig) -> list[Weights]:
     """The weights of ``--published``."""
     weights = []
     for spec in config.published:
-        name, equals, file = spec.partition("=")
+        name, equals, source = spec.partition("=")
         if not equals:
-            raise ValueError(f"--published {spec}: write ARCHITECTURE=FILE, as in resnet18=resnet18.safetensors")
-        net, state = load_published(name, Path(file))
-        weights.append(Weights(f"{name}, {Path(file).name}", net, (state,)))
+            raise ValueError(f"--published {spec}: write ENCODER=SOURCE, as in resnet18=resnet18.safetensors")
+        net, state = load_published(name, source)
+        weights.append(Weights(f"{name}, {Path(source).name}", net, (state,)))
     return weights
 
 

@@ -23,14 +23,15 @@ from kintsugi.augment import color_jitter, cropping
 from kintsugi.augment.color_jitter import ColorAugmentation
 from kintsugi.data.loader import Indexed
 from kintsugi.metrics import neighbors
-from kintsugi.nets.backbones import Backbone, Encoder
+from kintsugi.nets.encoder import Encoder
 from kintsugi.nets.planes import Planes
 from kintsugi.nets.specs import fresh
 from kintsugi.pictures import sheet
 from kintsugi.rng import generator
 from kintsugi.train import inference, optim
-from kintsugi.train.config import TrainConfig, within
+from kintsugi.train.config import within
 from kintsugi.train.dist import World
+from kintsugi.train.encoder_options import StemConfig, start_encoder
 from kintsugi.train.method import Batch, Method
 
 _CHUNK = 256  # images whose features are computed in one batch
@@ -39,14 +40,11 @@ COLLAPSED = 0.5
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClustersConfig(TrainConfig):
+class ClustersConfig(StemConfig):
     """Settings of every clustering method."""
 
-    encoder: Literal["resnet18", "resnet50", "alexnet"] = "resnet18"
     norm: Literal["batch", "group"] = "batch"
     """batch: batch normalization; group: group normalization, which uses no batch statistics."""
-    stem: Literal["large", "small"] = "large"
-    """small, for ResNets: a 3x3 convolution without stride and pooling, for crops of about 32 px."""
     sees: Literal["rgb", "sobel"] = "rgb"
     """Input of the encoder. rgb: colors, which other tasks need; sobel: only the gradients of lightness, so that images
     are not clustered by color (Caron 2018, section 4.1). The transferred encoder takes RGB either way."""
@@ -67,8 +65,7 @@ class ClustersConfig(TrainConfig):
 
     def build(self) -> Encoder:
         """The encoder, with fresh weights."""
-        backbone = Backbone(name=self.encoder, norm=self.norm, stem=self.stem)
-        return backbone.build() if self.sees == "rgb" else Planes("sobel", backbone).build()
+        return self.backbone.build() if self.sees == "rgb" else Planes("sobel", self.backbone).build()
 
 
 K = TypeVar("K", bound=ClustersConfig)
@@ -82,8 +79,8 @@ class ClustersMethod(Method[K]):
 
     def __init__(self, config: K, world: World) -> None:
         super().__init__(config, world)
-        self.encoder = config.build()
-        self.width = self.encoder.channels[max(self.encoder.channels)]
+        self.encoder = start_encoder(config, config.build(), world, rgb=config.sees == "rgb")
+        self.width = self.encoder.vector_length
         """Length of a feature vector."""
         self.snapshot = copy.deepcopy(self.encoder).requires_grad_(False)
         """The encoder at the last clustering; it assigns held-out images to clusters."""

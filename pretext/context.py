@@ -65,6 +65,10 @@ class ContextConfig(PuzzleConfig):
                 f"--size {self.size} is too small for three patches, two gaps and the jitter: use at least {needed}"
             )
 
+    @property
+    def encoder_side(self) -> int:
+        return self.patch
+
 
 def demo() -> ContextConfig:
     """Minutes on two CPU cores, on the built-in scenes."""

@@ -89,6 +89,10 @@ class JigsawConfig(PuzzleConfig):
         within(self, gray=(0, 1), shift=0, dim=1, hidden=1)
 
     @property
+    def encoder_side(self) -> int:
+        return self.tile
+
+    @property
     def gap(self) -> int:
         """Side of a cell minus side of a tile, px."""
         return self.size // GRID - self.tile

@@ -182,7 +182,7 @@ class OddOneOut(VideoMethod[OddOneOutConfig]):
 
     def __init__(self, config: OddOneOutConfig, world: World) -> None:
         fused = config.dim * (config.subclips if config.fusion == "concat" else 1)
-        super().__init__(config, world, features=fused, outputs=config.subclips)
+        super().__init__(config, world, features=fused, outputs=config.subclips, rgb=False)
 
     def encoded(self, frames: Tensor) -> Tensor:
         """Sub-clips (n,K,W,3,S,S), in the order shown, as images (n,K,3,S,S)."""

@@ -19,25 +19,26 @@ from torch.nn.functional import cross_entropy, interpolate
 from torchvision.transforms.functional import pil_to_tensor
 
 from kintsugi.augment import cropping
-from kintsugi.nets.backbones import Backbone, Encoder
+from kintsugi.nets.encoder import Encoder
+from kintsugi.nets.encoder_choice import Stem
 from kintsugi.rng import generator
 from kintsugi.train import inference, optim
-from kintsugi.train.config import TrainConfig, within
+from kintsugi.train.config import within
 from kintsugi.train.dist import World
+from kintsugi.train.encoder_options import StemConfig, start_encoder
 from kintsugi.train.method import Batch, Method
 
 _CROPS, _PUZZLES, _HELDOUT, _SHOWN = 1, 2, 3, 4  # last element of the random generators' keys
 
 
 @dataclass(frozen=True, kw_only=True)
-class PuzzleConfig(TrainConfig):
+class PuzzleConfig(StemConfig):
     """Settings of every puzzle method."""
 
-    encoder: Literal["resnet18", "resnet50", "alexnet"] = "resnet18"
     norm: Literal["batch", "group"] = "batch"
     """batch: batch normalization over all inputs of the encoder; group: group normalization, which uses no batch
     statistics."""
-    stem: Literal["large", "small"] = "large"
+    stem: Stem = "large"
     """small, for ResNets: a 3x3 convolution without stride and pooling, for inputs of about 32 px. It costs 16 times as
     much computation."""
     smallest_crop: float = 0.35
@@ -54,12 +55,6 @@ class PuzzleConfig(TrainConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         within(self, smallest_crop=cropping.SMALLEST_CROP, lr=0, weight_decay=0, warmup=0)
-        if self.encoder == "alexnet" and self.stem == "small":
-            raise ValueError("--stem small is for ResNets only, not for alexnet")
-
-    @property
-    def backbone(self) -> Backbone:
-        return Backbone(name=self.encoder, norm=self.norm, stem=self.stem)
 
 
 P = TypeVar("P", bound=PuzzleConfig)
@@ -74,8 +69,8 @@ class PuzzleMethod(Method[P]):
 
     def __init__(self, config: P, world: World) -> None:
         super().__init__(config, world)
-        self.encoder = config.backbone.build()
-        self.width = self.encoder.channels[max(self.encoder.channels)]
+        self.encoder: Encoder = start_encoder(config, config.backbone.build(), world)
+        self.width = self.encoder.vector_length
         """Length of a feature vector."""
 
     @abstractmethod

@@ -14,13 +14,13 @@ from torchvision.utils import make_grid
 from kintsugi.augment import color_jitter, cropping
 from kintsugi.augment.color_jitter import ColorAugmentation
 from kintsugi.data.frame_tuples import Draw, TupleSplit, equalize_exposure, open_tuples
-from kintsugi.nets.backbones import Backbone
 from kintsugi.nets.encoder import Encoder
 from kintsugi.pictures import framed
 from kintsugi.rng import generator
 from kintsugi.train import optim
-from kintsugi.train.config import TrainConfig, within
+from kintsugi.train.config import within
 from kintsugi.train.dist import World
+from kintsugi.train.encoder_options import EncoderConfig, start_encoder
 from kintsugi.train.method import Batch, Method
 from kintsugi.train.opening import store_of
 
@@ -28,7 +28,7 @@ _CROPS, _COLORS = 1, 2  # last element of the random generators' keys
 
 
 @dataclass(frozen=True, kw_only=True)
-class VideoConfig(TrainConfig):
+class VideoConfig(EncoderConfig):
     """Settings of every method that learns from clips."""
 
     data: str = "scenes"
@@ -39,7 +39,6 @@ class VideoConfig(TrainConfig):
     """Tuples of frames per step, over all ranks together."""
     eval_images: int = 256
     """Number of held-out tuples measured at each --eval-every."""
-    encoder: Literal["resnet18", "resnet50", "alexnet"] = "resnet18"
     norm: Literal["batch", "group"] = "batch"
     """batch: batch normalization; group: group normalization, which uses no batch statistics."""
     frames: int = 16
@@ -154,7 +153,7 @@ class Tower(nn.Module):
 
     def __init__(self, config: VideoConfig) -> None:
         super().__init__()
-        self.encoder: Encoder = Backbone(name=config.encoder, norm=config.norm).build()
+        self.encoder: Encoder = config.backbone.build()
         with torch.no_grad():
             maps = self.encoder.eval()(torch.zeros(1, 3, config.size, config.size))
         numbers = maps[max(maps)].numel()
@@ -174,9 +173,11 @@ class VideoMethod(Method[V]):
 
     score = "accuracy"
 
-    def __init__(self, config: V, world: World, features: int, outputs: int) -> None:
+    def __init__(self, config: V, world: World, features: int, outputs: int, rgb: bool = True) -> None:
+        """features: inputs of the head. rgb: whether the encoder sees frames, not differences of frames."""
         super().__init__(config, world)
         self.tower = Tower(config)
+        start_encoder(config, self.tower.encoder, world, rgb=rgb)
         self.head = nn.Sequential(
             nn.Linear(features, config.dim), nn.ReLU(inplace=True), nn.Linear(config.dim, outputs)
         )

@@ -32,13 +32,15 @@ from kintsugi.losses.bins import classification_loss
 from kintsugi.metrics.chroma import AbErrors, mean_chroma
 from kintsugi.nets.colorizer import Colorizer, ColorizerSpec
 from kintsugi.nets.encoder import Encoder
+from kintsugi.nets.encoder_choice import Network, chosen
 from kintsugi.pictures import sheet
 from kintsugi.rng import generator
 from kintsugi.train import checkpoint, optim
 from kintsugi.train.command import run_method
-from kintsugi.train.config import TrainConfig, from_plain, within
+from kintsugi.train.config import from_plain, within
 from kintsugi.train.dist import World
-from kintsugi.train.initial import initial_weights
+from kintsugi.train.encoder_options import EncoderConfig, start_encoder
+from kintsugi.train.initial import initial_weights, is_run_of
 from kintsugi.train.method import Batch, Method
 
 _CROPS, _HINTS = 1, 2  # last number of a random generator's key: what it draws
@@ -49,12 +51,9 @@ TEMPERATURES = (1.0, 0.77, 0.58, 0.38, 0.29, 0.14)  # shown side by side, as in 
 
 
 @dataclass(frozen=True, kw_only=True)
-class ColorizationConfig(TrainConfig):
-    encoder: Literal["resnet18", "resnet50", "alexnet"] = "resnet18"
+class ColorizationConfig(EncoderConfig):
     width: float = 1.0
-    """Factor on the encoder's numbers of channels."""
-    norm: Literal["batch", "group"] = "batch"
-    """Normalization; with group, results do not depend on the batch or on how it is split over ranks."""
+    """Factor on the encoder's numbers of channels, for resnet18, resnet50 and alexnet."""
     loss: Literal["classification", "l2"] = "classification"
     """classification: predict one of 313 bins of ab; l2: regress ab, which gives duller colors."""
     neighbors: int = 5
@@ -78,7 +77,9 @@ class ColorizationConfig(TrainConfig):
     warmup: int = 50
     """Steps over which the learning rate rises; after them it falls along a cosine."""
     init: str = ""
-    """Start from the network of this colorizer's run, checkpoint or weights file, instead of from fresh weights."""
+    """Start from the whole network of a colorizer's run, checkpoint or weights file; or start the encoder from weights
+    of another origin: a FILE (.safetensors, .pth, .pt), a run of another method, torchvision:NAME, timm:NAME or
+    hf:OWNER/REPO."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -103,7 +104,12 @@ class ColorizationConfig(TrainConfig):
             self.undo_rebalance,
             self.temperature,
             self.size,
+            self.encoder_patch,
         )
+
+    @property
+    def backbone(self) -> Network:
+        return chosen(self.encoder, self.norm, width=self.width, size=self.encoder_side, patch=self.encoder_patch)
 
 
 def demo() -> ColorizationConfig:
@@ -168,9 +174,11 @@ class Colorization(Method[ColorizationConfig]):
     def __init__(self, config: ColorizationConfig, world: World) -> None:
         super().__init__(config, world)
         self.colorizer = config.net.build()
-        if config.init and not config.resume:  # a resumed run has its own weights
+        if is_run_of(config.starts_from, self.name):  # a resumed run has its own weights
             # The counts start anew, because they are of the data.
             self.colorizer.load_state_dict(_initial(config) | {"counts": self.colorizer.counts})
+        else:
+            start_encoder(config, self.colorizer.encoder, world)
         self.optimizers = {
             "colorizer": torch.optim.AdamW(
                 self.colorizer.parameters(), config.lr, betas=(0.9, 0.99), weight_decay=config.weight_decay, fused=True
@@ -220,8 +228,10 @@ class Colorization(Method[ColorizationConfig]):
 
     @classmethod
     def check(cls, config: ColorizationConfig) -> None:
-        if config.init and not config.resume:
+        if is_run_of(config.starts_from, cls.name):
             _initial(config)
+        else:
+            super().check(config)
 
     def encoders(self) -> dict[str, Encoder]:
         return {"generator": self.colorizer.encoder}

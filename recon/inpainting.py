@@ -32,6 +32,7 @@ from kintsugi.metrics.reconstruction import HoleQuality
 from kintsugi.nets.backbones import Backbone
 from kintsugi.nets.context_encoder import ContextEncoder
 from kintsugi.nets.discriminators import DiscriminatorSpec
+from kintsugi.nets.encoder_choice import Network
 from kintsugi.pictures import sheet
 from kintsugi.rng import generator
 from kintsugi.train import checkpoint, optim
@@ -39,6 +40,7 @@ from kintsugi.train.command import run_method
 from kintsugi.train.config import from_plain
 from kintsugi.train.dist import World
 from kintsugi.train.ema import warmed_average
+from kintsugi.train.encoder_options import EncoderConfig, start_encoder
 from kintsugi.train.gan import Gan, GanConfig, adversarial_loss, update_discriminator
 from kintsugi.train.method import Batch
 
@@ -49,17 +51,15 @@ _CROPS, _HOLES = 1, 2  # last number of a random generator's key: what it draws
 
 
 @dataclass(frozen=True, kw_only=True)
-class InpaintingConfig(GanConfig):
-    encoder: Literal["resnet18", "resnet50", "alexnet", "dcgan"] = "resnet18"
-    """alexnet: as in the paper's feature learning; dcgan: as in the authors' released inpainter (128 px)."""
-    norm: Literal["batch", "group"] = "batch"
-    """Normalization; with group, results do not depend on the batch or on how it is split over ranks."""
+class InpaintingConfig(GanConfig, EncoderConfig):
+    exact = True
+    encoder: str = "resnet18"
+    """As of other methods, and dcgan, as in the authors' released inpainter (128 px); alexnet is the paper's."""
     mask: Literal["center", "blocks", "regions", "none"] = "center"
     """The hole: the central square, random rectangles, or random shapes (the paper's best for features); none trains
     a plain autoencoder, the paper's baseline."""
     overlap: int = -1
-    """Width in px of the band of visible pixels around the hole that the L2 loss also covers; -1 = size/32 (4 at 128
-    px)."""
+    """Width in px of the band of visible pixels around the hole that the L2 loss also covers; -1 = size/32."""
     overlap_weight: float = 10.0
     """Weight of the L2 loss in that band."""
 
@@ -73,8 +73,7 @@ class InpaintingConfig(GanConfig):
     """Weight of the gradient penalty on real images (Mescheder 2018), computed every 16 steps; 0 = none."""
 
     lpips: str = "auto"
-    """LPIPS of held-out images: auto (if its AlexNet is on this machine), download, off, or a FILE with AlexNet's
-    weights."""
+    """LPIPS of held-out images: auto (if its AlexNet is here), download, off, or a FILE with AlexNet's weights."""
 
     lr: float = 5e-4
     """Adam's learning rate for the generator; the authors' is 2e-3, but a ResNet learns faster with less."""
@@ -91,8 +90,8 @@ class InpaintingConfig(GanConfig):
             raise ValueError(f"--adversarial must be in [0, 1), not {self.adversarial}")
 
     @property
-    def backbone(self) -> Backbone:
-        return Backbone(name=self.encoder, norm=self.norm)
+    def backbone(self) -> Network:
+        return Backbone("dcgan", self.norm) if self.encoder == "dcgan" else super().backbone
 
     @property
     def band(self) -> int:
@@ -186,7 +185,8 @@ class Inpainting(Gan[InpaintingConfig]):
 
     def __init__(self, config: InpaintingConfig, world: World) -> None:
         super().__init__(config, world)
-        self.generator = ContextEncoder(config.backbone, config.size)
+        self.generator = ContextEncoder(config.backbone, config.norm, config.size)
+        start_encoder(config, self.generator.encoder, world)
         self.average = AveragedModel(self.generator, multi_avg_fn=warmed_average(config.ema), use_buffers=True)
         betas = (0.5, 0.999)
         self.optimizers = {
@@ -337,7 +337,7 @@ def load_mender(path: Path, device: torch.device) -> Mender:
     config = from_plain(InpaintingConfig, content["config"])
     if config.mask == "none":
         raise ValueError(f"{path} is an autoencoder (--mask none), which cannot mend: name one trained with holes")
-    net = ContextEncoder(config.backbone, config.size)
+    net = ContextEncoder(config.backbone, config.norm, config.size)
     net.load_state_dict(checkpoint.weights_of(content, "average.module"))
     return Mender(net, config.size).eval().to(device)
 

@@ -25,13 +25,15 @@ from kintsugi.fill.membrane import membrane, mend
 from kintsugi.metrics.reconstruction import HoleQuality
 from kintsugi.nets.encoder import Encoder
 from kintsugi.nets.patch_grid import cut, holes, joined, patch_means, patch_statistics
+from kintsugi.nets.published import bare_name
 from kintsugi.nets.vit import ViT, ViTEncoder, fixed_positions
 from kintsugi.pictures import sheet
 from kintsugi.rng import generator
 from kintsugi.train import inference, optim
 from kintsugi.train.command import run_method
-from kintsugi.train.config import TrainConfig, within
+from kintsugi.train.config import within
 from kintsugi.train.dist import World
+from kintsugi.train.encoder_options import InitConfig, start_encoder
 from kintsugi.train.method import Batch, Method
 
 BETAS = (0.9, 0.95)  # AdamW's, the authors'
@@ -43,9 +45,9 @@ _HEAD = 32  # channels of each of the decoder's attention heads, as in the paper
 
 
 @dataclass(frozen=True, kw_only=True)
-class MAEConfig(TrainConfig):
-    encoder: str = "vit_tiny_patch16_224"
-    """timm's name of a vision transformer. Its patches and positions become those of --patch and --size."""
+class MAEConfig(InitConfig):
+    encoder: str = "timm:vit_tiny_patch16_224"
+    """A vision transformer of timm. Its patches and positions become those of --patch and --size."""
     patch: int = 8
     """Side of a patch, px, a power of two."""
     mask_ratio: float = 0.75
@@ -82,7 +84,7 @@ class MAEConfig(TrainConfig):
 
     @property
     def grid(self) -> int:
-        """Patches along each side of an image."""
+        """Patches along each side."""
         return self.size // self.patch
 
     @property
@@ -97,7 +99,7 @@ class MAEConfig(TrainConfig):
 
     @property
     def vit(self) -> ViT:
-        return ViT(self.encoder, self.size, self.patch)
+        return ViT(bare_name(self.encoder), self.size, self.patch)
 
 
 def demo() -> MAEConfig:
@@ -128,7 +130,7 @@ def paper() -> MAEConfig:
     return MAEConfig(
         preset="paper",
         data="imagenet:imagenet",
-        encoder="vit_base_patch16_224",
+        encoder="timm:vit_base_patch16_224",
         size=224,
         short_side=256,
         patch=16,
@@ -242,16 +244,15 @@ class MAE(Method[MAEConfig]):
         width, depth = config.decoder_width, config.decoder_depth
         self.decoder = PatchDecoder(self.encoder.width, prefix, config.grid, config.patch, width, depth)
         initialize(self.encoder, self.decoder)
+        start_encoder(config, self.encoder, world)
         nets = nn.ModuleList([self.encoder, self.decoder])
         groups = param_groups_weight_decay(nets, config.weight_decay, no_weight_decay_list=("*_token",))
-        self.rate = config.lr * config.batch / 256
-        """The highest learning rate."""
+        self.rate = config.lr * config.batch / 256  # the highest learning rate
         self.optimizers["both"] = torch.optim.AdamW(groups, self.rate, BETAS, fused=True)
 
     @classmethod
     def check(cls, config: MAEConfig) -> None:
-        with torch.device("meta"):
-            config.vit.build()
+        config.check_init(config.vit)
 
     def update(self, batch: Batch, step: int) -> dict[str, Tensor]:
         config, count = self.config, self.config.batch
@@ -262,9 +263,8 @@ class MAE(Method[MAEConfig]):
         predicted, masked = self.predict(image, noise)
         loss = masked_loss(predicted, targets(self.patches(image), config.norm_pix), masked)
         loss.backward()
-        optimizer = self.optimizers["both"]
-        optim.set_lr(optimizer, self.rate * optim.warmup_cosine(step, config.steps, config.warmup))
-        return {"loss/pixels": loss.detach(), "grad_norm/both": optim.take_step(optimizer, self.world)}
+        optim.set_lr(self.optimizers["both"], self.rate * optim.warmup_cosine(step, config.steps, config.warmup))
+        return {"loss/pixels": loss.detach(), "grad_norm/both": optim.take_step(self.optimizers["both"], self.world)}
 
     def noise(self, count: int, *key: int) -> Tensor:
         """Noise (count,L) for ``key``, from which ``shuffled`` makes masks; on the CPU."""

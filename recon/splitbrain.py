@@ -9,13 +9,14 @@ rebalancing) or by regression (``--loss l2``, eq. 2).
 Deviations, each with its reason:
 - A feature pyramid over standard encoders predicts at a quarter of the side; the paper's AlexNet predicts at a
   sixteenth. So pictures show more detail, and the encoders can be transferred.
+- Encoders that cannot be halved (``timm:NAME``) have their full width in both networks.
 - AdamW with a cosine schedule: the paper's long training with momentum does not fit into minutes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, TypeVar
 
 import torch
@@ -29,14 +30,15 @@ from kintsugi.metrics.chroma import AbErrors
 from kintsugi.nets.backbones import Backbone
 from kintsugi.nets.decoders import Pyramid
 from kintsugi.nets.encoder import Encoder
+from kintsugi.nets.encoder_choice import OWN, Network
 from kintsugi.nets.layers import Norm
 from kintsugi.nets.planes import JoinedEncoder, Planes
 from kintsugi.pictures import sheet
 from kintsugi.rng import generator
 from kintsugi.train import optim
 from kintsugi.train.command import run_method
-from kintsugi.train.config import TrainConfig
 from kintsugi.train.dist import World
+from kintsugi.train.encoder_options import EncoderConfig, start_encoder
 from kintsugi.train.method import Batch, Method
 
 N = TypeVar("N", bound="NetsConfig")
@@ -49,13 +51,12 @@ TEMPERATURE = 0.38
 
 
 @dataclass(frozen=True, kw_only=True)
-class NetsConfig(TrainConfig):
+class NetsConfig(EncoderConfig):
     """Settings of both split-brain methods."""
 
-    encoder: Literal["resnet18", "resnet50", "alexnet"] = "alexnet"
-    """Encoder of each network; alexnet is the paper's."""
-    norm: Literal["batch", "group"] = "batch"
-    """Normalization; with group, results do not depend on the batch or on how it is split over ranks."""
+    encoder: str = "alexnet"
+    """Encoder of each network, as of other methods; alexnet is the paper's. splitbrain halves the width of resnet18,
+    resnet50 and alexnet; others have their full width."""
     lr: float = 1e-3
     """AdamW's learning rate after the warm-up."""
     weight_decay: float = 1e-4
@@ -73,6 +74,11 @@ class NetsConfig(TrainConfig):
 class SplitBrainConfig(NetsConfig):
     loss: Literal["classification", "l2"] = "classification"
     """What is predicted for each pixel: a bin, which gives better features in the paper, or the value itself."""
+
+    @property
+    def backbone(self) -> Network:
+        """The encoder of each half."""
+        return replace(full, width=0.5) if isinstance(full := super().backbone, Backbone) else full
 
 
 def demo() -> SplitBrainConfig:
@@ -117,7 +123,7 @@ def paper() -> SplitBrainConfig:
 
 
 class CrossChannel(nn.Module):
-    """An encoder that predicts other planes: image (N,3,S,S) in [0,1] -> (N,out,s,s) float, s about S/4."""
+    """An encoder that predicts other planes: image (N,3,S,S) in [0,1] -> (N,out,s,s) float, s = S / finest stride."""
 
     def __init__(self, encoder: Encoder, out: int, norm: Norm) -> None:
         super().__init__()
@@ -191,12 +197,22 @@ class SplitBrain(TwoNets[SplitBrainConfig]):
 
     def __init__(self, config: SplitBrainConfig, world: World) -> None:
         super().__init__(config, world)
-        half = Backbone(name=config.encoder, norm=config.norm, width=0.5)
         classify = config.loss == "classification"
-        encoders = [Planes("L", half).build(), Planes("ab", half).build()]
+        encoders = [Planes("L", config.backbone).build(), Planes("ab", config.backbone).build()]
+        for encoder, gray in zip(encoders, (True, False), strict=True):
+            start_encoder(config, encoder, world, rgb=gray)
         self.to_ab = CrossChannel(encoders[0], AB_BINS if classify else 2, config.norm)
         self.to_lightness = CrossChannel(encoders[1], L_BINS if classify else 1, config.norm)
         self.optimize({"ab": self.to_ab, "lightness": self.to_lightness})
+
+    @classmethod
+    def check(cls, config: SplitBrainConfig) -> None:
+        if config.starts_from and config.encoder in OWN:
+            raise ValueError(
+                f"--init {config.init}: the halves of {config.encoder} have half its width, so no weights fit them: "
+                "use an encoder of full width, such as --encoder timm:resnet18"
+            )
+        super().check(config)
 
     def update(self, batch: Batch, step: int) -> dict[str, Tensor]:
         config, count = self.config, self.config.batch

@@ -24,7 +24,6 @@ from kintsugi.color import lab_to_rgb, rgb_to_lab
 from kintsugi.data import hha_images
 from kintsugi.data.image_set import Split
 from kintsugi.metrics.chroma import AbErrors
-from kintsugi.nets.backbones import Backbone
 from kintsugi.nets.encoder import Encoder
 from kintsugi.nets.planes import RgbdEncoder
 from kintsugi.pictures import sheet
@@ -32,6 +31,7 @@ from kintsugi.recon.splitbrain import AB_BINS, CrossChannel, NetsConfig, TwoNets
 from kintsugi.rng import generator
 from kintsugi.train.command import run_method
 from kintsugi.train.dist import World
+from kintsugi.train.encoder_options import start_encoder
 from kintsugi.train.method import Batch
 from kintsugi.train.opening import store_of
 
@@ -94,8 +94,8 @@ class SplitBrainHha(TwoNets[SplitBrainHhaConfig]):
 
     def __init__(self, config: SplitBrainHhaConfig, world: World) -> None:
         super().__init__(config, world)
-        backbone = Backbone(name=config.encoder, norm=config.norm)
-        rgb, hha = backbone.build(), backbone.build()
+        rgb = start_encoder(config, config.backbone.build(), world)
+        hha = start_encoder(config, config.backbone.build(), world, rgb=False)
         self.to_hha = CrossChannel(rgb, 3, config.norm)
         self.to_lab = CrossChannel(hha, 1 + AB_BINS, config.norm)
         self.optimize({"hha": self.to_hha, "lab": self.to_lab})

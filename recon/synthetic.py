@@ -35,15 +35,16 @@ from kintsugi.data.side_by_side import Domains, open_real, sample_photos
 from kintsugi.losses.depth import contour_loss, depth_loss, normal_loss
 from kintsugi.metrics.domain_gap import DomainGap
 from kintsugi.metrics.surface_errors import SurfaceErrors
-from kintsugi.nets.backbones import Backbone, Encoder
+from kintsugi.nets.encoder import Encoder
 from kintsugi.nets.surface_net import PatchDiscriminator, SurfaceNet, SurfacePrediction, depth_picture, mean_surfaces
 from kintsugi.pictures import sheet
 from kintsugi.rng import generator
 from kintsugi.train import checkpoint, optim
 from kintsugi.train.command import run_method
-from kintsugi.train.config import TrainConfig, from_plain, within
+from kintsugi.train.config import from_plain, within
 from kintsugi.train.dist import World
 from kintsugi.train.domain_adversary import FeaturePool, alternate_loss, reversal_loss
+from kintsugi.train.encoder_options import EncoderConfig, start_encoder
 from kintsugi.train.gan import collapse_warning, update_discriminator
 from kintsugi.train.method import Batch, Method
 from kintsugi.train.opening import store_of
@@ -55,16 +56,14 @@ _CROPS, _POOLS = 1, 2  # last number of a random generator's key: what it draws
 
 
 @dataclass(frozen=True, kw_only=True)
-class SyntheticConfig(TrainConfig):
+class SyntheticConfig(EncoderConfig):
     data: str = "scenes"
     """The synthetic images: scenes, or a folder with rgb/, depth/, normal/ and instance/."""
     real: str = ""
     """The real images: a folder of photos, or a data set as for --data of other methods; the demo has sample photos."""
 
-    encoder: Literal["alexnet", "resnet18", "resnet50"] = "alexnet"
-    """alexnet is the paper's."""
-    norm: Literal["batch", "group"] = "batch"
-    """Normalization; with group, results do not depend on the batch or on how it is split over ranks."""
+    encoder: str = "alexnet"
+    """As of other methods, with maps of stride 16; alexnet is the paper's."""
     channels: Literal["one", "all"] = "one"
     """one: the encoder sees one color channel of each image, repeated three times: a random one in training, otherwise
     green; so did the authors, because colors are the least realistic part of synthetic images. all: all channels."""
@@ -76,8 +75,7 @@ class SyntheticConfig(TrainConfig):
     discriminator_norm: Literal["batch", "group"] = "group"
     """The discriminator's normalization; batch, the paper's, removes what the images of a domain have in common."""
     pool: int = 128
-    """Number of earlier images per domain whose features are kept; half of each batch that trains the discriminator
-    comes from them (Shrivastava 2017). 0 = no pool."""
+    """Earlier images per domain whose features are half of the discriminator's batch (Shrivastava 2017); 0 = none."""
 
     depth_weight: float = 5.0
     """Weight of the depth loss."""
@@ -96,6 +94,10 @@ class SyntheticConfig(TrainConfig):
         if self.size % 32 or self.size < 64:
             raise ValueError(f"--size {self.size}: use a multiple of 32, at least 64")
         within(self, adversarial=0, pool=0)
+
+    def fits(self, encoder: Encoder) -> None:
+        if 16 not in encoder.channels:
+            raise ValueError(f"--encoder {self.encoder} has no map of stride 16: choose another")
 
 
 def demo() -> SyntheticConfig:
@@ -152,7 +154,8 @@ class Synthetic(Method[SyntheticConfig]):
 
     def __init__(self, config: SyntheticConfig, world: World) -> None:
         super().__init__(config, world)
-        self.net = SurfaceNet(Backbone(name=config.encoder, norm=config.norm))
+        self.net = SurfaceNet(config.backbone, config.norm)
+        start_encoder(config, self.net.encoder, world)
         self.discriminator = PatchDiscriminator(self.net.channels, config.discriminator_norm)
         self.optimizers = {
             "net": torch.optim.Adam(self.net.parameters(), config.lr, betas=(0.5, 0.999), fused=True),
@@ -166,6 +169,7 @@ class Synthetic(Method[SyntheticConfig]):
     def check(cls, config: SyntheticConfig) -> None:
         if not config.real and config.preset != "demo":
             raise ValueError("--real is missing: name a folder of photos, voc2012, stl10 or imagenet:PATH")
+        super().check(config)
 
     @classmethod
     def open_data(cls, config: SyntheticConfig, quiet: bool = False) -> Domains:
@@ -333,7 +337,7 @@ def load_net(path: Path, device: torch.device) -> tuple[SurfaceNet, SyntheticCon
     """Network and config of a checkpoint (a file or a run's folder). Raises ValueError if it is of another method."""
     content = checkpoint.read(path, Synthetic.name)[1]
     config = from_plain(SyntheticConfig, content["config"])
-    net = SurfaceNet(Backbone(name=config.encoder, norm=config.norm))
+    net = SurfaceNet(config.backbone, config.norm)
     net.load_state_dict(checkpoint.weights_of(content, "net"))
     return net.eval().to(device), config
 

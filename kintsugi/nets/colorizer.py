@@ -14,8 +14,8 @@ from kintsugi import color
 from kintsugi.augment.guided import guided_lines
 from kintsugi.color import lab_to_rgb, rgb_to_lab
 from kintsugi.data.photos import whole_strides
-from kintsugi.nets.backbones import Backbone
 from kintsugi.nets.decoders import Pyramid
+from kintsugi.nets.encoder_choice import chosen
 from kintsugi.nets.layers import Norm
 from kintsugi.nets.planes import Planes
 
@@ -26,7 +26,8 @@ ROWS = 2048  # rows of a photo that are computed at a time, to limit memory
 class ColorizerSpec:
     """Settings of the network and of how its bins become colors; ``build()`` makes it, with fresh weights."""
 
-    encoder: Literal["resnet18", "resnet50", "alexnet"] = "resnet18"
+    encoder: str = "resnet18"
+    """As of ``kintsugi.nets.encoder_choice.chosen``."""
     width: float = 1.0
     """Factor on the encoder's numbers of channels."""
     norm: Norm = "batch"
@@ -38,13 +39,15 @@ class ColorizerSpec:
     temperature: float = 0.38
     size: int = 64
     """Side of the crops on which it was trained, px."""
+    patch: int = 0
+    """Side of a vision transformer's patches, px; 0 = its own."""
 
     def build(self) -> Colorizer:
         return Colorizer(self)
 
 
 class Colorizer(nn.Module):
-    """Predicts chroma from the lightness of RGB images (N,3,S,S) in [0,1].
+    """Predicts chroma from the lightness of RGB images (N,3,S,S) in [0,1], at the encoder's finest stride (here 4).
 
     Returns a pair: logits of the bins (N,313,S/4,S/4), or with ``loss`` l2 the chroma ab (N,2,S/4,S/4); and class
     logits (N,classes) or None. Hints: ``known`` is ab (N,2,S,S), used where ``where`` (N,1,S,S) is 1.
@@ -56,7 +59,8 @@ class Colorizer(nn.Module):
     def __init__(self, spec: ColorizerSpec) -> None:
         super().__init__()
         self.spec = spec
-        self.encoder = Planes("L", Backbone(spec.encoder, spec.norm, spec.width)).build()
+        network = chosen(spec.encoder, spec.norm, width=spec.width, size=spec.size, patch=spec.patch)
+        self.encoder = Planes("L", network).build()
         self.register_buffer("bins", color.ab_bins(), persistent=False)
         # How often each bin occurred. It starts at 1, so that the prior is uniform before anything is counted.
         self.register_buffer("counts", torch.ones(len(self.bins)))

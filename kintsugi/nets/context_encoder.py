@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from kintsugi.nets.backbones import Backbone
 from kintsugi.nets.decoders import ChannelwiseLinear, Decoder
+from kintsugi.nets.encoder import Encoder
+from kintsugi.nets.encoder_choice import Network
 from kintsugi.nets.layers import Norm, normalization
 
 MEAN_COLOR = (123 / 255, 117 / 255, 104 / 255)  # RGB with which the authors fill the hole
@@ -21,20 +22,22 @@ class ContextEncoder(nn.Module):
 
     mean_color: Tensor
 
-    def __init__(self, backbone: Backbone, size: int) -> None:
+    def __init__(self, backbone: Network, norm: Norm, size: int) -> None:
+        """norm: of bottleneck and decoder."""
         super().__init__()
-        self.encoder = backbone.build()
+        self.encoder: Encoder = backbone.build()
         stride, channels = max(self.encoder.channels.items())
         bottleneck = _dense_bottleneck if backbone.name == "dcgan" else _channelwise_bottleneck
-        self.bottleneck = bottleneck(channels, size // stride, backbone.norm)
-        self.decoder = Decoder(channels, (256, 128, 64, 64), norm=backbone.norm)
+        self.bottleneck = bottleneck(channels, size // stride, norm)
+        widths = (256, 128, 64, 64)[5 - (stride.bit_length() - 1) :] if stride < 32 else (256, 128, 64, 64)
+        self.decoder = Decoder(channels, widths, norm=norm)  # doubles the side log2(stride) times
         self.register_buffer("mean_color", torch.tensor(MEAN_COLOR).view(1, 3, 1, 1), persistent=False)
 
     def forward(self, image: Tensor, mask: Tensor) -> Tensor:
         visible = image * (1 - mask) + self.mean_color * mask
         features = self.encoder(visible)
         coarsest = features[max(features)]  # (N,C,s,s)
-        return self.decoder(self.bottleneck(coarsest))  # (N,C,S/32,S/32) -> (N,3,S,S)
+        return self.decoder(self.bottleneck(coarsest))  # (N,C,s,s) -> (N,3,S,S); s is S/32 in most encoders
 
 
 def _channelwise_bottleneck(channels: int, side: int, norm: Norm) -> nn.Module:

@@ -26,6 +26,11 @@ class Encoder(nn.Module):
     planes: int = 3
     """Channels of the input: 3 for RGB, or 6 for RGB and HHA (``kintsugi.data.hha``), which only few tasks have."""
 
+    @property
+    def vector_length(self) -> int:
+        """D, the length of a vector of ``vector``."""
+        return self.channels[max(self.channels)]
+
     def forward(self, image: Tensor) -> dict[int, Tensor]:
         raise NotImplementedError
 

@@ -35,6 +35,10 @@ class PixelEncoder(Encoder):
         self.spec: Pixels = spec
         self.channels = {STRIDE: 3 * STRIDE**2}
 
+    @property
+    def vector_length(self) -> int:
+        return 3 * 32**2
+
     def forward(self, image: Tensor) -> dict[int, Tensor]:
         height, width = image.shape[-2:]
         whole = pad(image, (0, -width % STRIDE, 0, -height % STRIDE))

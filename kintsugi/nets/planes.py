@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from kintsugi.color import rgb_to_lab
-from kintsugi.nets.backbones import Backbone
 from kintsugi.nets.encoder import Encoder
+from kintsugi.nets.encoder_choice import Network
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Planes:
     """
 
     planes: Literal["L", "ab", "sobel"]
-    backbone: Backbone
+    backbone: Network
 
     def build(self) -> PlaneEncoder:
         return PlaneEncoder(self)
@@ -55,8 +55,8 @@ class Joined:
 class Rgbd:
     """The settings of ``RgbdEncoder``: a backbone for RGB and one for HHA (``kintsugi.data.hha``)."""
 
-    rgb: Backbone
-    hha: Backbone
+    rgb: Network
+    hha: Network
 
     def build(self) -> RgbdEncoder:
         return RgbdEncoder(self.rgb.build(), self.hha.build())
@@ -74,8 +74,15 @@ class PlaneEncoder(Encoder):
     def __init__(self, spec: Planes) -> None:
         super().__init__()
         self.spec: Planes = spec
-        self.backbone = spec.backbone.build()
+        self.backbone: Encoder = spec.backbone.build()
         self.channels = self.backbone.channels
+
+    @property
+    def vector_length(self) -> int:
+        return self.backbone.vector_length
+
+    def vector(self, maps: dict[int, Tensor]) -> Tensor:
+        return self.backbone.vector(maps)
 
     def forward(self, image: Tensor) -> dict[int, Tensor]:
         return self.backbone(self.backbone_input(rgb_to_lab(image)))
@@ -118,10 +125,10 @@ class RgbdEncoder(Encoder):
     planes = 6
 
     def __init__(self, rgb: Encoder, hha: Encoder) -> None:
-        """rgb, hha: encoders built from a ``Backbone``."""
+        """rgb, hha: encoders built from a ``Network``."""
         super().__init__()
-        assert isinstance(rgb.spec, Backbone)
-        assert isinstance(hha.spec, Backbone)
+        assert isinstance(rgb.spec, Network)
+        assert isinstance(hha.spec, Network)
         self.spec: Rgbd = Rgbd(rgb.spec, hha.spec)
         self.rgb, self.hha = rgb, hha
         self.channels = {s: self.rgb.channels[s] + self.hha.channels[s] for s in self.rgb.channels}

@@ -1,4 +1,4 @@
-"""Convolutional networks of torchvision and timm as encoders, chosen by name, and their published weights."""
+"""Convolutional networks of torchvision and timm as encoders, chosen by name."""
 
 from __future__ import annotations
 
@@ -7,23 +7,20 @@ import copy
 import difflib
 import io
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, cast
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from kintsugi.nets.backbones import IMAGENET_MEAN, IMAGENET_STD, Backbone
+from kintsugi.nets.backbones import IMAGENET_MEAN, IMAGENET_STD
 from kintsugi.nets.encoder import Encoder
 
-_TIMM = "timm/"
+_TIMM = ("timm:", "timm/")  # the second: in checkpoints of version 0.1
 _CLASSIFIERS = ("classifier", "fc")  # what torchvision's convolutional networks call their classifiers
-_OWN = {"resnet18": Backbone("resnet18"), "resnet50": Backbone("resnet50")}
 _TRANSFORMERS = ("vit_", "swin_", "maxvit_")
-_LEAST, _MOST = 32, 128  # px, the range in which the smallest possible side of a network's input is searched
+_LEAST, _MOST = 8, 128  # px, the range in which the smallest possible side of a network's input is searched
 
 
 @dataclass(frozen=True)
@@ -31,7 +28,7 @@ class Published:
     """A convolutional network of torchvision, or of timm if torchvision has none of that name."""
 
     name: str
-    """The name in ``torchvision.models`` or timm. If both have it, ``timm/NAME`` chooses timm's network."""
+    """The name in ``torchvision.models`` or timm. If both have it, ``timm:NAME`` chooses timm's network."""
 
     def build(self) -> PublishedEncoder:
         """The encoder with fresh weights. Raises ValueError with one line if there is no such network."""
@@ -47,8 +44,7 @@ class PublishedEncoder(Encoder):
     """A published network without its classifier. Normalizes its input as the network expects it.
 
     Strides are powers of two, from 2 on. Networks that do not pad give slightly smaller maps: 109, 54, 27 and 13 px for
-    images of 224 px in squeezenet1_0. Some networks need images with sides of more than 32 px, at least ``least``;
-    smaller images raise ValueError.
+    images of 224 px in squeezenet1_0. Images must have sides of at least ``least`` px; smaller ones raise ValueError.
     """
 
     mean: Tensor
@@ -69,7 +65,7 @@ class PublishedEncoder(Encoder):
         self.trunk = trunk
         self.strides = list(strides)
         self.channels = {s: c for s, c in zip(strides, channels, strict=True) if s > 1}
-        self.least = _smallest_side(spec.name, trunk)
+        self.least = _smallest_side(spec.name, trunk, channels)
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
 
@@ -143,123 +139,60 @@ def _levels(net: nn.Module) -> dict[int, tuple[str, int]]:
     return levels
 
 
-def _smallest_side(name: str, trunk: nn.Module) -> int:
+def _smallest_side(name: str, trunk: nn.Module, channels: Sequence[int]) -> int:
     """The smallest side of square images, px, for which no map is empty. Raises ValueError if only one size works."""
     trunk = copy.deepcopy(trunk).to("meta").eval()
     with contextlib.redirect_stderr(io.StringIO()):  # torch.fx prints each failure there
         for side in range(_LEAST, _MOST + 1):
             with contextlib.suppress(RuntimeError, AssertionError):
-                trunk(torch.empty(1, 3, side, side, device="meta"))
-                return side
+                maps = trunk(torch.empty(1, 3, side, side, device="meta"))
+                found = maps.values() if isinstance(maps, dict) else maps
+                if [x.shape[1] for x in found] == list(channels):
+                    return side
     raise ValueError(f"{name} does not take images of any size: name a convolutional network")
 
 
 # --- timm -----------------------------------------------------------------------------------------------------
 
 
+def bare_name(name: str) -> str:
+    """The name without ``timm:``."""
+    return name.removeprefix(_TIMM[0]).removeprefix(_TIMM[1])
+
+
 def _timm(name: str, features_only: bool) -> nn.Module:
-    bare = name.removeprefix(_TIMM)
     import timm  # imported here: slow, and --help does not need it
 
+    bare = bare_name(name)
     if not timm.is_model(bare):
-        near = _near(bare, sorted({*_torchvision_names(), *timm.list_models()}))
-        raise ValueError(f"neither torchvision nor timm has a convolutional network {bare!r}{near}")
+        raise ValueError(f"neither torchvision nor timm has a convolutional network {bare!r}{_near(bare)}")
     try:
         return timm.create_model(bare, pretrained=False, features_only=features_only)
-    except RuntimeError as error:
+    except (RuntimeError, AttributeError, TypeError) as error:
         raise ValueError(f"timm cannot make {bare}: {str(error).splitlines()[0]}") from None
 
 
 def _from_timm(spec: Published) -> PublishedEncoder:
     net = cast(Any, _timm(spec.name, features_only=True))
     info, settings = net.feature_info, net.pretrained_cfg
-    return PublishedEncoder(spec, net, info.reduction(), info.channels(), settings["mean"], settings["std"])
+    strides = info.reduction()
+    encoder = PublishedEncoder(spec, net, strides, info.channels(), settings["mean"], settings["std"])
+    if sorted(set(strides)) != strides or any(stride & (stride - 1) for stride in strides):
+        raise ValueError(
+            f"{spec.name} has no maps of strides 2, 4, 8, ...: name a convolutional network, or a plain vision "
+            "transformer such as timm:vit_tiny_patch16_224"
+        )
+    return encoder
 
 
-def _near(name: str, names: Sequence[str]) -> str:
+def _near(name: str) -> str:
+    import timm
+
+    names = sorted({*_torchvision_names(), *timm.list_models()})
     near = difflib.get_close_matches(name, names, n=3)
     return f" (similar: {', '.join(near)})" if near else ""
 
 
-# --- weights --------------------------------------------------------------------------------------------------
-
-
-def load_published(name: str, file: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Reads published weights: the settings of an encoder as a plain dict, and its state dict.
-
-    name: as in ``Published``. resnet18 and resnet50 become the project's own encoders, so that they are compared with
-    the same random weights as the project's methods. file: a state dict with torchvision's or timm's names, as
-    .safetensors, .pth or .pt. It may be inside ``state_dict`` or ``model``, and its names may have a prefix such as
-    ``module.``. Weights of the classifier are ignored. Raises ValueError with one line if the file holds no weights, or
-    those of another network.
-    """
-    spec = _OWN.get(name) or Published(name)
-    state = spec.build().state_dict()
-    wanted = {key: _flat(key.removeprefix("trunk.")) for key in state}
-    given = {_flat(key): (key, value) for key, value in _read(file).items()}
-    prefix = _prefix(given, list(wanted.values()))
-    for key, value in state.items():
-        if prefix + wanted[key] not in given:
-            if key.endswith("num_batches_tracked"):  # missing in older files, and not needed
-                continue
-            raise ValueError(
-                f"{file} has no {key.removeprefix('trunk.')}: does it belong to a network other than {name}?"
-            )
-        theirs, weights = given[prefix + wanted[key]]
-        if weights.shape != value.shape:
-            raise ValueError(
-                f"{file}: {theirs} is {tuple(weights.shape)}, but {tuple(value.shape)} in {name}: does it belong to "
-                "another network?"
-            )
-        state[key] = weights.to(value.dtype)
-    if foreign := _foreign(name, prefix, list(given), list(wanted.values())):
-        raise ValueError(
-            f"{file} has {given[foreign][0]}, which {name} does not have: does it belong to another network?"
-        )
-    return spec.plain(), state
-
-
-def _flat(key: str) -> str:
-    """The name with _ for each dot.
-
-    timm's encoders have ``stages_0.blocks`` for the network's ``stages.0.blocks``.
-    """
-    return key.replace(".", "_")
-
-
-def _prefix(given: Collection[str], wanted: Sequence[str]) -> str:
-    """The prefix with which most of the wanted names are among the given ones."""
-    first = wanted[0]
-    prefixes = [key[: -len(first)] for key in given if key == first or key.endswith(f"_{first}")]
-    return max(prefixes, key=lambda prefix: sum(prefix + key in given for key in wanted), default="")
-
-
-def _foreign(name: str, prefix: str, given: Sequence[str], wanted: Sequence[str]) -> str | None:
-    """The first name in the file that belongs to a part of the encoder but is unknown to the network; else None.
-
-    Without this check a shallow network would accept the weights of a deeper one.
-    """
-    net = _torchvision(name) if name in _torchvision_names() else _timm(name, features_only=False)
-    parts = [f"{_flat(part)}_" for part, _ in net.named_children()]
-    ours = tuple(prefix + part for part in parts if any(key.startswith(part) for key in wanted))
-    known = {prefix + _flat(key) for key in net.state_dict()}
-    return next((key for key in given if key.startswith(ours) and key not in known), None)
-
-
-def _read(file: Path) -> dict[str, Tensor]:
-    if not file.is_file():
-        raise ValueError(f"no weights at {file}: name a file of a state dict (.safetensors, .pth, .pt)")
-    try:
-        if file.suffix == ".safetensors":
-            return load_file(file)
-        content = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch and safetensors raise many kinds for a damaged or foreign file
-        raise ValueError(
-            f"{file} is not a file of tensors only ({type(error).__name__}): save the network's state_dict()"
-        ) from None
-    for name in ("state_dict", "model"):
-        content = content.get(name, content) if isinstance(content, dict) else content
-    tensors = {k: v for k, v in content.items() if isinstance(v, Tensor)} if isinstance(content, dict) else {}
-    if not tensors:
-        raise ValueError(f"{file} holds no state dict: save the network's state_dict()")
-    return tensors
+def whole_network(name: str) -> nn.Module:
+    """The network of this name with its classifier, and fresh weights. Raises ValueError as ``Published.build``."""
+    return _torchvision(name) if name in _torchvision_names() else _timm(name, features_only=False)

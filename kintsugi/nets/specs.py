@@ -13,6 +13,7 @@ from torch import Tensor
 from kintsugi.nets.backbones import Backbone
 from kintsugi.nets.discriminators import DiscriminatorSpec, PatchGanSpec, SRGANDiscriminatorSpec
 from kintsugi.nets.encoder import Encoder
+from kintsugi.nets.encoder_choice import Network
 from kintsugi.nets.fourier_unet import FourierUNetSpec
 from kintsugi.nets.pixels import Pixels
 from kintsugi.nets.planes import Joined, Planes, Rgbd
@@ -28,8 +29,8 @@ def build_spec(spec: dict[str, Any]) -> Encoder:
     """
     kind = spec.get("kind")
     try:
-        if kind == "backbone":
-            return _backbone(spec).build()
+        if kind in ("backbone", "published", "vit"):
+            return _network(spec).build()
         if kind == "discriminator":
             return DiscriminatorSpec(**_settings(spec)).build().encoder
         if kind == "srgan-discriminator":
@@ -47,11 +48,7 @@ def build_spec(spec: dict[str, Any]) -> Encoder:
         if kind == "pixels":
             return Pixels(**_settings(spec)).build()
         if kind == "rgbd":
-            return Rgbd(_backbone(spec["rgb"]), _backbone(spec["hha"])).build()
-        if kind == "published":
-            return Published(**_settings(spec)).build()
-        if kind == "vit":
-            return ViT(**_settings(spec)).build()
+            return Rgbd(_network(spec["rgb"]), _network(spec["hha"])).build()
     except (TypeError, KeyError):
         raise ValueError(f"unknown settings of a {kind} in {spec}: use the version that wrote them") from None
     raise ValueError(f"unknown kind of encoder {kind!r}: use the version that wrote it")
@@ -77,9 +74,10 @@ def _settings(spec: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in spec.items() if name != "kind"}
 
 
-def _backbone(spec: dict[str, Any]) -> Backbone:
-    return Backbone(**_settings(spec))
+def _network(spec: dict[str, Any]) -> Network:
+    kinds: dict[str, type[Network]] = {"backbone": Backbone, "published": Published, "vit": ViT}
+    return kinds[spec["kind"]](**_settings(spec))
 
 
 def _planes(spec: dict[str, Any]) -> Planes:
-    return Planes(spec["planes"], _backbone(spec["backbone"]))
+    return Planes(spec["planes"], _network(spec["backbone"]))

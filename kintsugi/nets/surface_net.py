@@ -10,11 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate, normalize
 
-from kintsugi.nets.backbones import Backbone
+from kintsugi.nets.encoder import Encoder
+from kintsugi.nets.encoder_choice import Network
 from kintsugi.nets.layers import Norm, normalization
 
-STRIDES = {"alexnet": (16,), "resnet18": (16, 32), "resnet50": (16, 32)}
-"""Backbone -> strides of the maps that the heads and the discriminator get. AlexNet's is conv5, as in the paper."""
+STRIDES = (16, 32)
+"""Strides of the maps that the heads and the discriminator get. Of AlexNet it is conv5 alone, as in the paper."""
 NEAR, FAR = 1.0, 8.0  # meters: the depths that are white and black in pictures of depth
 
 
@@ -64,12 +65,13 @@ def depth_picture(log_depth: Tensor) -> Tensor:
 class SurfaceNet(nn.Module):
     """An encoder with heads for depth, normals and contours."""
 
-    def __init__(self, backbone: Backbone) -> None:
+    def __init__(self, backbone: Network, norm: Norm) -> None:
+        """backbone: with maps of stride 16. norm: of the heads."""
         super().__init__()
-        self.encoder = backbone.build()
-        self.strides = STRIDES[backbone.name]
+        self.encoder: Encoder = backbone.build()
+        self.strides = [s for s in STRIDES if s in self.encoder.channels and (s == 16 or backbone.name != "alexnet")]
         self.channels = sum(self.encoder.channels[stride] for stride in self.strides)
-        self.depth, self.normal, self.contour = (_head(self.channels, n, backbone.norm) for n in (1, 3, 1))
+        self.depth, self.normal, self.contour = (_head(self.channels, n, norm) for n in (1, 3, 1))
 
     def forward(self, image: Tensor, labeled: int | None = None) -> tuple[Tensor, SurfacePrediction]:
         """RGB (N,3,S,S) in [0,1] -> features (N,C,S/16,S/16), and predictions for the first ``labeled`` images."""

@@ -78,6 +78,10 @@ class ViTEncoder(Encoder):
             value = torch.tensor(each).repeat(spec.planes // 3).view(1, -1, 1, 1)
             self.register_buffer(name, value, persistent=False)
 
+    @property
+    def vector_length(self) -> int:
+        return self.width
+
     def normalized(self, image: Tensor) -> Tensor:
         """Images (N,planes,H,W) in [0,1], normalized as the network expects them."""
         return (image - self.mean) / self.std

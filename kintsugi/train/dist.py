@@ -68,7 +68,9 @@ class World(Compute):
         for net in networks:
             net.to(self.device)
             if self.size > 1 and self.device.type == "cuda":
-                nn.SyncBatchNorm.convert_sync_batchnorm(net)  # replaces the layers inside; GPUs only
+                from timm.layers import convert_sync_batchnorm  # knows timm's own batch norms too; slow to import
+
+                convert_sync_batchnorm(net)  # replaces the layers inside; GPUs only
             if self.size > 1:
                 for tensor in net.state_dict().values():
                     dist.broadcast(tensor, src=0)

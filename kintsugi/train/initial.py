@@ -13,6 +13,16 @@ from kintsugi.train.config import TrainConfig, from_plain
 C = TypeVar("C", bound=TrainConfig)
 
 
+def is_run_of(init: str, method: str) -> bool:
+    """Whether ``--init`` names a run's folder, a checkpoint or shipped weights of this method."""
+    if not init or not Path(init).exists():
+        return False
+    try:
+        return checkpoint.read(Path(init))[1]["method"] == method
+    except ValueError:  # weights of another origin
+        return False
+
+
 def initial_weights(init: str, config: C, method: str, network: str, *settings: str) -> dict[str, Tensor]:
     """The weights of a network in a run's folder, a checkpoint, or a file of weights that ships.
 

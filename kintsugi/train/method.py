@@ -16,6 +16,7 @@ from kintsugi.data.loader import Indexed
 from kintsugi.nets.encoder import Encoder
 from kintsugi.train.config import TrainConfig
 from kintsugi.train.dist import World
+from kintsugi.train.encoder_options import EncoderConfig
 from kintsugi.train.opening import open_data
 
 Batch = Mapping[str, Tensor]
@@ -56,7 +57,12 @@ class Method(nn.Module, ABC, Generic[C]):
 
     @classmethod
     def check(cls, config: C) -> None:
-        """Raises ValueError with one line for settings that cannot work. Called before anything is written."""
+        """Raises ValueError with one line for settings that cannot work. Called before anything is written.
+
+        By default checks the encoder. A method that overrides it calls this one too.
+        """
+        if isinstance(config, EncoderConfig):
+            config.check_encoder()
 
     @classmethod
     def open_data(cls, config: C, quiet: bool = False) -> Data:

@@ -15,7 +15,8 @@ from torchvision.transforms.v2.functional import normalize
 
 from kintsugi.nets.backbones import IMAGENET_MEAN, IMAGENET_STD, Backbone
 from kintsugi.nets.encoder import Encoder
-from kintsugi.nets.published import Published, load_published
+from kintsugi.nets.pretrained import load_published
+from kintsugi.nets.published import Published
 from kintsugi.nets.specs import build_spec
 
 

@@ -80,7 +80,7 @@ def test_mend_uses_the_painting_only_in_the_hole():
 
 
 def test_the_encoder_sees_the_mean_color_in_the_hole_and_not_the_truth():
-    net = ContextEncoder(TINY.backbone, TINY.size)
+    net = ContextEncoder(TINY.backbone, TINY.norm, TINY.size)
     seen: list[Tensor] = []
     net.encoder.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
     image = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
