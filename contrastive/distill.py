@@ -306,7 +306,7 @@ class Distill(ViewsMethod[DistillConfig]):
     def show(self, batch: Batch) -> dict[str, Tensor]:
         """The teacher's map and the student's prediction of it, in the colors of the teacher's main directions.
 
-        TeacherFeatures have the length 1 there, because the cosine loss leaves the length of predictions open.
+        Features have the length 1 there, because the cosine loss leaves the length of predictions open.
         """
         image, predicted, target = self.predicted(batch)
         maps = [normalize(features.map, dim=1) for features in (target, predicted)]

