@@ -64,7 +64,7 @@ def test_weights_of_one_network_share_random_weights(weights: list[Weights]):
         "random init (dcgan, net 2)",
         "random init (dcgan, net 3)",
     ]
-    transformers = [Weights(str(patch), ViT("test_vit", 64, patch).plain(), {}) for patch in (0, 8)]
+    transformers = [Weights(str(patch), ViT("test_vit", 64, patch).plain(), ({},)) for patch in (0, 8)]
     assert [one.name for one in with_random(transformers)][1::2] == [
         "random init (test_vit)",
         "random init (test_vit, patches of 8 px)",
