@@ -170,18 +170,6 @@ def set5() -> str:
     )
 
 
-def mae() -> str:
-    """Masked patches of held-out scenes after MAE's demo, compared with fills without learning."""
-    columns = {"psnr": ("PSNR, dB", ".2f"), "ssim": ("SSIM", ".3f"), "l1": ("L1, %", ".1f"), "l2": ("L2, %", ".2f")}
-    return with_source(
-        columns_of(load("demo-mae"), columns),
-        "masked patches of 256 held-out scenes, 64 px",
-        "`make train-mae`",
-        "one core of a two-core AMD EPYC, float32, shared with other programs",
-        "One run",
-    )
-
-
 def splitbrain() -> str:
     """The split-brain autoencoder on held-out photos, compared with its baselines."""
     columns = {

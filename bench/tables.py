@@ -29,8 +29,6 @@ TABLES: dict[str, Callable[[], str]] = {
     "colorizer": method_tables.colorizer,
     "Set5": method_tables.set5,
     "split-brain": method_tables.splitbrain,
-    "MAE": method_tables.mae,
-    "masked encoder": speed_tables.masked_encoder,
     "split-brain with depth": method_tables.splitbrain_hha,
     "HHA": speed_tables.hha,
     "synthetic to real": method_tables.synthetic,

@@ -165,4 +165,4 @@ def test_bad_input_is_one_line(refused: Refused, ckpts: list[str], tmp_path: Pat
     assert "two rows are called inpainting: name them" in refused(transfer.main, twice)
     named = ["--ckpts", f"one={ckpts[0]}", f"two={ckpts[0]}", "--segmentation", tmp_path / "none", *TINY]
     assert "no folder" in refused(transfer.main, named)
-    assert "write ARCHITECTURE=FILE" in refused(transfer.main, ["--ckpts", ckpts[0], "--published", "weights.pth"])
+    assert "write ENCODER=SOURCE" in refused(transfer.main, ["--ckpts", ckpts[0], "--published", "weights.pth"])
