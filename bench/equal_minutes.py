@@ -23,11 +23,10 @@ import torch
 from bench.common import machine
 from kintsugi.catalog import METHODS
 from kintsugi.data.loader import Loader
-from kintsugi.rng import derive_seed
-from kintsugi.train.command import named
+from kintsugi.train.command import method_in, named
 from kintsugi.train.config import parse_command, parse_training, user_errors, within
 from kintsugi.train.dist import open_world
-from kintsugi.train.loop import train
+from kintsugi.train.loop import prepared, train
 from kintsugi.train.method import Method
 
 OPTIONS: Mapping[str, str] = {
@@ -104,8 +103,7 @@ def _settings(name: str, config: EqualMinutesConfig, seed: int) -> tuple[type[Me
     module = import_module(next(p.module for p in METHODS if p.name == name))
     words = [*f"{_SHARED} {OPTIONS[name]} --precision {config.precision} --seed {seed} --data".split(), config.data]
     settings = parse_training(name, named((module.demo, module.small, module.paper)), words)
-    found = (v for v in vars(module).values() if isinstance(v, type) and issubclass(v, Method))
-    return next(one for one in found if getattr(one, "name", "") == name), settings
+    return method_in(module, name), settings
 
 
 def scaled(settings: Any, steps: int) -> Any:
@@ -122,10 +120,7 @@ def seconds_per_step(method_class: type[Method[Any]], settings: Any, threads: in
     settings = replace(scaled(settings, _WARM + _TIMED), out=Path(tempfile.gettempdir()))
     with open_world(settings.device, settings.precision, settings.batch) as world:
         data = method_class.open_data(settings, True)
-        torch.manual_seed(derive_seed(settings.seed))
-        method = method_class.build(settings, world, data)
-        world.place(method.children(), channels_last=settings.channels_last, compile=settings.compile)
-        method.on_train_data(data.train)
+        method = prepared(method_class, settings, world, data)
         loader = Loader(data.train, settings.batch, settings.seed, world.rank, world.size, world.device)
         started = clock()
         with loader.iterate(0) as batches:

@@ -104,8 +104,7 @@ class Classification(Task):
     def measure(self, features: FrozenFeatures, protocol: str, seed: int) -> Result:
         if protocol == "finetune":
             decay = LAYER_DECAY if features.weights.states else 1.0
-            tuned = self._finetuned(features.encoder(), seed, decay)
-            return Result({"fine-tuned": tuned})
+            return Result({"fine-tuned": self._finetuned(features.encoder(), seed, decay)})
         train, test = features.once(self.features)
         if protocol == "knn":
             return Result({"kNN": self._knn(train, test)})

@@ -13,28 +13,26 @@ Deviations, each with its reason:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from kintsugi.augment import cropping
-from kintsugi.fill.classical import CLASSICAL, Fill
-from kintsugi.fill.membrane import membrane, mend
-from kintsugi.metrics.reconstruction import HoleQuality
-from kintsugi.nets.encoder import Encoder
+from kintsugi.fill.classical import CLASSICAL
+from kintsugi.fill.membrane import membrane
 from kintsugi.nets.patch_grid import cut, holes, joined, patch_means, patch_statistics
 from kintsugi.nets.published import bare_name
 from kintsugi.nets.vit import ViT, ViTEncoder, fixed_positions
-from kintsugi.pictures import sheet
+from kintsugi.recon.masked_images import MaskedMethod
 from kintsugi.rng import generator
-from kintsugi.train import inference, optim
+from kintsugi.train import optim
 from kintsugi.train.command import run_method
 from kintsugi.train.config import within
 from kintsugi.train.dist import World
 from kintsugi.train.encoder_options import InitConfig, start_encoder
-from kintsugi.train.method import Batch, Method
+from kintsugi.train.method import Batch
 
 BETAS = (0.9, 0.95)  # AdamW's, the authors'
 _CROPS, _MASKS = 0, 1  # keys of random numbers
@@ -225,15 +223,13 @@ def masked_loss(predicted: Tensor, target: Tensor, masked: Tensor) -> Tensor:
 
 # --- the method -----------------------------------------------------------------------------------------------
 
-Paint = Callable[[Tensor, Tensor], Tensor]
-"""Images (N,3,S,S) in [0,1] and noise (N,L), which decides the mask -> painted images (N,3,S,S) in [0,1]."""
 
-
-class MAE(Method[MAEConfig]):
+class MAE(MaskedMethod[MAEConfig]):
     """A vision transformer that computes visible patches only, and a decoder that predicts the masked ones."""
 
     name = "mae"
-    score = "psnr"
+    title = "visible | predicted | truth"
+    encoder: ViTEncoder
 
     def __init__(self, config: MAEConfig, world: World) -> None:
         from timm.optim import param_groups_weight_decay  # imported here: slow, and --help does not need it
@@ -258,7 +254,7 @@ class MAE(Method[MAEConfig]):
         config, count = self.config, self.config.batch
         random, mine = generator(config.seed, step, _CROPS), self.world.part(count)
         image = cropping.random_crops(batch, config.size, count, mine, random, config.smallest_crop)
-        noise = self.noise(count, step)[mine].to(image.device)
+        noise = self.draw(count, step)[mine].to(image.device)
         self.train()
         predicted, masked = self.predict(image, noise)
         loss = masked_loss(predicted, targets(self.patches(image), config.norm_pix), masked)
@@ -266,7 +262,7 @@ class MAE(Method[MAEConfig]):
         optim.set_lr(self.optimizers["both"], self.rate * optim.warmup_cosine(step, config.steps, config.warmup))
         return {"loss/pixels": loss.detach(), "grad_norm/both": optim.take_step(self.optimizers["both"], self.world)}
 
-    def noise(self, count: int, *key: int) -> Tensor:
+    def draw(self, count: int, *key: int) -> Tensor:
         """Noise (count,L) for ``key``, from which ``shuffled`` makes masks; on the CPU."""
         return torch.rand(count, self.config.patches, generator=generator(self.config.seed, *key, _MASKS))
 
@@ -280,9 +276,6 @@ class MAE(Method[MAEConfig]):
     def patches(self, image: Tensor) -> Tensor:
         """The patches (N,L,P) of images (N,3,S,S) in [0,1], normalized as the encoder's input."""
         return cut(self.encoder.normalized(image), self.config.patch)
-
-    def encoders(self) -> dict[str, Encoder]:
-        return {"encoder": self.encoder}
 
     # --- pictures and figures ---------------------------------------------------------------------------------
 
@@ -299,22 +292,6 @@ class MAE(Method[MAEConfig]):
         """The mask that noise (N,L) makes, float (N,1,S,S), 1 = masked."""
         return holes(shuffled(noise, self.config.visible)[1] >= self.config.visible, self.config.size)
 
-    def show(self, batch: Batch) -> dict[str, Tensor]:
-        """Columns: visible patches on gray | predicted, where masked | truth. The same masks at every call."""
-        truth = cropping.center_crops(batch, self.config.size)
-        noise = self.noise(len(truth), 0).to(truth.device)
-        mask = self.mask(noise)
-        columns = [truth * (1 - mask) + 0.5 * mask, mend(self.paint(truth, noise), truth, mask), truth]
-        return {"visible | predicted | truth": sheet(columns, zoom=2)}
-
-    def embed(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        image = cropping.center_crops(batch, self.config.size)
-        return inference.features(self.encoder, image, self.world), image
-
-    def evaluate(self, batches: Iterable[Batch]) -> dict[str, float]:
-        """Mean figures (``HoleQuality``) of held-out images, in the masked patches."""
-        return self._figures(batches, self.paint)
-
     def baselines(self, batches: Iterable[Batch]) -> dict[str, dict[str, float]]:
         """Figures of fills without learning: the mean color of the visible patches, and smooth interpolations of them.
 
@@ -322,22 +299,10 @@ class MAE(Method[MAEConfig]):
         because the predictions then have the truth's statistics.
         """
         every, patch = list(batches), self.config.patch
-        paints = {name: self._masked(fill) for name, fill in {**CLASSICAL, "membrane": membrane}.items()}
+        paints = {name: self.with_fill(fill) for name, fill in {**CLASSICAL, "membrane": membrane}.items()}
         if self.config.norm_pix:
             paints["mean of each patch"] = lambda image, noise: patch_means(image, patch)
-        return {name: self._figures(every, paint) for name, paint in paints.items()}
-
-    def _masked(self, fill: Fill) -> Paint:
-        return lambda image, noise: fill(image, self.mask(noise))
-
-    def _figures(self, batches: Iterable[Batch], paint: Paint) -> dict[str, float]:
-        figures = HoleQuality()
-        for number, batch in enumerate(batches):
-            truth = cropping.center_crops(batch, self.config.size)
-            noise = self.noise(len(truth), 0, number).to(truth.device)
-            mask = self.mask(noise)
-            figures.add(mend(paint(truth, noise), truth, mask), truth, mask)
-        return figures.means()
+        return {name: self.figures(every, paint) for name, paint in paints.items()}
 
 
 def main(argv: Sequence[str] | None = None) -> None:

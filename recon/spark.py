@@ -17,7 +17,7 @@ Deviations, each with its reason:
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal
@@ -26,21 +26,18 @@ import torch
 from torch import Tensor, nn
 
 from kintsugi.augment import cropping
-from kintsugi.fill.classical import CLASSICAL, Fill
-from kintsugi.fill.membrane import mend
-from kintsugi.metrics.reconstruction import HoleQuality
+from kintsugi.fill.classical import CLASSICAL
 from kintsugi.nets.backbones import Backbone, ResNet
-from kintsugi.nets.encoder import Encoder
 from kintsugi.nets.layers import Norm, normal_init, normalization
 from kintsugi.nets.masked import Cells, Densify, draw_visible, masked_maps
 from kintsugi.nets.patch_grid import cut, holes, joined, patch_means, patch_statistics
-from kintsugi.pictures import sheet
+from kintsugi.recon.masked_images import MaskedMethod
 from kintsugi.rng import generator
-from kintsugi.train import inference, optim
+from kintsugi.train import optim
 from kintsugi.train.command import run_method
 from kintsugi.train.config import TrainConfig, within
 from kintsugi.train.dist import World
-from kintsugi.train.method import Batch, Method
+from kintsugi.train.method import Batch
 
 BETAS = (0.9, 0.95)  # of both optimizers, the authors' for ResNets
 _CROPS, _MASKS = 0, 1  # keys of random numbers
@@ -228,15 +225,13 @@ def cell_loss(painted: Tensor, image: Tensor, visible: Tensor) -> Tensor:
 
 # --- the method -----------------------------------------------------------------------------------------------
 
-Paint = Callable[[Tensor, Tensor], Tensor]
-"""Images (N,3,S,S) in [0,1] and their visible cells, bool (N,1,g,g) -> painted images (N,3,S,S) in [0,1]."""
 
-
-class SparK(Method[SparKConfig]):
+class SparK(MaskedMethod[SparKConfig]):
     """A ResNet that computes visible cells only, and a decoder that paints the masked ones."""
 
     name = "spark"
-    score = "psnr"
+    title = "visible | painted | truth"
+    encoder: ResNet
 
     def __init__(self, config: SparKConfig, world: World) -> None:
         super().__init__(config, world)
@@ -245,7 +240,7 @@ class SparK(Method[SparKConfig]):
         self.encoder = encoder
         self.decoder = LightDecoder(encoder.channels, config.decoder_width, config.norm)
         groups = optim.decay_groups(nn.ModuleList([self.encoder, self.decoder]), config.weight_decay)
-        self.rate = optim.scaled_lr("lars", config.lr, config.batch) if config.optimizer == "lamb" else config.lr
+        self.rate = config.lr * config.batch / 256 if config.optimizer == "lamb" else config.lr
         """The highest learning rate."""
         self.optimizers["both"] = (
             optim.lamb(groups, self.rate, BETAS)
@@ -284,9 +279,6 @@ class SparK(Method[SparKConfig]):
         with self.world.autocast():
             return self.decoder(masked_maps(self.encoder, image, cells), cells)
 
-    def encoders(self) -> dict[str, Encoder]:
-        return {"encoder": self.encoder}
-
     # --- pictures and figures ---------------------------------------------------------------------------------
 
     @torch.no_grad()
@@ -297,47 +289,19 @@ class SparK(Method[SparKConfig]):
         mean, deviation = patch_statistics(cut(image, cell))
         return joined(cut(self.predict(image, visible), cell) * deviation + mean, cell).clamp(0, 1)
 
-    def show(self, batch: Batch) -> dict[str, Tensor]:
-        """Columns: visible cells on gray | painted, where masked | truth. The same images and masks at every call."""
-        truth = cropping.center_crops(batch, self.config.size)
-        visible = self.draw(len(truth), 0).to(truth.device)
-        mask = self.mask(visible)
-        columns = [truth * (1 - mask) + 0.5 * mask, mend(self.paint(truth, visible), truth, mask), truth]
-        return {"visible | painted | truth": sheet(columns, zoom=2)}
-
-    def embed(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        image = cropping.center_crops(batch, self.config.size)
-        return inference.features(self.encoder, image, self.world), image
-
-    def evaluate(self, batches: Iterable[Batch]) -> dict[str, float]:
-        """Mean figures (``HoleQuality``) of held-out images, in the masked cells, with the cells' true statistics."""
-        return self._figures(batches, self.paint)
-
     def baselines(self, batches: Iterable[Batch]) -> dict[str, dict[str, float]]:
         """Figures of the classical fills, and of painting each masked cell in its own true mean.
 
         The painted cells have the truth's mean and standard deviation, so the last is the baseline to compare with.
         """
         every, config = list(batches), self.config
-        paints = {name: self._masked(fill) for name, fill in CLASSICAL.items()}
+        paints = {name: self.with_fill(fill) for name, fill in CLASSICAL.items()}
         paints["mean of each cell"] = lambda image, visible: patch_means(image, config.cell)
-        return {name: self._figures(every, paint) for name, paint in paints.items()}
-
-    def _masked(self, fill: Fill) -> Paint:
-        return lambda image, visible: fill(image, self.mask(visible))
+        return {name: self.figures(every, paint) for name, paint in paints.items()}
 
     def mask(self, visible: Tensor) -> Tensor:
         """The hole of images, float (N,1,S,S), 1 = masked; visible: bool (N,1,g,g)."""
         return holes(~visible.flatten(1), self.config.size)
-
-    def _figures(self, batches: Iterable[Batch], paint: Paint) -> dict[str, float]:
-        figures = HoleQuality()
-        for number, batch in enumerate(batches):
-            truth = cropping.center_crops(batch, self.config.size)
-            visible = self.draw(len(truth), 0, number).to(truth.device)
-            mask = self.mask(visible)
-            figures.add(mend(paint(truth, visible), truth, mask), truth, mask)
-        return figures.means()
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -42,7 +42,7 @@ class ViT:
 
     def plain(self) -> dict[str, Any]:
         """As ``Spec.plain``."""
-        return {"kind": "vit", "name": self.name, "size": self.size, "patch": self.patch, "planes": self.planes}
+        return {"kind": "vit", **asdict(self)}
 
 
 class ViTEncoder(Encoder):

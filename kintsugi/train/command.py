@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from types import ModuleType
+from typing import Any
 
 from kintsugi.catalog import command_line, see_runs
 from kintsugi.train.config import Preset, parse_training, user_errors
@@ -28,3 +30,10 @@ def run_method(method: type[Method[C]], presets: Sequence[Callable[[], C]], argv
 def named(presets: Sequence[Callable[[], C]]) -> dict[Preset, Callable[[], C]]:
     """The presets by name. The name of a preset is the name of its function."""
     return {preset.__name__: preset for preset in presets}  # type: ignore[misc]
+
+
+def method_in(module: ModuleType, name: str) -> type[Method[Any]]:
+    """The class of the method ``name`` that its file defines."""
+    classes = (value for value in vars(module).values() if isinstance(value, type) and issubclass(value, Method))
+    (found,) = (one for one in classes if getattr(one, "name", "") == name)
+    return found

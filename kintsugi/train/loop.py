@@ -45,15 +45,21 @@ def train(method_class: type[Method[C]], config: C) -> Path:
         folder = open_folder(method_class.name, config, world)  # first, because this check is the cheapest one
         with world.main_first():
             data = method_class.open_data(config, not world.is_main)
-        torch.manual_seed(derive_seed(config.seed))
-        method = method_class.build(config, world, data)
-        world.place(method.children(), channels_last=config.channels_last, compile=config.compile)
-        method.on_train_data(data.train)
+        method = prepared(method_class, config, world, data)
         start, best = resume(folder, config, method, world) if config.resume else (0, -math.inf)
         title = method.name if start == 0 else f"{method.name} from step {start}"
         with Log(folder, title, config.steps, start, config.batch, main=world.is_main) as log, _Signals() as signals:
             _Loop(config, method, world, data, folder, log, best).run(start, signals)
         return folder
+
+
+def prepared(method_class: type[Method[C]], config: C, world: World, data: Data) -> Method[C]:
+    """A method with fresh weights from the seed, on the device, which has taken the training data."""
+    torch.manual_seed(derive_seed(config.seed))
+    method = method_class.build(config, world, data)
+    world.place(method.children(), channels_last=config.channels_last, compile=config.compile)
+    method.on_train_data(data.train)
+    return method
 
 
 class _Loop:

@@ -48,16 +48,6 @@ def set_lr(optimizer: torch.optim.Optimizer, rate: float) -> None:
         group["lr"] = rate * group.get("lr_scale", 1.0)
 
 
-def lars_groups(network: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Parameter groups for ``Lars``: those of one dimension (biases, norms) have no weight decay and no scaling."""
-    weights = [p for p in network.parameters() if p.requires_grad and p.ndim > 1]
-    rest = [p for p in network.parameters() if p.requires_grad and p.ndim <= 1]
-    return [
-        {"params": weights, "weight_decay": weight_decay, "adapt": True},
-        {"params": rest, "weight_decay": 0.0, "adapt": False},
-    ]
-
-
 def decay_groups(network: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """Two parameter groups: weights, with weight decay, then those of one dimension (biases, norms), without it."""
     trained = [p for p in network.parameters() if p.requires_grad]
@@ -65,6 +55,12 @@ def decay_groups(network: nn.Module, weight_decay: float) -> list[dict[str, Any]
         {"params": [p for p in trained if p.ndim > 1], "weight_decay": weight_decay},
         {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
     ]
+
+
+def lars_groups(network: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Parameter groups for ``Lars``: ``decay_groups``, of which the second, without weight decay, has no scaling."""
+    weights, rest = decay_groups(network, weight_decay)
+    return [{**weights, "adapt": True}, {**rest, "adapt": False}]
 
 
 def lamb(groups: list[dict[str, Any]], rate: float, betas: tuple[float, float]) -> torch.optim.Optimizer:

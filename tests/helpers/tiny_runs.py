@@ -10,6 +10,7 @@ from typing import Any
 
 from helpers.command_line import ROOT
 from kintsugi.catalog import METHODS, Program
+from kintsugi.train.command import method_in
 from kintsugi.train.method import Method
 
 EVERY = "--batch 4 --steps 4 --log-every 1 --show-every 2 --eval-every 2 --save-every 2 --eval-images 4 --device cpu"
@@ -54,13 +55,7 @@ def module_of(method: str) -> ModuleType:
 
 def class_of(method: str) -> type[Method[Any]]:
     """The ``Method`` that a method's file defines."""
-    module = module_of(method)
-    (found,) = (
-        value
-        for value in vars(module).values()
-        if isinstance(value, type) and issubclass(value, Method) and getattr(value, "name", "") == method
-    )
-    return found
+    return method_in(module_of(method), method)
 
 
 def arguments(method: str, folders: dict[str, Path]) -> list[str]:

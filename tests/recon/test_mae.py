@@ -45,7 +45,7 @@ def test_shuffling_and_restoring_index_by_index():
 
 def test_every_patch_is_masked_equally_often_and_independently_in_each_image():
     method = build(mask_ratio=0.75)
-    masked = torch.cat([shuffled(method.noise(64, step), 4)[1] >= 4 for step in range(40)]).float()  # (2560,16)
+    masked = torch.cat([shuffled(method.draw(64, step), 4)[1] >= 4 for step in range(40)]).float()  # (2560,16)
     assert masked.sum(1).unique().tolist() == [12]
     assert (masked.mean(0) - 0.75).abs().max() < 0.04  # four standard deviations
     assert len(masked.unique(dim=0)) > 1000
@@ -132,7 +132,7 @@ def test_the_decoder_puts_each_token_at_its_place():
 def test_the_networks_read_nothing_of_masked_patches():
     method = build().eval()
     image = pictures(4, 3, 32, 32)
-    noise = method.noise(4, 0)
+    noise = method.draw(4, 0)
     mask = method.mask(noise)
     other = torch.where(mask > 0.5, 1 - image, image)
     kept = shuffled(noise, method.config.visible)[0]
@@ -189,7 +189,7 @@ def test_the_loss_of_an_update_is_that_of_its_own_crops_and_masks(monkeypatch: p
     monkeypatch.setattr(method, "predict", predict)
     before = {name: value.clone() for name, value in method.state_dict().items()}
     loss = method.update(batch_of(pictures(4, 3, 40, 44)), 3)["loss/pixels"]
-    assert torch.equal(seen["noise"], method.noise(4, 3))
+    assert torch.equal(seen["noise"], method.draw(4, 3))
     assert seen["image"].shape == (4, 3, 32, 32)
     method.load_state_dict(before)
     predicted, masked = MAE.predict(method, seen["image"], seen["noise"])
@@ -210,7 +210,7 @@ def test_a_perfect_prediction_is_painted_as_the_truth(norm_pix: bool, monkeypatc
     image = pictures(4, 3, 32, 32)
     perfect = targets(method.patches(image), norm_pix)
     monkeypatch.setattr(method, "predict", lambda image, noise: (perfect, None))
-    assert torch.allclose(method.paint(image, method.noise(4, 0)), image, atol=1e-5)
+    assert torch.allclose(method.paint(image, method.draw(4, 0)), image, atol=1e-5)
 
 
 def test_figures_are_those_of_masked_pixels():
@@ -219,7 +219,7 @@ def test_figures_are_those_of_masked_pixels():
     batch = batch_of(image)
     truth = batch["image"].float() / 255
     found = method.evaluate([batch])
-    noise = method.noise(3, 0, 0)
+    noise = method.draw(3, 0, 0)
     painted, rows = method.paint(truth, noise), []
     for n in range(3):
         order = sorted(range(16), key=lambda i: noise[n, i].item())
