@@ -110,11 +110,10 @@ def _network_name(spec: Mapping[str, Any]) -> str:
     """A short name for the network with this spec, such as resnet18, group norm."""
     if spec.get("kind") == "joined":
         return "two halves"
-    if spec.get("kind") == "vit":
-        return f"{spec['name']}, patches of {spec['patch']} px" if spec["patch"] else str(spec["name"])
     inner = spec.get("backbone", spec)
     words = [str(inner.get("name", inner.get("kind")))]
     words += [str(spec["planes"])] if "planes" in spec else []
+    words += [f"patches of {inner['patch']} px"] if inner.get("patch") else []
     words += {"small": ["32-px stem"], "medium": ["64-px stem"]}.get(str(inner.get("stem")), [])
     words += [f"{inner['norm']} norm"] if inner.get("norm", "batch") != "batch" else []
     return ", ".join(words)

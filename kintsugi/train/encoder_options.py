@@ -121,7 +121,8 @@ def start_encoder(config: InitConfig, encoder: E, world: World, *, rgb: bool = T
     with world.main_first():
         match = load_into(encoder, initial_state(config.init), f"--init {config.init}", rgb=rgb)
     if world.is_main:
-        print(match.line(f"--init {config.init}"))
+        note = "" if rgb else "; the first layer is fresh, as its input is not RGB"
+        print(match.line(f"--init {config.init}") + note)
     return encoder
 
 
