@@ -11,6 +11,7 @@ import torch
 from helpers.command_line import ROOT
 from helpers.networks import pictures
 from safetensors.torch import load_file, save_file
+from torchvision.transforms.functional import to_pil_image
 
 from kintsugi.eval import export, transfer
 from kintsugi.nets.encoder import Encoder
@@ -40,19 +41,32 @@ def test_a_vision_transformer_is_transferred_to_every_task(tmp_path: Path, capsy
     run = saved(tmp_path / "run", ViT("test_vit", 64, 8).build())
     save_file(timm.create_model("test_vit").state_dict(), tmp_path / "vit.safetensors")
     published = f"timm:test_vit={tmp_path / 'vit.safetensors'}"
-    argv = ["--ckpts", str(run), "--published", published, "--classification", "scenes", *TINY]
+    for number in range(6):
+        for part in ("train", "test"):
+            place = tmp_path / f"classes/{part}/{number % 2}/{number}.png"
+            place.parent.mkdir(parents=True, exist_ok=True)
+            to_pil_image(pictures(3, 48, 48)).save(place)
+    classes = [str(tmp_path / "classes"), "scenes"]
+    argv = ["--ckpts", str(run), "--published", published, "--classification", *classes, *TINY]
     transfer.main([*argv, "--out", str(tmp_path / "report")])
     record = json.loads((tmp_path / "report/report.json").read_text())
     assert not [result["error"] for result in record["results"] if result["error"]]
     names = list(dict.fromkeys(result["weights"] for result in record["results"]))
-    assert names == ["toy", "random init (test_vit)", "timm:test_vit, vit.safetensors", "random init (test_vit, net 2)"]
+    assert names == [
+        "toy",
+        "random init (test_vit, patch 8)",
+        "timm:test_vit, vit.safetensors",
+        "random init (test_vit)",
+    ]
     tasks = {result["task"] for result in record["results"]}
-    assert tasks == {"what is in scenes", "segmentation scenes", "geometry scenes", "detection scenes"}
+    assert tasks == {"classes", "what is in scenes", "segmentation scenes", "geometry scenes", "boxes in scenes"}
     line = "100 % of the weights of test_vit; not used: head.bias, head.weight"
     assert line in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("make", [ViT("test_vit", 64, 8).build, Published("timm:test_convnext").build])
+@pytest.mark.parametrize(
+    "make", [ViT("test_vit", 64, 8).build, pytest.param(Published("timm:test_convnext").build, marks=pytest.mark.slow)]
+)
 @torch.no_grad()
 def test_export_and_torch_hub(make, tmp_path: Path):  # type: ignore[no-untyped-def]
     torch.manual_seed(0)

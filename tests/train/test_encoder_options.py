@@ -121,11 +121,11 @@ def test_colorization_starts_its_encoder_from_weights_of_any_origin(weights: tup
         (rotation, "--encoder resnt18", r"'resnt18' \(similar: resnet18"),
         (rotation, "--encoder timm:test_vit --size 40", "images of 40 px: use a multiple of the patch, 16 px"),
         (rotation, "--encoder timm:test_vit --norm group", "--norm group is for resnet18, resnet50, alexnet only"),
-        (rotation, "--encoder inception_v3", "inception_v3 needs images of at least 75 px, not 64x64"),
+        (rotation, "--encoder squeezenet1_0 --size 20", "squeezenet1_0 needs images of at least 21 px, not 20x20"),
         (rotation, "--encoder dcgan", "'dcgan'"),
         (
             cpc,
-            "--encoder timm:test_efficientnet --patch 32",
+            "--encoder timm:test_efficientnet --patch 32 --size 96",
             "has batch norms, whose statistics give CPC's answer away",
         ),
         (inpainting, "--encoder squeezenet1_0", "has maps without padding"),
