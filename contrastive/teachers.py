@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -13,12 +12,12 @@ from torch.nn.functional import interpolate
 
 from kintsugi.nets.encoder import Encoder
 from kintsugi.nets.pretrained import load_published
-from kintsugi.nets.specs import build_spec, digest
+from kintsugi.nets.specs import digest
 from kintsugi.train import checkpoint
 from kintsugi.train.dist import World
 
 SOURCES = (
-    "timm:NAME or torchvision:NAME (downloaded), ARCHITECTURE=FILE with published weights, as in alexnet=FILE, "
+    "timm:NAME or torchvision:NAME (downloaded), ENCODER=SOURCE with published weights, as in alexnet=FILE, "
     "or a run's folder or checkpoint"
 )
 """What ``--teacher`` takes, for messages."""
@@ -75,50 +74,18 @@ def load_teacher(teacher: str) -> tuple[str, Encoder]:
 
 
 def _loaded(teacher: str) -> tuple[str, Encoder]:
-    source, _, name = teacher.partition(":")
-    if source in ("timm", "torchvision") and name:
-        return name, _built(*_downloaded(source, name))
-    architecture, equals, file = teacher.partition("=")
+    hub, _, version = teacher.partition(":")
+    network, equals, weights = teacher.partition("=")
     if equals and not Path(teacher).exists():
-        return architecture, _built(*load_published(architecture, Path(file).expanduser()))
+        return network, load_published(network, weights)[0]
+    if hub in ("timm", "torchvision") and version:
+        bare = version.partition(".")[0]  # a name such as resnet50.a1_in1k says which of several trainings
+        return version, load_published(f"timm:{bare}" if hub == "timm" else bare, teacher)[0]
     try:
         content = checkpoint.read(Path(teacher).expanduser())[1]
         return content["method"], checkpoint.encoder_of(content)[1]
     except ValueError as error:
         raise ValueError(f"--teacher {teacher}: {error}; a teacher is {SOURCES}") from None
-
-
-def _built(spec: dict[str, Any], state: dict[str, Tensor]) -> Encoder:
-    encoder = build_spec(spec)
-    encoder.load_state_dict(state)
-    return encoder
-
-
-def _downloaded(source: str, name: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Downloads published weights, as ``load_published`` reads them. Raises ValueError with one line if it fails."""
-    own = name if source == "torchvision" else f"timm/{name}"
-    try:
-        net = _from_hub(source, name)
-    except Exception as error:  # an unknown name, no network, no access: each library raises its own kinds
-        why = str(error).strip().splitlines()[0][:150] if str(error).strip() else ""
-        raise ValueError(
-            f"--teacher {source}:{name} could not be downloaded ({type(error).__name__}: {why}): check the name and "
-            f"the network, or give a file of its weights with --teacher {own}=FILE"
-        ) from None
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "weights.pt"
-        torch.save(net.state_dict(), file)
-        return load_published(own, file)
-
-
-def _from_hub(source: str, name: str) -> nn.Module:
-    if source == "torchvision":
-        from torchvision.models import get_model  # imported here: slow, and --help does not need it
-
-        return get_model(name, weights="DEFAULT")
-    import timm
-
-    return timm.create_model(name, pretrained=True)
 
 
 class Standardize(nn.Module):

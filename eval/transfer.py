@@ -131,8 +131,9 @@ def _published(config: TransferConfig) -> list[Weights]:
         name, equals, source = spec.partition("=")
         if not equals:
             raise ValueError(f"--published {spec}: write ENCODER=SOURCE, as in resnet18=resnet18.safetensors")
-        net, state = load_published(name, source)
-        weights.append(Weights(f"{name}, {Path(source).name}", net, (state,)))
+        net, match = load_published(name, source)
+        print(match.line(source))
+        weights.append(Weights(f"{name}, {Path(source).name}", net.spec.plain(), (net.state_dict(),)))
     return weights
 
 

@@ -112,7 +112,7 @@ def _network_name(spec: Mapping[str, Any]) -> str:
         return "two halves"
     inner = spec.get("backbone", spec)
     words = [str(inner.get("name", inner.get("kind")))]
-    words += [str(spec["planes"])] if "planes" in spec else []
+    words += [str(spec["planes"])] if spec.get("kind") == "planes" else []
     words += [f"patches of {inner['patch']} px"] if inner.get("patch") else []
     words += {"small": ["32-px stem"], "medium": ["64-px stem"]}.get(str(inner.get("stem")), [])
     words += [f"{inner['norm']} norm"] if inner.get("norm", "batch") != "batch" else []

@@ -35,8 +35,9 @@ from kintsugi.recon.masked_images import MaskedMethod
 from kintsugi.rng import generator
 from kintsugi.train import optim
 from kintsugi.train.command import run_method
-from kintsugi.train.config import TrainConfig, within
+from kintsugi.train.config import within
 from kintsugi.train.dist import World
+from kintsugi.train.encoder_options import InitConfig, start_encoder
 from kintsugi.train.method import Batch
 
 BETAS = (0.9, 0.95)  # of both optimizers, the authors' for ResNets
@@ -47,7 +48,7 @@ _CROPS, _MASKS = 0, 1  # keys of random numbers
 
 
 @dataclass(frozen=True, kw_only=True)
-class SparKConfig(TrainConfig):
+class SparKConfig(InitConfig):
     encoder: Literal["resnet18", "resnet50"] = "resnet18"
     """The network that is trained; resnet50 is the paper's."""
     norm: Literal["batch", "group"] = "batch"
@@ -113,6 +114,10 @@ class SparKConfig(TrainConfig):
     def shown(self) -> int:
         """Visible cells of each image."""
         return round(self.grid**2 * (1 - self.mask_ratio))
+
+    @property
+    def backbone(self) -> Backbone:
+        return Backbone(name=self.encoder, norm=self.norm, stem=self.stem)
 
 
 def demo() -> SparKConfig:
@@ -235,7 +240,7 @@ class SparK(MaskedMethod[SparKConfig]):
 
     def __init__(self, config: SparKConfig, world: World) -> None:
         super().__init__(config, world)
-        encoder = Backbone(name=config.encoder, norm=config.norm, stem=config.stem).build()
+        encoder = start_encoder(config, config.backbone.build(), world)
         assert isinstance(encoder, ResNet)
         self.encoder = encoder
         self.decoder = LightDecoder(encoder.channels, config.decoder_width, config.norm)
@@ -247,6 +252,11 @@ class SparK(MaskedMethod[SparKConfig]):
             if config.optimizer == "lamb"
             else torch.optim.AdamW(groups, self.rate, BETAS, fused=True)
         )
+
+    @classmethod
+    def check(cls, config: SparKConfig) -> None:
+        if config.starts_from:
+            config.check_init(config.backbone)
 
     def update(self, batch: Batch, step: int) -> dict[str, Tensor]:
         config, count = self.config, self.config.batch

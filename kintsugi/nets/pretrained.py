@@ -6,7 +6,6 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -64,8 +63,8 @@ def load_into(encoder: Encoder, given: Mapping[str, Tensor], source: str, *, rgb
     return match
 
 
-def load_published(name: str, source: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Reads published weights: the settings of an encoder as a plain dict, and its state dict. Prints what matched.
+def load_published(name: str, source: str | Path) -> tuple[Encoder, Match]:
+    """An encoder with published weights, and what of them matched.
 
     name: as for ``--encoder``, but alexnet is torchvision's, without batch norms. resnet18 and resnet50 are the
     project's own encoders, so that they are compared with the same random weights as the project's methods. source: as
@@ -75,8 +74,7 @@ def load_published(name: str, source: str | Path) -> tuple[dict[str, Any], dict[
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)  # of the few weights that may be missing
         encoder = spec.build()
-    print(load_into(encoder, read_weights(source), str(source)).line(str(source)))
-    return spec.plain(), encoder.state_dict()
+    return encoder, load_into(encoder, read_weights(source), str(source))
 
 
 def _inner(encoder: Encoder) -> Encoder:

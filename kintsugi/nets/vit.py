@@ -21,6 +21,7 @@ COARSEST = 32
 """The coarsest stride of the maps."""
 DEPTHS = 4
 """The number of depths whose maps are joined."""
+_ODD_PATCH = 14  # px; published weights of such patches are resampled, as strides are powers of two
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,8 @@ class ViT:
     size: int = 0
     """Side of the images for which positions are made, px; 0 = that of timm's network."""
     patch: int = 0
-    """Side of the patches, px, a power of two up to 32; 0 = that of timm's network."""
+    """Side of the patches, px, a power of two up to 32; 0 = that of timm's network, or 16 where that is 14, as in
+    DINOv2's."""
     planes: int = 3
     """Channels of the input: 3 for RGB, 6 for RGB and HHA."""
 
@@ -143,8 +145,6 @@ def fixed_positions(grid: int, width: int) -> Tensor:
 def _network(spec: ViT) -> VisionTransformer:
     """timm's network, for images of any size and without its head. Raises ValueError with one line."""
     import timm  # imported here: slow, and --help does not need it
-    from timm.layers import PatchEmbed
-    from timm.models.vision_transformer import VisionTransformer
 
     if spec.planes < 3 or spec.planes % 3:
         raise ValueError(f"a vision transformer takes 3 planes or a multiple of 3, not {spec.planes}")
@@ -153,6 +153,20 @@ def _network(spec: ViT) -> VisionTransformer:
         similar = f" (similar: {', '.join(near)})" if near else ""
         raise ValueError(f"timm has no network {spec.name!r}{similar}")
     _check_size(spec.size, spec.patch)
+    net = _made(spec)
+    if not spec.patch and net.patch_embed.patch_size[0] == _ODD_PATCH:
+        grid = net.patch_embed.grid_size[0]
+        net = _made(replace(spec, size=spec.size or 16 * grid, patch=16))
+    _check_size(int(net.patch_embed.img_size[0]), int(net.patch_embed.patch_size[0]))
+    return net
+
+
+def _made(spec: ViT) -> VisionTransformer:
+    """As ``_network``, with patches of any size."""
+    import timm
+    from timm.layers import PatchEmbed
+    from timm.models.vision_transformer import VisionTransformer
+
     sides: dict[str, Any] = {name: side for name, side in (("img_size", spec.size), ("patch_size", spec.patch)) if side}
     try:
         net = timm.create_model(
@@ -168,7 +182,6 @@ def _network(spec: ViT) -> VisionTransformer:
         raise ValueError(f"{spec.name} is no vision transformer of timm ({_first_line(error)})") from None
     if not isinstance(net, VisionTransformer) or type(net.patch_embed) is not PatchEmbed or net.pos_embed is None:
         raise ValueError(f"{spec.name} is no plain vision transformer: choose one such as vit_tiny_patch16_224")
-    _check_size(int(net.patch_embed.img_size[0]), int(net.patch_embed.patch_size[0]))
     return net
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import timm
 import torch
 from helpers.command_line import Refused
 from helpers.tiny_runs import TEACHER, arguments
@@ -21,6 +22,7 @@ from kintsugi.augment import cropping
 from kintsugi.contrastive import distill, teachers
 from kintsugi.contrastive.distill import Distill, DistillConfig, Standardize, cosine_loss, l2_loss, regridded
 from kintsugi.contrastive.teachers import FeatureCache, TeacherFeatures, load_teacher
+from kintsugi.nets import weight_files
 from kintsugi.nets.backbones import Backbone
 from kintsugi.rng import generator
 from kintsugi.train import checkpoint
@@ -265,25 +267,35 @@ def test_a_published_teacher_gives_torchvisions_features(tmp_path: Path):
     assert torch.allclose(found.vector, pool5.mean((2, 3)), atol=1e-5)
 
 
-@pytest.mark.parametrize("source", ["torchvision", "timm"])
-def test_a_downloaded_teacher(source: str, monkeypatch: pytest.MonkeyPatch):
-    net = alexnet() if source == "torchvision" else __import__("timm").create_model("resnet10t")
-    name = "alexnet" if source == "torchvision" else "resnet10t"
-    monkeypatch.setattr(teachers, "_from_hub", lambda where, what: net if (where, what) == (source, name) else None)
-    found, encoder = load_teacher(f"{source}:{name}")
-    assert found == name
+@pytest.mark.parametrize(
+    ("teacher", "asked", "found"),
+    [
+        ("torchvision:alexnet", ("torchvision", "alexnet"), "alexnet"),
+        ("torchvision:alexnet.IMAGENET1K_V1", ("torchvision", "alexnet.IMAGENET1K_V1"), "alexnet.IMAGENET1K_V1"),
+        ("timm:resnet10t", ("timm", "resnet10t"), "resnet10t"),
+        ("timm:test_vit.r160_in1k", ("timm", "test_vit.r160_in1k"), "test_vit.r160_in1k"),
+        ("timm:resnet10t=hf:owner/repo", ("hf", "owner/repo"), "timm:resnet10t"),
+    ],
+)
+def test_a_downloaded_teacher(teacher: str, asked: tuple[str, str], found: str, monkeypatch: pytest.MonkeyPatch):
+    """It has the name and the weights that the hub has under the name."""
+    architecture = next(name for name in ("alexnet", "resnet10t", "test_vit") if name in teacher)
+    net = alexnet() if architecture == "alexnet" else timm.create_model(architecture)
+    monkeypatch.setattr(weight_files, "_downloaded", lambda *given: net.state_dict() if given == asked else {})
+    name, encoder = load_teacher(teacher)
+    assert name == found
     weight = next(value for value in encoder.state_dict().values() if value.ndim == 4)
     assert torch.equal(weight, next(p for p in net.parameters() if p.ndim == 4))
 
 
 def test_no_network_is_one_line(monkeypatch: pytest.MonkeyPatch, refused: Refused):
-    def unreachable(*args: object, **options: object) -> nn.Module:
+    def unreachable(name: str) -> dict[str, Tensor]:
         raise OSError("no route to host\nmore")
 
-    monkeypatch.setattr(teachers, "_from_hub", unreachable)
+    monkeypatch.setattr(weight_files, "_from_timm", unreachable)
     line = refused(distill.main, ["--teacher", "timm:resnet18"])
-    assert "could not be downloaded (OSError: no route to host)" in line
-    assert "--teacher timm/resnet18=FILE" in line
+    assert "timm:resnet18 could not be loaded (OSError: no route to host more)" in line
+    assert "or give a file of its weights" in line
 
 
 @pytest.mark.parametrize(
@@ -293,7 +305,7 @@ def test_no_network_is_one_line(monkeypatch: pytest.MonkeyPatch, refused: Refuse
         (["--teacher", "nowhere"], "--teacher nowhere: no checkpoint at nowhere"),
         (["--teacher", "alexnet=nowhere.pth"], "no weights at nowhere.pth"),
         (["--teacher", "alexnett=nowhere.pth"], "alexnet"),
-        (["--teacher", "torchvision:alexnett"], "torchvision:alexnett could not be downloaded"),
+        (["--teacher", "torchvision:alexnett"], "neither torchvision nor timm has a convolutional network 'alexnett'"),
         (["--teacher", TEACHER, "--teacher-size", "-1"], "--teacher-size must be at least 0"),
         (["--teacher", TEACHER, "--map-weight", "0", "--vector-weight", "0"], "nothing would be learned"),
         (["--teacher", TEACHER, "--loss", "l1"], "'l1'"),

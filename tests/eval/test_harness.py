@@ -20,7 +20,7 @@ from kintsugi.eval.segmentation import Segmentation
 from kintsugi.eval.tasks import FrozenFeatures, run
 from kintsugi.eval.weights import Weights, with_random
 from kintsugi.nets.pixels import Pixels
-from kintsugi.nets.published import load_published
+from kintsugi.nets.pretrained import load_published
 from kintsugi.rng import generator
 from kintsugi.train.compute import Compute
 
@@ -39,8 +39,8 @@ SETTINGS = ClassificationSettings(
 @pytest.fixture(scope="module")
 def weights() -> list[Weights]:
     """SqueezeNet trained on ImageNet's labels, SqueezeNet with random weights, and pixels."""
-    spec, state = load_published("squeezenet1_0", DATA.parent / "weights/squeezenet1_0_imagenet.safetensors")
-    return [*with_random([Weights("squeezenet", spec, (state,))]), Weights("pixels", Pixels().plain(), ({},))]
+    net = load_published("squeezenet1_0", DATA.parent / "weights/squeezenet1_0_imagenet.safetensors")[0]
+    return [*with_random([Weights("squeezenet", net.spec.plain(), (net.state_dict(),))]), Weights("pixels", Pixels().plain(), ({},))]
 
 
 @pytest.fixture(scope="module")

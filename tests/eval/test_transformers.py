@@ -54,7 +54,7 @@ def test_a_vision_transformer_is_transferred_to_every_task(tmp_path: Path, capsy
     names = list(dict.fromkeys(result["weights"] for result in record["results"]))
     assert names == [
         "toy",
-        "random init (test_vit, patch 8)",
+        "random init (test_vit, patches of 8 px)",
         "timm:test_vit, vit.safetensors",
         "random init (test_vit)",
     ]

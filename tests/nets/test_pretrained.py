@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torchvision.models import ResNet18_Weights, alexnet, resnet18
 
 from kintsugi.nets.backbones import Backbone
-from kintsugi.nets.choice import chosen
+from kintsugi.nets.encoder_choice import chosen
 from kintsugi.nets.planes import Planes
 from kintsugi.nets.pretrained import Match, load_into
 from kintsugi.nets.vit import ViT, ViTEncoder
@@ -224,3 +224,19 @@ def test_alexnets_published_features():
     file = Path(os.environ["KINTSUGI_DATA"]).parent / "weights/alexnet_features_imagenet.safetensors"
     match = load_into(Backbone("alexnet").build(), read_weights(file), "file")
     assert match.fraction > 0.99
+
+
+@torch.no_grad()
+def test_patches_of_14_px_become_patches_of_16():
+    """DINOv2's weights give equal tokens for images of equal patches: exactly where each patch has one color."""
+    torch.manual_seed(2)
+    theirs = timm.create_model("vit_small_patch14_dinov2", num_classes=0, depth=2, dynamic_img_size=True).eval()
+    whole = {**timm.create_model("vit_small_patch14_dinov2").state_dict(), **theirs.state_dict()}
+    encoder = ViT("vit_small_patch14_dinov2").build().eval()
+    load_into(encoder, whole, "file.pth")
+    encoder.net.blocks = encoder.net.blocks[:2]
+    colors = pictures(1, 3, 6, 6)
+    found = encoder.tokens(colors.repeat_interleave(16, 2).repeat_interleave(16, 3))
+    image = encoder.normalized(colors.repeat_interleave(14, 2).repeat_interleave(14, 3))
+    assert encoder.patch == 16
+    assert torch.allclose(found, theirs.forward_features(image), atol=1e-4)

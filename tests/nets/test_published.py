@@ -25,10 +25,7 @@ def imagenet(image: Tensor) -> Tensor:
 
 
 def loaded(name: str, file: Path) -> Encoder:
-    spec, state = load_published(name, file)
-    encoder = build_spec(spec)
-    encoder.load_state_dict(state)
-    return encoder.eval()
+    return load_published(name, file)[0].eval()
 
 
 # Each network's output at its coarsest stride by its own code, before the pooling and the classifier.

@@ -155,7 +155,7 @@ def test_every_weight_is_trained():
         (ViT("vit_tinny_patch16_224"), r"timm has no network 'vit_tinny_patch16_224' \(similar: vit_tiny_patch16_224"),
         (ViT("resnet18"), "resnet18 is no vision transformer of timm"),
         (ViT("vit_tiny_r_s16_p8_224"), "is no plain vision transformer: choose one such as vit_tiny_patch16_224"),
-        (ViT("vit_small_patch14_dinov2"), "patches of 14 px: use a power of two up to 32"),
+        (ViT("vit_small_patch14_dinov2", 70, 14), "patches of 14 px: use a power of two up to 32"),
         (ViT("test_vit", 60, 12), "patches of 12 px: use a power of two"),
         (ViT("test_vit", 128, 64), "patches of 64 px: use a power of two"),
         (ViT("test_vit", 60, 8), "images of 60 px: use a multiple of the patch, 8 px"),

@@ -13,10 +13,11 @@ from helpers.command_line import Refused
 from helpers.tiny_runs import OPTIONS, class_of, module_of
 from safetensors.torch import save_file
 from torch import Tensor
+from torchvision.models import resnet18
 
 from kintsugi.contrastive import byol, cpc, moco, simclr
 from kintsugi.pretext import rotation
-from kintsugi.recon import inpainting, mae, splitbrain, splitbrain_hha
+from kintsugi.recon import inpainting, mae, spark, splitbrain, splitbrain_hha
 from kintsugi.train import checkpoint
 from kintsugi.train.dist import World
 
@@ -46,7 +47,7 @@ def first(net: torch.nn.Module) -> Tensor:
 def test_every_method_has_the_option(method: str):
     names = {field.name for field in dataclasses.fields(module_of(method).demo())}
     assert "init" in names
-    if method not in ("mender", "superresolution", "mae"):
+    if method not in ("mender", "superresolution", "mae", "spark"):
         assert {"encoder", "encoder_patch"} <= names
 
 
@@ -81,6 +82,17 @@ def test_mae_starts_from_weights_with_their_positions(
     assert torch.equal(method.encoder.net.pos_embed, net["pos_embed"])
     printed = capsys.readouterr().out.strip()
     assert printed == f"--init {file}: 100 % of the weights of test_vit; not used: head.bias, head.weight"
+
+
+def test_spark_starts_from_torchvisions_weights(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    torch.manual_seed(6)
+    net = resnet18().state_dict()
+    save_file(net, tmp_path / "resnet18.safetensors")
+    config = dataclasses.replace(spark.demo(), init=str(tmp_path / "resnet18.safetensors"))
+    spark.SparK.check(config)
+    encoder = spark.SparK(config, WORLD).encoder.state_dict()
+    assert all(torch.equal(value, net[name]) for name, value in encoder.items())
+    assert "100 % of the weights of resnet18; not used: fc.bias, fc.weight" in capsys.readouterr().out
 
 
 def test_only_the_main_rank_prints(weights: tuple[str, dict[str, Tensor]], capsys: pytest.CaptureFixture[str]):
@@ -128,6 +140,7 @@ def test_colorization_starts_its_encoder_from_weights_of_any_origin(weights: tup
             "--encoder timm:test_efficientnet --patch 32 --size 96",
             "has batch norms, whose statistics give CPC's answer away",
         ),
+        (spark, "--init {file}", "vit.safetensors has no conv1.weight"),
         (inpainting, "--encoder squeezenet1_0", "has maps without padding"),
         (splitbrain, "--init {file}", "the halves of alexnet have half its width, so no weights fit them"),
         (mae, "--encoder timm:test_vit --patch 16 --size 64 --decoder-width 32 --init {bad}", "has no cls_token"),

@@ -7,7 +7,7 @@ import torch
 from helpers.networks import pictures
 
 from kintsugi.nets.backbones import Backbone
-from kintsugi.nets.choice import chosen
+from kintsugi.nets.encoder_choice import chosen
 from kintsugi.nets.planes import Joined, Planes, Rgbd
 from kintsugi.nets.published import Published
 from kintsugi.nets.specs import build_spec
