@@ -40,7 +40,10 @@ SETTINGS = ClassificationSettings(
 def weights() -> list[Weights]:
     """SqueezeNet trained on ImageNet's labels, SqueezeNet with random weights, and pixels."""
     net = load_published("squeezenet1_0", DATA.parent / "weights/squeezenet1_0_imagenet.safetensors")[0]
-    return [*with_random([Weights("squeezenet", net.spec.plain(), (net.state_dict(),))]), Weights("pixels", Pixels().plain(), ({},))]
+    return [
+        *with_random([Weights("squeezenet", net.spec.plain(), (net.state_dict(),))]),
+        Weights("pixels", Pixels().plain(), ({},)),
+    ]
 
 
 @pytest.fixture(scope="module")
