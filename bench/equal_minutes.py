@@ -1,8 +1,9 @@
 """Pre-trains several methods for the same time on the same cores, each with several seeds.
 
-``python -m bench.equal_minutes --data tiny/train --minutes 8`` times the step of each method and sets the number of
-steps by it, so that learning rate schedules end in time. Each run is in ``runs/equal-minutes/METHOD-SEED``; a finished
-run is not made again. ``make transfer`` then compares the features; runs of one name are pre-trainings of one row::
+``python -m bench.equal_minutes --data tiny/train --minutes 8 --teacher alexnet=alexnet.safetensors`` times the step of
+each method and sets the number of steps by it, so that learning rate schedules end in time. Each run is in
+``runs/equal-minutes/METHOD-SEED``; a finished run is not made again. ``make transfer`` then compares the features; runs of
+one name are pre-trainings of one row::
 
     make transfer CKPT="simclr=runs/equal-minutes/simclr-0 simclr=runs/equal-minutes/simclr-1 ..." ARGS="--seeds 3"
 """
@@ -33,8 +34,11 @@ OPTIONS: Mapping[str, str] = {
     "simclr": "",
     "splitbrain": "--encoder resnet18",
     "inpainting": "--mask regions --lpips off",
+    "mae": "--norm-pix --batch 64 --lr 8e-3",
+    "spark": "--stem medium",
+    "distill": "",
 }
-"""Method -> its own options besides those of its demo. The network is ResNet-18 where the method allows it."""
+"""Method -> its own options besides those of its demo. The network is ResNet-18, and MAE's a ViT-Tiny."""
 
 _SHARED = "--size 64 --short-side 72 --eval-images 256 --log-every 50"
 _SCALED = ("warmup", "adversarial_start")  # settings counted in steps
@@ -49,6 +53,8 @@ class EqualMinutesConfig:
     """Images to train on, as in the option --data of the methods."""
     methods: tuple[str, ...] = tuple(OPTIONS)
     """Names of the methods."""
+    teacher: str = ""
+    """The teacher of distill, as its option --teacher."""
     minutes: float = 8.0
     """Minutes of each run, of all threads."""
     seeds: tuple[int, ...] = (0, 1, 2)
@@ -64,11 +70,14 @@ class EqualMinutesConfig:
         within(self, minutes=0.01, threads=1)
         if unknown := sorted(set(self.methods) - set(OPTIONS)):
             raise ValueError(f"--methods {unknown[0]}: choose from {', '.join(OPTIONS)}")
+        if "distill" in self.methods and not self.teacher:
+            raise ValueError("--teacher is missing, which distill needs: give one, or leave distill out of --methods")
 
 
 def run(config: EqualMinutesConfig) -> None:
     """Makes the runs that are missing."""
     torch.set_num_threads(config.threads)
+    timed: dict[str, float] = {}  # method -> seconds of a step, so that all seeds make equally many steps
     for seed in config.seeds:
         for name in config.methods:
             folder = config.out / f"{name}-{seed}"
@@ -76,7 +85,9 @@ def run(config: EqualMinutesConfig) -> None:
                 continue
             method, settings = _settings(name, config, seed)
             settings = replace(settings, out=folder)
-            seconds = seconds_per_step(method, settings, config.threads)
+            if name not in timed:
+                timed[name] = seconds_per_step(method, settings, config.threads)
+            seconds = timed[name]
             steps = max(1, round(60 * config.minutes / seconds))
             print(f"{name}, seed {seed}: {1e3 * seconds:.0f} ms a step, so {steps} steps", flush=True)
             settings = scaled(settings, steps)
@@ -92,7 +103,7 @@ def run(config: EqualMinutesConfig) -> None:
                 "wall seconds": time.perf_counter() - started[0],
                 "processor seconds": time.process_time() - started[1],
                 "precision": config.precision,
-                "options": OPTIONS[name],
+                "options": " ".join(own_options(name, config)),
                 "machine": machine(),
             }
             (folder / "time.json").write_text(json.dumps(record, indent=1) + "\n")
@@ -101,9 +112,15 @@ def run(config: EqualMinutesConfig) -> None:
 def _settings(name: str, config: EqualMinutesConfig, seed: int) -> tuple[type[Method[Any]], Any]:
     """The class of a method, and the settings of its run."""
     module = import_module(next(p.module for p in METHODS if p.name == name))
-    words = [*f"{_SHARED} {OPTIONS[name]} --precision {config.precision} --seed {seed} --data".split(), config.data]
+    words = [*f"{_SHARED} --precision {config.precision} --seed {seed} --data".split(), config.data]
+    words += own_options(name, config)
     settings = parse_training(name, named((module.demo, module.small, module.paper)), words)
     return method_in(module, name), settings
+
+
+def own_options(name: str, config: EqualMinutesConfig) -> list[str]:
+    """The options of a method besides those that all methods have."""
+    return [*OPTIONS[name].split(), *(["--teacher", config.teacher] if name == "distill" else [])]
 
 
 def scaled(settings: Any, steps: int) -> Any:

@@ -56,6 +56,8 @@ def test_methods_train_for_equal_minutes(photos: Path, tmp_path: Path, monkeypat
     equal_minutes.run(settings)  # a finished run is not made again
     assert (run / "time.json").read_text() == "{}"
     torch.set_num_threads(threads)
+    with pytest.raises(ValueError, match="--teacher is missing"):
+        equal_minutes.EqualMinutesConfig(data=str(photos))
 
 
 @pytest.mark.slow
