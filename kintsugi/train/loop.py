@@ -12,6 +12,7 @@ import statistics
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 
@@ -21,9 +22,10 @@ from torch import Tensor, nn
 from kintsugi import table
 from kintsugi.data.loader import Loader, resident
 from kintsugi.rng import derive_seed
-from kintsugi.train import checkpoint
+from kintsugi.train import bf16, checkpoint
 from kintsugi.train.config import TrainConfig, to_plain
 from kintsugi.train.dist import World, open_world
+from kintsugi.train.encoder_options import EncoderConfig
 from kintsugi.train.log import Log
 from kintsugi.train.method import Batch, C, Data, Method
 from kintsugi.train.run_folder import open_folder, point_latest, resume
@@ -46,6 +48,7 @@ def train(method_class: type[Method[C]], config: C) -> Path:
         with world.main_first():
             data = method_class.open_data(config, not world.is_main)
         method = prepared(method_class, config, world, data)
+        config = replace(config, precision=world.precision)  # in the checkpoints, so that a resumed run keeps it
         start, best = resume(folder, config, method, world) if config.resume else (0, -math.inf)
         title = method.name if start == 0 else f"{method.name} from step {start}"
         with Log(folder, title, config.steps, start, config.batch, main=world.is_main) as log, _Signals() as signals:
@@ -57,9 +60,26 @@ def prepared(method_class: type[Method[C]], config: C, world: World, data: Data)
     """A method with fresh weights from the seed, on the device, which has taken the training data."""
     torch.manual_seed(derive_seed(config.seed))
     method = method_class.build(config, world, data)
+    _choose_precision(method, config, world)
     world.place(method.children(), channels_last=config.channels_last, compile=config.compile)
     method.on_train_data(data.train)
     return method
+
+
+def _choose_precision(method: Method[C], config: C, world: World) -> None:
+    """Lets the main rank measure for ``--precision auto`` which precision is faster, and says so in one line.
+
+    The encoder of the method is measured, the first one if it has several. A resumed run keeps its precision; one that
+    was saved as ``auto`` is from a version without this measurement.
+    """
+    encoders = list(method.encoders().values())
+    if config.resume or not encoders:
+        return
+    side = config.encoder_side if isinstance(config, EncoderConfig) else config.size
+    line = bf16.choose(world, config.precision, encoders[0], side) if world.is_main else ""
+    world.bf16 = world.from_main(world.precision) == "bf16"
+    if line:
+        print(line, file=sys.stderr)
 
 
 class _Loop:
