@@ -48,7 +48,7 @@ def speedup(encoder: Encoder, side: int) -> float:
 
 
 def choose(compute: Compute, precision: Precision, encoder: Encoder, side: int) -> str:
-    """Sets ``compute.bf16`` for ``auto`` on a CPU with bfloat16 in hardware. Returns a line that says what was measured.
+    """Sets ``compute.bf16`` for ``auto`` on a CPU with bfloat16 in hardware. Returns a line with what was measured.
 
     In all other cases, nothing is measured, ``compute`` stays as it is, and the line is empty.
     """

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from kintsugi import table
 from kintsugi.data.loader import Loader, resident
 from kintsugi.rng import derive_seed
-from kintsugi.train import bf16, checkpoint
+from kintsugi.train import bf16, checkpoint, feature_quality
 from kintsugi.train.config import TrainConfig, to_plain
 from kintsugi.train.dist import World, open_world
 from kintsugi.train.encoder_options import EncoderConfig
@@ -92,6 +92,7 @@ class _Loop:
         self.data, self.folder, self.log = data, folder, log
         self.pending: list[tuple[int, dict[str, Tensor]]] = []  # steps whose scalars are still on the device
         self.values: dict[str, list[float]] = {}  # scalars that were read but not logged yet
+        self.own_figures: dict[str, float] = {}  # what ``method.evaluate`` returned; ``figures`` has more
         self.figures: dict[str, float] = {}
         self.best = best
 
@@ -156,6 +157,8 @@ class _Loop:
         if not self.world.is_main:
             return
         self.figures = self.method.evaluate(self._heldout_batches())
+        self.own_figures = dict(self.figures)
+        self.figures |= feature_quality.quality(self.method, self._heldout_batches(), self.figures)
         self.log.scalars({f"heldout/{name}": value for name, value in self.figures.items()}, done)
         self.log.print(f"step {done}: " + ", ".join(f"{name} {value:.4g}" for name, value in self.figures.items()))
         if self.figures[self.method.score] > self.best:
@@ -176,6 +179,7 @@ class _Loop:
         if not self.world.is_main:
             return
         rows = self.method.baselines(self._heldout_batches())
+        rows = feature_quality.baselines(self.method, self._heldout_batches(), rows, self.own_figures)
         if rows:
             rows = {**rows, self.method.name: self.figures}
             table.write(rows, self.folder, "quality", "held-out images")
