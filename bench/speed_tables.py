@@ -66,6 +66,23 @@ def steps() -> str:
     )
 
 
+def precision() -> str:
+    """Time of a training step in float32 and in bfloat16."""
+    found = load("precision")
+    rows: Rows = {
+        label(name): {
+            "fp32, ms": f"{of['fp32']:.0f}",
+            "bf16, ms": f"{of['bf16']:.0f}",
+            "times as fast": f"{of['bf16, times as fast']:.2f}",
+        }
+        for name, of in found["step, ms"].items()
+    }
+    machine = found["machine"]
+    where = f"{machine['threads']} of {machine['cores']} cores of an {machine['processor']}, PyTorch {machine['torch']}"
+    count = f"Median of {found['settings']['rounds']} rounds in turns, one run"
+    return with_source(rows, f"batch {found['settings']['batch']}", f"`{found['command']}`", where, count)
+
+
 def growth() -> str:
     """How speed changes with threads, ranks, batch sizes and image sizes, on two machines."""
     machines = {"EPYC": load("growth"), "Xeon": load("growth-xeon")}

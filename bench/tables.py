@@ -37,6 +37,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "CIFAR-10": transfer_tables.cifar10,
     "loaders": speed_tables.loaders,
     "steps": speed_tables.steps,
+    "precision": speed_tables.precision,
     "growth": speed_tables.growth,
     "contrastive losses": speed_tables.contrastive_losses,
 }

@@ -23,14 +23,14 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate, pad
 
 from kintsugi.augment import cropping
-from kintsugi.contrastive.views import collapse_warning, logged_spread, spread_and_knn, untrained_features
+from kintsugi.contrastive.views import collapse_warning, logged_spread, spread_and_knn
 from kintsugi.losses.infonce import info_nce, retrieval
 from kintsugi.nets.encoder import Encoder
 from kintsugi.nets.encoder_choice import OWN, Network, Stem, chosen
 from kintsugi.nets.layers import Norm
 from kintsugi.pictures import sheet
 from kintsugi.rng import generator
-from kintsugi.train import optim
+from kintsugi.train import inference, optim
 from kintsugi.train.command import run_method
 from kintsugi.train.config import within
 from kintsugi.train.dist import World
@@ -310,7 +310,7 @@ class CPC(Method[CPCConfig]):
         labels = [batch["label"] for batch in kept if "label" in batch]
         return {
             name: spread_and_knn(torch.cat([extract(self.centered(batch)) for batch in kept]), labels)
-            for name, extract in untrained_features(self.encoder, self.config.seed).items()
+            for name, extract in inference.untrained_features(self.encoder, self.config.seed).items()
         }
 
 

@@ -10,15 +10,12 @@ from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import normalize
 
 from kintsugi.augment import color_jitter, cropping
 from kintsugi.augment.color_jitter import ColorAugmentation
 from kintsugi.metrics import neighbors
 from kintsugi.metrics.spread import COLLAPSED, COLLAPSED_RANK, spread
 from kintsugi.nets.encoder import Encoder
-from kintsugi.nets.pixels import Pixels
-from kintsugi.nets.specs import fresh
 from kintsugi.pictures import sheet
 from kintsugi.train import inference, optim
 from kintsugi.train.config import TrainConfig, within
@@ -123,7 +120,7 @@ class ViewsMethod(Method[V]):
 
     def baselines(self, batches: Iterable[Batch]) -> dict[str, dict[str, float]]:
         kept = list(batches)
-        untrained = untrained_features(self.encoder, self.config.seed)
+        untrained = inference.untrained_features(self.encoder, self.config.seed)
         return {name: self._figures(kept, extract) for name, extract in untrained.items()}
 
     def _figures(self, batches: Iterable[Batch], extract: Callable[[Tensor], Tensor]) -> dict[str, float]:
@@ -141,14 +138,8 @@ class ViewsMethod(Method[V]):
             labels += [batch["label"]] if "label" in batch else []
         figures = spread_and_knn(torch.cat(features), labels)
         # All batches' first views and all their second views, (PAIRS,N,D) each.
-        first, second = (
-            normalize(torch.cat([torch.stack(views) for views in kind], dim=1), dim=2)
-            for kind in zip(*pairs, strict=True)
-        )
-        similarity = first @ second.mT  # (PAIRS,N,N)
-        own = torch.arange(similarity.shape[1], device=similarity.device)
-        hits = torch.stack([similarity.argmax(1) == own, similarity.argmax(2) == own])
-        figures["same_image"] = 100 * hits.float().mean().item()
+        first, second = (torch.cat([torch.stack(views) for views in kind], dim=1) for kind in zip(*pairs, strict=True))
+        figures["same_image"] = 100 * neighbors.same_image(first, second)
         figures.setdefault("knn", figures["same_image"])
         return figures
 
@@ -175,15 +166,6 @@ def spread_and_knn(features: Tensor, labels: list[Tensor]) -> dict[str, float]:
     neighbors, per cent. labels: one tensor (n,) per batch; without labels there is no knn."""
     figures = {name.partition("/")[2]: value.item() for name, value in spread(features).items()}
     return figures | ({"knn": 100 * neighbors.leave_one_out(features, torch.cat(labels))} if labels else {})
-
-
-def untrained_features(encoder: Encoder, seed: int) -> dict[str, Callable[[Tensor], Tensor]]:
-    """The features of two baselines: pixels, and a network like ``encoder`` with random weights.
-
-    Returns name -> function from images (N,3,S,S) in [0,1] to features (N,D).
-    """
-    nets = {"pixels": Pixels().build(), "random init": fresh(encoder, seed)}
-    return {name: torch.no_grad()(lambda image, net=net: net.vectors(image).float()) for name, net in nets.items()}
 
 
 def mlp(widths: tuple[int, ...], *, norm: bool, last_norm: bool = False, bias: bool = True) -> nn.Sequential:

@@ -20,6 +20,7 @@ from kintsugi import table
 from kintsugi.eval.results import Column, Experiment, Figure, Result, Results, figures
 from kintsugi.eval.tasks import RunSettings, Task, data_name, run
 from kintsugi.eval.weights import Weights, saved_weights, with_random
+from kintsugi.train import bf16
 from kintsugi.train.compute import Compute
 from kintsugi.train.config import to_plain
 
@@ -43,10 +44,21 @@ def compare(config: Comparison, title: str, task: Callable[[Compute, Path], Task
     ``task(compute, file)`` opens the data; ``file`` is the checkpoint's.
     """
     file, weights = saved_weights(config.ckpt, config.roles)
-    compute = Compute.of(config.device, config.precision)
+    compute = opened(config, weights)
     folder = config.out or file.parent / f"{title}-{data_name(config.data)}"
     tasks = [task(compute, file)]
     return transfer(with_random(weights), tasks, config.seeds, folder, compute, to_plain(config))
+
+
+def opened(config: RunSettings, weights: Sequence[Weights]) -> Compute:
+    """The device and the precision for all weights of a table.
+
+    --precision auto on a CPU: measured with the first of the weights at 64 px, and printed in one line.
+    """
+    compute = Compute.of(config.device, config.precision)
+    if line := bf16.choose(compute, config.precision, weights[0].encoder(0), 64):
+        print(line)
+    return compute
 
 
 def transfer(

@@ -40,7 +40,8 @@ class RunSettings:
     device: Device = "auto"
     """auto: the GPU if there is one."""
     precision: Precision = "auto"
-    """auto: bf16 autocast on a GPU, fp32 elsewhere. bf16 is also faster on CPUs with AMX or AVX512-BF16."""
+    """auto: bf16 autocast on a GPU, and on a CPU with AMX or AVX512-BF16 if a short measurement at the start finds it
+    faster for the first of the networks; else fp32."""
 
     def __post_init__(self) -> None:
         within(self, seeds=1)

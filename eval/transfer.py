@@ -72,8 +72,8 @@ class TransferConfig(ClassificationSettings, DenseSettings, DetectionSettings):
 
 def run(config: TransferConfig) -> Results:
     """Runs all experiments, prints the table and writes the report into ``--out``."""
-    compute = Compute.of(config.device, config.precision)
     weights = with_random([*_checkpoints(config), *_published(config)])
+    compute = report.opened(config, weights)
     if config.pixels:
         weights.append(Weights("pixels", Pixels().plain(), ({},)))
     return report.transfer(weights, _tasks(config, compute), config.seeds, config.out, compute, to_plain(config))

@@ -193,6 +193,10 @@ class VideoMethod(Method[V]):
     def encoders(self) -> dict[str, Encoder]:
         return {"encoder": self.tower.encoder}
 
+    def rgb_images(self, batch: Batch) -> Batch:
+        """The first frame of each tuple."""
+        return {**batch, "image": batch["image"][:, 0]}
+
 
 def rows(columns: Sequence[Tensor], zoom: int = 2) -> Tensor:
     """One row per clip: columns (n,3,H,w) of any widths w, side by side and enlarged ``zoom`` times -> (3,h,W)."""

@@ -133,6 +133,9 @@ class SplitBrainHha(TwoNets[SplitBrainHhaConfig]):
         """Central squares of held-out images: RGB and HHA (n,3,S,S) in [0,1]; where depth is known, (n,1,S,S) bool."""
         return hha_images.unpack(cropping.crop(batch["image"], batch["extent"], self.config.size))
 
+    def rgb_images(self, batch: Batch) -> Batch:
+        return {**batch, "image": batch["image"][:, :3]}
+
     @torch.no_grad()
     def predict(self, image: Tensor, hha: Tensor) -> tuple[Tensor, Tensor]:
         """Image and HHA (N,3,S,S) in [0,1] -> HHA (N,3,S,S) in [0,1] from the image, and Lab (N,3,S,S) from HHA."""

@@ -28,7 +28,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from kintsugi.augment.domain_crops import center_domain_crops, one_channel, random_domain_crops
+from kintsugi.augment.domain_crops import center_domain_crops, first_center_crops, one_channel, random_domain_crops
 from kintsugi.data import labeled
 from kintsugi.data.labeled import Labels
 from kintsugi.data.side_by_side import Domains, open_real, sample_photos
@@ -292,13 +292,16 @@ class Synthetic(Method[SyntheticConfig]):
             "real: image | depth | normals | contours": sheet([photo, *on_photo.pictures()]),
         }
 
+    def rgb_images(self, batch: Batch) -> Batch:  # the real ones, each once
+        return {name: batch[f"real/{name}"][batch["real/first"]] for name in ("image", "extent")}
+
     def evaluate(self, batches: Iterable[Batch]) -> dict[str, float]:
         """``SurfaceErrors`` of held-out synthetic images, and the ``DomainGap`` between synthetic and real images."""
         errors, gap = SurfaceErrors(), DomainGap()
         self.discriminator.eval()
         for batch in batches:
             for domain in ("synthetic", "real"):
-                planes = center_domain_crops(batch, domain, self.config.size)[batch[f"{domain}/first"]]
+                planes = first_center_crops(batch, domain, self.config.size)
                 if not len(planes):
                     continue
                 image = planes[:, :3].float() / 255
@@ -311,10 +314,7 @@ class Synthetic(Method[SyntheticConfig]):
 
     def baselines(self, batches: Iterable[Batch]) -> dict[str, dict[str, float]]:
         """Figures of predicting, at each pixel, the mean label of the held-out images: an average room."""
-        squares = [
-            center_domain_crops(batch, "synthetic", self.config.size)[batch["synthetic/first"]] for batch in batches
-        ]
-        labels = [labeled.unpack(planes)[1] for planes in squares]
+        labels = [labeled.unpack(first_center_crops(batch, "synthetic", self.config.size))[1] for batch in batches]
         contour = torch.cat([labeled.contours(x.instance) for x in labels])
         mean = mean_surfaces(torch.cat([x.depth for x in labels]), torch.cat([x.normal for x in labels]), contour)
         errors = SurfaceErrors()

@@ -3,7 +3,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +17,14 @@ from PIL import Image
 @pytest.fixture(autouse=True, scope="session")
 def _one_thread() -> None:
     torch.set_num_threads(1)  # two pytest workers share two cores
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_precision() -> Iterator[None]:
+    """``--precision auto`` is float32 in this process, on every CPU; other processes get ``--precision fp32``."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("kintsugi.train.bf16.in_hardware", lambda: False)
+        yield
 
 
 @pytest.fixture(autouse=True, scope="session")

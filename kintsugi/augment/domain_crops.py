@@ -33,6 +33,11 @@ def center_domain_crops(batch: Mapping[str, Tensor], domain: str, size: int) -> 
     return cropping.crop(batch[f"{domain}/image"], batch[f"{domain}/extent"], size)
 
 
+def first_center_crops(batch: Mapping[str, Tensor], domain: str, size: int) -> Tensor:
+    """As ``center_domain_crops``, without images that were in an earlier batch (``DOMAIN/first`` is false)."""
+    return center_domain_crops(batch, domain, size)[batch[f"{domain}/first"]]
+
+
 def one_channel(image: Tensor, channel: Tensor) -> Tensor:
     """Repeats one channel of each image three times: images (n,3,S,S), channels int64 (n,) in 0..2 -> (n,3,S,S)."""
     one = image[torch.arange(len(image), device=image.device), channel.to(image.device)]

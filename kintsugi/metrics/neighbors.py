@@ -1,4 +1,4 @@
-"""Nearest-neighbor classification by weighted votes (Wu 2018, arXiv:1805.01978, section 3.4)."""
+"""Nearest neighbors: classification by weighted votes (Wu 2018, arXiv:1805.01978, section 3.4), and retrieval."""
 
 from __future__ import annotations
 
@@ -28,6 +28,18 @@ def leave_one_out(features: Tensor, labels: Tensor, neighbors: int = 20) -> floa
     similarity = (unit @ unit.T).fill_diagonal_(-torch.inf)
     predicted = vote(similarity, labels, int(labels.amax()) + 1, min(neighbors, len(unit) - 1))
     return (predicted == labels).float().mean().item()
+
+
+def same_image(first: Tensor, second: Tensor) -> float:
+    """How often, in [0,1], a view's nearest view among those of the other kind shows the same image, by cosine.
+
+    first, second (P,N,D): features of two views of each of N images, in P draws; row i of both shows image i. Counts
+    first views among second ones and vice versa. Chance is 1 / N.
+    """
+    similarity = normalize(first, dim=2) @ normalize(second, dim=2).mT  # (P,N,N)
+    own = torch.arange(similarity.shape[1], device=similarity.device)
+    hits = torch.stack([similarity.argmax(1) == own, similarity.argmax(2) == own])
+    return hits.float().mean().item()
 
 
 CHUNK = 512  # images that are compared at once, which limits the memory for similarities

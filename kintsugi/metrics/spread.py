@@ -24,7 +24,9 @@ def spread(embeddings: Tensor) -> dict[str, Tensor]:
     2).
 
     spread/rank: the effective rank, which is exp of the entropy of the normalized singular values (Roy and Vetterli
-    2007).
+    2007). RankMe (Garrido 2023, arXiv:2210.02885, eq. 1) is the same of the embeddings as they are. Here they are
+    normalized and centered first: a mean that all share, such as that of ReLU's outputs, would else be the largest
+    singular value and hide the others. It is at most the smaller of N - 1 and D.
     """
     unit = normalize(embeddings.detach().float(), dim=1)
     values = torch.linalg.svdvals(unit - unit.mean(0))

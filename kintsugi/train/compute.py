@@ -10,19 +10,26 @@ import torch
 Device = Literal["auto", "cpu", "cuda"]
 """The values of --device. auto: the GPU if there is one, else the CPU."""
 Precision = Literal["auto", "fp32", "bf16"]
-"""The values of --precision. auto: bfloat16 autocast on a GPU, float32 on a CPU."""
+"""The values of --precision. auto: bfloat16 autocast on a GPU, and on a CPU where ``bf16.choose`` measures that it is
+faster; else float32."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Compute:
-    """A device and whether networks run in bfloat16 on it."""
+    """A device and whether networks run in bfloat16 on it.
+
+    ``bf16.choose`` may set ``bf16`` once, after the networks are built, because it is measured on them.
+    """
 
     device: torch.device
     bf16: bool = field(default=False, kw_only=True)
 
     @staticmethod
     def of(device: Device, precision: Precision) -> Compute:
-        """Resolves the options ``--device`` and ``--precision``. Raises ValueError if there is no GPU for ``cuda``."""
+        """Resolves the options ``--device`` and ``--precision``. Raises ValueError if there is no GPU for ``cuda``.
+
+        ``auto`` on a CPU is float32 until ``bf16.choose`` changes it.
+        """
         chosen = pick_device(device)
         return Compute(chosen, bf16=precision == "bf16" or (precision == "auto" and chosen.type == "cuda"))
 
@@ -34,6 +41,11 @@ class Compute:
     def dtype(self) -> torch.dtype:
         """The type in which features are stored."""
         return torch.bfloat16 if self.bf16 else torch.float32
+
+    @property
+    def precision(self) -> Precision:
+        """The value of --precision that gives ``bf16`` on every machine."""
+        return "bf16" if self.bf16 else "fp32"
 
     def __str__(self) -> str:
         name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "the CPU"

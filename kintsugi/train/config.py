@@ -61,7 +61,8 @@ class TrainConfig:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: the GPU if there is one."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """auto: bf16 autocast on a GPU, fp32 elsewhere. bf16 is also faster on CPUs with AMX."""
+    """auto: bf16 autocast on a GPU, and on a CPU with AMX or AVX512-BF16 if a short measurement at the start finds it
+    faster for this network; else fp32. A resumed run keeps its precision."""
     channels_last: bool = True
     """Store activations as NHWC, in which convolutions are faster, on GPUs and CPUs."""
     compile: bool = False

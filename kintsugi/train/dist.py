@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from kintsugi.train.compute import Compute, Device, Precision
 
 
-@dataclass(frozen=True)
+@dataclass
 class World(Compute):
     """The device and precision of this process, and its ``rank`` among ``size`` processes, which share each batch."""
 

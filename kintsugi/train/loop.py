@@ -12,6 +12,7 @@ import statistics
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 
@@ -21,9 +22,10 @@ from torch import Tensor, nn
 from kintsugi import table
 from kintsugi.data.loader import Loader, resident
 from kintsugi.rng import derive_seed
-from kintsugi.train import checkpoint
+from kintsugi.train import bf16, checkpoint, feature_quality
 from kintsugi.train.config import TrainConfig, to_plain
 from kintsugi.train.dist import World, open_world
+from kintsugi.train.encoder_options import EncoderConfig
 from kintsugi.train.log import Log
 from kintsugi.train.method import Batch, C, Data, Method
 from kintsugi.train.run_folder import open_folder, point_latest, resume
@@ -46,6 +48,7 @@ def train(method_class: type[Method[C]], config: C) -> Path:
         with world.main_first():
             data = method_class.open_data(config, not world.is_main)
         method = prepared(method_class, config, world, data)
+        config = replace(config, precision=world.precision)  # in the checkpoints, so that a resumed run keeps it
         start, best = resume(folder, config, method, world) if config.resume else (0, -math.inf)
         title = method.name if start == 0 else f"{method.name} from step {start}"
         with Log(folder, title, config.steps, start, config.batch, main=world.is_main) as log, _Signals() as signals:
@@ -57,9 +60,26 @@ def prepared(method_class: type[Method[C]], config: C, world: World, data: Data)
     """A method with fresh weights from the seed, on the device, which has taken the training data."""
     torch.manual_seed(derive_seed(config.seed))
     method = method_class.build(config, world, data)
+    _choose_precision(method, config, world)
     world.place(method.children(), channels_last=config.channels_last, compile=config.compile)
     method.on_train_data(data.train)
     return method
+
+
+def _choose_precision(method: Method[C], config: C, world: World) -> None:
+    """Lets the main rank measure for ``--precision auto`` which precision is faster, and says so in one line.
+
+    The encoder of the method is measured, the first one if it has several. A resumed run keeps its precision; one that
+    was saved as ``auto`` is from a version without this measurement.
+    """
+    encoders = list(method.encoders().values())
+    if config.resume or not encoders:
+        return
+    side = config.encoder_side if isinstance(config, EncoderConfig) else config.size
+    line = bf16.choose(world, config.precision, encoders[0], side) if world.is_main else ""
+    world.bf16 = world.from_main(world.precision) == "bf16"
+    if line:
+        print(line, file=sys.stderr)
 
 
 class _Loop:
@@ -72,6 +92,7 @@ class _Loop:
         self.data, self.folder, self.log = data, folder, log
         self.pending: list[tuple[int, dict[str, Tensor]]] = []  # steps whose scalars are still on the device
         self.values: dict[str, list[float]] = {}  # scalars that were read but not logged yet
+        self.own_figures: dict[str, float] = {}  # what ``method.evaluate`` returned; ``figures`` has more
         self.figures: dict[str, float] = {}
         self.best = best
 
@@ -136,6 +157,8 @@ class _Loop:
         if not self.world.is_main:
             return
         self.figures = self.method.evaluate(self._heldout_batches())
+        self.own_figures = dict(self.figures)
+        self.figures |= feature_quality.quality(self.method, self._heldout_batches(), self.figures)
         self.log.scalars({f"heldout/{name}": value for name, value in self.figures.items()}, done)
         self.log.print(f"step {done}: " + ", ".join(f"{name} {value:.4g}" for name, value in self.figures.items()))
         if self.figures[self.method.score] > self.best:
@@ -156,6 +179,7 @@ class _Loop:
         if not self.world.is_main:
             return
         rows = self.method.baselines(self._heldout_batches())
+        rows = feature_quality.baselines(self.method, self._heldout_batches(), rows, self.own_figures)
         if rows:
             rows = {**rows, self.method.name: self.figures}
             table.write(rows, self.folder, "quality", "held-out images")

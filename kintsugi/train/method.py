@@ -112,6 +112,13 @@ class Method(nn.Module, ABC, Generic[C]):
         """Figures of baselines without training: name -> figures as in ``evaluate``. The table after a run has them."""
         return {}
 
+    def rgb_images(self, batch: Batch) -> Batch:
+        """The images of a held-out batch on which features are measured: ``image`` uint8 (n,3,H,W) and ``extent``.
+
+        By default the batch itself. Methods whose batches hold other planes or several images override it.
+        """
+        return batch
+
     def embed(self, batch: Batch) -> tuple[Tensor, Tensor] | None:
         """Features (n,D) of the batch and its images (n,3,S,S) in [0,1], for TensorBoard's projector after a run.
 

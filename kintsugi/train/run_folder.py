@@ -8,7 +8,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from kintsugi.train import checkpoint
+from kintsugi.train import bf16, checkpoint
 from kintsugi.train.config import TrainConfig
 from kintsugi.train.dist import World
 from kintsugi.train.method import Method
@@ -57,6 +57,12 @@ def resume(folder: Path, config: TrainConfig, method: Method[Any], world: World)
             f"note: {file} was written by {ranks} ranks, this run has {world.size}: images and random numbers are the "
             "same, but sums have another order and batch norms other parts of the batch, so the weights will not be "
             "those of an uninterrupted run bit for bit",
+            file=sys.stderr,
+        )
+    if world.is_main and world.bf16 and world.device.type == "cpu" and not bf16.in_hardware():
+        print(
+            "note: this run computes in bf16, for which this CPU has no instructions, so its steps are slow: "
+            "--precision fp32 --accept-changes continues in fp32",
             file=sys.stderr,
         )
     return content["step"], content["score"]

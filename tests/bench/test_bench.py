@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench import equal_minutes, growth, loaders, masked_encoder, photo_holes, reading, steps
+from bench import equal_minutes, growth, loaders, masked_encoder, photo_holes, precision, reading, steps
 
 
 def test_loaders_measures_all_installed_loaders(photos: Path, tmp_path: Path):
@@ -105,3 +105,11 @@ def test_photo_holes_compares_fills_with_and_without_patches(photos: Path, train
         assert all(of["psnr"] > 0 and of["psnr_deviation"] >= 0 for of in fills.values())
     with pytest.raises(ValueError, match="use squares of at most"):
         photo_holes.run(photo_holes.PhotoHolesConfig(data=photos, size=5000, out=tmp_path))
+
+
+def test_precision_measures_four_methods_in_both(tmp_path: Path):
+    precision.run(precision.PrecisionConfig(batch=4, rounds=1, scenes=8, out=tmp_path))
+    found = json.loads((tmp_path / "precision.json").read_text())["step, ms"]
+    assert set(found) == {"simclr", "splitbrain", "inpainting", "mae"}
+    for one in found.values():
+        assert one["bf16, times as fast"] == pytest.approx(one["fp32"] / one["bf16"], abs=0.01)

@@ -20,7 +20,7 @@ from helpers.tiny_runs import OPTIONS, PROGRAMS, TEACHER, arguments, class_of, m
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from kintsugi.train import checkpoint
+from kintsugi.train import checkpoint, feature_quality
 from kintsugi.train.config import from_plain, to_plain
 from kintsugi.train.dist import World
 from kintsugi.train.loop import SHOWN
@@ -97,6 +97,9 @@ def test_the_command_leaves_checkpoints_pictures_figures_and_an_encoder(method: 
     assert list(rows)[-1] == method
     assert len(rows) > 1  # there is a baseline
     assert class_of(method).score in rows[method]
+    for row in ("pixels", "random init", method):  # of the features, without labels
+        assert {"rank", "same_image"} <= rows[row].keys()
+    assert {"held-out figures/rank", "held-out figures/same_image"} <= set(tags["scalars"])
     for role in content["encoders"]:
         encoder = checkpoint.load_encoder(folder, role)
         image = torch.rand(2, encoder.planes, 64, 96, generator=torch.Generator().manual_seed(0))
@@ -138,6 +141,9 @@ def test_pictures_and_figures_are_the_same_at_every_call(method: str, run_of: Ca
         assert picture.min() >= -0.01
         assert picture.max() <= 1.01
     assert found.evaluate([batch]) == found.evaluate([batch])
+    figures = feature_quality.quality(found, [batch], {})
+    assert figures.keys() == {"rank", "same_image"}
+    assert feature_quality.quality(found, [batch], {}) == figures
     assert torch.equal(torch.get_rng_state(), random)  # nothing was drawn from the global generator
 
 

@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[2]
 
 TINY = (
     "--encoder alexnet --size 64 --batch 4 --steps 6 --adversarial-start 2 --log-every 2 --show-every 3 --eval-every 3 "
-    "--save-every 2 --eval-images 2 --device cpu"
+    "--save-every 2 --eval-images 2 --device cpu --precision fp32"
 ).split()
 """The smallest training of the inpainter that uses everything: pictures, evaluation, checkpoints, discriminator."""
 

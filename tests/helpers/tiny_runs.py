@@ -13,7 +13,10 @@ from kintsugi.catalog import METHODS, Program
 from kintsugi.train.command import method_in
 from kintsugi.train.method import Method
 
-EVERY = "--batch 4 --steps 4 --log-every 1 --show-every 2 --eval-every 2 --save-every 2 --eval-images 4 --device cpu"
+EVERY = (
+    "--batch 4 --steps 4 --log-every 1 --show-every 2 --eval-every 2 --save-every 2 --eval-images 4 --device cpu "
+    "--precision fp32"
+)
 _CLUSTERS = "--encoder alexnet --size 32 --short-side 48"
 _CLIPS = "--encoder alexnet --size 32 --short-side 36 --tuples 50 --dim 16"
 

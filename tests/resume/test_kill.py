@@ -119,7 +119,7 @@ def test_signals(kind: str, code: int, times: int, whole: Path, tmp_path: Path):
 
 FEW = (
     "--size 32 --short-side 48 --batch 4 --steps 12 --log-every 2 --show-every 6 --eval-every 4 --save-every 3 "
-    "--keep 1 --eval-images 4 --device cpu"
+    "--keep 1 --eval-images 4 --device cpu --precision fp32"
 ).split()
 METHODS = {
     "kintsugi.recon.inpainting": [*TINY, *"--steps 12 --save-every 3 --keep 1 --adversarial-start 2".split()],
