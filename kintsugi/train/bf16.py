@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 
 import torch
 
@@ -17,7 +18,7 @@ _IMAGES, _ROUNDS = 8, 2
 
 def in_hardware() -> bool:
     """Whether the CPU has instructions for bfloat16: AMX or AVX512-BF16. False if this version of torch cannot tell."""
-    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+    capabilities: Mapping[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
     return bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))
 
 
@@ -32,7 +33,7 @@ def speedup(encoder: Encoder, side: int) -> float:
     Neither the encoder nor torch's global random numbers change.
     """
     with torch.random.fork_rng(devices=[]):  # dropout draws from the global random numbers
-        net = fresh(encoder, 0).train().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        net = fresh(encoder, 0).train().to(memory_format=torch.channels_last)
         image = torch.rand(_IMAGES, net.planes, side, side)
         times: dict[bool, list[float]] = {False: [], True: []}
         for _ in range(_ROUNDS + 1):

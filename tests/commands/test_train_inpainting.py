@@ -64,7 +64,7 @@ def test_pictures_scalars_and_settings_are_in_tensorboard(trained: Path):
 
 def test_the_end_prints_and_writes_the_table_with_baselines(trained: Path):
     quality = json.loads((trained / "quality.json").read_text())
-    assert list(quality) == ["mean color", "biharmonic", "inpainting"]
+    assert list(quality) == ["mean color", "biharmonic", "pixels", "random init", "inpainting"]
     assert {"psnr", "ssim", "l1", "l2"} <= set(quality["biharmonic"])
     assert "| biharmonic " in (trained / "quality.md").read_text()
 

@@ -68,7 +68,7 @@ def test_it_learns_resumes_bit_for_bit_and_can_be_transferred(named: Path, tmp_p
     assert loss[-1] < 0.5 * loss[0]
     assert len(events.Tags()["images"]) == 1
     rows = json.loads((tmp_path / "whole" / "quality.json").read_text())
-    assert list(rows) == ["the commonest class", "supervised"]
+    assert list(rows) == ["the commonest class", "pixels", "random init", "supervised"]
     maps = checkpoint.load_encoder(tmp_path / "whole", "encoder")(torch.rand(2, 3, 64, 96))
     assert {stride: m.shape[1:] for stride, m in maps.items()} == {
         4: (64, 16, 24),

@@ -66,7 +66,7 @@ def test_what_a_run_leaves(whole: Path):
     )
     assert [picture.step for picture in events.Images("pictures/clusters in rows")] == [3, 6]
     rows = json.loads((whole / "quality.json").read_text())
-    assert list(rows) == ["chance", whole.name]
+    assert list(rows) == ["chance", "pixels", "random init", whole.name]
     encoder = checkpoint.load_encoder(whole, "encoder")
     assert encoder(torch.rand(2, 3, 64, 96))[32].shape == (2, 256, 2, 3)
 

@@ -65,7 +65,7 @@ def test_what_a_run_leaves(method: str, whole: Path):
     assert len(tags["images"]) == 1
     assert {"losses/cross_entropy", "training/accuracy/all", "held-out figures/accuracy"} <= set(tags["scalars"])
     rows = json.loads((whole / "quality.json").read_text())
-    assert list(rows) == ["chance", "pixel distances", method]
+    assert list(rows) == ["chance", "pixel distances", "pixels", "random init", method]
     assert rows["chance"]["accuracy"] == pytest.approx(50 if method == "frame-order" else 100 / 6)
     assert 0 <= rows[method]["accuracy"] <= 100
     encoder = checkpoint.load_encoder(whole, "encoder")

@@ -189,11 +189,11 @@ def test_a_run_writes_pictures_a_table_and_an_encoder(run_folder: Path):
     rows = json.loads((run_folder / "quality.json").read_text())
     if "hha" in str(run_folder):
         assert tags["images"] == ["pictures/image | HHA predicted from it | HHA | image predicted from HHA"]
-        assert list(rows) == ["mean of each plane", "splitbrain-hha"]
+        assert list(rows) == ["mean of each plane", "pixels", "random init", "splitbrain-hha"]
     else:
         title = "L | ab predicted from L | ab | L predicted from ab | both predicted | truth"
         assert tags["images"] == [f"pictures/{title}"]
-        assert list(rows) == ["mean color", "splitbrain"]
+        assert list(rows) == ["mean color", "pixels", "random init", "splitbrain"]
     encoder = checkpoint.load_encoder(run_folder)
     assert encoder(torch.rand(1, 3, 64, 64))[16].shape[2:] == (4, 4)
 

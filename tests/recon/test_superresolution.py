@@ -218,7 +218,8 @@ def test_a_run_writes_pictures_losses_a_table_and_encoders(upscaler: Path):
     assert {"losses/pixels", "losses/content", "losses/adversarial", "training/discriminator/real"} < set(
         tags["scalars"]
     )
-    assert list(json.loads((upscaler / "quality.json").read_text())) == ["bicubic", "superresolution"]
+    rows = json.loads((upscaler / "quality.json").read_text())
+    assert list(rows) == ["bicubic", "pixels", "random init", "superresolution"]
     assert (upscaler / "before-adversary.pt").is_file()
     for role in ("generator", "discriminator"):
         assert checkpoint.load_encoder(upscaler, role)(torch.rand(1, 3, 64, 64))[16].shape[2:] == (4, 4)

@@ -285,7 +285,7 @@ def test_the_command_writes_pictures_scalars_a_table_and_an_encoder(run_folder: 
     ):
         assert panel(name) in events.Tags()["scalars"], name
     rows = json.loads((run_folder / "quality.json").read_text())
-    assert list(rows) == ["the scenes' mean", "synthetic"]
+    assert list(rows) == ["the scenes' mean", "pixels", "random init", "synthetic"]
     encoder = checkpoint.load_encoder(run_folder)
     maps = encoder(torch.rand(2, 3, 64, 96))
     assert maps[16].shape == (2, 256, 4, 6)
