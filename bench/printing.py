@@ -34,6 +34,7 @@ LABELS = {
     "simclr": "SimCLR",
     "moco": "MoCo v2",
     "byol": "BYOL",
+    "lejepa": "LeJEPA",
     "distill": "distillation",
     "context": "context prediction",
     "deepcluster": "DeepCluster",

@@ -109,6 +109,11 @@ METHODS = (
         "BYOL (Grill 2020): predict a slow copy's features of the other view, without negatives",
     ),
     _method(
+        "lejepa",
+        "kintsugi.contrastive.lejepa",
+        "LeJEPA (Balestriero 2025): predict one crop from the others, keep features normally distributed",
+    ),
+    _method(
         "distill",
         "kintsugi.contrastive.distill",
         "distillation: learn a frozen teacher's features on your own images, without labels",
