@@ -2,9 +2,9 @@
 LeCun 2025, arXiv:2511.08544).
 
 The crops of an image predict the mean projection of its global crops. Alone, that has a trivial solution: all
-projections equal. SIGReg prevents it: along random directions, the projections of a batch must pass the test of Epps and
-Pulley (1983) for a standard normal distribution. There is no teacher, no queue, and no stopped gradient. The loss tells
-how good the features are.
+projections equal. SIGReg prevents it: along random directions, the projections of a batch must pass the test of Epps
+and Pulley (1983) for a standard normal distribution. There is no teacher, no queue, and no stopped gradient. The loss
+tells how good the features are.
 
 Deviations, each with its reason:
 - The encoder's vector is the one that eval transfers: the mean of the coarsest map's positions, or of a vision
@@ -170,8 +170,9 @@ def epps_pulley(found: Tensor, count: int, t: Tensor, weights: Tensor) -> Tensor
 def sigreg(projections: Tensor, directions: Tensor, world: World) -> Tensor:
     """SIGReg: the mean over crops and directions of ``epps_pulley``, 0-d.
 
-    projections: this rank's, (V,n,D). The characteristic functions are averaged over the ranks, with gradients, so every
-    rank computes the loss of the global batch. Each crop is tested on its own: crops of one image are not independent.
+    projections: this rank's, (V,n,D). The characteristic functions are averaged over the ranks, with gradients, so
+    every rank computes the loss of the global batch. Each crop is tested on its own: crops of one image are not
+    independent.
     """
     t, weights = (values.to(projections.device) for values in quadrature())
     found = world.gather(characteristic(projections, directions.to(projections.device), t)[None]).mean(0)
