@@ -21,7 +21,7 @@ out = $(call option,--out,OUT)
 unexport DATA REAL TEACHER CKPT IN OUT MASK HINTS
 
 TRAIN := $(addprefix train-,inpainting mender colorization superresolution splitbrain splitbrain-hha mae spark synthetic \
-	cpc simclr moco byol distill rotation jigsaw context deepcluster sela cliquecnn frame-order odd-one-out supervised)
+	cpc simclr moco byol dino lejepa distill rotation jigsaw context deepcluster sela cliquecnn frame-order odd-one-out supervised)
 EVAL := $(addprefix eval-,inpainting colorization superresolution domains classification segmentation geometry detection)
 
 .DEFAULT_GOAL := help

@@ -34,6 +34,8 @@ LABELS = {
     "simclr": "SimCLR",
     "moco": "MoCo v2",
     "byol": "BYOL",
+    "dino": "DINO",
+    "lejepa": "LeJEPA",
     "distill": "distillation",
     "context": "context prediction",
     "deepcluster": "DeepCluster",

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
 
+import torch
 from torch import Tensor, nn
 
 from bench.common import Job, TimingConfig, milliseconds, write
@@ -65,13 +66,17 @@ class Steps:
             batch = next(batches)
             kept = [method.view(batch, which, 0) for which in (0, 1)]
             drawn = method.view
+            stack = [torch.stack(kept)]
 
             def whole() -> None:
-                method.view = drawn  # type: ignore[method-assign]
+                method.__dict__.pop("view", None)
+                method.__dict__.pop("crops", None)
                 method.update(next(batches), 0)
 
             def model() -> None:
                 method.view = lambda batch, which, *key: kept[which]  # type: ignore[method-assign]
+                if isinstance(method, simclr.SimCLR):
+                    method.crops = lambda batch, *key: stack  # type: ignore[method-assign]
                 method.update(batch, 0)
 
             views = {"both views": lambda: [drawn(batch, which, 0) for which in (0, 1)]}

@@ -3,17 +3,22 @@
 Algorithm 1: two augmented views of each image pass an encoder and a projection head; NT-Xent is the loss of the
 projections. After training the head is discarded. Settings are the paper's. Embeddings are gathered over the ranks, so
 that the negatives come from the global batch.
+
+With ``--local-crops``, which the paper does not have, each small crop is matched with both views as well, as in SwAV
+(Caron 2020, arXiv:2006.09882, section 3.3). The loss is the mean over all these pairs.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from kintsugi.contrastive.views import ViewsConfig, ViewsMethod, logged_spread, mlp
+from kintsugi.contrastive.crops import CropsConfig, CropsMethod, encode_crops
+from kintsugi.contrastive.views import logged_spread, mlp
 from kintsugi.losses.infonce import info_nce, nt_xent_logits, retrieval
 from kintsugi.train import optim
 from kintsugi.train.command import run_method
@@ -23,7 +28,7 @@ from kintsugi.train.method import Batch
 
 
 @dataclass(frozen=True, kw_only=True)
-class SimCLRConfig(ViewsConfig):
+class SimCLRConfig(CropsConfig):
     temperature: float = 0.1
     """Temperature of the loss. The paper uses .1, and .5 at 32 px."""
     dim: int = 128
@@ -95,7 +100,7 @@ def paper() -> SimCLRConfig:
     )
 
 
-class SimCLR(ViewsMethod[SimCLRConfig]):
+class SimCLR(CropsMethod[SimCLRConfig]):
     """An encoder and a projection head, trained with NT-Xent."""
 
     name = "simclr"
@@ -109,13 +114,16 @@ class SimCLR(ViewsMethod[SimCLRConfig]):
 
     def update(self, batch: Batch, step: int) -> dict[str, Tensor]:
         config = self.config
-        first, second = self.view(batch, 0, step), self.view(batch, 1, step)
+        crops = self.crops(batch, step)
         self.encoder.train()
         with self.world.autocast():
-            embeddings = self.projector(self.encoder.vectors(torch.cat([first, second])))  # (2n,D)
-        one, other = (self.world.gather(view) for view in embeddings.float().chunk(2))  # (N,D) each
+            flat = self.projector(encode_crops(self.encoder, crops)).float()  # ((2+L)*n,D)
+        one, other, *local = (self.world.gather(crop) for crop in flat.split(crops[0].shape[1]))  # (N,D) each
         logits, positive = nt_xent_logits(one, other, config.temperature)
-        loss = info_nce(logits, positive)
+        losses = [info_nce(logits, positive)]
+        for view, crop in itertools.product((one, other), local):
+            losses.append(info_nce(*nt_xent_logits(view, crop, config.temperature)))
+        loss = torch.stack(losses).mean()
         loss.backward()
         optimizer = self.optimizers["both"]
         optim.set_lr(optimizer, self.rate * optim.warmup_cosine(step, config.steps, config.warmup))

@@ -109,6 +109,16 @@ METHODS = (
         "BYOL (Grill 2020): predict a slow copy's features of the other view, without negatives",
     ),
     _method(
+        "dino",
+        "kintsugi.contrastive.dino",
+        "DINO (Caron 2021): predict a slow teacher's choice among many outputs, from small crops too",
+    ),
+    _method(
+        "lejepa",
+        "kintsugi.contrastive.lejepa",
+        "LeJEPA (Balestriero 2025): predict one crop from the others, keep features normally distributed",
+    ),
+    _method(
         "distill",
         "kintsugi.contrastive.distill",
         "distillation: learn a frozen teacher's features on your own images, without labels",

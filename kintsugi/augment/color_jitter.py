@@ -101,18 +101,19 @@ def random_views(
     count: int,
     mine: slice,
     key: tuple[int, ...],
+    largest: float = 1.0,
 ) -> Tensor:
     """Random crops of a batch with random color changes: (n,3,size,size) in [0,1].
 
-    batch, size, smallest, count and mine are as in ``cropping.random_crops``. augmentation: None leaves the colors as
-    they are. key: the key of the random numbers (``kintsugi.rng``).
+    batch, size, smallest, count, mine and largest are as in ``cropping.random_crops``. augmentation: None leaves the
+    colors as they are. key: the key of the random numbers (``kintsugi.rng``).
     """
     crops = generator(*key, _CROPS)
     if augmentation is None:
-        return cropping.random_crops(batch, size, count, mine, crops, smallest)
+        return cropping.random_crops(batch, size, count, mine, crops, smallest, largest=largest)
     changes = draw_changes(augmentation, count, generator(*key, _COLORS))[mine]
     return cropping.random_crops(
-        batch, size, count, mine, crops, smallest, lambda image, rows: recolor_(image, changes[rows])
+        batch, size, count, mine, crops, smallest, lambda image, rows: recolor_(image, changes[rows]), largest
     )
 
 

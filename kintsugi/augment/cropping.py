@@ -137,15 +137,16 @@ def random_crops(
     random: torch.Generator,
     smallest: float = 0.35,
     apply: Callable[[Tensor, slice], object] = lambda views, rows: None,
+    largest: float = 1.0,
 ) -> Tensor:
     """Random crops of a batch's images, resized to ``size`` px, half of them mirrored: (n,3,size,size) in [0,1].
 
     batch: ``image`` and ``extent`` as in ``Images.batch``. count: number of images in the global batch; boxes are drawn
-    for all of them. mine: this rank's slice of the global batch. smallest: the smallest fraction of an image's area
-    that a crop may show. apply: as in ``crop_resize``.
+    for all of them. mine: this rank's slice of the global batch. smallest, largest: the smallest and the largest
+    fraction of an image's area that a crop may show. apply: as in ``crop_resize``.
     """
     draws, flip = crop_draws(count, random), random_flips(count, random)
-    boxes = random_boxes(batch["extent"], draws[mine], scale=(smallest, 1.0))
+    boxes = random_boxes(batch["extent"], draws[mine], scale=(smallest, largest))
     return crop_resize(batch["image"], boxes, size, flip[mine], apply)
 
 

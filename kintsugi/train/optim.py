@@ -85,20 +85,24 @@ def scaled_lr(rule: Rule, lr: float, batch: int) -> float:
 
 
 def make_optimizer(
-    rule: Rule, network: nn.Module, rate: float, weight_decay: float, *, nesterov: bool = False
+    rule: Rule, network: nn.Module, rate: float, weight_decay: float, *, nesterov: bool = False, decay_all: bool = True
 ) -> torch.optim.Optimizer:
     """Makes the optimizer of a rule.
 
-    lars: ``Lars``. sgd: SGD with momentum 0.9, and weight decay of all parameters. adam: Adam with decoupled weight
-    decay (AdamW). rate: the learning rate. nesterov: for SGD only.
+    lars: ``Lars``. sgd: SGD with momentum 0.9. adam: Adam with decoupled weight decay (AdamW). rate: the learning rate.
+    nesterov: for SGD only. decay_all: for SGD and Adam, weight decay of all parameters; else in the two groups of
+    ``decay_groups``, which LARS always has.
     """
     if rule == "lars":
         return Lars(lars_groups(network, weight_decay), rate)
+    groups: list[dict[str, Any]] = (
+        [{"params": list(network.parameters()), "weight_decay": weight_decay}]
+        if decay_all
+        else decay_groups(network, weight_decay)
+    )
     if rule == "sgd":
-        return torch.optim.SGD(
-            network.parameters(), rate, momentum=0.9, weight_decay=weight_decay, nesterov=nesterov, fused=True
-        )
-    return torch.optim.AdamW(network.parameters(), rate, weight_decay=weight_decay, fused=True)
+        return torch.optim.SGD(groups, rate, momentum=0.9, nesterov=nesterov, fused=True)
+    return torch.optim.AdamW(groups, rate, fused=True)
 
 
 class Lars(torch.optim.Optimizer):

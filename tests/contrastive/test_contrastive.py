@@ -12,7 +12,7 @@ from helpers.command_line import Refused
 from helpers.view_cases import WORLD, small_byol, small_cpc
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from kintsugi.contrastive import byol, cpc, moco, simclr
+from kintsugi.contrastive import byol, cpc, dino, lejepa, moco, simclr
 from kintsugi.contrastive.views import PAIRS
 from kintsugi.rng import generator
 from kintsugi.train import checkpoint
@@ -21,11 +21,13 @@ TINY = (
     "--size 32 --short-side 48 --batch 4 --steps 4 --log-every 1 --show-every 2 --eval-every 2 --save-every 2 "
     "--eval-images 4 --device cpu"
 ).split()
-METHODS = {"simclr": simclr, "moco": moco, "byol": byol, "cpc": cpc}
+METHODS = {"simclr": simclr, "moco": moco, "byol": byol, "dino": dino, "lejepa": lejepa, "cpc": cpc}
 EXTRA = {
     "simclr": ["--optimizer", "lars"],
     "moco": ["--queue", "10", "--symmetric"],
     "byol": ["--hidden", "16", "--dim", "8"],
+    "dino": ["--local-crops", "2", "--outputs", "16", "--hidden", "16", "--bottleneck", "8"],
+    "lejepa": ["--local-crops", "2", "--directions", "16", "--hidden", "16", "--dim", "8"],
     "cpc": ["--patch", "8"],
 }
 

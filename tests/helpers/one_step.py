@@ -16,7 +16,7 @@ from torch.nn.functional import normalize
 
 from helpers import clip_cases, cluster_cases
 from helpers.tiny_runs import TEACHER
-from kintsugi.contrastive import byol, cpc, distill, moco, simclr
+from kintsugi.contrastive import byol, cpc, dino, distill, lejepa, moco, simclr
 from kintsugi.data import labeled
 from kintsugi.data.cache import Source
 from kintsugi.data.image_set import Images
@@ -155,6 +155,11 @@ CASES: dict[str, Case] = {
     "simclr": (lambda w: simclr.SimCLR(replace(simclr.demo(), **SAME, size=32, optimizer="lars"), w), SMALL),
     "moco": (moco_with_keys, SMALL),
     "byol": (lambda w: byol.BYOL(replace(byol.demo(), **SAME, **FEW, size=32), w), SMALL),
+    "dino": (
+        lambda w: dino.DINO(replace(dino.demo(), **SAME, size=32, hidden=16, bottleneck=8, outputs=32, frozen=0), w),
+        SMALL,
+    ),
+    "lejepa": (lambda w: lejepa.LeJEPA(replace(lejepa.demo(), **SAME, **FEW, size=32, directions=16), w), SMALL),
     "cpc": (lambda w: cpc.CPC(replace(cpc.demo(), size=32, batch=COUNT, patch=8, dim=16), w), SMALL),
     "distill": (
         lambda w: distill.Distill(

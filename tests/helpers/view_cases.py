@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from kintsugi.contrastive import byol, cpc, moco
+from kintsugi.contrastive import byol, cpc, dino, lejepa, moco
 from kintsugi.rng import generator
 from kintsugi.train.dist import World
 
@@ -28,6 +28,18 @@ def small_moco(world: World = WORLD, **settings: Any) -> moco.MoCo:
 def small_byol() -> byol.BYOL:
     torch.manual_seed(0)
     return byol.BYOL(replace(byol.demo(), size=32, batch=8, hidden=64, dim=32, steps=40, warmup=5), WORLD)
+
+
+def small_dino(**settings: Any) -> dino.DINO:
+    torch.manual_seed(0)
+    few = {"size": 32, "batch": 8, "local_crops": 3, "local_size": 16, "hidden": 64, "bottleneck": 16, "outputs": 32}
+    return dino.DINO(replace(dino.demo(), **{**few, "steps": 40, "warmup": 5, "frozen": 1, **settings}), WORLD)
+
+
+def small_lejepa(**settings: Any) -> lejepa.LeJEPA:
+    torch.manual_seed(0)
+    few = {"size": 32, "batch": 8, "local_crops": 3, "local_size": 16, "hidden": 64, "dim": 8, "directions": 32}
+    return lejepa.LeJEPA(replace(lejepa.demo(), **{**few, "steps": 40, "warmup": 5, **settings}), WORLD)
 
 
 def small_cpc() -> cpc.CPC:
