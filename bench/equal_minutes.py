@@ -2,8 +2,8 @@
 
 ``python -m bench.equal_minutes --data tiny/train --minutes 8 --teacher alexnet=alexnet.safetensors`` times the step of
 each method and sets the number of steps by it, so that learning rate schedules end in time. Each run is in
-``runs/equal-minutes/METHOD-SEED``; a finished run is not made again. ``make transfer`` then compares the features; runs of
-one name are pre-trainings of one row::
+``runs/equal-minutes/METHOD-SEED``; a finished run is not made again. ``make transfer`` then compares the features; runs
+of one name are pre-trainings of one row::
 
     make transfer CKPT="simclr=runs/equal-minutes/simclr-0 simclr=runs/equal-minutes/simclr-1 ..." ARGS="--seeds 3"
 """
