@@ -75,7 +75,7 @@ class EqualMinutesConfig:
 
 
 def run(config: EqualMinutesConfig) -> None:
-    """Makes the runs that are missing."""
+    """Makes the runs that are missing, and writes ``equal-minutes.json`` with what all runs in the folder took."""
     torch.set_num_threads(config.threads)
     timed: dict[str, float] = {}  # method -> seconds of a step, so that all seeds make equally many steps
     for seed in config.seeds:
@@ -107,6 +107,8 @@ def run(config: EqualMinutesConfig) -> None:
                 "machine": machine(),
             }
             (folder / "time.json").write_text(json.dumps(record, indent=1) + "\n")
+    records = [json.loads(file.read_text()) for file in sorted(config.out.glob("*/time.json"))]
+    (config.out / "equal-minutes.json").write_text(json.dumps(records, indent=1) + "\n")
 
 
 def _settings(name: str, config: EqualMinutesConfig, seed: int) -> tuple[type[Method[Any]], Any]:

@@ -24,6 +24,7 @@ LABELS = {
     "splitbrain": "split-brain",
     "splitbrain-hha": "split-brain with depth",
     "mae": "MAE",
+    "spark": "SparK",
     "synthetic": "synthetic to real",
     "random init": "random weights",
     "inpainting": "inpainting, generator",

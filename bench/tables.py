@@ -33,6 +33,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "HHA": speed_tables.hha,
     "synthetic to real": method_tables.synthetic,
     "domains": method_tables.domains,
+    "equal minutes": transfer_tables.equal_minutes,
     "CamVid": transfer_tables.camvid,
     "CIFAR-10": transfer_tables.cifar10,
     "loaders": speed_tables.loaders,

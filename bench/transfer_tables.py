@@ -14,6 +14,7 @@ RANDOM = {
     "superresolution": "random init (srresnet)",
     "superresolution, discriminator": "random init (srgan-discriminator)",
     "synthetic": "random init (alexnet)",
+    "mae": "random init (vit_tiny_patch16_224, patches of 8 px)",
     "cpc": "random init (resnet18, group norm)",
     "moco": "random init (resnet18, split norm)",
     "squeezenet1_0, squeezenet1_0_imagenet.safetensors": "random init (squeezenet1_0)",
@@ -34,6 +35,12 @@ COLUMNS = {
     "segmentation scenes: frozen mIoU": "segments, mIoU",
     "geometry scenes: frozen depth within 25 %": "depth within 25 %",
     "geometry scenes: frozen normals within 22.5°": "normals within 22.5°",
+    "tinyimagenet: kNN": "Tiny-ImageNet kNN",
+    "tinyimagenet: linear": "linear",
+    "tinyimagenet: linear, pooled": "linear, pooled",
+    "tinyimagenet: 10 % of labels": "10 % of labels",
+    "tinyimagenet: 10 % of labels, pooled": "10 %, pooled",
+    "tinyimagenet: fine-tuned": "fine-tuned",
     "cifar10-part: kNN": "CIFAR-10 kNN",
     "cifar10-part: linear": "linear",
     "figure-ground davis: frozen J": "DAVIS J",
@@ -95,6 +102,7 @@ def transfer(report: str, *names: str) -> str:
         "scenes": '`make transfer ARGS="--classification scenes --segmentation scenes --geometry scenes ..."`',
         "cifar10": '`make transfer ARGS="--size 32 --classification cifar10-part ..."`',
         "figure-ground": '`make transfer ARGS="--figure-ground davis ..."`',
+        "tinyimagenet": "`make transfer` with the options below",
     }[report]
     if names:
         command = "`make transfer` with the options of [One budget](../one-budget.md)"
@@ -103,7 +111,24 @@ def transfer(report: str, *names: str) -> str:
         machine = XEON if names else f"{EPYC}; MoCo on {XEON}"
     seeds = load(f"transfer/{report}")["settings"]["seeds"]
     runs = f"One pre-training each, {seeds} seeds of transfer; all in per cent"
+    if report == "tinyimagenet":
+        runs = f"{seeds} pre-trainings each, transferred with one seed each; all in per cent"
     return with_source(transfer_rows(report, wanted, leave_out), "weights", command, machine, runs)
+
+
+def equal_minutes() -> str:
+    """What each method computed in the same minutes."""
+    runs = load("equal-minutes")
+    rows: Rows = {}
+    for name in dict.fromkeys(run["method"] for run in runs):
+        mine = [run for run in runs if run["method"] == name]
+        rows[label(name)] = {
+            "steps": f"{statistics.fmean(run['steps'] for run in mine):,.0f}",
+            "images seen": f"{statistics.fmean(run['images'] for run in mine):,.0f}",
+            "minutes of one core": mean_and_deviation([run["processor seconds"] for run in mine], scale=1 / 60),
+            "options": f"`{mine[0]['options']}`" if mine[0]["options"] else "",
+        }
+    return with_source(rows, "method", "`python -m bench.equal_minutes`", EPYC, f"Means of {len(mine)} runs")
 
 
 def camvid() -> str:

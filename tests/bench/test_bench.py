@@ -47,8 +47,9 @@ def test_methods_train_for_equal_minutes(photos: Path, tmp_path: Path, monkeypat
     )
     threads = torch.get_num_threads()
     equal_minutes.run(settings)
-    (run,) = tmp_path.iterdir()
-    found = json.loads((run / "time.json").read_text())
+    (found,) = json.loads((tmp_path / "equal-minutes.json").read_text())
+    run = tmp_path / "splitbrain-3"
+    assert json.loads((run / "time.json").read_text()) == found
     assert (run.name, found["method"], found["seed"]) == ("splitbrain-3", "splitbrain", 3)
     assert found["steps"] == max(1, round(0.6 / found["seconds per step"]))
     assert (run / f"step-{found['steps']:08d}.pt").is_file()
