@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bench.printing import XEON, XEON_FP32, columns_of, label, load, mean_and_deviation, with_source
+from bench.printing import EPYC, XEON, XEON_FP32, columns_of, label, load, mean_and_deviation, with_source
 
 
 def demos() -> str:
@@ -167,6 +167,35 @@ def set5() -> str:
         command,
         "two cores of an AMD EPYC",
         "One training each",
+    )
+
+
+def masked(method: str) -> str:
+    """Masked squares of held-out scenes after the demo of MAE or SparK, compared with fills without learning."""
+    columns = {"psnr": ("PSNR, dB", ".2f"), "ssim": ("SSIM", ".3f"), "l1": ("L1, %", ".1f"), "l2": ("L2, %", ".2f")}
+    return with_source(
+        columns_of(load(f"demo-{method}"), columns),
+        "masked squares of 256 held-out scenes, 64 px",
+        f"`make train-{method}`",
+        EPYC,
+        "One run",
+    )
+
+
+def distill() -> str:
+    """The demo of distillation: held-out predictions of the teacher's features, and the features themselves."""
+    columns = {
+        "cosine": ("cosine, map", ".2f"),
+        "cosine_vector": ("cosine, vector", ".2f"),
+        "same_image": ("same image, %", ".1f"),
+        "rank": ("effective rank", ".0f"),
+    }
+    return with_source(
+        columns_of(load("demo-distill"), columns),
+        "256 held-out scenes, 64 px",
+        "`make train-distill TEACHER=alexnet=alexnet_features_imagenet.safetensors`",
+        EPYC,
+        "One run",
     )
 
 

@@ -83,6 +83,29 @@ def precision() -> str:
     return with_source(rows, f"batch {found['settings']['batch']}", f"`{found['command']}`", where, count)
 
 
+def masked_encoder() -> str:
+    """Time of a step of MAE's encoder on visible patches, compared with all patches."""
+    found = load("masked-encoder")
+    rows: Rows = {}
+    for network, of in found["encoder, ms"].items():
+        for job, milliseconds in of.items():
+            if job == "all patches" or job.endswith("masked"):
+                gain = of.get(f"{job}, times as fast", 1.0)
+                masked = 0.0 if job == "all patches" else float(job.removesuffix(" masked"))
+                rows[f"{network}, {job}"] = {
+                    "ms": f"{milliseconds:.0f}",
+                    "times as fast": f"{gain:.2f}",
+                    "1 / (1 - masked)": f"{1 / (1 - masked):.2f}",
+                }
+    return with_source(
+        rows,
+        "encoder, forward and backward",
+        f"`{found['command']}`",
+        machine_of(found).replace("2 cores", "One of 2 cores"),
+        f"Median of {found['settings']['rounds']} rounds in turns, one run",
+    )
+
+
 def growth() -> str:
     """How speed changes with threads, ranks, batch sizes and image sizes, on two machines."""
     machines = {"EPYC": load("growth"), "Xeon": load("growth-xeon")}
