@@ -46,6 +46,9 @@ class DINOConfig(CropsConfig):
     """Width of the head's two hidden layers."""
     bottleneck: int = 256
     """Width of the head's last hidden vector, which is normalized."""
+    head_norm: bool = False
+    """Batch norms in the head's hidden layers, an option of the authors' code. Without them, the outputs of a short run
+    become equally likely, because it learns only what all images have in common."""
     outputs: int = 65_536
     """Number of outputs, K; a few thousand are enough for small data sets."""
     momentum: float = 0.996
@@ -91,6 +94,7 @@ def demo() -> DINOConfig:
         local_crops=4,
         hidden=512,
         bottleneck=128,
+        head_norm=True,
         outputs=1024,
         momentum=0.98,
         teacher_temperature=0.04,
@@ -112,8 +116,8 @@ def small() -> DINOConfig:
         size=64,
         batch=256,
         steps=20_000,
+        head_norm=True,
         outputs=4096,
-        momentum=0.996,
         temperature_warmup=4_000,
         frozen=195,
         lr=1e-3,
@@ -184,14 +188,16 @@ def cosine(first: float, last: float, step: int, steps: int) -> float:
 class DINOHead(nn.Module):
     """Features (N,width) -> logits (N,K): three linear layers, normalization, and a last layer of unit vectors.
 
+    norm: batch norms in the hidden layers.
     The last layer is the authors' layer with weight normalization whose lengths are fixed at 1.
     """
 
-    def __init__(self, width: int, hidden: int, bottleneck: int, outputs: int) -> None:
+    def __init__(self, width: int, hidden: int, bottleneck: int, outputs: int, *, norm: bool = False) -> None:
         super().__init__()
-        self.layers = nn.Sequential(
-            nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, hidden), nn.GELU(), nn.Linear(hidden, bottleneck)
-        )
+        layers: list[nn.Module] = []
+        for narrow, wide in ((width, hidden), (hidden, hidden)):
+            layers += [nn.Linear(narrow, wide), *([nn.BatchNorm1d(wide)] if norm else []), nn.GELU()]
+        self.layers = nn.Sequential(*layers, nn.Linear(hidden, bottleneck))
         self.last = nn.Parameter(torch.empty(outputs, bottleneck))
         for layer in self.layers:
             if isinstance(layer, nn.Linear):
@@ -211,7 +217,8 @@ class DINO(CropsMethod[DINOConfig]):
 
     def __init__(self, config: DINOConfig, world: World) -> None:
         super().__init__(config, world)
-        self.head = DINOHead(self.width, config.hidden, config.bottleneck, config.outputs)
+        norm = config.head_norm and config.norm != "group"
+        self.head = DINOHead(self.width, config.hidden, config.bottleneck, config.outputs, norm=norm)
         self.teacher = ema_copy(self.student)
         self.register_buffer("center", torch.zeros(config.outputs))
         self.rate = optim.scaled_lr(config.optimizer, config.lr, config.batch)

@@ -9,6 +9,7 @@ import torch
 from helpers.command_line import Refused
 from helpers.view_cases import BATCH, WORLD, small_dino
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from kintsugi.contrastive import dino
 from kintsugi.contrastive.crops import encode_crops
@@ -177,3 +178,12 @@ def test_the_state_has_teacher_and_center():
     assert "center" in names
     assert any(name.startswith("teacher.0.") for name in names)
     assert dino.DINO(small_dino().config, WORLD).state_dict().keys() == names
+
+
+@pytest.mark.parametrize("norm", [False, True])
+def test_norms_in_the_head_remove_what_all_features_share(norm: bool):
+    torch.manual_seed(0)
+    head = DINOHead(32, 64, 16, 10, norm=norm)
+    hidden = normalize(head.layers(3 + random(16, 32)), dim=1)
+    shared = (hidden @ hidden.T).mean().item()
+    assert (shared < 0.3) == norm
