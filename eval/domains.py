@@ -71,8 +71,9 @@ def run(config: DomainsConfig) -> Results:
                 if started:
                     _same_settings(one, one.out)
                     precision = checkpoint.read(one.out)[1]["config"]["precision"]  # what auto has chosen
-                    one = dataclasses.replace(one, resume=True, precision=precision)
-                train(Synthetic, one)
+                    train(Synthetic, dataclasses.replace(one, resume=True, precision=precision))
+                else:
+                    train(Synthetic, one)
             _same_settings(one, one.out)
             rows = json.loads((one.out / "quality.json").read_text())
             for figure, value in rows[Synthetic.name].items():
