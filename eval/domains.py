@@ -65,16 +65,17 @@ def run(config: DomainsConfig) -> Results:
     for number in range(config.seeds):
         for way in config.ways:
             one = config.of(way, number)
-            folder = one.out
-            assert folder is not None
-            if not (folder / "quality.json").is_file():
-                if checkpoint.newest(folder):
-                    _same_settings(one, folder)
-                    precision = checkpoint.read(folder)[1]["config"]["precision"]  # what auto has chosen
-                    one = dataclasses.replace(one, resume=True, precision=precision)
-                train(Synthetic, one)
-            _same_settings(one, folder)
-            rows = json.loads((folder / "quality.json").read_text())
+            assert one.out is not None
+            if not (one.out / "quality.json").is_file():
+                started = bool(checkpoint.newest(one.out))
+                if started:
+                    _same_settings(one, one.out)
+                    precision = checkpoint.read(one.out)[1]["config"]["precision"]  # what auto has chosen
+                    train(Synthetic, dataclasses.replace(one, resume=True, precision=precision))
+                else:
+                    train(Synthetic, one)
+            _same_settings(one, one.out)
+            rows = json.loads((one.out / "quality.json").read_text())
             for figure, value in rows[Synthetic.name].items():
                 results[way].setdefault(figure, []).append(value)
             record = {"settings": to_plain(config), "figures": results}
