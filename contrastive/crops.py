@@ -19,7 +19,9 @@ from kintsugi.pictures import sheet
 from kintsugi.train.config import within
 from kintsugi.train.method import Batch
 
-SMALLEST_LOCAL = 16  # px; the coarsest map of a ResNet is one pixel then
+SMALLEST_LOCAL = 32  # px, the least that encoders take
+# Smaller crops would reach a ResNet's last stage as one pixel, for which the bf16 gradients of torch's convolutions of
+# stride 2 are not finite on some CPUs.
 SHOWN_LOCAL = 4  # local crops of each image in the pictures
 
 

@@ -3,8 +3,7 @@ LeCun 2025, arXiv:2511.08544).
 
 The crops of an image predict the mean projection of its global crops. Alone, that has a trivial solution: all
 projections equal. SIGReg prevents it: along random directions, the projections of a batch must pass the test of Epps
-and Pulley (1983) for a standard normal distribution. There is no teacher, no queue, and no stopped gradient. The loss
-tells how good the features are.
+and Pulley (1983) for a standard normal distribution. There is no teacher, no queue, and no stopped gradient.
 
 Deviations, each with its reason:
 - The encoder's vector is the one that eval transfers: the mean of the coarsest map's positions, or of a vision

@@ -65,7 +65,7 @@ def test_the_teacher_sees_only_the_global_crops():
     method.encoder.register_forward_pre_hook(lambda _, args: student.append(tuple(args[0].shape)))
     method.teacher_encoder.register_forward_pre_hook(lambda _, args: teacher.append(tuple(args[0].shape)))
     method.update(BATCH, 0)
-    assert student == [(16, 3, 32, 32), (24, 3, 16, 16)]
+    assert student == [(16, 3, 32, 32), (24, 3, 32, 32)]
     assert teacher == [(16, 3, 32, 32)]
 
 

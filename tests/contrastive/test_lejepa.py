@@ -149,7 +149,7 @@ def test_the_logged_loss_is_the_weighted_sum():
 def test_the_loss_of_a_step_equals_one_computed_crop_by_crop():
     method = small_lejepa(norm="group")
     crops = method.crops(BATCH, 3)
-    assert [tuple(kind.shape) for kind in crops] == [(2, 8, 3, 32, 32), (3, 8, 3, 16, 16)]
+    assert [tuple(kind.shape) for kind in crops] == [(2, 8, 3, 32, 32), (3, 8, 3, 32, 32)]
     with torch.no_grad():
         each = [method.projector(method.encoder.vectors(crop)) for kind in crops for crop in kind]
         joined = method.projector(encode_crops(method.encoder, crops)).unflatten(0, (5, 8))
@@ -166,7 +166,7 @@ def test_training_lowers_the_loss_without_a_collapse():
 
 
 def test_a_vision_transformer_takes_the_local_crops_too():
-    config = replace(lejepa.demo(), size=32, batch=8, encoder="test_vit", local_size=16, hidden=16, dim=8, directions=8)
+    config = replace(lejepa.demo(), size=32, batch=8, encoder="test_vit", local_size=32, hidden=16, dim=8, directions=8)
     torch.manual_seed(0)
     found = lejepa.LeJEPA(config, WORLD).update(BATCH, 0)
     assert all(value.isfinite() for value in found.values())
@@ -179,7 +179,7 @@ def test_a_vision_transformer_takes_the_local_crops_too():
         (["--directions", "0"], "--directions must be at least 1, not 0"),
         (["--global-crops", "0"], "--global-crops must be at least 1, not 0"),
         (["--global-crops", "1", "--local-crops", "0"], "a crop predicts the others"),
-        (["--local-size", "8"], "--local-size must be 0 or at least 16, not 8"),
+        (["--local-size", "16"], "--local-size must be 0 or at least 32, not 16"),
         (["--smallest-local", "0.5"], "--smallest-local 0.5 is larger than --largest-local 0.3"),
         (["--local-crops", "-1"], "--local-crops must be at least 0, not -1"),
     ],

@@ -36,10 +36,7 @@ OPTIONS: dict[str, tuple[str, str]] = {
     "moco": ("--size 32 --short-side 48 --queue 10 --symmetric", "photos"),
     "byol": ("--size 32 --short-side 48 --hidden 16 --dim 8", "photos"),
     "dino": ("--size 32 --short-side 48 --local-crops 2 --outputs 16 --hidden 16 --bottleneck 8 --frozen 1", "photos"),
-    "lejepa": (
-        "--size 32 --short-side 48 --local-crops 2 --local-size 16 --directions 16 --hidden 16 --dim 8",
-        "photos",
-    ),
+    "lejepa": ("--size 32 --short-side 48 --local-crops 2 --directions 16 --hidden 16 --dim 8", "photos"),
     "distill": ("--size 32 --short-side 48 --teacher-size 64 --strength 0.5", "photos"),
     "rotation": ("--size 32 --short-side 40", "photos"),
     "jigsaw": ("--size 48 --short-side 48 --tile 12 --permutations 4 --dim 8 --hidden 16", "photos"),

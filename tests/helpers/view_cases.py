@@ -32,13 +32,13 @@ def small_byol() -> byol.BYOL:
 
 def small_dino(**settings: Any) -> dino.DINO:
     torch.manual_seed(0)
-    few = {"size": 32, "batch": 8, "local_crops": 3, "local_size": 16, "hidden": 64, "bottleneck": 16, "outputs": 32}
+    few = {"size": 32, "batch": 8, "local_crops": 3, "local_size": 32, "hidden": 64, "bottleneck": 16, "outputs": 32}
     return dino.DINO(replace(dino.demo(), **{**few, "steps": 40, "warmup": 5, "frozen": 1, **settings}), WORLD)
 
 
 def small_lejepa(**settings: Any) -> lejepa.LeJEPA:
     torch.manual_seed(0)
-    few = {"size": 32, "batch": 8, "local_crops": 3, "local_size": 16, "hidden": 64, "dim": 8, "directions": 32}
+    few = {"size": 32, "batch": 8, "local_crops": 3, "local_size": 32, "hidden": 64, "dim": 8, "directions": 32}
     return lejepa.LeJEPA(replace(lejepa.demo(), **{**few, "steps": 40, "warmup": 5, **settings}), WORLD)
 
 
