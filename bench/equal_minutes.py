@@ -35,7 +35,7 @@ OPTIONS: Mapping[str, str] = {
     "splitbrain": "--encoder resnet18",
     "inpainting": "--mask regions --lpips off",
     "mae": "--norm-pix --batch 64 --lr 8e-3",
-    "spark": "--stem medium",
+    "spark": "--cell 8 --decoder-width 128 --lr 2e-3",
     "distill": "",
 }
 """Method -> its own options besides those of its demo. The network is ResNet-18, and MAE's a ViT-Tiny."""

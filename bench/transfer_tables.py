@@ -105,7 +105,8 @@ def transfer(report: str, *names: str) -> str:
         "tinyimagenet": "`make transfer` with the options below",
     }[report]
     if names:
-        command = "`make transfer` with the options of [One budget](../one-budget.md)"
+        page = "[Equal minutes](../equal-minutes.md)" if report == "tinyimagenet" else "[One budget](../one-budget.md)"
+        command = f"`make transfer` with the options of {page}"
     machine = EPYC
     if report == "report" and (not names or "moco" in names):
         machine = XEON if names else f"{EPYC}; MoCo on {XEON}"
