@@ -160,8 +160,7 @@ def parse_command(config: type[T], argv: Sequence[str] | None = None, *, default
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     known = {*_flags(config), "--help", "-h"}
-    if any(word.startswith("--tyro-") for word in argv):  # tyro's own options, which write files
-        raise ValueError("options that begin with --tyro- are not supported: see --help")
+    _refuse_own_options_of_tyro(argv)
     message = io.StringIO()
     try:
         with contextlib.redirect_stderr(message):
@@ -176,6 +175,12 @@ def parse_command(config: type[T], argv: Sequence[str] | None = None, *, default
         hint = f"did you mean {near[0]}?" if near else "see --help"
         raise ValueError(f"unknown option {option}: {hint}")
     return typing.cast(T, value)
+
+
+def _refuse_own_options_of_tyro(argv: Sequence[str]) -> None:
+    """Raises ValueError with one line for tyro's own options, which write files."""
+    if any(word.startswith("--tyro-") for word in argv):
+        raise ValueError("options that begin with --tyro- are not supported: see --help")
 
 
 @contextlib.contextmanager
@@ -241,6 +246,7 @@ def _resumed_run(argv: Sequence[str]) -> _ResumedRun | None:
     """
     if not any(word.partition("=")[0] in ("--resume", "--no-resume") for word in argv):
         return None
+    _refuse_own_options_of_tyro(argv)
     with contextlib.redirect_stderr(io.StringIO()), contextlib.suppress(SystemExit):
         found, _ = tyro.cli(
             _ResumedRun, args=[word for word in argv if word not in ("-h", "--help")], return_unknown_args=True

@@ -63,6 +63,7 @@ def test_a_preset_sets_defaults_and_options_override_it():
         (["--steps"], "Missing value for argument '--steps'"),
         (["--steps", "0"], "--steps must be at least 1"),
         (["--seed", "-1"], "--seed must not be negative"),
+        (["--tyro-print-completion", "--resume"], "options that begin with --tyro- are not supported"),
     ],
 )
 def test_a_mistake_is_one_line(argv: list[str], message: str, capsys: pytest.CaptureFixture[str]):
