@@ -15,7 +15,6 @@ Deviations, each with its reason:
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -177,11 +176,6 @@ def entropy(probabilities: Tensor) -> Tensor:
     return -(probabilities * probabilities.clamp(min=1e-12).log()).sum(-1).mean()
 
 
-def cosine(first: float, last: float, step: int, steps: int) -> float:
-    """A setting that changes along half a cosine from ``first`` at step 0 to ``last`` at step ``steps``."""
-    return last + (first - last) * 0.5 * (1 + math.cos(math.pi * step / steps))
-
-
 # --- the method -----------------------------------------------------------------------------------------------
 
 
@@ -276,7 +270,7 @@ class DINO(CropsMethod[DINOConfig]):
         """Takes the optimizer's step with this step's learning rate and weight decay; returns the gradient's norm."""
         config, optimizer = self.config, self.optimizers["student"]
         optim.set_lr(optimizer, self.rate * optim.warmup_cosine(step, config.steps, config.warmup))
-        decay = cosine(config.weight_decay, config.last_weight_decay, step, config.steps)
+        decay = optim.cosine(config.weight_decay, config.last_weight_decay, step, config.steps)
         optimizer.param_groups[0]["weight_decay"] = decay  # the second group has none
         return optim.take_step(optimizer, self.world, config.clip)
 

@@ -275,8 +275,8 @@ class SparK(MaskedMethod[SparKConfig]):
 
     def decay(self, step: int) -> float:
         """The weight decay at a step, which goes from the first to the last value along half a cosine."""
-        first, last = self.config.weight_decay, self.config.last_weight_decay
-        return last + (first - last) * optim.warmup_cosine(step, self.config.steps, 0)
+        config = self.config
+        return optim.cosine(config.weight_decay, config.last_weight_decay, step, config.steps)
 
     def draw(self, count: int, *key: int) -> Tensor:
         """Random visible cells for ``key``, bool (count,1,g,g), on the CPU."""

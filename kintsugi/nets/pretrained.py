@@ -56,9 +56,8 @@ def load_into(encoder: Encoder, given: Mapping[str, Tensor], source: str, *, rgb
     otherwise its first layer stays fresh. Raises ValueError with one line if less than ``LEAST`` matches, or if the
     source belongs to a deeper network.
     """
+    match = _matched(encoder, given, source, rgb)
     network = _network(encoder)
-    name = str(encoder.spec.plain().get("name") or _inner(encoder).spec.plain().get("name", "the encoder"))
-    match = _matched(encoder, network, name, given, source, "" if rgb else _first_layer(network))
     network.load_state_dict({**network.state_dict(), **match.weights})
     return match
 
@@ -89,50 +88,42 @@ def _network(encoder: Encoder) -> nn.Module:
     return encoder.trunk if isinstance(encoder, PublishedEncoder) else encoder
 
 
-def _matched(
-    encoder: Encoder, network: nn.Module, name: str, given: Mapping[str, Tensor], source: str, first: str
-) -> Match:
-    """first: prefix of the layer that stays fresh, or empty."""
+def _matched(encoder: Encoder, given: Mapping[str, Tensor], source: str, rgb: bool) -> Match:
+    inner, network = _inner(encoder), _network(encoder)
+    name = str(encoder.spec.plain().get("name") or inner.spec.plain().get("name", "the encoder"))
     state = network.state_dict()
     wanted = {_flat(key): key for key in state}
     prefix = _prefix({_flat(key) for key in given}, list(wanted))
     bare = {key[len(prefix) :]: value for key, value in given.items() if _flat(key).startswith(prefix)}
-    if isinstance(network_encoder := _inner(encoder), ViTEncoder):
-        bare = _translated(bare, network_encoder)
+    if isinstance(inner, ViTEncoder):
+        bare = _translated(bare, inner)
     theirs = {_flat(key): (key, value) for key, value in bare.items()}
-    weights, problems, counted, numbers = {}, [], 0, 0
-    missing = []
-    for flat, key in wanted.items():
-        if key.endswith(_COUNTED):
-            continue
-        numbers += state[key].numel()
-        found = theirs.get(flat)
-        if found is not None and found[1].shape == state[key].shape:
-            if first and key.startswith(first):
-                missing.append(key)
-                counted += state[key].numel()  # it would fit
-                continue
-            weights[key] = found[1].to(state[key].dtype)
-            counted += state[key].numel()
-            continue
-        missing.append(key)
-        if found is None:
-            problems.append(f"{source} has no {key}: does it belong to a network other than {name}?")
-        else:
-            problems.append(
-                f"{source}: {found[0]} is {tuple(found[1].shape)}, but {tuple(state[key].shape)} in {name}: does it "
-                "belong to another network?"
-            )
-    fraction = counted / numbers
+
+    needed = {flat: key for flat, key in wanted.items() if not key.endswith(_COUNTED)}
+    fitting = {
+        key: theirs[flat][1]
+        for flat, key in needed.items()
+        if flat in theirs and theirs[flat][1].shape == state[key].shape
+    }
+    numbers = sum(state[key].numel() for key in needed.values())
+    fraction = sum(value.numel() for value in fitting.values()) / numbers
     if fraction < LEAST:
-        raise ValueError(f"{problems[0]} It has {100 * fraction:.0f} % of the weights; {100 * LEAST:.0f} % are needed")
-    if foreign := _foreign(_inner(encoder), list(theirs), list(wanted)):
+        flat, key = next((flat, key) for flat, key in needed.items() if key not in fitting)
+        problem = f"{source} has no {key}: does it belong to a network other than {name}?"
+        if flat in theirs:
+            shapes = f"{tuple(theirs[flat][1].shape)}, but {tuple(state[key].shape)} in {name}"
+            problem = f"{source}: {theirs[flat][0]} is {shapes}: does it belong to another network?"
+        raise ValueError(f"{problem} It has {100 * fraction:.0f} % of the weights; {100 * LEAST:.0f} % are needed")
+    if foreign := _foreign(inner, list(theirs), list(wanted)):
         raise ValueError(
             f"{source} has {theirs[foreign][0]}, which {name} does not have: does it belong to another network?"
         )
-    taken = {_flat(key) for key in wanted.values()}
-    unused = [key for key in bare if _flat(key) not in taken]
-    return Match(name, weights, sum(v.numel() for v in weights.values()) / numbers, missing, unused)
+
+    fresh = () if rgb else _first_layer(network)
+    weights = {key: value.to(state[key].dtype) for key, value in fitting.items() if not key.startswith(fresh)}
+    missing = [key for key in needed.values() if key not in weights]
+    unused = [key for key in bare if _flat(key) not in wanted]
+    return Match(name, weights, sum(value.numel() for value in weights.values()) / numbers, missing, unused)
 
 
 def _translated(state: dict[str, Tensor], encoder: ViTEncoder) -> dict[str, Tensor]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Callable
 from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
+
+from kintsugi.train import optim
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -32,7 +33,7 @@ def cosine_momentum(base: float, step: int, steps: int) -> float:
 
     As in Grill 2020 (arXiv:2006.07733).
     """
-    return 1 - (1 - base) * (math.cos(math.pi * step / steps) + 1) / 2
+    return optim.cosine(base, 1, step, steps)
 
 
 Tensors = tuple[Tensor, ...] | list[Tensor]

@@ -42,6 +42,11 @@ def warmup_cosine(step: int, steps: int, warmup: int, *, cosine_from: int | None
     return rise * 0.5 * (1 + math.cos(math.pi * max(0, step - start) / max(1, steps - start)))
 
 
+def cosine(first: float, last: float, step: int, steps: int) -> float:
+    """A setting that changes along half a cosine, from ``first`` at step 0 to ``last`` at step ``steps``."""
+    return last + (first - last) * warmup_cosine(step, steps, 0)
+
+
 def set_lr(optimizer: torch.optim.Optimizer, rate: float) -> None:
     """Sets the learning rate of all parameter groups, times a group's own ``lr_scale`` if it has one."""
     for group in optimizer.param_groups:

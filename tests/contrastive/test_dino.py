@@ -13,9 +13,10 @@ from torch.nn.functional import normalize
 
 from kintsugi.contrastive import dino
 from kintsugi.contrastive.crops import encode_crops
-from kintsugi.contrastive.dino import DINOHead, cosine, dino_loss, entropy, teacher_targets
+from kintsugi.contrastive.dino import DINOHead, dino_loss, entropy, teacher_targets
 from kintsugi.rng import generator
 from kintsugi.train.ema import cosine_momentum
+from kintsugi.train.optim import cosine
 
 
 def random(*size: int, seed: int = 0) -> Tensor:
