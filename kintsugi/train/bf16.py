@@ -39,7 +39,7 @@ def speedup(encoder: Encoder, side: int) -> float:
         for _ in range(_ROUNDS + 1):
             for bf16, found in times.items():
                 started = time.perf_counter()
-                with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+                with Compute(torch.device("cpu"), bf16=bf16).autocast():
                     maps = net(image)
                 torch.stack([x.float().square().mean() for x in maps.values()]).sum().backward()
                 found.append(time.perf_counter() - started)
