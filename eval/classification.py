@@ -4,15 +4,17 @@
 
 Frozen features are computed once. ``knn`` classifies by the nearest training images. ``linear`` trains a linear
 classifier on each layer's map, pooled to about 9,000 features, and reports the best layer; then one on the average of
-the coarsest map, as most papers do (``linear, pooled``). ``few`` does both with few labels of each class.
-``finetune`` trains all layers; from random weights that is supervised training from scratch. The figure is accuracy or,
-with several classes per image, mean average precision. Learning rate and layer are chosen on held-out training images;
-the test images are used once, at the end.
+the coarsest map, as most papers do (``linear, pooled``). ``few`` does both with few labels of each class; ``shots``
+has 1, 5 and 10 images of each class, and predicts the class of the nearest mean. ``finetune`` trains all layers; from
+random weights that is supervised training from scratch. The figure is accuracy or, with several classes per image, mean
+average precision. Learning rate and layer are chosen on held-out training images; the test images are used once, at the
+end.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -29,23 +31,30 @@ from kintsugi.eval.linear import probe, some_of_each
 from kintsugi.eval.report import Comparison, compare
 from kintsugi.eval.results import Result, Results
 from kintsugi.eval.tasks import FrozenFeatures, RunSettings, Task, data_name, evenly_spaced, fit_batch_norms
+from kintsugi.metrics.neighbors import class_means, nearest
 from kintsugi.metrics.neighbors import classify as knn_classify
 from kintsugi.nets.encoder import Encoder
+from kintsugi.rng import derive_seed
 from kintsugi.train import checkpoint
 from kintsugi.train.compute import Compute
 from kintsugi.train.config import parse_command, user_errors, within
 
-Protocol = Literal["knn", "linear", "few", "finetune"]
+Protocol = Literal["knn", "linear", "few", "shots", "finetune"]
+DRAWS = 10
+"""The figure of few shots is the mean over so many draws of the labeled images, because single draws vary much."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClassificationSettings(RunSettings):
     """Options of classification."""
 
-    classification_protocols: tuple[Protocol, ...] = ("knn", "linear", "few", "finetune")
-    """knn: nearest neighbors; linear: a linear classifier; few: the same with few labels; finetune: all layers."""
+    classification_protocols: tuple[Protocol, ...] = ("knn", "linear", "few", "shots", "finetune")
+    """knn: nearest neighbors; linear: a linear classifier; few: the same with few labels; shots: nearest means of very
+    few images; finetune: trains all layers."""
     labels: tuple[float, ...] = (0.01, 0.1)
     """Fractions of the training labels that few uses; at least two images of each class."""
+    shots: tuple[int, ...] = (1, 5, 10)
+    """Images of each class that shots uses."""
     pooled_features: int = 9000
     """For linear classifiers, each layer's map is pooled to about this many features."""
     steps_linear: int = 500
@@ -56,8 +65,9 @@ class ClassificationSettings(RunSettings):
     """Steps of fine-tuning."""
     batch_tuned: int = 64
     """Images per step of fine-tuning."""
-    lr_tuned: float = 1e-3
-    """AdamW's highest learning rate in fine-tuning."""
+    lr_tuned: tuple[float, ...] = (3e-4, 1e-3, 3e-3)
+    """AdamW's highest learning rate in fine-tuning. If there are several, each is tried, and the best is chosen on a
+    held-out tenth of the training images."""
     labeled_scenes: int = 1000
     """Number of training scenes, if the data is scenes."""
 
@@ -66,6 +76,10 @@ class ClassificationSettings(RunSettings):
         within(self, pooled_features=1, steps_linear=1, batch_linear=1, steps_tuned=1, batch_tuned=1, labeled_scenes=1)
         if not all(0 < fraction < 1 for fraction in self.labels):
             raise ValueError(f"--labels must be between 0 and 1, not {self.labels}")
+        if not all(shots >= 1 for shots in self.shots):
+            raise ValueError(f"--shots must be at least 1, not {self.shots}")
+        if not self.lr_tuned or not all(lr > 0 for lr in self.lr_tuned):
+            raise ValueError(f"--lr-tuned must be at least one number above 0, not {self.lr_tuned}")
 
 
 class Classification(Task):
@@ -84,11 +98,14 @@ class Classification(Task):
         else:
             self.split = open_labeled(data, size, store)
         self.name = data_name(data) if not self.several else f"what is in {data}"
+        self.fractions = {percent(fraction): fraction for fraction in config.labels}
+        self.shots = {f"{shots}-shot": shots for shots in config.shots}
+        names: Mapping[str, Iterable[str]] = {"few": self.fractions, "shots": self.shots}
         self.protocols = tuple(
             name
             for protocol in config.classification_protocols
-            for name in (map(percent, config.labels) if protocol == "few" else [protocol])
-            if not (self.several and protocol == "knn")  # kNN votes for one class
+            for name in names.get(protocol, [protocol])
+            if not (self.several and protocol in ("knn", "shots"))  # these predict one class
         )
 
     def settings(self) -> Mapping[str, Any]:
@@ -98,23 +115,25 @@ class Classification(Task):
             "size": self.size,
             "images": [len(self.split.train), len(self.split.heldout)],
             "linear": ["best and pooled", config.pooled_features, config.steps_linear, config.batch_linear],
-            "tuned": [config.steps_tuned, config.batch_tuned, config.lr_tuned],
+            "tuned": [config.steps_tuned, config.batch_tuned, *config.lr_tuned],
         }
 
     def measure(self, features: FrozenFeatures, protocol: str, seed: int) -> Result:
         if protocol == "finetune":
-            decay = LAYER_DECAY if features.weights.states else 1.0
-            return Result({"fine-tuned": self._finetuned(features.encoder(), seed, decay)})
+            figure, rate = self._finetuned(features, seed)
+            return Result({"fine-tuned": figure}, {"learning rate": rate})
         train, test = features.once(self.features)
         if protocol == "knn":
             return Result({"kNN": self._knn(train, test)})
+        if protocol in self.shots:
+            return Result({protocol: few_shots(train, test, len(self.split.train.classes), self.shots[protocol], seed)})
         return self._linear(train, test, protocol, seed)
 
-    def _finetuned(self, encoder: Encoder, seed: int, layer_decay: float) -> float:
-        """The score, in [0,1], after fine-tuning."""
+    def _finetuned(self, features: FrozenFeatures, seed: int) -> tuple[float, float]:
+        """The score, in [0,1], after fine-tuning, and the learning rate that was chosen."""
         config, split = self.config, self.split
         return finetune(
-            encoder,
+            features.encoder,
             split.train,
             split.heldout,
             len(split.train.classes),
@@ -124,7 +143,7 @@ class Classification(Task):
             config.batch_tuned,
             config.lr_tuned,
             self.compute,
-            layer_decay,
+            LAYER_DECAY if features.weights.states else 1.0,
         )
 
     def _knn(self, train: Features, test: Features) -> float:
@@ -140,8 +159,7 @@ class Classification(Task):
         """
         config, rows = self.config, slice(None)
         if protocol != "linear":
-            fraction = next(fraction for fraction in config.labels if percent(fraction) == protocol)
-            rows = some_of_each(train.labels, fraction, seed, least=2)  # type: ignore[assignment]
+            rows = some_of_each(train.labels, self.fractions[protocol], seed, least=2)  # type: ignore[assignment]
         labels = train.labels[rows]
 
         def scores(x: Tensor, of_test: Tensor) -> tuple[float, float]:
@@ -163,6 +181,20 @@ class Classification(Task):
             extract(encoder, images, self.size, self.config.pooled_features, self.compute) for images in (train, test)
         )
         return first, second
+
+
+def few_shots(train: Features, test: Features, classes: int, shots: int, seed: int) -> float:
+    """Accuracy, in [0,1], of the nearest class mean of ``shots`` images of each class, the mean over ``DRAWS`` draws.
+
+    The center of the features is that of all training images, which takes no labels.
+    """
+    center = train.vector.mean(0)
+    hits = []
+    for draw in range(DRAWS):
+        rows = some_of_each(train.labels, 0.0, derive_seed(seed, draw), least=shots)
+        means = class_means(train.vector[rows] - center, train.labels[rows], classes)
+        hits.append((nearest(means, test.vector - center) == test.labels).float().mean().item())
+    return statistics.fmean(hits)
 
 
 def percent(fraction: float) -> str:

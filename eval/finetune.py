@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from tqdm import tqdm
 from kintsugi.augment import cropping
 from kintsugi.data.image_set import Images
 from kintsugi.eval.features import central_squares
-from kintsugi.eval.linear import loss, score
+from kintsugi.eval.linear import HELD_OUT, loss, score, some_of_each
 from kintsugi.nets.encoder import Encoder
 from kintsugi.nets.vit import ViTEncoder
 from kintsugi.rng import derive_seed, generator
@@ -28,7 +29,7 @@ WEIGHT_DECAY = 1e-2
 
 
 def finetune(
-    encoder: Encoder,
+    make: Callable[[], Encoder],
     train: Images,
     test: Images,
     classes: int,
@@ -36,41 +37,80 @@ def finetune(
     seed: int,
     steps: int,
     batch: int,
-    lr: float,
+    rates: Sequence[float],
     compute: Compute,
     layer_decay: float = 1.0,
-) -> float:
-    """Trains encoder and linear head, and returns their ``eval.linear.score`` on the test images, in [0,1].
+) -> tuple[float, float]:
+    """Trains encoder and linear head with each learning rate on nine tenths of the training images, and keeps the rate
+    that is best on the last tenth. Returns the ``eval.linear.score`` on the test images, in [0,1], and the rate.
 
-    AdamW along a cosine with warm-up, on random crops of ``size`` px, mirrored at random. From random weights this is
-    supervised training from scratch on the same labels and with the same budget. layer_decay: of vision transformers,
-    as ``LAYER_DECAY``; 1 for random weights, all of which must learn.
+    Only one network, that of the best rate, predicts the test images. If there is one rate, it trains on all images.
+    From random weights this is supervised training from scratch on the same labels and with the same budget.
+
+    make: builds the encoder, always with the same weights. layer_decay: of vision transformers, as ``LAYER_DECAY``; 1
+    for random weights, all of which must learn.
     """
-    torch.manual_seed(derive_seed(seed, 2))
-    # Features are normalized first, because those of random networks have an unusual scale.
-    width = encoder.vector_length
-    head = nn.Sequential(nn.BatchNorm1d(width), nn.Linear(width, classes)).to(compute.device)
-    net = nn.ModuleList([encoder, head]).train()
-    groups = [*encoder_groups(encoder, layer_decay), {"params": list(head.parameters())}]
+    assert train.labels is not None
+    every = torch.arange(len(train))
+    held_out = some_of_each(train.labels, HELD_OUT, seed, least=1, keep=1) if len(rates) > 1 else every < 0
+    best, chosen, figure = None, rates[0], -1.0
+    for lr in rates:
+        net = _Classifier(make(), classes, seed, compute)
+        _fit(net, train, every[~held_out], size, seed, steps, batch, lr, layer_decay)
+        found = _score(net, train, every[held_out], size) if held_out.any() else 0.0
+        if found > figure:
+            best, chosen, figure = net, lr, found
+    assert best is not None
+    return _score(best, test, torch.arange(len(test)), size), chosen
+
+
+class _Classifier(nn.Module):
+    """An encoder and a linear head: RGB (n,3,H,W) in [0,1] -> logits (n,1,K), float."""
+
+    def __init__(self, encoder: Encoder, classes: int, seed: int, compute: Compute) -> None:
+        super().__init__()
+        torch.manual_seed(derive_seed(seed, 2))
+        self.encoder, self.compute = encoder, compute
+        # Features are normalized first, because those of random networks have an unusual scale.
+        width = encoder.vector_length
+        self.head = nn.Sequential(nn.BatchNorm1d(width), nn.Linear(width, classes)).to(compute.device)
+
+    def forward(self, image: Tensor) -> Tensor:
+        with self.compute.autocast():
+            return self.head(self.encoder.vectors(image).float()).float()[:, None]
+
+
+def _fit(
+    net: _Classifier,
+    train: Images,
+    rows: Tensor,
+    size: int,
+    seed: int,
+    steps: int,
+    batch: int,
+    lr: float,
+    layer_decay: float,
+) -> None:
+    """Trains on the images ``rows``, by AdamW along a cosine with warm-up, on random crops of ``size`` px, mirrored at
+    random."""
+    net.train()
+    groups = [*encoder_groups(net.encoder, layer_decay), {"params": list(net.head.parameters())}]
     optimizer = torch.optim.AdamW(groups, lr, weight_decay=WEIGHT_DECAY)
-
-    def logits(image: Tensor) -> Tensor:
-        with compute.autocast():
-            return head(encoder.vectors(image).float()).float()[:, None]  # (n,1,K)
-
-    for step in tqdm(range(steps), desc=f"all layers, seed {seed}", leave=False, disable=None):
+    for step in tqdm(range(steps), desc=f"all layers, seed {seed}, rate {lr:g}", leave=False, disable=None):
         random = generator(seed, step, 8)
-        rows = torch.randint(len(train), (batch,), generator=random)
-        found = {name: value.to(compute.device) for name, value in train.batch(rows).items()}
-        image = cropping.random_crops(found, size, batch, slice(batch), random)
-        loss(logits(image), found["label"]).backward()
+        some = rows[torch.randint(len(rows), (batch,), generator=random)]
+        found = {name: value.to(net.compute.device) for name, value in train.batch(some).items()}
+        loss(net(cropping.random_crops(found, size, batch, slice(batch), random)), found["label"]).backward()
         set_lr(optimizer, lr * warmup_cosine(step, steps, steps // 10, cosine_from=0))
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
+
+
+@torch.no_grad()
+def _score(net: _Classifier, images: Images, rows: Tensor, size: int) -> float:
+    """The score on the central squares of the images ``rows``."""
     net.eval()
-    with torch.no_grad():
-        batches = central_squares(test, size, compute, torch.arange(len(test)))
-        pairs = [(logits(image), label) for image, label in batches]
+    pairs = [(net(image), label) for image, label in central_squares(images, size, net.compute, rows)]
     predicted, truth = (torch.cat(each) for each in zip(*pairs, strict=True))
     return score(predicted, truth).item()
 

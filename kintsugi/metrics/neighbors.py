@@ -1,4 +1,5 @@
-"""Nearest neighbors: classification by weighted votes (Wu 2018, arXiv:1805.01978, section 3.4), and retrieval."""
+"""Nearest neighbors: classification by weighted votes (Wu 2018, arXiv:1805.01978, section 3.4) or by the nearest class
+mean (Wang 2019, arXiv:1911.04623), and retrieval."""
 
 from __future__ import annotations
 
@@ -53,3 +54,20 @@ def classify(known: Tensor, labels: Tensor, queries: Tensor, classes: int, neigh
     unit = normalize(known, dim=1)
     chunks = normalize(queries, dim=1).split(CHUNK)
     return torch.cat([vote(x @ unit.T, labels, classes, neighbors) for x in chunks])
+
+
+def class_means(known: Tensor, labels: Tensor, classes: int) -> Tensor:
+    """The mean of the normalized features (N,C) of each class, (K,C); not a number where a class has no image.
+
+    labels int64 (N,): classes of the features, which are centered. classes: K.
+    """
+    total = torch.zeros(classes, known.shape[1], device=known.device).index_add_(0, labels, normalize(known, dim=1))
+    return total / torch.bincount(labels, minlength=classes)[:, None]
+
+
+def nearest(means: Tensor, queries: Tensor) -> Tensor:
+    """Predicts the classes (M,) of centered features (M,C): that of the nearest of the means (K,C) after normalization.
+
+    SimpleShot's classifier, with features centered and normalized (CL2N). Classes without a mean are never predicted.
+    """
+    return torch.cdist(normalize(queries, dim=1), means).nan_to_num(nan=torch.inf).argmin(1)

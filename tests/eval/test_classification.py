@@ -16,6 +16,7 @@ from kintsugi.eval import classification, features, linear
 from kintsugi.eval.finetune import encoder_groups, finetune
 from kintsugi.eval.tasks import FrozenFeatures
 from kintsugi.eval.weights import Weights
+from kintsugi.metrics import neighbors
 from kintsugi.metrics.neighbors import classify as knn_classify
 from kintsugi.nets.backbones import Backbone
 from kintsugi.nets.encoder import Encoder
@@ -127,6 +128,32 @@ def test_few_labels_are_some_of_each_class():
     assert linear.some_of_each(torch.ones(40, 3, dtype=torch.int64), 0.1, 0, least=2).sum() == 4
 
 
+def test_few_shots_predict_the_nearest_mean():
+    random = generator(3)
+    known, queries = torch.randn(30, 5, generator=random), torch.randn(20, 5, generator=random)
+    labels = torch.arange(30) % 3
+    labels[labels == 1] = 4  # classes 1 and 3 have no images
+    means = neighbors.class_means(known, labels, 5)
+    expected = []
+    for query in queries:
+        distances = {}
+        for k in (0, 2, 4):
+            mean = sum(x / x.norm() for x, label in zip(known, labels, strict=True) if label == k) / 10
+            assert torch.allclose(means[k], mean, atol=1e-6)
+            distances[k] = ((query / query.norm() - mean) ** 2).sum().item()
+        expected.append(min(distances, key=distances.__getitem__))
+    assert neighbors.nearest(means, queries).tolist() == expected
+
+
+def test_more_shots_predict_better():
+    random = generator(5)
+    labels = torch.arange(400) % 4
+    centers = 0.5 * torch.randn(4, 16, generator=random)
+    some = features.Features({}, centers[labels] + torch.randn(400, 16, generator=random), labels)
+    found = [classification.few_shots(some, some, 4, shots, 0) for shots in (1, 5, 100)]
+    assert 0.25 < found[0] < found[1] < found[2]
+
+
 def test_layers_are_pooled_to_about_the_given_number_of_features(photos_in_classes: Path):
     class Two(Encoder):
         def __init__(self) -> None:
@@ -164,15 +191,25 @@ def photos_in_classes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+def _alexnet() -> Encoder:
+    torch.manual_seed(0)
+    return Backbone("alexnet").build()
+
+
 def test_fine_tuning_learns_and_is_deterministic(photos_in_classes: Path):
     data = open_labeled(str(photos_in_classes), 64)
 
     def tuned(steps: int) -> float:
-        torch.manual_seed(0)
-        encoder = Backbone("alexnet").build()
-        return finetune(encoder, data.train, data.heldout, 2, 64, 0, steps, 8, 1e-3, CPU)
+        return finetune(_alexnet, data.train, data.heldout, 2, 64, 0, steps, 8, [1e-3], CPU)[0]
 
     assert tuned(15) == 1 == tuned(15)
+
+
+def test_fine_tuning_chooses_its_rate_on_held_out_training_images(photos_in_classes: Path):
+    data = open_labeled(str(photos_in_classes), 64)
+    # With a rate of 1e-9 nothing is learned.
+    for rates in ([1e-9, 1e-3], [1e-3, 1e-9]):
+        assert finetune(_alexnet, data.train, data.heldout, 2, 64, 0, 15, 8, rates, CPU) == (1, 1e-3)
 
 
 def test_each_block_of_a_vision_transformer_has_a_higher_rate_than_the_one_before():
@@ -196,17 +233,20 @@ def test_each_block_of_a_vision_transformer_has_a_higher_rate_than_the_one_befor
 
 def test_a_vision_transformer_is_fine_tuned(photos_in_classes: Path):
     data = open_labeled(str(photos_in_classes), 64)
-    torch.manual_seed(0)
-    encoder = ViT("test_vit", 64, 8).build()
-    assert finetune(encoder, data.train, data.heldout, 2, 64, 0, 15, 8, 1e-3, CPU, 0.75) == 1
+
+    def made() -> Encoder:
+        torch.manual_seed(0)
+        return ViT("test_vit", 64, 8).build()
+
+    assert finetune(made, data.train, data.heldout, 2, 64, 0, 15, 8, [1e-3], CPU, 0.75) == (1, 1e-3)
 
 
 def test_random_weights_have_no_layer_decay(photos_in_classes: Path, monkeypatch: pytest.MonkeyPatch):
     given: list[float] = []
 
-    def recorded(*arguments: object) -> float:
+    def recorded(*arguments: object) -> tuple[float, float]:
         given.append(arguments[-1])  # type: ignore[arg-type]
-        return 1.0
+        return 1.0, 1e-3
 
     monkeypatch.setattr(classification, "finetune", recorded)
     spec = ViT("test_vit", 64, 8)
@@ -224,7 +264,15 @@ def test_the_command(trained: Path, photos_in_classes: Path, tmp_path: Path, cap
     printed = capsys.readouterr().out
     record = json.loads((tmp_path / "report.json").read_text())
     results = [result for result in record["results"] if result["weights"] == "inpainting"]
-    assert [result["protocol"] for result in results] == 2 * ["knn", "linear", "20 % of labels", "finetune"]
+    assert [result["protocol"] for result in results] == 2 * [
+        "knn",
+        "linear",
+        "20 % of labels",
+        "1-shot",
+        "5-shot",
+        "10-shot",
+        "finetune",
+    ]
     assert list(results[1]["details"]["by layer"]) == ["stride 4", "stride 8", "stride 16", "stride 32"]
     assert [result["figures"]["linear"] for result in results if result["protocol"] == "linear"] == [1, 1]
     assert [result["figures"]["linear, pooled"] for result in results if result["protocol"] == "linear"] == [1, 1]
@@ -241,4 +289,6 @@ def test_bad_input_is_one_line(refused: Refused, trained: Path, photos_in_classe
     assert "no train/ and test/ in it" in refused(classification.main, [*args, photos])
     assert "has no critic" in refused(classification.main, [*args, photos_in_classes, "--roles", "critic"])
     assert "--labels must be" in refused(classification.main, [*args, photos_in_classes, "--labels", "2"])
+    assert "--shots must be" in refused(classification.main, [*args, photos_in_classes, "--shots", "0"])
+    assert "--lr-tuned must be" in refused(classification.main, [*args, photos_in_classes, "--lr-tuned", "0"])
     assert "--seeds must be at least 1" in refused(classification.main, [*args, photos_in_classes, "--seeds", "0"])

@@ -95,7 +95,7 @@ def test_all_weights_on_every_task(ckpts: list[str], folders: Path, capsys: pyte
         "figure-ground clips",
     }
     assert not any(result["error"] for result in record["results"])
-    assert len(record["results"]) == len(names) * (4 + 3 + 2 + 2 + 2)
+    assert len(record["results"]) == len(names) * (7 + 3 + 2 + 2 + 2)
     assert all(0 <= value <= 1 for result in record["results"] for value in result["figures"].values())
     text = (out / "report.md").read_text()
     assert text in printed

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.nn.functional import scaled_dot_product_attention
 
 from kintsugi.train.compute import Compute, Precision
 
@@ -16,3 +17,16 @@ def test_precision_on_a_cpu(precision: Precision, bf16: bool):
     assert str(compute) == ("the CPU in bf16" if bf16 else "the CPU")
     with compute.autocast():
         assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == compute.dtype
+
+
+def test_attention_in_bf16_on_a_cpu_is_near_that_in_fp32_and_not_the_slow_fused_one():
+    q, k, v = torch.randn(3, 2, 3, 40, 16, generator=torch.Generator().manual_seed(0)).unbind()
+    expected = ((q @ k.mT) / 4).softmax(-1) @ v
+    with torch.profiler.profile() as profile, Compute(CPU, bf16=True).autocast():
+        found = scaled_dot_product_attention(q.requires_grad_(), k, v)
+        found.float().sum().backward()
+    assert found.dtype == torch.bfloat16
+    assert torch.allclose(found.float(), expected, atol=0.03)
+    names = [event.key for event in profile.key_averages()]
+    assert not any("flash" in name for name in names), names
+    assert torch.backends.cuda.flash_sdp_enabled()  # outside, all is as before
