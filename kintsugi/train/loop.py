@@ -61,6 +61,7 @@ def prepared(method_class: type[Method[C]], config: C, world: World, data: Data)
     torch.manual_seed(derive_seed(config.seed))
     method = method_class.build(config, world, data)
     _choose_precision(method, config, world)
+    method.to(world.device)  # its own buffers too
     world.place(method.children(), channels_last=config.channels_last, compile=config.compile)
     method.on_train_data(data.train)
     return method
