@@ -17,6 +17,7 @@ from typing import Literal
 import matplotlib.pyplot as plt
 import torch
 from PIL import Image, ImageOps
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torchvision.transforms.v2.functional import to_pil_image
 from tqdm import tqdm
 
@@ -24,6 +25,7 @@ from kintsugi.data.decode import SUFFIXES
 from kintsugi.data.images import open_images
 from kintsugi.data.store import Store
 from kintsugi.train.compute import Device
+from kintsugi.train.log import panel
 
 IMAGENET = (375, 500)
 """The most common height and width of ImageNet's photos, px."""
@@ -79,22 +81,40 @@ Job = Callable[[], object]
 
 
 def milliseconds(
-    jobs: Mapping[str, Job], rounds: int, device: torch.device, clock: Callable[[], float] = time.perf_counter
+    jobs: Mapping[str, Job],
+    rounds: int,
+    device: torch.device,
+    clock: Callable[[], float] = time.perf_counter,
+    repeats: int = 1,
 ) -> dict[str, float]:
     """The median time of each job over ``rounds`` runs, in milliseconds.
 
     The jobs take turns. Each first runs once as a warm-up, which is not counted. On a GPU a run ends when the device is
-    done. clock: ``time.process_time``, with one thread on a CPU, does not count the time of other programs.
+    done. clock: ``time.process_time``, with one thread on a CPU, does not count the time of other programs. repeats:
+    how often a run does its job; the time is then of one. With several, a GPU need not wait after each.
     """
     times: dict[str, list[float]] = {name: [] for name in jobs}
     for _ in tqdm(range(rounds + 1), desc=", ".join(jobs)[:60], leave=False):
         for name, job in jobs.items():
             start = clock()
-            job()
-            if device.type == "cuda":
-                torch.cuda.synchronize()
-            times[name].append(1e3 * (clock() - start))
+            for _ in range(repeats):
+                job()
+            wait(device)
+            times[name].append(1e3 * (clock() - start) / repeats)
     return {name: round(statistics.median(found[1:]), 2) for name, found in times.items()}
+
+
+def wait(device: torch.device) -> None:
+    """Waits until a GPU has done what it was given. On a CPU nothing is open."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def logged(run: Path, name: str) -> dict[int, float]:
+    """A scalar that a training run logged, by its name in the loop, such as ``heldout/knn``: step -> value."""
+    events = EventAccumulator(str(run)).Reload()
+    tag = panel(name)
+    return {one.step: one.value for one in events.Scalars(tag)} if tag in events.Tags()["scalars"] else {}
 
 
 def machine() -> dict[str, object]:

@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from bench.common import machine
+from bench.common import machine, wait
 from kintsugi.catalog import METHODS
 from kintsugi.data.loader import Loader
 from kintsugi.train.command import method_in, named
@@ -42,7 +42,6 @@ OPTIONS: Mapping[str, str] = {
 
 _SHARED = "--size 64 --short-side 72 --eval-images 256 --log-every 50"
 _SCALED = ("warmup", "adversarial_start")  # settings counted in steps
-_WARM, _TIMED = 4, 24  # steps of the timing that are not counted, and that are
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,11 +62,15 @@ class EqualMinutesConfig:
     """Threads of each run. With one thread, time is the processor's, so that other programs do not count."""
     precision: str = "bf16"
     """fp32 or bf16."""
+    warm: int = 4
+    """Steps of the timing that are not counted."""
+    timed: int = 24
+    """Steps of the timing that are counted."""
     out: Path = Path("runs/equal-minutes")
     """Folder of the runs."""
 
     def __post_init__(self) -> None:
-        within(self, minutes=0.01, threads=1)
+        within(self, minutes=0.01, threads=1, warm=0, timed=1)
         if unknown := sorted(set(self.methods) - set(OPTIONS)):
             raise ValueError(f"--methods {unknown[0]}: choose from {', '.join(OPTIONS)}")
         if "distill" in self.methods and not self.teacher:
@@ -86,7 +89,7 @@ def run(config: EqualMinutesConfig) -> None:
             method, settings = _settings(name, config, seed)
             settings = replace(settings, out=folder)
             if name not in timed:
-                timed[name] = seconds_per_step(method, settings, config.threads)
+                timed[name] = seconds_per_step(method, settings, config.threads, config.warm, config.timed)
             seconds = timed[name]
             steps = max(1, round(60 * config.minutes / seconds))
             print(f"{name}, seed {seed}: {1e3 * seconds:.0f} ms a step, so {steps} steps", flush=True)
@@ -133,21 +136,23 @@ def scaled(settings: Any, steps: int) -> Any:
     return replace(settings, steps=steps, **{name: round(share * getattr(settings, name)) for name in names})
 
 
-def seconds_per_step(method_class: type[Method[Any]], settings: Any, threads: int) -> float:
-    """The time of one training step, the mean over a short run."""
+def seconds_per_step(method_class: type[Method[Any]], settings: Any, threads: int, warm: int, timed: int) -> float:
+    """The time of one training step, the mean of ``timed`` steps after ``warm`` others."""
     clock = time.process_time if threads == 1 else time.perf_counter
-    settings = replace(scaled(settings, _WARM + _TIMED), out=Path(tempfile.gettempdir()))
+    settings = replace(scaled(settings, warm + timed), out=Path(tempfile.gettempdir()))
     with open_world(settings.device, settings.precision, settings.batch) as world:
         data = method_class.open_data(settings, True)
         method = prepared(method_class, settings, world, data)
         loader = Loader(data.train, settings.batch, settings.seed, world.rank, world.size, world.device)
         started = clock()
         with loader.iterate(0) as batches:
-            for step, batch in zip(range(_WARM + _TIMED), batches, strict=False):
-                if step == _WARM:
+            for step, batch in zip(range(warm + timed), batches, strict=False):
+                if step == warm:
+                    wait(world.device)
                     started = clock()
                 method.update(batch, step)
-    return (clock() - started) / _TIMED
+        wait(world.device)
+    return (clock() - started) / timed
 
 
 def main() -> None:

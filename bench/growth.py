@@ -17,10 +17,9 @@ from pathlib import Path
 
 import torch
 from PIL import Image
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
 
-from bench.common import Job, TimingConfig, milliseconds, write
+from bench.common import Job, TimingConfig, logged, milliseconds, write
 from kintsugi.contrastive import simclr
 from kintsugi.data.hha import hha
 from kintsugi.data.images import open_images
@@ -29,7 +28,6 @@ from kintsugi.scenes import rendering
 from kintsugi.train.compute import pick_device
 from kintsugi.train.config import parse_command, user_errors
 from kintsugi.train.dist import World, keep_freed_memory
-from kintsugi.train.log import panel
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +44,19 @@ class GrowthConfig(TimingConfig):
     """Numbers of processes that share a batch, each with its own core or GPU. Too large numbers are left out."""
     compile: bool = True
     """Also measure torch.compile. This takes a minute and, on a CPU, needs a C++ compiler."""
+
+
+def scenes_job(count: int, size: int, device: torch.device) -> tuple[int, Job]:
+    """The job of rendering built-in scenes of ``size`` px, and their number."""
+    return count, lambda: rendering.render(0, torch.arange(count), size, device.type)
+
+
+def hha_job(count: int, device: torch.device) -> tuple[int, Job]:
+    """The job of computing HHA of frames of 640x480 px that show a slope, and their number."""
+    camera = torch.tensor([[518.9, 0, 325.6], [0, 519.5, 253.7], [0, 0, 1]], device=device).expand(count, 3, 3)
+    slope = torch.linspace(1, 4, 480, device=device)[:, None].expand(480, 640)
+    room = slope.expand(count, 1, 480, 640).contiguous()
+    return count, lambda: hha(room, camera)
 
 
 class Growth:
@@ -148,18 +159,13 @@ class Growth:
                 command = [sys.executable, *launch.split(), *training.split(), "--out", f"{runs}/run"]
                 threads = {"OMP_NUM_THREADS": "1"} if self.device.type == "cpu" else {}
                 subprocess.run(command, check=True, env=os.environ | threads, stdout=sys.stderr)
-                events = EventAccumulator(f"{runs}/run")
-                events.Reload()
-                last = events.Scalars(panel("speed/images_per_second"))[-1]  # of the last steps: without the start
-                found[str(count)] = last.value
+                rates = logged(Path(runs) / "run", "speed/images_per_second")
+                found[str(count)] = rates[max(rates)]  # of the last steps: without the start
         return found
 
     def measure(self) -> dict[str, dict[str, float]]:
         """All figures, rounded to three significant digits: title -> name -> figure."""
         config, device = self.config, self.device
-        camera = torch.tensor([[[518.9, 0, 325.6], [0, 519.5, 253.7], [0, 0, 1]]], device=device)
-        slope = torch.linspace(1, 4, 480, device=device)[:, None].expand(480, 640)
-        room = slope.expand(1, 1, 480, 640).contiguous()
         usual = self.update(self.usual(config.size, config.batch))
         updates = {str(batch): self.update(self.usual(config.size, batch)) for batch in config.batches}
         found = {
@@ -170,8 +176,8 @@ class Growth:
             "views by threads": self.by_threads(self.views(config.size)),
             "options, times as fast": self.options(),
             "seconds to open by images": self.opening(),
-            "scenes/s": self.rates({"96 px": (32, lambda: rendering.render(0, torch.arange(32), 96, device.type))}),
-            "HHA frames/s, 640x480": self.rates({"one": (1, lambda: hha(room, camera))}),
+            "scenes/s": self.rates({"96 px": scenes_job(32, 96, device)}),
+            "HHA frames/s, 640x480": self.rates({"one": hha_job(1, device)}),
             "images/s of trainings by ranks": self.by_ranks(),
         }
         return {name: {key: float(f"{value:.3g}") for key, value in one.items()} for name, one in found.items()}

@@ -148,6 +148,7 @@ def passes(data: Dataset[Any], config: LoadersConfig, views: Callable[[Any], Seq
             num_workers=config.workers,
             drop_last=True,
             persistent_workers=config.workers > 0,
+            pin_memory=torch.cuda.is_available(),
         )
         for batch in itertools.chain.from_iterable(itertools.repeat(loader, config.epochs)):
             first, second = views(batch)
@@ -164,11 +165,10 @@ def torchvision_pass(folder: Path, size: int, config: LoadersConfig) -> Pass:
 
 
 def lightly_pass(folder: Path, size: int, config: LoadersConfig) -> Pass:
-    """A ``Pass`` with lightly's data set and transform."""
-    from lightly.data import LightlyDataset
+    """A ``Pass`` with lightly's transform, and torchvision's ImageFolder, of which lightly's data set is a wrapper."""
     from lightly.transforms import SimCLRTransform
 
-    data = LightlyDataset(str(folder), transform=SimCLRTransform(input_size=size, cj_strength=1.0))
+    data = datasets.ImageFolder(folder, SimCLRTransform(input_size=size, cj_strength=1.0))
     return passes(data, config, lambda found: found[0])
 
 

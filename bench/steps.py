@@ -18,8 +18,9 @@ from bench.common import Job, TimingConfig, milliseconds, write
 from kintsugi.augment.bicubic import shrink
 from kintsugi.contrastive import byol, moco, simclr
 from kintsugi.contrastive.views import ViewsMethod
+from kintsugi.data.image_set import Images
 from kintsugi.data.images import open_images
-from kintsugi.data.loader import Loader
+from kintsugi.data.loader import Loader, resident
 from kintsugi.data.store import Store
 from kintsugi.losses.adversarial import frozen
 from kintsugi.losses.perceptual import open_content
@@ -37,31 +38,37 @@ class StepsConfig(TimingConfig):
     rounds: int = 7
     scenes: int = 512
     """Number of built-in scenes."""
+    repeats: int = 1
+    """Steps of each timed run; with several, a GPU need not wait for this process after each step."""
 
 
 class Steps:
-    """The jobs of this benchmark and their measurements."""
+    """The jobs of this benchmark and their measurements.
 
-    def __init__(self, config: StepsConfig) -> None:
+    images: what whole steps read; default: the built-in scenes. On a GPU they are kept there, as in training.
+    """
+
+    def __init__(self, config: StepsConfig, images: Images | None = None) -> None:
         device = pick_device(config.device)
         self.config, self.world = config, World(device, bf16=config.precision == "bf16")
-        self.images = open_images("scenes", config.size, Store(config.size * 5 // 4), scenes=config.scenes).train
+        if images is None:
+            images = open_images("scenes", config.size, Store(config.size * 5 // 4), scenes=config.scenes).train
+        self.images = resident(images, device, -1)
 
     def milliseconds(self, jobs: dict[str, Job]) -> dict[str, float]:
-        return milliseconds(jobs, self.config.rounds, self.world.device)
+        return milliseconds(jobs, self.config.rounds, self.world.device, repeats=self.config.repeats)
 
-    def place(self, method: Method) -> None:
+    def place(self, method: Method, compile: bool = False) -> None:
         """Moves a method's networks to the device, as the training loop does."""
-        self.world.place(method.children(), channels_last=True, compile=False)
+        self.world.place(method.children(), channels_last=True, compile=compile)
 
     # --- contrastive ------------------------------------------------------------------------------------------
 
-    def contrastive(self, method: ViewsMethod) -> dict[str, float]:
+    def contrastive(self, method: ViewsMethod, compile: bool = False) -> dict[str, float]:
         """Milliseconds of a whole step, of the update alone and of both views alone; and the first divided by the
-        second."""
-        self.place(method)
-        config = self.config
-        loader = Loader(self.images, config.batch, 0, device=self.world.device)
+        second. compile: with networks compiled by torch.compile."""
+        self.place(method, compile)
+        loader = Loader(self.images, method.config.batch, 0, device=self.world.device)
         with loader.iterate(0) as batches:
             batch = next(batches)
             kept = [method.view(batch, which, 0) for which in (0, 1)]

@@ -6,12 +6,11 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
+from helpers import tiny_folders
 from helpers.command_line import ROOT, TINY, Refused, Run
 from helpers.tiny_runs import arguments
-from PIL import Image
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -34,17 +33,17 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     os.environ["OMP_NUM_THREADS"] = "1"
 
 
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skips tests that are marked gpu where there is none."""
+    if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+
+
 @pytest.fixture(scope="session")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of 24 JPEGs, each a smooth color field with an edge, so that holes can be guessed from around."""
+    """A folder of 24 JPEGs, see ``tiny_folders``."""
     folder = tmp_path_factory.mktemp("photos")
-    rng = np.random.default_rng(0)
-    y, x = np.mgrid[0:1:72j, 0:1:96j]
-    for i in range(24):
-        low, high, slope = rng.random(3), rng.random(3), rng.normal(size=2)
-        field = (slope[0] * x + slope[1] * y > slope.sum() / 2)[..., None]
-        image = np.where(field, low, high) * (0.7 + 0.3 * np.sin(6 * x + i))[..., None]
-        Image.fromarray((255 * image.clip(0, 1)).astype(np.uint8)).save(folder / f"photo{i:02d}.jpg")
+    tiny_folders.photos(folder)
     return folder
 
 

@@ -39,11 +39,16 @@ def test_the_encoder_is_faster_on_visible_patches(tmp_path: Path):
     assert found["0.75 masked, times as fast"] == pytest.approx(gain, abs=0.01)
 
 
-def test_methods_train_for_equal_minutes(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(equal_minutes, "_WARM", 1)
-    monkeypatch.setattr(equal_minutes, "_TIMED", 1)
+def test_methods_train_for_equal_minutes(photos: Path, tmp_path: Path):
     settings = equal_minutes.EqualMinutesConfig(
-        data=str(photos), methods=("splitbrain",), minutes=0.01, seeds=(3,), precision="fp32", out=tmp_path
+        data=str(photos),
+        methods=("splitbrain",),
+        minutes=0.01,
+        seeds=(3,),
+        precision="fp32",
+        warm=1,
+        timed=1,
+        out=tmp_path,
     )
     threads = torch.get_num_threads()
     equal_minutes.run(settings)

@@ -10,14 +10,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from filelock import FileLock
+from helpers import tiny_folders
 from helpers.command_line import Refused
 from helpers.nested import tensors
 from helpers.tiny_runs import OPTIONS, PROGRAMS, TEACHER, arguments, class_of, module_of
-from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from kintsugi.train import checkpoint, feature_quality
@@ -32,22 +31,11 @@ pytestmark = pytest.mark.parametrize("method", OPTIONS)
 
 @pytest.fixture(scope="session")
 def folders(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """``photos``; ``clips``: two folders of frames in which a square moves; ``labeled``: train/ and test/ of three
-    classes, each of one color in noise."""
-    root, rng = tmp_path_factory.mktemp("folders"), np.random.default_rng(0)
-    for clip in ("left", "right", "still"):
-        (root / "clips" / clip).mkdir(parents=True)
-        for frame in range(10):
-            pixels = rng.integers(0, 60, (40, 48, 3), dtype=np.uint8)
-            place = {"left": 2 + 3 * frame, "right": 30 - 3 * frame, "still": 12}[clip]
-            pixels[10:22, place : place + 12] = (220, 120, 40)
-            Image.fromarray(pixels).save(root / "clips" / clip / f"{frame:03d}.png")
-    for part, count in (("train", 14), ("test", 4)):
-        for number, color in enumerate([(40, 60, 200), (40, 180, 60), (200, 50, 40)]):
-            (root / "labeled" / part / f"class{number}").mkdir(parents=True)
-            for i in range(count):
-                pixels = rng.normal(color, 40, (40, 48, 3)).clip(0, 255).astype(np.uint8)
-                Image.fromarray(pixels).save(root / "labeled" / part / f"class{number}" / f"{i}.png")
+    """``photos``, ``clips`` and ``labeled``, see ``tiny_folders``."""
+    root = tmp_path_factory.mktemp("folders")
+    for name, fill in (("clips", tiny_folders.clips), ("labeled", tiny_folders.labeled)):
+        (root / name).mkdir()
+        fill(root / name)
     return {"photos": photos, "clips": root / "clips", "labeled": root / "labeled"}
 
 

@@ -192,7 +192,6 @@ def test_images_are_resident_up_to_the_limit():
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_resident_batches_are_the_same_on_the_gpu():
     images, gpu = varied(200), torch.device("cuda")
     kept = resident(images, gpu, -1)
@@ -204,7 +203,6 @@ def test_resident_batches_are_the_same_on_the_gpu():
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_batches_reach_the_gpu_whole():
     with Loader(images(200), 50, seed=0, device="cuda").iterate(0) as batches:
         for batch in itertools.islice(batches, 50):

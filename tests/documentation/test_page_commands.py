@@ -17,7 +17,7 @@ from kintsugi.train.config import _flags, parse_training, user_errors
 
 INLINE = re.compile(r"`(make [a-z][^`]*)`")
 SHELL = re.compile(r"^```sh\n(.*?)^```", re.MULTILINE | re.DOTALL)
-PHONY = {"test", "help", "setup", "tensorboard", "bench", "docs", "check", "format", "dist"}
+PHONY = {"test", "help", "setup", "tensorboard", "bench", "gpu", "docs", "check", "format", "dist"}
 JOBS = {program.job: program for program in PROGRAMS}
 
 

@@ -1,0 +1,1 @@
+"""``make gpu``: one command that tests and measures everything on a GPU within minutes, without a network."""
