@@ -111,9 +111,11 @@ def test_jobs_run_at_once(tmp_path: Path):
     assert time.monotonic() - begun < 1.5
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", parts.PARTS)
-def test_each_part_runs_at_its_smallest(name: str, tmp_path: Path):
+@pytest.mark.parametrize(
+    "name",
+    [*("tests", "smoke", "rates"), *(pytest.param(name, marks=pytest.mark.slow) for name in ("cifar10", "learn"))],
+)
+def test_each_part_runs_at_its_smallest(name: parts.Name, tmp_path: Path):
     config = parts.GpuConfig(
         parts=(name,), minutes=2, tiny=True, carried=tmp_path / "none", out=tmp_path / "out", work=tmp_path / "work"
     )
