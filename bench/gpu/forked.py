@@ -1,7 +1,7 @@
 """Runs functions in processes forked from this one, each with a log, all within a time limit.
 
 A fork needs no imports, which take many seconds on some machines. A job that crashes or hangs takes nothing else with
-it. The parent must not have used the GPU: CUDA does not survive a fork.
+it. The parent must not have used the GPU, nor have computed with several threads: neither survives a fork.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Outcome:
 
 
 def run(
-    jobs: Mapping[str, Callable[[], None]], logs: Path, seconds: float, *, at_once: int = 1, groups: bool = False
+    jobs: Mapping[str, Callable[[], object]], logs: Path, seconds: float, *, at_once: int = 1, groups: bool = False
 ) -> dict[str, Outcome]:
     """Runs jobs, ``at_once`` of them at a time, and returns how each ended: name -> outcome.
 
@@ -86,7 +86,7 @@ def usable(seconds: float) -> float:
     return max(0.0, seconds - min(GRACE, seconds / 4))
 
 
-def _child(job: Callable[[], None], log: Path, group: bool) -> None:
+def _child(job: Callable[[], object], log: Path, group: bool) -> None:
     """In the new process: output to the log, and SIGTERM as an exception, so that ``finally`` blocks save results."""
     if group:
         os.setsid()

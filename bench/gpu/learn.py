@@ -36,7 +36,8 @@ def run(place: Place, record: Record) -> None:
     data = labeled(place, record, "tinyimagenet", "scenes")
     runs = place.work / "learn"
     shutil.rmtree(runs, ignore_errors=True)
-    open_images(training_part(data), 64, Store(72))  # decoded once, for all methods
+    decoding = partial(open_images, training_part(data), 64, Store(72))  # once, for all methods
+    forked.run({"decoding": decoding}, place.work / "logs", record.left)
     seconds = TRAINING * record.left
     minutes = 0.01 if place.tiny else max(0.1, (seconds - STARTING) / 60)
     settings = {

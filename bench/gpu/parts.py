@@ -109,7 +109,7 @@ def run_part(name: str, job: Job, place: Place, seconds: float, about: Mapping[s
     """
     file = place.out / f"{name}.json"
     file.unlink(missing_ok=True)
-    record, began = Record(file, time.monotonic() + forked.usable(seconds)), round(time.time())
+    record, began = Record(file, time.monotonic() + forked.usable(seconds)), round(time.time(), 2)
     jobs = {name: partial(_part, job, place, record)}
     outcome = forked.run(jobs, place.work / "logs", seconds, groups=True)[name]
     found = json.loads(file.read_text()) if file.exists() else {}

@@ -15,7 +15,7 @@ from types import SimpleNamespace
 
 import pytest
 from helpers import tiny_folders
-from helpers.command_line import ROOT, Refused
+from helpers.command_line import ROOT, Refused, Run
 
 from bench.gpu import carried, forked, pack, parts
 from bench.gpu.record import Place, Record
@@ -111,22 +111,17 @@ def test_jobs_run_at_once(tmp_path: Path):
     assert time.monotonic() - begun < 1.5
 
 
-@pytest.mark.parametrize(
-    "name",
-    [*("tests", "smoke", "rates"), *(pytest.param(name, marks=pytest.mark.slow) for name in ("cifar10", "learn"))],
-)
-def test_each_part_runs_at_its_smallest(name: parts.Name, tmp_path: Path):
-    config = parts.GpuConfig(
-        parts=(name,), minutes=2, tiny=True, carried=tmp_path / "none", out=tmp_path / "out", work=tmp_path / "work"
-    )
-    assert parts.run(config) == 0
-    found = json.loads((tmp_path / f"out/{name}.json").read_text())
-    assert found["status"] == "finished"
-    assert found["tables"]
-    assert {"cifar10": {"cifar10.png"}, "learn": {"learn.png"}}.get(name, set()) <= set(os.listdir(tmp_path / "out"))
-    files = [file for file in (tmp_path / "out").rglob("*") if file.is_file()]
-    assert len(files) <= 3
-    assert sum(file.stat().st_size for file in files) < 1e6
+@pytest.mark.parametrize("names", ["tests smoke rates", pytest.param("cifar10 learn", marks=pytest.mark.slow)])
+def test_the_parts_run_at_their_smallest(names: str, run: Run, tmp_path: Path):
+    done = run("bench.gpu", "--tiny", "--parts", *names.split(), timeout=600)
+    out = tmp_path / "runs/gpu"
+    found = {file.stem: json.loads(file.read_text()) for file in out.glob("*.json")}
+    assert {name: one["status"] for name, one in found.items()} == dict.fromkeys(names.split(), "finished"), done.stdout
+    assert done.returncode == 0
+    assert all(one["tables"] for one in found.values())
+    pictures = {"cifar10.png", "learn.png"} if "learn" in names else set()
+    assert {file.name for file in out.iterdir()} == {"report.md", *(f"{name}.json" for name in found), *pictures}
+    assert sum(file.stat().st_size for file in out.iterdir()) < 1e6
 
 
 def test_make_gpu_chooses_parts():
