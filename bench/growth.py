@@ -73,7 +73,7 @@ class Growth:
     def method(self, size: int, batch: int, *, bf16: bool, channels_last: bool, compile: bool) -> simclr.SimCLR:
         """SimCLR's demo settings for crops of ``size`` px and this batch size, with fresh weights, on the device."""
         world = World(self.device, bf16=bf16)
-        method = simclr.SimCLR(replace(simclr.demo(), size=size, batch=batch), world)
+        method = simclr.SimCLR(replace(simclr.demo(), size=size, batch=batch), world).to(self.device)
         world.place(method.children(), channels_last=channels_last, compile=compile)
         return method
 

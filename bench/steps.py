@@ -60,6 +60,7 @@ class Steps:
 
     def place(self, method: Method, compile: bool = False) -> None:
         """Moves a method's networks to the device, as the training loop does."""
+        method.to(self.world.device)  # its own buffers too
         self.world.place(method.children(), channels_last=True, compile=compile)
 
     # --- contrastive ------------------------------------------------------------------------------------------

@@ -32,15 +32,17 @@ def install(folder: Path) -> None:
         _add(site)  # Python forgets a folder that was not there
 
 
-def unpack(folder: Path, into: Path) -> None:
-    """Unpacks all NAME.tar, NAME.tar.xz and so on in ``folder`` to ``into``/NAME. What is there already is left."""
-    for file in sorted(folder.glob("*.tar*")):
-        target = into / file.name.partition(".tar")[0]
+def unpack(folder: Path, name: str, into: Path) -> Path:
+    """Unpacks NAME.tar, NAME.tar.xz or the like in ``folder`` to ``into``/NAME, if it is there and was not unpacked
+    yet; returns ``into``/NAME."""
+    target = into / name
+    for file in folder.glob(f"{name}.tar*"):
         if not target.exists():
-            part = target.with_name(f"{target.name}.part")
+            part = target.with_name(f"{name}.part")
             with tarfile.open(file) as tar:
                 tar.extractall(part, filter="data")
             part.rename(target)
+    return target
 
 
 def _installed(wheel: Path) -> bool:

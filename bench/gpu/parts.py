@@ -72,18 +72,17 @@ class GpuConfig:
             raise ValueError("--parts: name each part once")
 
 
-def main() -> None:
+def main(begun: float) -> None:
+    """The command. begun: when it started, in seconds of ``time.monotonic``."""
     signal.signal(signal.SIGTERM, forked.stop)  # so that it stops the part that runs
-    run_command(GpuConfig, run)
+    run_command(GpuConfig, partial(run, begun=begun))
 
 
-def run(config: GpuConfig) -> int:
-    """Runs the parts and writes the report; returns how many parts failed."""
-    begun = time.monotonic()
+def run(config: GpuConfig, begun: float) -> int:
+    """Runs the parts and writes the report; returns how many parts failed. begun: from when on the minutes count."""
     modules = {name: _module(name) for name in config.parts}  # imported once, here, for all processes
-    place = Place(data=config.work / "data", out=config.out, work=config.work, tiny=config.tiny)
+    place = Place(carried=config.carried, out=config.out, work=config.work, tiny=config.tiny)
     config.out.mkdir(parents=True, exist_ok=True)
-    carried.unpack(config.carried, place.data)
     about = {
         "device": device(),
         "torch": importlib.metadata.version("torch"),

@@ -46,7 +46,7 @@ class Peers:
             views = self._on_gpu(world.device) if name == ON_GPU else self._from_files(name)
         except Exception as error:  # for example, a version that does not fit torchvision's
             raise ImportError(f"{type(error).__name__}: {error}") from error
-        method: Any = build(world)
+        method: Any = build(world).to(world.device)
         world.place(method.children(), channels_last=True, compile=False)
         done, since = 0, time.perf_counter()
         for number, pair in enumerate(views()):

@@ -75,11 +75,11 @@ class Record:
 class Place:
     """Where a part finds its data and puts its files."""
 
-    data: Path
-    """Folder of the carried sets, unpacked: NAME/train and NAME/test with a folder for each class."""
+    carried: Path
+    """Folder of the data sets that were carried, as tar files."""
     out: Path
     """Folder for results."""
     work: Path
-    """Folder for runs and logs, which need not be kept."""
+    """Folder for runs, unpacked data and logs, which need not be kept."""
     tiny: bool = False
     """The smallest sizes, to try the command on a CPU."""

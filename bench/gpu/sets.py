@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from bench.gpu import carried
 from bench.gpu.record import Place, Record
 
 TESTS = Path(__file__).parents[2] / "tests"
@@ -18,9 +19,9 @@ __all__ = ["TESTS", "labeled", "tiny_folders", "tiny_runs"]
 def labeled(place: Place, record: Record, name: str, instead: str) -> str:
     """A set with labels: the carried one of this ``name``, else the data ``instead``, with a note.
 
-    Returns a folder with train/ and test/, or ``instead``.
+    Returns a folder with train/ and test/ of a folder for each class, or ``instead``.
     """
-    folder = place.data / name
+    folder = carried.unpack(place.carried, name, place.work / "data")
     if place.tiny and not folder.exists():
         folder.mkdir(parents=True)
         tiny_folders.labeled(folder, 72, 72)

@@ -54,7 +54,7 @@ def run_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         config = parts.GpuConfig(
             parts=names, minutes=minutes, carried=tmp_path / "none", out=tmp_path / "out", work=tmp_path / "work"
         )
-        failed = parts.run(config)
+        failed = parts.run(config, time.monotonic())
         return failed, {file.stem: json.loads(file.read_text()) for file in (tmp_path / "out").glob("*.json")}
 
     return run
@@ -146,7 +146,7 @@ def test_a_set_is_packed_and_unpacked(tmp_path: Path):
     tiny_folders.labeled(tmp_path / "set")
     config = pack.PackConfig(data=(f"some={tmp_path / 'set'}",), per_class=4, out=tmp_path / "carried")
     assert pack.run(config) == 0
-    carried.unpack(tmp_path / "carried", tmp_path / "data")
+    assert carried.unpack(tmp_path / "carried", "some", tmp_path / "data") == tmp_path / "data/some"
     found = sorted(str(file.relative_to(tmp_path / "data/some")) for file in (tmp_path / "data/some").rglob("*.png"))
     assert len(found) == 3 * (4 + 2)
     assert all((tmp_path / "data/some" / name).read_bytes() == (tmp_path / "set" / name).read_bytes() for name in found)
