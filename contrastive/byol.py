@@ -155,10 +155,10 @@ class BYOL(ViewsMethod[BYOLConfig]):
             with torch.no_grad():
                 targets = [projector(encoder.vectors(view)).float() for view in views]
         loss = regression_loss(predictions[0], targets[1]) + regression_loss(predictions[1], targets[0])
-        loss.backward()
         optimizer = self.optimizers["online"]
+        self.world.backward(loss, optimizer)
         optim.set_lr(optimizer, self.rate * optim.warmup_cosine(step, config.steps, config.warmup))
-        scalars = {"loss/byol": loss.detach(), "grad_norm/online": optim.take_step(optimizer, self.world)}
+        scalars = {"loss/byol": loss.detach(), "grad_norm/online": optim.take_step(optimizer)}
         momentum = cosine_momentum(config.momentum, step, config.steps)
         ema_update(self.target, self.source, momentum)
         scalars["momentum"] = torch.tensor(momentum, device=loss.device)

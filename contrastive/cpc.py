@@ -203,10 +203,10 @@ class CPC(Method[CPCConfig]):
             figures = retrieval(logits, positive, 1.0)
             scalars |= {f"{name}_{ahead}_below": value for name, value in figures.items()}
         loss = torch.stack(losses).mean()
-        loss.backward()
+        self.world.backward(loss, self.optimizers["all"])
         return scalars | {
             "loss/info_nce": loss.detach(),
-            "grad_norm/all": optim.take_step(self.optimizers["all"], self.world),
+            "grad_norm/all": optim.take_step(self.optimizers["all"]),
             **logged_spread(codes.mean((2, 3)), config, step),
         }
 

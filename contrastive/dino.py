@@ -254,7 +254,7 @@ class DINO(CropsMethod[DINOConfig]):
                 taught = taught.unflatten(0, (-1, count))  # (G,n,K)
         targets = teacher_targets(taught, self.center, self.sharpness(step))
         loss = dino_loss(logits, targets, config.temperature)
-        loss.backward()
+        self.world.backward(loss, self.optimizers["student"])
         if step < config.frozen:
             self.head.last.grad = None
         scalars = {"loss/dino": loss.detach(), "grad_norm/student": self.take_step(step)}
@@ -272,7 +272,7 @@ class DINO(CropsMethod[DINOConfig]):
         optim.set_lr(optimizer, self.rate * optim.warmup_cosine(step, config.steps, config.warmup))
         decay = optim.cosine(config.weight_decay, config.last_weight_decay, step, config.steps)
         optimizer.param_groups[0]["weight_decay"] = decay  # the second group has none
-        return optim.take_step(optimizer, self.world, config.clip)
+        return optim.take_step(optimizer, config.clip)
 
     def sharpness(self, step: int) -> float:
         """The teacher's temperature at a step."""

@@ -215,12 +215,12 @@ class Distill(ViewsMethod[DistillConfig]):
         of_map = measure(*self.on_one_grid(predicted.map.float(), target.map))
         of_vector = measure(predicted.vector.float(), target.vector)
         loss = config.map_weight * of_map + config.vector_weight * of_vector
-        loss.backward()
         optimizer = self.optimizers["student"]
+        self.world.backward(loss, optimizer)
         optim.set_lr(optimizer, self.rate * optim.warmup_cosine(step, config.steps, config.warmup))
         scalars = {"loss/total": loss, "loss/map": of_map, "loss/vector": of_vector}
         scalars = {name: value.detach() for name, value in scalars.items()}
-        return scalars | {"grad_norm/student": optim.take_step(optimizer, self.world)}
+        return scalars | {"grad_norm/student": optim.take_step(optimizer)}
 
     def predict(self, image: Tensor) -> TeacherFeatures:
         """The student's predictions of the teacher's standardized features, for images (n,3,S,S) in [0,1]."""

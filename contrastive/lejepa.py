@@ -215,12 +215,12 @@ class LeJEPA(CropsMethod[LeJEPAConfig]):
         predicted = prediction_loss(projections, config.global_crops)
         regularized = sigreg(projections, directions, self.world)
         loss = (1 - config.sigreg) * predicted + config.sigreg * regularized
-        loss.backward()
         optimizer = self.optimizers["both"]
+        self.world.backward(loss, optimizer)
         optim.set_lr(optimizer, self.rate * optim.warmup_cosine(step, config.steps, config.warmup))
         scalars = {"loss/lejepa": loss, "loss/prediction": predicted, "loss/sigreg": regularized}
         scalars = {name: value.detach() for name, value in scalars.items()}
-        scalars["grad_norm/both"] = optim.take_step(optimizer, self.world)
+        scalars["grad_norm/both"] = optim.take_step(optimizer)
         return scalars | logged_spread(projections[0], config, step)
 
 

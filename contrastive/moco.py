@@ -210,12 +210,12 @@ class MoCo(ViewsMethod[MoCoConfig]):
             pushed.append(self.world.gather(key))
             scalars = retrieval(logits, zero, self.temperature) | logged_spread(query, config, step)
         loss = torch.stack(losses).sum()
-        loss.backward()
-        self.queue.push(torch.cat(pushed))  # after the loss, or a query would find its own key in the queue
         optimizer = self.optimizers["both"]
+        self.world.backward(loss, optimizer)
+        self.queue.push(torch.cat(pushed))  # after the loss, or a query would find its own key in the queue
         optim.set_lr(optimizer, self.rate * schedule(config.version, step, config.steps))
         scalars["loss/info_nce"] = loss.detach() / len(losses)
-        return scalars | {"grad_norm/both": optim.take_step(optimizer, self.world)}
+        return scalars | {"grad_norm/both": optim.take_step(optimizer)}
 
     @torch.no_grad()
     def encode_keys(self, image: Tensor, number: int) -> Tensor:

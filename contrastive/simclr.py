@@ -124,10 +124,10 @@ class SimCLR(CropsMethod[SimCLRConfig]):
         for view, crop in itertools.product((one, other), local):
             losses.append(info_nce(*nt_xent_logits(view, crop, config.temperature)))
         loss = torch.stack(losses).mean()
-        loss.backward()
         optimizer = self.optimizers["both"]
+        self.world.backward(loss, optimizer)
         optim.set_lr(optimizer, self.rate * optim.warmup_cosine(step, config.steps, config.warmup))
-        scalars = {"loss/nt_xent": loss.detach(), "grad_norm/both": optim.take_step(optimizer, self.world)}
+        scalars = {"loss/nt_xent": loss.detach(), "grad_norm/both": optim.take_step(optimizer)}
         scalars |= retrieval(logits, positive, config.temperature)
         return scalars | logged_spread(one, config, step)
 

@@ -187,13 +187,13 @@ class Supervised(Method[SupervisedConfig]):
         with self.world.autocast():
             logits = self.classifier(self.encoder.vectors(image)).float()  # (n,K)
         loss = cross_entropy(logits, label, label_smoothing=config.smoothing)
-        loss.backward()
         optimizer = self.optimizers["both"]
+        self.world.backward(loss, optimizer)
         optim.set_lr(optimizer, self.rate * optim.warmup_cosine(step, config.steps, config.warmup))
         return {
             "loss/cross_entropy": loss.detach(),
             "accuracy/training": 100 * (logits.argmax(1) == label).float().mean(),
-            "grad_norm/both": optim.take_step(optimizer, self.world),
+            "grad_norm/both": optim.take_step(optimizer),
         }
 
     def view(self, batch: Batch, step: int) -> Tensor:

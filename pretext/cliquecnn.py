@@ -261,9 +261,9 @@ class CliqueCNN(ClustersMethod[CliqueCNNConfig]):
             features = self.encoder.vectors(image)
             logits = linear(features, self.classifier.weight[rows], self.classifier.bias[rows])  # (n,r)
         loss = cross_entropy(logits.float(), clique)
-        loss.backward()
+        self.world.backward(loss, self.optimizers["both"])
         scalars |= {"loss/cliques": loss.detach(), "train/accuracy": (logits.argmax(1) == clique).float().mean()}
-        return scalars | {"grad_norm/both": optim.take_step(self.optimizers["both"], self.world)}
+        return scalars | {"grad_norm/both": optim.take_step(self.optimizers["both"])}
 
     def choose(self, step: int) -> tuple[int, Tensor, Tensor]:
         """Chooses a step's images: the group's number, the images' numbers (B,), and their cliques in the group (B,).

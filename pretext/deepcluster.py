@@ -179,9 +179,9 @@ class DeepCluster(ClustersMethod[DeepClusterConfig]):
             logits = self.classifier(self.encoder.vectors(image))  # (n,k)
         each = cross_entropy(logits.float(), label, reduction="none")
         loss = (self.clusters["weights"][label] * each).mean()
-        loss.backward()
+        self.world.backward(loss, self.optimizers["both"])
         scalars |= {"loss/clusters": loss.detach(), "train/accuracy": (logits.argmax(1) == label).float().mean()}
-        return scalars | {"grad_norm/both": optim.take_step(self.optimizers["both"], self.world)}
+        return scalars | {"grad_norm/both": optim.take_step(self.optimizers["both"])}
 
     @torch.no_grad()
     def cluster(self, step: int) -> dict[str, Tensor]:

@@ -105,13 +105,13 @@ class PuzzleMethod(Method[P]):
         with self.world.autocast():
             logits = self.logits(inputs).float()  # (m,classes)
         loss = cross_entropy(logits, truth)
-        loss.backward()
         optimizer = self.optimizers["all"]
+        self.world.backward(loss, optimizer)
         optim.set_lr(optimizer, config.lr * self.lr_factor(step))
         return {
             "loss/cross_entropy": loss.detach(),
             "accuracy/training": 100 * (logits.argmax(1) == truth).float().mean(),
-            "grad_norm/all": optim.take_step(optimizer, self.world),
+            "grad_norm/all": optim.take_step(optimizer),
         }
 
     def encoders(self) -> dict[str, Encoder]:

@@ -180,11 +180,11 @@ class SeLa(ClustersMethod[SeLaConfig]):
         with self.world.autocast():
             logits = self.split(self.heads(self.encoder.vectors(image)))
         loss = cross_entropy(logits.float().flatten(0, 1), labels.flatten())
-        loss.backward()
         optimizer = self.optimizers["both"]
+        self.world.backward(loss, optimizer)
         optim.set_lr(optimizer, self.rate * lr_factor(step, self.config.steps))
         scalars |= {"loss/labels": loss.detach(), "train/accuracy": (logits.argmax(2) == labels).float().mean()}
-        return scalars | {"grad_norm/both": optim.take_step(optimizer, self.world)}
+        return scalars | {"grad_norm/both": optim.take_step(optimizer)}
 
     @torch.no_grad()
     def label(self, step: int) -> dict[str, Tensor]:

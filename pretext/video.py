@@ -186,9 +186,9 @@ class VideoMethod(Method[V]):
     def learn(self, loss: Tensor, step: int) -> Tensor:
         """Runs the backward pass of ``loss`` (0-d) and one optimizer step. Returns the norm of the gradients, 0-d."""
         config, optimizer = self.config, self.optimizers["both"]
-        loss.backward()
+        self.world.backward(loss, optimizer)
         optim.set_lr(optimizer, config.lr * optim.warmup_cosine(step, config.steps, config.warmup))
-        return optim.take_step(optimizer, self.world)
+        return optim.take_step(optimizer)
 
     def encoders(self) -> dict[str, Encoder]:
         return {"encoder": self.tower.encoder}

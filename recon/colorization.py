@@ -214,9 +214,9 @@ class Colorization(Method[ColorizationConfig]):
                 "loss/class": class_loss.detach(),
                 "class/accuracy": (classes.argmax(1) == label).float().mean(),
             }
-        loss.backward()
+        self.world.backward(loss, self.optimizers["colorizer"])
         optim.set_lr(self.optimizers["colorizer"], config.lr * optim.warmup_cosine(step, config.steps, config.warmup))
-        return scalars | {"grad_norm/colorizer": optim.take_step(self.optimizers["colorizer"], self.world)}
+        return scalars | {"grad_norm/colorizer": optim.take_step(self.optimizers["colorizer"])}
 
     def _labels(self, batch: Batch) -> Tensor:
         if "label" not in batch:

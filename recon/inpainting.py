@@ -232,8 +232,8 @@ class Inpainting(Gan[InpaintingConfig]):
             )
             loss = loss + weighted
             scalars |= more
-        loss.backward()
-        scalars["grad_norm/generator"] = optim.take_step(self.optimizers["generator"], self.world)
+        self.world.backward(loss, self.optimizers["generator"])
+        scalars["grad_norm/generator"] = optim.take_step(self.optimizers["generator"])
         self.average.update_parameters(self.generator)
         return scalars | {"loss/generator": loss}
 

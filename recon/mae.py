@@ -258,9 +258,9 @@ class MAE(MaskedMethod[MAEConfig]):
         self.train()
         predicted, masked = self.predict(image, noise)
         loss = masked_loss(predicted, targets(self.patches(image), config.norm_pix), masked)
-        loss.backward()
+        self.world.backward(loss, self.optimizers["both"])
         optim.set_lr(self.optimizers["both"], self.rate * optim.warmup_cosine(step, config.steps, config.warmup))
-        return {"loss/pixels": loss.detach(), "grad_norm/both": optim.take_step(self.optimizers["both"], self.world)}
+        return {"loss/pixels": loss.detach(), "grad_norm/both": optim.take_step(self.optimizers["both"])}
 
     def draw(self, count: int, *key: int) -> Tensor:
         """Noise (count,L) for ``key``, from which ``shuffled`` makes masks; on the CPU."""

@@ -222,9 +222,9 @@ class PhotoMending(Gan[MenderConfig]):
                 self.balance.lerp_((config.adversarial * ratio).clamp(max=1.0), 0.1)
             loss = loss + self.balance * fooling
             scalars |= more
-        loss.backward()
+        self.world.backward(loss, self.optimizers["generator"])
         optim.set_lr(self.optimizers["generator"], config.lr * optim.warmup_cosine(step, config.steps, config.warmup))
-        scalars["grad_norm/generator"] = optim.take_step(self.optimizers["generator"], self.world)
+        scalars["grad_norm/generator"] = optim.take_step(self.optimizers["generator"])
         self.average.update_parameters(self.generator)
         return scalars | {"loss/generator": loss.detach()}
 
@@ -244,7 +244,8 @@ class PhotoMending(Gan[MenderConfig]):
             penalty = adversarial.r1_penalty(self.discriminator.forward, truth)
             (_EVERY * self.config.r1 * penalty).backward()
             scalars["loss/r1"] = penalty.detach()
-        return scalars | {"grad_norm/discriminator": optim.take_step(self.optimizers["discriminator"], self.world)}
+        self.world.mean_gradients(self.optimizers["discriminator"])
+        return scalars | {"grad_norm/discriminator": optim.take_step(self.optimizers["discriminator"])}
 
     def _judge(self, truth: Tensor, mended: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """The losses of feature matching and of fooling the discriminator after its update, 0-d; scalars to log."""

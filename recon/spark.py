@@ -265,13 +265,13 @@ class SparK(MaskedMethod[SparKConfig]):
         visible = self.draw(count, step)[mine].to(image.device)
         self.train()
         loss = cell_loss(self.predict(image, visible), image, visible)
-        loss.backward()
         optimizer = self.optimizers["both"]
+        self.world.backward(loss, optimizer)
         optim.set_lr(optimizer, self.rate * optim.warmup_cosine(step, config.steps, config.warmup))
         optimizer.param_groups[0]["weight_decay"] = self.decay(step)
         if config.optimizer == "lamb":
             optim.set_lamb_step(optimizer, step)
-        return {"loss/cells": loss.detach(), "grad_norm/both": optim.take_step(optimizer, self.world, config.clip)}
+        return {"loss/cells": loss.detach(), "grad_norm/both": optim.take_step(optimizer, config.clip)}
 
     def decay(self, step: int) -> float:
         """The weight decay at a step, which goes from the first to the last value along half a cosine."""

@@ -182,9 +182,10 @@ class TwoNets(Method[N]):
         """One optimization step of each network on its own loss, 0-d. Returns scalars to log."""
         config, scalars = self.config, {}
         for name, loss in losses.items():
-            loss.backward()
-            optim.set_lr(self.optimizers[name], config.lr * optim.warmup_cosine(step, config.steps, config.warmup))
-            scalars[f"grad_norm/{name}"] = optim.take_step(self.optimizers[name], self.world)
+            optimizer = self.optimizers[name]
+            self.world.backward(loss, optimizer)
+            optim.set_lr(optimizer, config.lr * optim.warmup_cosine(step, config.steps, config.warmup))
+            scalars[f"grad_norm/{name}"] = optim.take_step(optimizer)
             scalars[f"loss/{name}"] = loss.detach()
         return scalars
 

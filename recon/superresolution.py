@@ -209,9 +209,9 @@ class SuperResolution(Gan[SuperResolutionConfig]):
         if step >= config.adversarial_start:
             loss, more = self._srgan_loss(enlarged, large, step, pixels)
             scalars |= more
-        loss.backward()
+        self.world.backward(loss, self.optimizers["generator"])
         optim.set_lr(self.optimizers["generator"], self.rate(step))
-        scalars["grad_norm/generator"] = optim.take_step(self.optimizers["generator"], self.world)
+        scalars["grad_norm/generator"] = optim.take_step(self.optimizers["generator"])
         self.average.update_parameters(self.generator)
         return scalars | {"loss/generator": loss.detach()}
 

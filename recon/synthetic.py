@@ -203,10 +203,12 @@ class Synthetic(Method[SyntheticConfig]):
         scalars = {"loss/depth": depth, "loss/normal": normal, "loss/contour": contour, "loss/task": task}
         adversary = self._alternate if config.adversary == "alternate" else self._reverse
         loss, more = adversary(fake, real, step)
-        (task + loss).backward()
-        if config.adversary == "reversal":
-            more["grad_norm/discriminator"] = optim.take_step(self.optimizers["discriminator"], self.world)
-        return scalars | more | {"grad_norm/net": optim.take_step(self.optimizers["net"], self.world)}
+        if config.adversary == "alternate":
+            self.world.backward(task + loss, self.optimizers["net"])
+        else:
+            self.world.backward(task + loss, *self.optimizers.values())
+            more["grad_norm/discriminator"] = optim.take_step(self.optimizers["discriminator"])
+        return scalars | more | {"grad_norm/net": optim.take_step(self.optimizers["net"])}
 
     def _alternate(self, fake: Tensor, real: Tensor, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         """Updates the discriminator on batches mixed with the pools; returns the encoder's loss, 0-d, and scalars."""

@@ -1,7 +1,10 @@
 """The device and precision of this process, and its place among the ranks that torchrun started.
 
-Gradients are averaged explicitly (``World.mean_gradients``) before each optimizer's step, instead of by a wrapper
-around each network. So a GAN's several backward passes need no special care.
+``World.backward`` averages gradients over the ranks by torch's DistributedDataParallel, which sends those of the last
+layers while those of the first ones are computed. It wraps the loss instead of the networks: so a method calls its
+networks as it likes, and the names in checkpoints do not change. ``World.mean_gradients`` sends all of them at the end.
+It is for discriminators: their gradients add up over several backward passes, and DistributedDataParallel would send
+them after each one.
 """
 
 from __future__ import annotations
@@ -11,8 +14,9 @@ import contextlib
 import ctypes
 import os
 import sys
+import warnings
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
 
@@ -24,6 +28,8 @@ import torch.distributed as dist
 # training, and a thread that frees a tensor while Python ends aborts the process.
 import torch.distributed.nn
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim import Optimizer
 
 from kintsugi.train.compute import Compute, Device, Precision
 
@@ -34,6 +40,7 @@ class World(Compute):
 
     rank: int = 0
     size: int = 1
+    _averaging: dict[Optimizer, DistributedDataParallel] = field(default_factory=dict, repr=False)
 
     @property
     def is_main(self) -> bool:
@@ -53,7 +60,7 @@ class World(Compute):
         """Concatenates the equal shares (n,...) of all ranks to the global batch (n*size,...), on every rank.
 
         Gradients flow back to each rank's own share, summed over the ranks. If every rank computes the same loss of the
-        global batch, ``mean_gradients`` then gives the gradient that one process would have with the global batch.
+        global batch, the mean of their gradients is the gradient that one process would have with the global batch.
         """
         if self.size == 1:
             return mine
@@ -79,14 +86,27 @@ class World(Compute):
             if compile:
                 net.compile()
 
-    def mean_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Averages the gradients of parameters over the ranks, in one message.
+    def backward(self, loss: Tensor, *optimizers: Optimizer) -> None:
+        """The backward pass of this rank's loss, (), during which the gradients are averaged over the ranks.
+
+        With equal shares the result is the gradient of the global batch. optimizers: those whose parameters the loss
+        trains, which must be all their parameters at every step; no other backward pass may add to their gradients.
+        """
+        if self.size > 1:
+            for optimizer in optimizers:
+                if optimizer not in self._averaging:
+                    self._averaging[optimizer] = _averaging([p for g in optimizer.param_groups for p in g["params"]])
+                loss = self._averaging[optimizer](loss)
+        loss.backward()
+
+    def mean_gradients(self, optimizer: Optimizer) -> None:
+        """Averages the gradients of an optimizer's parameters over the ranks, in one message, after backward passes.
 
         With equal shares the result is the gradient of the global batch.
         """
         if self.size == 1:
             return
-        grads = [p.grad for p in parameters if p.grad is not None]
+        grads = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         flat = torch.cat([g.flatten() for g in grads])
         dist.all_reduce(flat)
         flat /= self.size
@@ -127,9 +147,40 @@ class World(Compute):
         dist.broadcast_object_list(box, src=0, device=self.device)
         return box[0]
 
+    def close(self) -> None:
+        """Ends the averaging of gradients, which holds the process group."""
+        self._averaging.clear()
+
     def main_first(self) -> contextlib.AbstractContextManager[None]:
         """A context in which the main rank runs the body first, to build a cache for example; then all others do."""
         return _main_first(self)
+
+
+class _Loss(nn.Module):
+    """Returns the loss that it is given, which depends on its parameters."""
+
+    def __init__(self, parameters: list[nn.Parameter]) -> None:
+        super().__init__()
+        self.trained = nn.ParameterList(parameters)
+
+    def forward(self, loss: Tensor) -> Tensor:
+        return loss
+
+
+def _averaging(parameters: list[nn.Parameter]) -> DistributedDataParallel:
+    """What averages the gradients of parameters over the ranks in the backward pass of a loss that passes through it.
+
+    After its first backward pass it sorts the messages anew, by the order in which gradients came. More than two ranks
+    then add in another order, with other rounding errors, so that the first step of a resumed run would differ from
+    that of a run that was never stopped. Therefore the first pass is made here, with gradients of zero.
+    """
+    # About weights of 1x1 convolutions, whose one memory layout has two descriptions.
+    warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
+    averaging = DistributedDataParallel(_Loss(parameters), init_sync=False, gradient_as_bucket_view=True)
+    averaging(torch.stack([0 * p.sum() for p in parameters]).sum()).backward()
+    for p in parameters:
+        p.grad = None
+    return averaging
 
 
 class _Gather(torch.autograd.Function):
@@ -196,8 +247,9 @@ def open_world(device: Device, precision: Precision, batch: int) -> Iterator[Wor
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
     # The other ranks wait while rank 0 renders or decodes a whole data set.
     dist.init_process_group("nccl" if kind == "cuda" else "gloo", timeout=timedelta(hours=2))
+    world = World(place, rank, size, bf16=bf16)
     try:
-        yield World(place, rank, size, bf16=bf16)
+        yield world
     except RuntimeError as error:
         if not isinstance(error, dist.DistError) and "gloo" not in str(error):
             raise
@@ -207,4 +259,5 @@ def open_world(device: Device, precision: Precision, batch: int) -> Iterator[Wor
             f"see its messages above, and continue with --resume ({why})"
         ) from None
     finally:
+        world.close()
         dist.destroy_process_group()

@@ -94,7 +94,8 @@ def update_discriminator(
         penalty = adversarial.r1_penalty(discriminator.forward, real)
         (16 * r1 * penalty).backward()
         scalars["loss/r1"] = penalty.detach()
-    scalars["grad_norm/discriminator"] = optim.take_step(optimizer, world)
+    world.mean_gradients(optimizer)
+    scalars["grad_norm/discriminator"] = optim.take_step(optimizer)
     return scalars
 
 

@@ -1,4 +1,4 @@
-"""Optimizers and their steps: learning rates, LARS, averaging of gradients over the ranks."""
+"""Optimizers and their steps: learning rates, LARS, LAMB."""
 
 from __future__ import annotations
 
@@ -9,11 +9,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from kintsugi.train.dist import World
 
-
-def take_step(optimizer: torch.optim.Optimizer, world: World, clip: float = math.inf) -> Tensor:
-    """Averages the gradients over the ranks, takes a step, and clears the gradients. Returns their total norm, 0-d.
+def take_step(optimizer: torch.optim.Optimizer, clip: float = math.inf) -> Tensor:
+    """Takes a step with gradients that are the same on all ranks, and clears them. Returns their total norm, 0-d.
 
     clip: if the norm is larger, the gradients are scaled down to it before the step.
     """
@@ -22,7 +20,6 @@ def take_step(optimizer: torch.optim.Optimizer, world: World, clip: float = math
         # Fused optimizers assume that a gradient has the memory layout of its weight, and do not check it.
         if p.grad is not None and p.grad.stride() != p.stride():
             p.grad = torch.empty_like(p).copy_(p.grad)
-    world.mean_gradients(parameters)
     norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
     if clip < math.inf:
         nn.utils.clip_grads_with_norm_(parameters, clip, norm)

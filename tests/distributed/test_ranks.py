@@ -57,6 +57,12 @@ def test_if_one_rank_is_killed_the_other_ends_and_the_run_can_be_resumed(tmp_pat
     assert "from step 4" in (tmp_path / "output").read_text()
 
 
+def test_three_ranks_add_gradients_in_the_same_order_at_every_step(tmp_path: Path):
+    """Else a resumed run would differ by rounding errors from one that was never stopped."""
+    done = torchrun(tmp_path, 3, "helpers.fresh_ranks")
+    assert done.returncode == 0, done.stderr
+
+
 def test_no_thread_of_gloo_outlives_the_training(tmp_path: Path):
     done = torchrun(tmp_path, 2, "helpers.group_is_freed")
     assert done.returncode == 0, done.stderr

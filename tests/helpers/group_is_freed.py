@@ -15,7 +15,7 @@ if __name__ == "__main__":
         group = weakref.ref(dist.group.WORLD)
         parameter = nn.Parameter(torch.ones(1))
         optimizer = torch.optim.Adam([parameter])
-        parameter.grad = torch.ones(1)
-        world.mean_gradients([parameter])
+        world.backward(parameter.sum(), optimizer)
+        world.mean_gradients(optimizer)
         optimizer.step()
     assert group() is None, "the process group still exists: gloo's threads may abort the process when Python ends"

@@ -60,8 +60,8 @@ class TinyMethod(Method[TinyConfig]):
         count = len(image) * self.world.size
         noise = torch.rand(count, 3, 8, 8, generator=generator(self.config.seed, step))
         loss = (self.net.train()(image + self.world.slice(noise)) - image).square().mean()
-        loss.backward()
-        norm = optim.take_step(self.optimizers["net"], self.world)
+        self.world.backward(loss, self.optimizers["net"])
+        norm = optim.take_step(self.optimizers["net"])
         return {"loss/tiny": loss.detach(), "grad_norm/net": norm}
 
     def show(self, batch: Batch) -> dict[str, Tensor]:
