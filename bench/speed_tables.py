@@ -83,6 +83,21 @@ def precision() -> str:
     return with_source(rows, f"batch {found['settings']['batch']}", f"`{found['command']}`", where, count)
 
 
+def overlap() -> str:
+    """When messages between ranks are under way: during a backward pass, or after it."""
+    found = load("overlap")
+    rows: Rows = {
+        f"averaged {way}": {name: f"{value:.0f}" for name, value in of.items()} for way, of in found["averaged"].items()
+    }
+    return with_source(
+        rows,
+        "gradients",
+        f"`{found['command']}`",
+        machine_of(found),
+        f"Median of {found['settings']['rounds']} steps, rank 0, one run",
+    )
+
+
 def masked_encoder() -> str:
     """Time of a step of MAE's encoder on visible patches, compared with all patches."""
     found = load("masked-encoder")

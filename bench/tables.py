@@ -44,6 +44,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "steps": speed_tables.steps,
     "precision": speed_tables.precision,
     "growth": speed_tables.growth,
+    "overlap": speed_tables.overlap,
     "contrastive losses": speed_tables.contrastive_losses,
 }
 """Name of a table in a marker -> the function that makes it."""

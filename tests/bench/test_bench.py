@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.command_line import torchrun
 
 from bench import equal_minutes, growth, loaders, masked_encoder, photo_holes, precision, reading, steps
 
@@ -119,3 +120,14 @@ def test_precision_measures_four_methods_in_both(tmp_path: Path):
     assert set(found) == {"simclr", "splitbrain", "inpainting", "mae"}
     for one in found.values():
         assert one["bf16, times as fast"] == pytest.approx(one["fp32"] / one["bf16"], abs=0.01)
+
+
+def test_messages_between_ranks_begin_during_the_backward_pass(tmp_path: Path):
+    done = torchrun(tmp_path, 2, "bench.overlap", *"--encoder resnet18 --batch 4 --rounds 1 --out out".split())
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "out" / "overlap.json").read_text())["averaged"]
+    during, after = found["during the backward pass"], found["after it"]
+    assert during["messages"] == 3
+    assert during["begun during it"] >= 2
+    assert (after["messages"], after["begun during it"]) == (1, 0)
+    assert after["messages after it, ms"] == after["messages, ms"] > 0
