@@ -1,11 +1,15 @@
 # Every job a person runs. DATA= any data, ARGS= any option, GPUS=n the same program on n GPUs, CKPT= a run or a file.
+# NODES=m GPUS=n HEAD=host, on each of m machines: the same program on m times n GPUs. HEAD is the first machine.
 # The programs and what they do are listed in kintsugi/catalog.py; a test compares that list with this file.
 # The first job sets up .venv by itself, from the versions pinned in constraints.txt.
 
 PYTHON ?= python3
 READY := .venv/.installed
 KINTSUGI = .venv/bin/python -m kintsugi
-RUN = $(if $(GPUS),.venv/bin/torchrun --standalone --nproc-per-node=$(GPUS) -m kintsugi,$(KINTSUGI))
+meeting = --nnodes=$(NODES) --rdzv-backend=c10d $(or $(call option,--rdzv-endpoint,HEAD),$(error NODES=$(NODES) needs \
+	HEAD=, the name of the first machine))
+TORCHRUN = .venv/bin/torchrun $(if $(NODES),$(meeting),--standalone) --nproc-per-node=$(or $(GPUS),1) -m kintsugi
+RUN = $(if $(NODES)$(GPUS),$(TORCHRUN),$(KINTSUGI))
 # --option 'value', exactly as given: neither make nor the shell interprets anything in it.
 quote = '$(subst ','\'',$(1))'
 option = $(if $(value $(2)),$(1) $(call quote,$(value $(2))))
@@ -18,7 +22,7 @@ ckpts = $(if $(value CKPT),--ckpts $(foreach one,$(value CKPT),$(call quote,$(on
 ckpt = $(call option,--ckpt,CKPT)
 in = $(call option,--in,IN)
 out = $(call option,--out,OUT)
-unexport DATA REAL TEACHER CKPT IN OUT MASK HINTS
+unexport DATA REAL TEACHER CKPT IN OUT MASK HINTS HEAD
 
 TRAIN := $(addprefix train-,inpainting mender colorization superresolution splitbrain splitbrain-hha mae spark synthetic \
 	cpc simclr moco byol dino lejepa distill rotation jigsaw context deepcluster sela cliquecnn frame-order odd-one-out supervised)

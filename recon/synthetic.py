@@ -203,12 +203,9 @@ class Synthetic(Method[SyntheticConfig]):
         scalars = {"loss/depth": depth, "loss/normal": normal, "loss/contour": contour, "loss/task": task}
         adversary = self._alternate if config.adversary == "alternate" else self._reverse
         loss, more = adversary(fake, real, step)
-        if config.adversary == "alternate":
-            self.world.backward(task + loss, self.optimizers["net"])
-        else:
-            self.world.backward(task + loss, *self.optimizers.values())
-            more["grad_norm/discriminator"] = optim.take_step(self.optimizers["discriminator"])
-        return scalars | more | {"grad_norm/net": optim.take_step(self.optimizers["net"])}
+        trained = ["net"] if config.adversary == "alternate" else ["net", "discriminator"]
+        self.world.backward(task + loss, *(self.optimizers[name] for name in trained))
+        return scalars | more | {f"grad_norm/{name}": optim.take_step(self.optimizers[name]) for name in trained}
 
     def _alternate(self, fake: Tensor, real: Tensor, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         """Updates the discriminator on batches mixed with the pools; returns the encoder's loss, 0-d, and scalars."""
