@@ -36,7 +36,7 @@ class Program(NamedTuple):
 
 
 def _method(name: str, module: str, summary: str, *more: str) -> Program:
-    return Program("train", name, module, summary, ("DATA", "GPUS", *more))
+    return Program("train", name, module, summary, ("DATA", "GPUS", "NODES", "HEAD", *more))
 
 
 def _measure(name: str, module: str, summary: str, *takes: str) -> Program:
@@ -278,7 +278,8 @@ def _in_checkout() -> bool:
 
 def make_help() -> str:
     """The text of ``make help``: one line for each of the Makefile's jobs that runs a program."""
-    usual = {"train": ("DATA", "GPUS"), "eval": ("CKPT", "DATA"), "": ()}  # printed once, in the group's heading
+    # Printed once, in the group's heading.
+    usual = {"train": ("DATA", "GPUS", "NODES", "HEAD"), "eval": ("CKPT", "DATA"), "": ()}
     lines = ["DATA= any data, ARGS= any option, GPUS= how many, CKPT= a run's folder or a checkpoint", ""]
     for group, heading in GROUPS.items():
         lines.append(f"{heading}: {' '.join(f'{name}=' for name in (*usual[group], 'ARGS'))}")

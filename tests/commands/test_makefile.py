@@ -91,6 +91,12 @@ def test_gpus_start_the_same_program_under_torchrun(program: Program):
     assert recipe(program.job, GPUS="8", DATA="photos") == [*start, "--data", "photos"]
 
 
+def test_several_machines_meet_at_the_first_one():
+    words = recipe("train-simclr", NODES="4", GPUS="8", HEAD="$(touch mark) `a`:1", DATA="photos")
+    meeting = ["--nnodes=4", "--rdzv-backend=c10d", "--rdzv-endpoint", "$(touch mark) `a`:1", "--nproc-per-node=8"]
+    assert words == [".venv/bin/torchrun", *meeting, "-m", "kintsugi", "train", "simclr", "--data", "photos"]
+
+
 def test_the_makefile_has_a_job_for_every_program_and_no_other():
     jobs = [job for job in phony() if job.startswith(("train", "eval"))]
     assert jobs == [p.job for p in PROGRAMS if p.group]
@@ -117,7 +123,7 @@ def test_what_a_person_names_is_one_word_and_never_run(value: str, tmp_path: Pat
     fake.chmod(0o755)
     for program in PROGRAMS:
         for name in program.takes:
-            if name == "GPUS" or program.job == "transfer":
+            if name in ("GPUS", "NODES", "HEAD") or program.job == "transfer":
                 continue
             done = subprocess.run(
                 ["make", "-f", str(ROOT / "Makefile"), *DONE, program.job, f"{name}={value}"],
