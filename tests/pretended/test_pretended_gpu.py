@@ -155,8 +155,8 @@ def trained(device: str) -> nn.Module:
     optimizer = torch.optim.AdamW(net.parameters(), fused=True)  # before the network is moved, as in every method
     world.place([net], channels_last=True, compile=False)
     for _ in range(2):
-        net(image.to(device)).square().mean().backward()
-        optim.take_step(optimizer, world)
+        world.backward(net(image.to(device)).square().mean(), optimizer)
+        optim.take_step(optimizer)
     return net
 
 
