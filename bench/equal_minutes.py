@@ -37,11 +37,13 @@ OPTIONS: Mapping[str, str] = {
     "mae": "--norm-pix --batch 64 --lr 8e-3",
     "spark": "--cell 8 --decoder-width 128 --lr 2e-3",
     "distill": "",
+    "lejepa": "--local-crops 0 --sigreg 0.2",
+    "dino": "",
 }
 """Method -> its own options besides those of its demo. The network is ResNet-18, and MAE's a ViT-Tiny."""
 
 _SHARED = "--size 64 --short-side 72 --eval-images 256 --log-every 50"
-_SCALED = ("warmup", "adversarial_start")  # settings counted in steps
+_SCALED = ("warmup", "adversarial_start", "frozen", "temperature_warmup")  # settings counted in steps
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,7 +131,7 @@ def own_options(name: str, config: EqualMinutesConfig) -> list[str]:
 
 
 def scaled(settings: Any, steps: int) -> Any:
-    """The settings for a run of ``steps`` steps, in which warm-up and adversarial training begin as early, in parts of
+    """The settings for a run of ``steps`` steps, in which everything that is counted in steps takes the same share of
     the run."""
     names = {field.name for field in fields(settings)} & set(_SCALED)
     share = steps / settings.steps

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 from helpers.command_line import torchrun
 
 from bench import equal_minutes, growth, loaders, masked_encoder, photo_holes, precision, reading, steps
+from kintsugi.contrastive import dino
 
 
 def test_loaders_measures_all_installed_loaders(photos: Path, tmp_path: Path):
@@ -65,6 +67,11 @@ def test_methods_train_for_equal_minutes(photos: Path, tmp_path: Path):
     torch.set_num_threads(threads)
     with pytest.raises(ValueError, match="--teacher is missing"):
         equal_minutes.EqualMinutesConfig(data=str(photos))
+
+
+def test_a_shorter_run_has_the_same_shares_of_warm_up_and_of_frozen_steps():
+    settings = equal_minutes.scaled(replace(dino.demo(), temperature_warmup=100), 200)  # the demo has 400 steps
+    assert (settings.steps, settings.warmup, settings.frozen, settings.temperature_warmup) == (200, 15, 16, 50)
 
 
 @pytest.mark.slow
