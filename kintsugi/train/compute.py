@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
+import torch.utils.deterministic
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 Device = Literal["auto", "cpu", "cuda"]
@@ -63,6 +65,30 @@ class Compute:
     def __str__(self) -> str:
         name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "the CPU"
         return f"{name}{' in bf16' if self.bf16 else ''}"
+
+
+@contextmanager
+def deterministic(wanted: bool) -> Iterator[None]:
+    """If wanted, a context in which torch uses only algorithms that give the same bits in every run.
+
+    Raises ValueError with one line if an operation has no such algorithm.
+    """
+    if not wanted:
+        yield
+        return
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when matrices are first multiplied on a GPU
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # costs time
+    try:
+        yield
+    except RuntimeError as error:
+        if "deterministic" not in str(error):
+            raise
+        why = str(error).split(",")[0].split(". ")[0]
+        raise ValueError(f"--deterministic does not work with this method here ({why}): leave it out") from None
+    finally:
+        torch.use_deterministic_algorithms(before)
 
 
 def pick_device(device: Device) -> torch.device:

@@ -67,6 +67,9 @@ class TrainConfig:
     """Store activations as NHWC, in which convolutions are faster, on GPUs and CPUs."""
     compile: bool = False
     """Compile the networks with torch.compile."""
+    deterministic: bool = False
+    """On a GPU: train with algorithms that give the same bits in every run, which are slower, so that a stopped and
+    resumed run ends as one that was never stopped. On a CPU this is always so."""
 
     runs: Path = Path("runs")
     """Folder in which each run makes its own folder, METHOD/DATE-TIME."""

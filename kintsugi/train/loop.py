@@ -23,6 +23,7 @@ from kintsugi import table
 from kintsugi.data.loader import Loader, resident
 from kintsugi.rng import derive_seed
 from kintsugi.train import bf16, checkpoint, feature_quality
+from kintsugi.train.compute import deterministic
 from kintsugi.train.config import TrainConfig, to_plain
 from kintsugi.train.dist import World, open_world
 from kintsugi.train.encoder_options import EncoderConfig
@@ -37,8 +38,9 @@ _STOP_POLL = 10  # with several ranks: steps between checks whether to stop; eac
 def train(method_class: type[Method[C]], config: C) -> Path:
     """Trains a method up to step ``config.steps`` and returns the run's folder, on every rank.
 
-    On a CPU, a resumed run ends with the weights of one that was never stopped, bit for bit: data order, crops, masks
-    and dropout are functions of (seed, step), and everything else that training changes is in the checkpoint.
+    On a CPU, and on a GPU with --deterministic, a resumed run ends with the weights of one that was never stopped, bit
+    for bit: data order, crops, masks and dropout are functions of (seed, step), and everything else that training
+    changes is in the checkpoint.
 
     Raises FloatingPointError if a logged value is not finite; SystemExit (130 or 143) after saving, on SIGINT or
     SIGTERM; ValueError or OSError with one line for errors that the user can fix.
@@ -111,7 +113,9 @@ class _Loop:
                 if step in milestones:
                     self._save(step, f"{milestones[step]}.pt")
                 torch.manual_seed(derive_seed(config.seed, step, world.rank))  # dropout and the like
-                self.pending.append((step, self.method.update(batch, step)))
+                with deterministic(config.deterministic):
+                    scalars = self.method.update(batch, step)
+                self.pending.append((step, scalars))
                 self.log.step_done()
                 done = step + 1
                 last = done == steps

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from kintsugi.train.compute import Compute, Precision
+from kintsugi.train.compute import Compute, Precision, deterministic
 
 CPU = torch.device("cpu")
 
@@ -30,3 +30,17 @@ def test_attention_in_bf16_on_a_cpu_is_near_that_in_fp32_and_not_the_slow_fused_
     names = [event.key for event in profile.key_averages()]
     assert not any("flash" in name for name in names), names
     assert torch.backends.cuda.flash_sdp_enabled()  # outside, all is as before
+
+
+def test_deterministic_refuses_an_operation_that_cannot_be_in_one_line():
+    values, places = torch.zeros(3), torch.tensor([0, 0])
+    with pytest.raises(ValueError, match=r"--deterministic does not work .*put_.*: leave it out$"), deterministic(True):
+        values.put_(places, torch.tensor([1.0, 2.0]))
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_deterministic_leaves_other_errors_as_they_are_and_is_off_by_default():
+    with pytest.raises(RuntimeError, match="must match"), deterministic(True):
+        torch.zeros(3) + torch.zeros(2)
+    with deterministic(False):
+        assert not torch.are_deterministic_algorithms_enabled()
