@@ -13,13 +13,14 @@ end.
 
 from __future__ import annotations
 
+import functools
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from torch import Tensor
+import torch
 
 from kintsugi.data.image_set import Split
 from kintsugi.data.images import open_labeled
@@ -27,7 +28,7 @@ from kintsugi.data.multilabel import MULTILABEL, open_multilabel
 from kintsugi.data.store import Store
 from kintsugi.eval.features import Features, central_squares, extract
 from kintsugi.eval.finetune import LAYER_DECAY, finetune
-from kintsugi.eval.linear import probe, some_of_each
+from kintsugi.eval.linear import Inputs, probe, some_of_each
 from kintsugi.eval.report import Comparison, compare
 from kintsugi.eval.results import Result, Results
 from kintsugi.eval.tasks import FrozenFeatures, RunSettings, Task, data_name, evenly_spaced, fit_batch_norms
@@ -82,6 +83,26 @@ class ClassificationSettings(RunSettings):
             raise ValueError(f"--lr-tuned must be at least one number above 0, not {self.lr_tuned}")
 
 
+@dataclass(frozen=True)
+class SplitFeatures:
+    """Features of the training and of the test images, and the inputs of linear classifiers on them, of type
+    ``dtype``."""
+
+    train: Features
+    test: Features
+    dtype: torch.dtype
+
+    @functools.cached_property
+    def layers(self) -> dict[int, Inputs]:
+        """stride -> the inputs of a classifier on that layer, with all labels."""
+        return {stride: Inputs(x, self.test.layers[stride], self.dtype) for stride, x in self.train.layers.items()}
+
+    @functools.cached_property
+    def vector(self) -> Inputs:
+        """The inputs of a classifier on the coarsest map's average, with all labels."""
+        return Inputs(self.train.vector, self.test.vector, self.dtype)
+
+
 class Classification(Task):
     """Predicts an image's class, or which classes it shows.
 
@@ -122,12 +143,13 @@ class Classification(Task):
         if protocol == "finetune":
             figure, rate = self._finetuned(features, seed)
             return Result({"fine-tuned": figure}, {"learning rate": rate})
-        train, test = features.once(self.features)
+        found = features.once(self.features)
+        train, test = found.train, found.test
         if protocol == "knn":
             return Result({"kNN": self._knn(train, test)})
         if protocol in self.shots:
             return Result({protocol: few_shots(train, test, len(self.split.train.classes), self.shots[protocol], seed)})
-        return self._linear(train, test, protocol, seed)
+        return self._linear(found, protocol, seed)
 
     def _finetuned(self, features: FrozenFeatures, seed: int) -> tuple[float, float]:
         """The score, in [0,1], after fine-tuning, and the learning rate that was chosen."""
@@ -152,27 +174,30 @@ class Classification(Task):
         predicted = knn_classify(train.vector, train.labels, test.vector, len(self.split.train.classes), neighbors)
         return (predicted == test.labels).float().mean().item()
 
-    def _linear(self, train: Features, test: Features, protocol: str, seed: int) -> Result:
+    def _linear(self, features: SplitFeatures, protocol: str, seed: int) -> Result:
         """Scores of linear classifiers, with all labels or few: on the best layer, and on the coarsest map's average.
 
         details: the score on each layer.
         """
-        config, rows = self.config, slice(None)
+        config, train, test = self.config, features.train, features.test
+        labels, layers, vector = train.labels, features.layers, features.vector
         if protocol != "linear":
-            rows = some_of_each(train.labels, self.fractions[protocol], seed, least=2)  # type: ignore[assignment]
-        labels = train.labels[rows]
+            rows = some_of_each(labels, self.fractions[protocol], seed, least=2)
+            labels = labels[rows]
+            layers = {s: Inputs(x[rows], test.layers[s], self.compute.dtype) for s, x in train.layers.items()}
+            vector = Inputs(train.vector[rows], test.vector, self.compute.dtype)
 
-        def scores(x: Tensor, of_test: Tensor) -> tuple[float, float]:
-            return probe(x[rows], labels, of_test, test.labels, seed, config.steps_linear, config.batch_linear)
+        def scores(inputs: Inputs) -> tuple[float, float]:
+            return probe(inputs, labels, test.labels, seed, config.steps_linear, config.batch_linear)
 
-        by_layer = {stride: scores(x, test.layers[stride]) for stride, x in train.layers.items()}
+        by_layer = {stride: scores(inputs) for stride, inputs in layers.items()}
         # The best layer is the one that is best on held-out training images.
         best = max(by_layer.values(), key=lambda found: found[1])[0]
-        pooled = scores(train.vector, test.vector)[0]
-        layers = {f"stride {stride}": found[0] for stride, found in by_layer.items()}
-        return Result({protocol: best, f"{protocol}, pooled": pooled}, {"by layer": layers})
+        pooled = scores(vector)[0]
+        each = {f"stride {stride}": found[0] for stride, found in by_layer.items()}
+        return Result({protocol: best, f"{protocol}, pooled": pooled}, {"by layer": each})
 
-    def features(self, encoder: Encoder) -> tuple[Features, Features]:
+    def features(self, encoder: Encoder) -> SplitFeatures:
         """Fits the encoder's batch norms; then the features of the training and of the test images."""
         train, test = self.split.train, self.split.heldout
         some = central_squares(train, self.size, self.compute, evenly_spaced(len(train), 256))
@@ -180,7 +205,7 @@ class Classification(Task):
         first, second = (
             extract(encoder, images, self.size, self.config.pooled_features, self.compute) for images in (train, test)
         )
-        return first, second
+        return SplitFeatures(first, second, self.compute.dtype)
 
 
 def few_shots(train: Features, test: Features, classes: int, shots: int, seed: int) -> float:

@@ -144,16 +144,18 @@ def enlarged(image: Tensor, size: Sequence[int]) -> Tensor:
 
 @dataclass(frozen=True)
 class FrozenMaps:
-    """A frozen encoder's maps of training images and of their mirror images.
+    """A frozen encoder's maps of training images and of their mirror images, and of the validation images.
 
     encoder: its batch norms are fitted to the training images. rows: indices of n training images, evenly spaced, as
-    many as fit into ``FEATURE_BYTES``. maps: one (2n,C,h,w) for each of ``strides``, those of the images first. heads:
-    seed -> the encoder with a head that was trained on these maps.
+    many as fit into ``FEATURE_BYTES``. maps: one (2n,C,h,w) for each of ``strides``, those of the images first. val:
+    the same of the m validation images, (m,C,h,w). heads: seed -> the encoder with a head that was trained on these
+    maps.
     """
 
     encoder: Encoder
     maps: list[Tensor]
     rows: Tensor
+    val: list[Tensor]
     heads: dict[int, FCN] = field(default_factory=dict)
 
 
@@ -218,7 +220,10 @@ class DenseTask(Task):
         if protocol == "finetune":
             net = copy.deepcopy(net)
             self._train_all(net, seed)
-        prediction = self._predict_all(net)
+            prediction = self._predict_all(net, lambda rows: net(self._image(self.val.images[rows])))
+        else:
+            size = self.val.images.shape[-2:]
+            prediction = self._predict_all(net, lambda rows: net.head([maps[rows] for maps in frozen.val], size))
         if seed == 0:
             weights = features.weights
             self._predictions[weights.name, protocol] = prediction[self.shown]
@@ -244,21 +249,23 @@ class DenseTask(Task):
         some = evenly_spaced(len(images), 256).split(16)
         fit_batch_norms(encoder, (images[rows].float() / 255 for rows in some), compute)
 
-        def maps_of(rows: Tensor, mirror: bool) -> list[Tensor]:
+        def maps_of(images: Tensor, mirror: bool = False) -> list[Tensor]:
             """The maps of some images, or of their mirror images: one (n,C,h,w) for each of ``strides``."""
-            image = images[rows].to(compute.device, memory_format=torch.channels_last).float() / 255
+            image = self._image(images)
             with compute.autocast():
                 maps = encoder(image.flip(-1) if mirror else image)
             return [maps[stride].to(compute.dtype) for stride in strides(encoder)]
 
-        size = 2 * sum(x.nbytes for x in maps_of(torch.tensor([0]), mirror=False))
+        size = 2 * sum(x.nbytes for x in maps_of(images[:1]))
         rows = evenly_spaced(len(images), max(1, int(FEATURE_BYTES // size)))
         batches = [
-            maps_of(some, mirror)
+            maps_of(images[some], mirror)
             for mirror in (False, True)
             for some in tqdm(rows.split(8), desc="features", leave=False, disable=None)
         ]
-        return FrozenMaps(encoder, [torch.cat(maps) for maps in zip(*batches, strict=True)], rows)
+        val = [maps_of(some) for some in self.val.images.split(8)]
+        maps, val_maps = ([torch.cat(each) for each in zip(*found, strict=True)] for found in (batches, val))
+        return FrozenMaps(encoder, maps, rows, val_maps)
 
     def _with_head(self, frozen: FrozenMaps, seed: int) -> FCN:
         """The frozen encoder with a head trained on its maps."""
@@ -307,24 +314,25 @@ class DenseTask(Task):
         image = torch.stack([self.train.images[window] for window in windows])
         image = torch.where(flip[:, None, None, None], image.flip(-1), image)
         target = self._mirror_some(torch.stack([self.train.targets[window] for window in windows]), flip)
-        device = self.compute.device
-        image = image.to(device, memory_format=torch.channels_last)
-        return image.float() / 255, target.to(device)
+        return self._image(image), target.to(self.compute.device)
 
     def _mirror_some(self, targets: Tensor, flip: Tensor) -> Tensor:
         """``mirror`` for the targets (B,...,h,w) where ``flip``, bool (B,)."""
         return torch.where(flip.view(-1, *[1] * (targets.ndim - 1)), self.mirror(targets), targets)
 
+    def _image(self, images: Tensor) -> Tensor:
+        """Images uint8 (n,3,H,W) as the network's input, in [0,1], on the device."""
+        return images.to(self.compute.device, memory_format=torch.channels_last).float() / 255
+
     @torch.no_grad()
-    def _predict_all(self, net: FCN) -> Tensor:
-        """Predictions for all validation images, in the form of targets, on the CPU."""
+    def _predict_all(self, net: FCN, output: Callable[[Tensor], Tensor]) -> Tensor:
+        """Predictions for all validation images, in the form of targets, on the CPU. ``output``: indices of validation
+        images -> the network's output (n,K,H,W)."""
         net.eval()
         found = []
-        for images in self.val.images.split(8):
-            image = images.to(self.compute.device, memory_format=torch.channels_last).float() / 255
+        for rows in torch.arange(len(self.val)).split(8):
             with self.compute.autocast():
-                output = net(image)
-            found.append(self.predict(output).cpu())
+                found.append(self.predict(output(rows)).cpu())
         return torch.cat(found)
 
 

@@ -7,7 +7,8 @@ trained on all training images.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -21,60 +22,125 @@ RATES = tuple(10 ** (-4 + i / 2) for i in range(8))  # 1e-4 to .3
 HELD_OUT = 0.1  # fraction of the training images on which the learning rate is chosen
 
 
+class Inputs:
+    """Features of training images (N,D) and of test images (M,D) as inputs of linear classifiers, standardized to mean
+    0 and deviation 1 over the training images.
+
+    If there are fewer images than features, inner products with the N training images replace the D features. Gradients
+    are sums of training features, so weights that start at 0 remain such sums: N coefficients instead of D weights give
+    the same classifier, and cost less.
+
+    dtype: of the inputs in training, which sets that of the large matrix products; in bfloat16 they take half the time.
+    Weights, gradients' sums and scores are always float.
+    """
+
+    def __init__(self, train: Tensor, test: Tensor, dtype: torch.dtype = torch.float32) -> None:
+        self.dtype = dtype
+        deviation, self._mean = torch.std_mean(train.float(), 0, correction=0)
+        self._scale = 1 / deviation.clamp(min=1e-3 * deviation.mean().clamp(min=1e-6))
+        self._train, self._test = train, test
+        self.products = len(train) < train.shape[1]
+        if self.products:
+            known = self._standardized(train).to(dtype)
+            self._train = known @ known.T  # (N,N)
+            parts = [self._standardized(some).to(dtype) @ known.T for some in test.split(1024)]
+            self._test = torch.cat(parts)  # (M,N)
+
+    def __len__(self) -> int:
+        return len(self._train)
+
+    @property
+    def width(self) -> int:
+        """The number of inputs: D, or N if they are inner products."""
+        return self._train.shape[1]
+
+    def of_training(self, rows: Tensor) -> Tensor:
+        """The inputs (n,width) of the training images ``rows``, int64 (n,)."""
+        return self._train[rows] if self.products else self._standardized(self._train[rows]).to(self.dtype)
+
+    def of_test(self) -> Iterator[Tensor]:
+        """The inputs of the test images, float, in batches."""
+        for some in self._test.split(1024):
+            yield some.float() if self.products else self._standardized(some)
+
+    def add_gradient(self, total: Tensor, rows: Tensor, inputs: Tensor, gradient: Tensor) -> None:
+        """Adds the gradient of the weights to ``total`` (width,C). gradient (n,C): that of the outputs for the training
+        images ``rows``, whose inputs are ``inputs``."""
+        if self.products:
+            total.index_add_(0, rows, gradient)
+        else:
+            total.add_(inputs.T @ gradient.to(inputs.dtype))
+
+    def _standardized(self, x: Tensor) -> Tensor:
+        return (x.float() - self._mean) * self._scale
+
+
+@dataclass(frozen=True)
+class Classifiers:
+    """R linear classifiers of K classes: weight (W,R*K), bias (R*K,)."""
+
+    weight: Tensor
+    bias: Tensor
+    count: int
+
+    def __call__(self, inputs: Tensor) -> Tensor:
+        """Inputs (n,W), as of ``Inputs`` -> logits (n,R,K), all classifiers in one matrix product."""
+        return ((inputs @ self.weight.to(inputs.dtype)).float() + self.bias).unflatten(1, (self.count, -1))
+
+
 def probe(
-    x: Tensor, labels: Tensor, test: Tensor, test_labels: Tensor, seed: int, steps: int, batch: int
+    inputs: Inputs, labels: Tensor, test_labels: Tensor, seed: int, steps: int, batch: int
 ) -> tuple[float, float]:
-    """The score on the test features (M,D) of a classifier trained on the features x (N,D), and the held-out score by
-    which its learning rate was chosen.
+    """The score on the test images of a classifier trained on the training images, and the held-out score by which its
+    learning rate was chosen.
 
     Labels as in ``kintsugi.eval.features.Features``; scores in [0,1], as ``score``.
     """
+    classes = class_count(labels, test_labels)
     held_out = some_of_each(labels, HELD_OUT, seed, least=1, keep=1)
+    every = torch.arange(len(labels), device=labels.device)
     chosen, figure = 0, 0.0
     if held_out.any():
-        scores = fit(x[~held_out], labels[~held_out], x[held_out], labels[held_out], RATES, seed, steps, batch)
+        candidates = fit(inputs, labels, every[~held_out], classes, RATES, seed, steps, batch)
+        scores = score(candidates(inputs.of_training(every[held_out])), labels[held_out])
         chosen, figure = int(scores.argmax()), scores.max().item()
-    return fit(x, labels, test, test_labels, [RATES[chosen]], seed, steps, batch).item(), figure
+    final = fit(inputs, labels, every, classes, [RATES[chosen]], seed, steps, batch)
+    return score(torch.cat([final(some) for some in inputs.of_test()]), test_labels).item(), figure
 
 
 def fit(
-    x: Tensor,
+    inputs: Inputs,
     labels: Tensor,
-    test: Tensor,
-    test_labels: Tensor,
+    rows: Tensor,
+    classes: int,
     rates: Sequence[float],
     seed: int,
     steps: int,
     batch: int,
-) -> Tensor:
-    """Trains a linear classifier for each of R learning rates; their scores on the test features (M,D), (R,).
+) -> Classifiers:
+    """Trains a linear classifier for each of R learning rates on the training images ``rows``, int64 (n,).
 
-    Trained on x (N,D), standardized to mean 0 and deviation 1, by SGD with momentum .9 along a cosine with warm-up.
+    By SGD with momentum .9 along a cosine with warm-up, from zeros.
     """
-    count, classes = len(rates), class_count(labels, test_labels)
-    deviation, mean = torch.std_mean(x.float(), 0, correction=0)
-    scale = 1 / deviation.clamp(min=1e-3 * deviation.mean().clamp(min=1e-6))
-    weight = torch.zeros(x.shape[1], count, classes, device=x.device, requires_grad=True)
-    bias = torch.zeros(count, classes, device=x.device, requires_grad=True)
-    optimizer = torch.optim.SGD([weight, bias], 1.0, momentum=0.9)
-    rate = torch.tensor(rates, device=x.device)[:, None]
+    count = len(rates)
+    weight = torch.zeros(inputs.width, count * classes, device=labels.device)
+    bias = torch.zeros(count * classes, device=labels.device)
+    moving, moving_bias = torch.zeros_like(weight), torch.zeros_like(bias)  # the momentum
+    found = Classifiers(weight, bias, count)
+    rate = torch.tensor(rates, device=labels.device)[:, None]
     random = generator(seed, 6)
-
-    def logits(features: Tensor) -> Tensor:
-        """(n,D) -> (n,R,K), all classifiers in one matrix product."""
-        return ((features.float() - mean) * scale @ weight.flatten(1)).unflatten(1, (count, classes)) + bias
-
     for step in range(steps):
-        rows = torch.randint(len(x), (min(batch, len(x)),), generator=random).to(x.device)
-        loss(logits(x[rows]), labels[rows]).backward()
-        for parameter in (weight, bias):
-            assert parameter.grad is not None
-            parameter.grad *= rate
-        optimizer.param_groups[0]["lr"] = warmup_cosine(step, steps, steps // 10, cosine_from=0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-    with torch.no_grad():
-        return score(torch.cat([logits(some) for some in test.split(1024)]), test_labels)
+        some = rows[torch.randint(len(rows), (min(batch, len(rows)),), generator=random).to(rows.device)]
+        x = inputs.of_training(some)
+        logits = found(x).requires_grad_()
+        (gradient,) = torch.autograd.grad(loss(logits, labels[some]), logits)
+        gradient = (gradient * rate).flatten(1)  # (n,R*K)
+        inputs.add_gradient(moving.mul_(0.9), some, x, gradient)
+        moving_bias.mul_(0.9).add_(gradient.sum(0))
+        lr = warmup_cosine(step, steps, steps // 10, cosine_from=0)
+        weight.sub_(moving, alpha=lr)
+        bias.sub_(moving_bias, alpha=lr)
+    return found
 
 
 def class_count(labels: Tensor, test_labels: Tensor) -> int:

@@ -53,7 +53,9 @@ def test_each_learning_rate_has_a_classifier_trained_as_if_alone():
     """Against torch's own SGD, one rate after the other."""
     (x, label), (test, truth) = clouds(64, 4, 2, 0.8), clouds(400, 4, 3, 0.8)
     rates = [1e-3, 3e-2, 3e-1]
-    found = linear.fit(x, label, test, truth, rates, 5, 60, 16)
+    inputs = linear.Inputs(x, test)
+    classifiers = linear.fit(inputs, label, torch.arange(64), 4, rates, 5, 60, 16)
+    found = linear.score(torch.cat([classifiers(some) for some in inputs.of_test()]), truth)
     deviation, mean = torch.std_mean(x, 0, correction=0)
     for rate, accuracy in zip(rates, found.tolist(), strict=True):
         head = nn.Linear(6, 4)
@@ -71,11 +73,30 @@ def test_each_learning_rate_has_a_classifier_trained_as_if_alone():
         assert accuracy == pytest.approx(alone, abs=0.006)
 
 
+@pytest.mark.parametrize("known", [slice(None), slice(3, 40)])
+def test_inner_products_give_the_classifier_that_features_give(known: slice):
+    """Fewer images than features: the coefficients of the images are the weights of the features."""
+    random = generator(8)
+    x, test = torch.randn(50, 80, generator=random) + 3, torch.randn(20, 80, generator=random)
+    labels = torch.randint(0, 3, (50,), generator=random)
+    products, plain = linear.Inputs(x, test), linear.Inputs(x, test)
+    assert products.products
+    assert products.width == 50
+    plain.products, plain._train, plain._test = False, x, test
+    found = []
+    for inputs in (products, plain):
+        rows = torch.arange(50)[known]
+        classifiers = linear.fit(inputs, labels, rows, 3, [1e-2, 1e-3], 1, 30, 8)
+        found.append(torch.cat([classifiers(some) for some in inputs.of_test()]))
+    assert found[0].std() > 0.1
+    assert torch.allclose(found[0], found[1], atol=1e-4)
+
+
 def test_separable_classes_are_learned_and_noise_gives_chance():
     (x, label), (test, truth) = clouds(400, 4, 4), clouds(200, 4, 5)
-    assert linear.probe(x, label, test, truth, 0, 60, 16)[0] > 0.95
+    assert linear.probe(linear.Inputs(x, test), label, truth, 0, 60, 16)[0] > 0.95
     noise, other = torch.randn(2, 400, 6, generator=generator(6))
-    assert abs(linear.probe(noise, label, other, label, 0, 60, 16)[0] - 0.25) < 0.1
+    assert abs(linear.probe(linear.Inputs(noise, other), label, label, 0, 60, 16)[0] - 0.25) < 0.1
 
 
 def test_average_precision_is_that_of_a_loop_over_present_and_known_classes():
@@ -115,7 +136,7 @@ def test_several_classes_per_image_are_learned():
     random = generator(7)
     x, test = torch.randn(2, 300, 6, generator=random)
     labels, truth = (x[:, :3] > 0).long(), (test[:, :3] > 0).long()
-    assert linear.probe(x, labels, test, truth, 0, 100, 32)[0] > 0.95
+    assert linear.probe(linear.Inputs(x, test), labels, truth, 0, 100, 32)[0] > 0.95
 
 
 def test_few_labels_are_some_of_each_class():
