@@ -121,6 +121,34 @@ def masked_encoder() -> str:
     )
 
 
+def transfer_row() -> str:
+    """Time of a row of the transfer table, before and after linear probes by inner products."""
+    found = load("transfer-row")
+    before, now, three = (found[name] for name in ("before", "now", "now, 3 seeds"))
+
+    def cells(*seconds: float) -> dict[str, str]:
+        old, new, of_three = seconds
+        return {
+            "before, s": f"{old:.1f}",
+            "now, s": f"{new:.1f}",
+            "times as fast": f"{old / new:.1f}",
+            "now, 3 seeds, s": f"{of_three:.1f}",
+        }
+
+    rows = {
+        f"{task}, {protocol}": cells(*(of["seconds"][task][protocol] for of in (before, now, three)))
+        for task, protocols in now["seconds"].items()
+        for protocol in protocols
+        if not protocol.endswith("shot")
+    }
+    rows["all"] = cells(*(of["all seconds"] for of in (before, now, three)))
+    machine = now["machine"]
+    where = f"{machine['threads']} of {machine['cores']} cores of an {machine['processor']}, bfloat16"
+    return with_source(
+        rows, "processor time of one seed", "`python -m bench.transfer_row --seeds 1 ...`", where, "One run each"
+    )
+
+
 def growth() -> str:
     """How speed changes with threads, ranks, batch sizes and image sizes, on two machines."""
     machines = {"EPYC": load("growth"), "Xeon": load("growth-xeon")}

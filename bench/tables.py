@@ -43,6 +43,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "loaders": speed_tables.loaders,
     "steps": speed_tables.steps,
     "precision": speed_tables.precision,
+    "time of a transfer row": speed_tables.transfer_row,
     "growth": speed_tables.growth,
     "overlap": speed_tables.overlap,
     "contrastive losses": speed_tables.contrastive_losses,

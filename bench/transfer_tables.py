@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 from bench.printing import EPYC, XEON, Rows, label, load, mean_and_deviation, with_source
 
@@ -93,27 +94,44 @@ def transfer_rows(report: str, names: tuple[str, ...] = (), leave_out: tuple[str
     return rows
 
 
+@dataclass(frozen=True)
+class Report:
+    """What a transfer report's table says below its rows: the command, and for rows on a method's page, the page that
+    has its options. runs: the number of runs, where ``{seeds}`` is that of the report."""
+
+    command: str = "`make transfer` with the options below"
+    page: str = "[One budget](../one-budget.md)"
+    runs: str = "One pre-training each, {seeds} seeds of transfer"
+
+
+REPORTS = {
+    "report": Report(),
+    "scenes": Report('`make transfer ARGS="--classification scenes --segmentation scenes --geometry scenes ..."`'),
+    "cifar10": Report('`make transfer ARGS="--size 32 --classification cifar10-part ..."`'),
+    "figure-ground": Report('`make transfer ARGS="--figure-ground davis ..."`'),
+    "tinyimagenet": Report(
+        page="[Equal minutes](../equal-minutes.md)", runs="{seeds} pre-trainings each, transferred with one seed each"
+    ),
+    "mae-finetuned": Report(
+        '`make eval-classification CKPT=runs/equal-minutes/mae-0 DATA=tinyimagenet ARGS="--steps-tuned 2000 '
+        '--batch-tuned 32 --lr-tuned 1e-3 --pooled-features 1024 --steps-linear 300 ..."`',
+        runs="One pre-training, one seed",
+    ),
+}
+"""Name of a transfer report -> what its table says below its rows."""
+
+
 def transfer(report: str, *names: str) -> str:
     """The table of a transfer report: all rows, or the rows ``names`` with random weights of their networks."""
     wanted = tuple(dict.fromkeys([*names, *(RANDOM.get(name, RESNET18) for name in names)]))
     leave_out = ("caltech101: 1 % of labels",)
-    command = {
-        "report": "`make transfer` with the options below",
-        "scenes": '`make transfer ARGS="--classification scenes --segmentation scenes --geometry scenes ..."`',
-        "cifar10": '`make transfer ARGS="--size 32 --classification cifar10-part ..."`',
-        "figure-ground": '`make transfer ARGS="--figure-ground davis ..."`',
-        "tinyimagenet": "`make transfer` with the options below",
-    }[report]
-    if names:
-        page = "[Equal minutes](../equal-minutes.md)" if report == "tinyimagenet" else "[One budget](../one-budget.md)"
-        command = f"`make transfer` with the options of {page}"
+    about = REPORTS[report]
+    command = f"`make transfer` with the options of {about.page}" if names else about.command
     machine = EPYC
     if report == "report" and (not names or "moco" in names):
         machine = XEON if names else f"{EPYC}; MoCo on {XEON}"
     seeds = load(f"transfer/{report}")["settings"]["seeds"]
-    runs = f"One pre-training each, {seeds} seeds of transfer; all in per cent"
-    if report == "tinyimagenet":
-        runs = f"{seeds} pre-trainings each, transferred with one seed each; all in per cent"
+    runs = f"{about.runs.format(seeds=seeds)}; all in per cent"
     return with_source(transfer_rows(report, wanted, leave_out), "weights", command, machine, runs)
 
 

@@ -76,7 +76,7 @@ def run(config: TransferConfig) -> Results:
     compute = report.opened(config, weights)
     if config.pixels:
         weights.append(Weights("pixels", Pixels().plain(), ({},)))
-    return report.transfer(weights, _tasks(config, compute), config.seeds, config.out, compute, to_plain(config))
+    return report.transfer(weights, tasks_of(config, compute), config.seeds, config.out, compute, to_plain(config))
 
 
 def _checkpoints(config: TransferConfig) -> list[Weights]:
@@ -137,7 +137,7 @@ def _published(config: TransferConfig) -> list[Weights]:
     return weights
 
 
-def _tasks(config: TransferConfig, compute: Compute) -> list[Task]:
+def tasks_of(config: TransferConfig, compute: Compute) -> list[Task]:
     """The tasks, one for each kind and data set."""
     return [
         *(Classification(data, config.size, config, compute) for data in config.classification),

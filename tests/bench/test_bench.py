@@ -8,7 +8,7 @@ import pytest
 import torch
 from helpers.command_line import torchrun
 
-from bench import equal_minutes, growth, loaders, masked_encoder, photo_holes, precision, reading, steps
+from bench import equal_minutes, growth, loaders, masked_encoder, photo_holes, precision, reading, steps, transfer_row
 from kintsugi.contrastive import dino
 
 
@@ -40,6 +40,27 @@ def test_the_encoder_is_faster_on_visible_patches(tmp_path: Path):
     (found,) = json.loads((tmp_path / "masked-encoder.json").read_text())["encoder, ms"].values()
     gain = found["all patches"] / found["0.75 masked"]
     assert found["0.75 masked, times as fast"] == pytest.approx(gain, abs=0.01)
+
+
+def test_the_tasks_of_a_transfer_row_are_timed_one_by_one(tmp_path: Path):
+    tiny = {
+        "seeds": 2,
+        "labeled_scenes": 24,
+        "train_scenes": 8,
+        "steps_linear": 2,
+        "steps_frozen": 2,
+        "precision": "fp32",
+    }
+    threads = torch.get_num_threads()
+    for name in ("first", "second"):
+        transfer_row.run(transfer_row.TransferRowConfig(name=name, results=tmp_path, cache=tmp_path / "cache", **tiny))
+    torch.set_num_threads(threads)
+    found = json.loads((tmp_path / "transfer-row.json").read_text())
+    assert set(found) == {"first", "second"}
+    assert set(found["first"]["seconds"]) == {"what is in scenes", "segmentation scenes", "geometry scenes"}
+    total = sum(sum(each.values()) for each in found["first"]["seconds"].values())
+    assert found["first"]["all seconds"] == pytest.approx(total, abs=0.06)
+    assert found["first"]["figures of seed 0"] == found["second"]["figures of seed 0"]
 
 
 def test_methods_train_for_equal_minutes(photos: Path, tmp_path: Path):
