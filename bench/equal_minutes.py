@@ -37,7 +37,7 @@ OPTIONS: Mapping[str, str] = {
     "mae": "--norm-pix --batch 64 --lr 8e-3",
     "spark": "--cell 8 --decoder-width 128 --lr 2e-3",
     "distill": "",
-    "lejepa": "--local-crops 0 --sigreg 0.2",
+    "lejepa": "--local-crops 0",
     "dino": "",
 }
 """Method -> its own options besides those of its demo. The network is ResNet-18, and MAE's a ViT-Tiny."""
