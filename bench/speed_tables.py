@@ -98,6 +98,22 @@ def overlap() -> str:
     )
 
 
+def kernels() -> str:
+    """Kernels and waits of a step of every method on a pretended GPU, before and after they were made fewer."""
+    found = load("kernels")
+    rows: Rows = {
+        label(name): {
+            "waits, before": f"{before['waits']}",
+            "waits": f"{found['after'][name]['waits']}",
+            "kernels, before": f"{before['kernels']}",
+            "kernels": f"{found['after'][name]['kernels']}",
+        }
+        for name, before in found["before"].items()
+    }
+    machine = f"counted, so the same on every machine; PyTorch {found['settings']['torch']}"
+    return with_source(rows, "step, bf16", "`python -m bench.kernels --name after`", machine, "One run each")
+
+
 def masked_encoder() -> str:
     """Time of a step of MAE's encoder on visible patches, compared with all patches."""
     found = load("masked-encoder")

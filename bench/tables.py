@@ -44,6 +44,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "steps": speed_tables.steps,
     "precision": speed_tables.precision,
     "time of a transfer row": speed_tables.transfer_row,
+    "kernels": speed_tables.kernels,
     "growth": speed_tables.growth,
     "overlap": speed_tables.overlap,
     "contrastive losses": speed_tables.contrastive_losses,

@@ -161,7 +161,7 @@ class BYOL(ViewsMethod[BYOLConfig]):
         scalars = {"loss/byol": loss.detach(), "grad_norm/online": optim.take_step(optimizer)}
         momentum = cosine_momentum(config.momentum, step, config.steps)
         ema_update(self.target, self.source, momentum)
-        scalars["momentum"] = torch.tensor(momentum, device=loss.device)
+        scalars["momentum"] = torch.full((), momentum, device=loss.device)
         return scalars | logged_spread(projections[0], config, step)
 
 

@@ -167,8 +167,9 @@ def dino_loss(logits: Tensor, targets: Tensor, temperature: float) -> Tensor:
     teacher's probabilities of those, (G,N,K).
     """
     entropies = -torch.einsum("gnk,vnk->gvn", targets, log_softmax(logits / temperature, -1))  # (G,V,N)
-    different = ~torch.eye(len(targets), len(logits), dtype=torch.bool, device=logits.device)
-    return entropies[different].mean()
+    views = torch.arange(len(logits), device=logits.device)
+    different = views[: len(targets), None, None] != views[:, None]  # (G,V,1)
+    return (entropies * different).sum() / (len(targets) * (len(logits) - 1) * logits.shape[1])
 
 
 def entropy(probabilities: Tensor) -> Tensor:
@@ -261,7 +262,7 @@ class DINO(CropsMethod[DINOConfig]):
         momentum = cosine_momentum(config.momentum, step, config.steps)
         ema_update(self.teacher, self.student, momentum)
         self.center.lerp_(self.world.mean(taught.mean((0, 1))), 1 - config.center_momentum)
-        scalars["momentum"] = torch.tensor(momentum, device=loss.device)
+        scalars["momentum"] = torch.full((), momentum, device=loss.device)
         # A collapse to one output has entropy 0 of the mean; a collapse to equal outputs has log K of both.
         scalars |= {"targets/entropy": entropy(targets), "targets/entropy_of_mean": entropy(targets.mean((0, 1)))}
         return scalars | logged_spread(features[:count], config, step)

@@ -13,6 +13,7 @@ Deviations, each with its reason:
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -29,6 +30,7 @@ from kintsugi.train.command import run_method
 from kintsugi.train.config import within
 from kintsugi.train.dist import World
 from kintsugi.train.method import Batch
+from kintsugi.upload import constant, upload
 
 _DIRECTIONS = 5  # last number of a random generator's key: what it draws
 
@@ -136,6 +138,7 @@ def random_directions(dim: int, count: int, random: torch.Generator) -> Tensor:
     return normalize(torch.randn(dim, count, generator=random), dim=0)
 
 
+@functools.cache
 def quadrature(knots: int = 17, reach: float = 3.0) -> tuple[Tensor, Tensor]:
     """Knots t in [0,reach] and their weights, (T,) each, for integrals over [-reach,reach] of even functions times
     exp(-t^2/2), by the trapezoidal rule."""
@@ -173,8 +176,9 @@ def sigreg(projections: Tensor, directions: Tensor, world: World) -> Tensor:
     every rank computes the loss of the global batch. Each crop is tested on its own: crops of one image are not
     independent.
     """
-    t, weights = (values.to(projections.device) for values in quadrature())
-    found = world.gather(characteristic(projections, directions.to(projections.device), t)[None]).mean(0)
+    t, weights = (constant(values, projections.device) for values in quadrature())
+    (directions,) = upload(projections.device, directions)
+    found = world.gather(characteristic(projections, directions, t)[None]).mean(0)
     return epps_pulley(found, projections.shape[1] * world.size, t, weights).mean()
 
 

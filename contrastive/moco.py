@@ -32,6 +32,7 @@ from kintsugi.train.config import within
 from kintsugi.train.dist import World
 from kintsugi.train.ema import ema_copy, ema_update
 from kintsugi.train.method import Batch
+from kintsugi.upload import upload
 
 _SHUFFLE = 3  # last element of the random generator's key
 
@@ -225,13 +226,14 @@ class MoCo(ViewsMethod[MoCoConfig]):
         """
         everywhere = self.world.gather(image)  # (N,3,S,S)
         order = torch.randperm(len(everywhere), generator=generator(self.config.seed, number, _SHUFFLE))
+        mine, back = upload(image.device, self.world.slice(order), self.world.slice(order.argsort()))
         encoder, projector = self.key_net
         assert isinstance(encoder, Encoder)
         self.key_net.train()
         with self.world.autocast():
-            shuffled = projector(encoder.vectors(everywhere[self.world.slice(order)]))
+            shuffled = projector(encoder.vectors(everywhere[mine]))
         keys = self.world.gather(normalize(shuffled.float(), dim=1))  # (N,D), shuffled
-        return keys[self.world.slice(order.argsort())]
+        return keys[back]
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -7,8 +7,8 @@
 - Randomness is a function of ``(seed, step)`` for the whole global batch (``kintsugi.rng``); a rank takes its slice.
 - Layers, from top to bottom: ``apps``, ``eval``, the methods (``recon``, ``contrastive``, ``pretext``), ``train``,
   ``metrics``, ``losses``, ``fill``, ``nets``, ``augment``, ``data``, ``scenes``, the base modules (``rng``, ``color``,
-  ``table``, ``pictures``). A module imports only from the layers below its own. The library imports no method. Neither
-  does the transfer in ``eval``, which reads checkpoints. ``make check`` enforces the layers.
+  ``table``, ``pictures``), ``upload``. A module imports only from the layers below its own. The library imports no
+  method. Neither does the transfer in ``eval``, which reads checkpoints. ``make check`` enforces the layers.
 """
 
 from typing import TYPE_CHECKING

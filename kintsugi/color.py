@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from kintsugi.upload import constant
+
 GRID = 10
 """Distance between neighboring bins along a and b, in Lab units."""
 
@@ -28,7 +30,10 @@ def rgb_to_lab(image: Tensor) -> Tensor:
     import kornia  # imported here: slow, and --help does not need it
 
     with _exact(image):
-        return kornia.color.rgb_to_lab(image.float())
+        xyz = _times(_TO_XYZ, kornia.color.rgb_to_linear_rgb(image.float())) / constant(_WHITE, image.device)
+        root = torch.where(xyz > 0.008856, xyz.clamp(min=0.008856).pow(1 / 3), 7.787 * xyz + 4 / 29)
+        x, y, z = root.unbind(1)
+        return torch.stack([116 * y - 16, 500 * (x - y), 200 * (y - z)], 1)
 
 
 def lab_to_rgb(lab: Tensor) -> Tensor:
@@ -36,7 +41,29 @@ def lab_to_rgb(lab: Tensor) -> Tensor:
     import kornia
 
     with _exact(lab):
-        return kornia.color.lab_to_rgb(lab.float(), clip=True)
+        lightness, a, b = lab.float().unbind(1)
+        y = (lightness + 16) / 116
+        root = torch.stack([a / 500 + y, y, (y - b / 200).clamp(min=0)], 1)
+        xyz = torch.where(root > 0.2068966, root.pow(3), (root - 4 / 29) / 7.787) * constant(_WHITE, lab.device)
+        return kornia.color.linear_rgb_to_rgb(_times(_TO_RGB, xyz)).clamp(0, 1)
+
+
+# kornia's constants. Its own conversions upload them to a GPU at each call, which waits. There they multiply by them in
+# a convolution, by default in TF32, which has ten bits.
+_TO_XYZ = torch.tensor([[0.412453, 0.357580, 0.180423], [0.212671, 0.715160, 0.072169], [0.019334, 0.119193, 0.950227]])
+_TO_RGB = torch.tensor(
+    [
+        [3.2404813432005266, -1.5371515162713185, -0.4985363261688878],
+        [-0.9692549499965682, 1.8759900014898907, 0.0415559265582928],
+        [0.0556466391351772, -0.2040413383665112, 1.0573110696453443],
+    ]
+)
+_WHITE = torch.tensor([0.95047, 1.0, 1.08883])[:, None, None]
+
+
+def _times(matrix: Tensor, planes: Tensor) -> Tensor:
+    """A matrix (3,3) times the channels of each pixel, (N,3,H,W) -> (N,3,H,W)."""
+    return torch.einsum("oi,nihw->nohw", constant(matrix, planes.device), planes).contiguous()
 
 
 def _exact(planes: Tensor) -> torch.autocast:
@@ -108,7 +135,8 @@ def rebalancing(prior: Tensor, mix: float = 0.5) -> Tensor:
 
 def count_bins(nearest: Tensor, bins: int) -> Tensor:
     """Counts how often each bin occurs: indices of any shape -> float (bins,)."""
-    return torch.bincount(nearest.flatten(), minlength=bins).float()
+    counts = torch.zeros(bins, dtype=torch.int64, device=nearest.device)
+    return counts.scatter_add_(0, nearest.flatten(), torch.ones_like(nearest).flatten()).float()
 
 
 def annealed_mean(logits: Tensor, bins: Tensor, temperature: float = 0.38) -> Tensor:

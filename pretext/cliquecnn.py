@@ -34,6 +34,7 @@ from kintsugi.train.command import run_method
 from kintsugi.train.config import within
 from kintsugi.train.dist import World
 from kintsugi.train.method import Batch
+from kintsugi.upload import upload
 
 _CLIQUES, _GROUPS, _CLASSIFIER, _ORDER, _PICKS = 3, 4, 5, 6, 7  # last element of the random generators' keys
 
@@ -253,8 +254,9 @@ class CliqueCNN(ClustersMethod[CliqueCNNConfig]):
         scalars = self.find(step) if step in self.clique_steps else {}
         group, indices, clique = self.choose(step)
         mine = self.world.part(len(indices))
-        chosen = {name: value.to(self.world.device) for name, value in self.data.batch(indices[mine]).items()}
-        image, clique = self.view(chosen, step), clique[mine].to(self.world.device)
+        read = self.data.batch(indices[mine])
+        *values, clique = upload(self.world.device, *read.values(), clique[mine])
+        image = self.view(dict(zip(read, values, strict=True)), step)
         rows = slice(group * self.config.group, (group + 1) * self.config.group)
         self.encoder.train()
         with self.world.autocast():

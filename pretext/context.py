@@ -31,6 +31,7 @@ from kintsugi.train.command import run_method
 from kintsugi.train.config import within
 from kintsugi.train.dist import World
 from kintsugi.train.method import Batch
+from kintsugi.upload import constant, upload
 
 SIDES = torch.tensor([(-1, -1), (-1, 0), (-1, 1), (0, -1), (0, 1), (1, -1), (1, 0), (1, 1)])
 """Places of the neighbors, as (down, right) from the middle patch, row by row, (8,2)."""
@@ -135,7 +136,7 @@ class PatchPairs:
 
     def select(self, mine: slice, device: torch.device) -> PatchPairs:
         """The pairs of one rank, on its device."""
-        return PatchPairs(*(each[mine].to(device) for each in (self.side, self.corner, self.kept, self.noise)))
+        return PatchPairs(*upload(device, *(each[mine] for each in (self.side, self.corner, self.kept, self.noise))))
 
 
 def places(config: ContextConfig) -> Tensor:
@@ -167,6 +168,9 @@ def cut(image: Tensor, corner: Tensor, side: int) -> Tensor:
     return image[n, :, rows[..., :, None], columns[..., None, :]].movedim(-1, 2)
 
 
+_MEAN = torch.tensor(IMAGENET_MEAN)[:, None, None]
+
+
 def dropped(patches: Tensor, kept: Tensor, noise: Tensor) -> Tensor:
     """Patches (n,m,3,p,p) with only the channel ``kept`` (n,m); the others become noise.
 
@@ -175,7 +179,7 @@ def dropped(patches: Tensor, kept: Tensor, noise: Tensor) -> Tensor:
     """
     index = kept[..., None, None, None].expand(-1, -1, 1, *patches.shape[-2:])
     deviation = patches.gather(2, index).std((-2, -1), keepdim=True, correction=0)  # (n,m,1,1,1)
-    instead = patches.new_tensor(IMAGENET_MEAN).view(3, 1, 1) + NOISE * deviation * noise
+    instead = constant(_MEAN, patches.device) + NOISE * deviation * noise
     channel = torch.arange(3, device=patches.device)
     return torch.where((channel == kept[..., None])[..., None, None], patches, instead)
 

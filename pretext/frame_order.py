@@ -32,6 +32,7 @@ from kintsugi.train.command import run_method
 from kintsugi.train.config import within
 from kintsugi.train.dist import World
 from kintsugi.train.method import Batch
+from kintsugi.upload import upload
 
 _ORDERS = 3  # last element of the random generator's key; ``kintsugi.pretext.video`` uses 1 and 2
 A, B, C, D, E = range(5)  # places in a tuple of five frames
@@ -183,7 +184,7 @@ class FrameOrder(VideoMethod[FrameOrderConfig]):
     def update(self, batch: Batch, step: int) -> dict[str, Tensor]:
         config, count = self.config, len(batch["image"]) * self.world.size
         orders, ordered = draw_orders(count, config.in_order, generator(config.seed, step, _ORDERS))
-        orders, ordered = (self.world.slice(drawn).to(self.world.device) for drawn in (orders, ordered))
+        orders, ordered = upload(self.world.device, *map(self.world.slice, (orders, ordered)))
         frames = view(chosen(batch, orders), config, self.world, step)
         self.tower.train()
         logits = self.logits(frames)

@@ -40,6 +40,7 @@ from kintsugi.train.command import run_method
 from kintsugi.train.config import within
 from kintsugi.train.dist import World
 from kintsugi.train.method import Batch
+from kintsugi.upload import constant, upload
 
 GRID = 3
 TILES = GRID * GRID
@@ -185,7 +186,7 @@ class Puzzles:
 
     def select(self, mine: slice, device: torch.device) -> Puzzles:
         """The puzzles of one rank, on its device."""
-        return Puzzles(*(each[mine].to(device) for each in (self.order, self.corner, self.gray)))
+        return Puzzles(*upload(device, self.order[mine], self.corner[mine], self.gray[mine]))
 
 
 def draw(count: int, config: JigsawConfig, random: torch.Generator) -> Puzzles:
@@ -215,14 +216,16 @@ def cut(image: Tensor, puzzles: Puzzles, side: int) -> Tensor:
     return image[n, channel, rows[..., :, None], columns[..., None, :]]
 
 
+_MEAN, _STD = (torch.tensor(values)[:, None, None] for values in (IMAGENET_MEAN, IMAGENET_STD))
+
+
 def normalized(tiles: Tensor) -> Tensor:
     """Tiles (...,3,t,t) with ImageNet's mean and deviation instead of their own, channel by channel.
 
     The encoder subtracts and divides by ImageNet's again, so that it sees mean 0 and deviation 1, as it does on average
     for plain RGB when it is transferred. Some values leave [0,1].
     """
-    shape = (3, 1, 1)
-    mean, std = tiles.new_tensor(IMAGENET_MEAN).view(shape), tiles.new_tensor(IMAGENET_STD).view(shape)
+    mean, std = constant(_MEAN, tiles.device), constant(_STD, tiles.device)
     centered = tiles - tiles.mean((-2, -1), keepdim=True)
     deviation = centered.square().mean((-2, -1), keepdim=True).sqrt()
     return centered / deviation.clamp(min=FLAT) * std + mean
@@ -261,7 +264,7 @@ class Jigsaw(PuzzleMethod[JigsawConfig]):
     def shuffle(self, tiles: Tensor, order: Tensor) -> tuple[Tensor, Tensor]:
         """Tiles (n,9,3,t,t) as the network sees them, shuffled by the permutations ``order`` (n,); and ``order``."""
         tiles = normalized(tiles) if self.config.normalize else tiles
-        return permuted(tiles, self.orders.to(order.device)[order]), order
+        return permuted(tiles, constant(self.orders, order.device)[order]), order
 
     def logits(self, inputs: Tensor) -> Tensor:
         return self.fusion(self.encoder.vectors(inputs.flatten(0, 1)))  # (9n,3,t,t) -> (n,K)
@@ -283,7 +286,7 @@ class Jigsaw(PuzzleMethod[JigsawConfig]):
         )
         tiles = cut(image, plain, config.tile)
         inputs, truth = self.shuffle(cut(image, puzzles, config.tile), puzzles.order)
-        orders = self.orders.to(image.device)
+        orders = constant(self.orders, image.device)
         true = orders[truth]  # (n,9), the tile at each place
         predicted = orders[self.predict(inputs).argmax(1)]  # (n,9), the tile that the network predicts there
         shuffled = permuted(tiles, true)

@@ -31,6 +31,7 @@ from kintsugi.rng import generator
 from kintsugi.train.command import run_method
 from kintsugi.train.dist import World
 from kintsugi.train.method import Batch
+from kintsugi.upload import upload
 
 _ORDERS, _HELDOUT = 3, 4  # last element of the random generators' keys; ``kintsugi.pretext.video`` uses 1 and 2
 YELLOW = torch.tensor([0.95, 0.8, 0.1])
@@ -209,7 +210,7 @@ class OddOneOut(VideoMethod[OddOneOutConfig]):
     def update(self, batch: Batch, step: int) -> dict[str, Tensor]:
         config, count = self.config, len(batch["image"]) * self.world.size
         orders, odd = draw_odd(count, config.subclips, config.length, generator(config.seed, step, _ORDERS))
-        orders, odd = (self.world.slice(drawn).to(self.world.device) for drawn in (orders, odd))
+        orders, odd = upload(self.world.device, *map(self.world.slice, (orders, odd)))
         frames = reordered(view(batch, config, self.world, step), orders)
         self.tower.train()
         logits = self.logits(self.encoded(frames))

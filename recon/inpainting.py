@@ -22,7 +22,6 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
 
 from kintsugi.augment import cropping, masks
 from kintsugi.fill.classical import CLASSICAL, Fill
@@ -39,7 +38,7 @@ from kintsugi.train import checkpoint, optim
 from kintsugi.train.command import run_method
 from kintsugi.train.config import from_plain
 from kintsugi.train.dist import World
-from kintsugi.train.ema import warmed_average
+from kintsugi.train.ema import RunningAverage
 from kintsugi.train.encoder_options import EncoderConfig, start_encoder
 from kintsugi.train.gan import Gan, GanConfig, adversarial_loss, update_discriminator
 from kintsugi.train.method import Batch
@@ -187,7 +186,7 @@ class Inpainting(Gan[InpaintingConfig]):
         super().__init__(config, world)
         self.generator = ContextEncoder(config.backbone, config.norm, config.size)
         start_encoder(config, self.generator.encoder, world)
-        self.average = AveragedModel(self.generator, multi_avg_fn=warmed_average(config.ema), use_buffers=True)
+        self.average = RunningAverage(self.generator, config.ema)
         betas = (0.5, 0.999)
         self.optimizers = {
             "generator": torch.optim.Adam(self.generator.parameters(), config.lr, betas=betas, fused=True)

@@ -33,6 +33,7 @@ from kintsugi.train.config import within
 from kintsugi.train.dist import World
 from kintsugi.train.encoder_options import InitConfig, start_encoder
 from kintsugi.train.method import Batch
+from kintsugi.upload import upload
 
 BETAS = (0.9, 0.95)  # AdamW's, the authors'
 _CROPS, _MASKS = 0, 1  # keys of random numbers
@@ -218,7 +219,7 @@ def targets(patches: Tensor, norm_pix: bool) -> Tensor:
 
 def masked_loss(predicted: Tensor, target: Tensor, masked: Tensor) -> Tensor:
     """Mean squared error in masked patches, 0-d. predicted, target: (N,L,P). masked: bool (N,L)."""
-    return (predicted - target).square().mean(2)[masked].mean()
+    return ((predicted - target).square().mean(2) * masked).sum() / masked.sum()
 
 
 # --- the method -----------------------------------------------------------------------------------------------
@@ -254,7 +255,7 @@ class MAE(MaskedMethod[MAEConfig]):
         config, count = self.config, self.config.batch
         random, mine = generator(config.seed, step, _CROPS), self.world.part(count)
         image = cropping.random_crops(batch, config.size, count, mine, random, config.smallest_crop)
-        noise = self.draw(count, step)[mine].to(image.device)
+        noise = upload(image.device, self.draw(count, step)[mine])[0]
         self.train()
         predicted, masked = self.predict(image, noise)
         loss = masked_loss(predicted, targets(self.patches(image), config.norm_pix), masked)

@@ -26,7 +26,6 @@ from typing import Literal
 import torch
 from torch import Tensor
 from torch.nn.functional import adaptive_max_pool2d, softplus
-from torch.optim.swa_utils import AveragedModel
 
 from kintsugi.augment import cropping, masks
 from kintsugi.fill.classical import CLASSICAL, Fill
@@ -42,7 +41,7 @@ from kintsugi.train import checkpoint, optim
 from kintsugi.train.command import run_method
 from kintsugi.train.config import from_plain, within
 from kintsugi.train.dist import World
-from kintsugi.train.ema import warmed_average
+from kintsugi.train.ema import RunningAverage
 from kintsugi.train.gan import Gan, GanConfig, gradient_ratio
 from kintsugi.train.initial import initial_weights
 from kintsugi.train.method import Batch
@@ -177,7 +176,7 @@ class PhotoMending(Gan[MenderConfig]):
         self.generator = config.net.build()
         if config.init and not config.resume:  # a resumed run has its own weights
             self.generator.load_state_dict(_initial(config))
-        self.average = AveragedModel(self.generator, multi_avg_fn=warmed_average(config.ema), use_buffers=True)
+        self.average = RunningAverage(self.generator, config.ema)
         self.register_buffer("balance", torch.zeros((), device=world.device))
         self.optimizers = {
             "generator": torch.optim.AdamW(

@@ -39,6 +39,7 @@ from kintsugi.train.config import within
 from kintsugi.train.dist import World
 from kintsugi.train.encoder_options import InitConfig, start_encoder
 from kintsugi.train.method import Batch
+from kintsugi.upload import upload
 
 BETAS = (0.9, 0.95)  # of both optimizers, the authors' for ResNets
 _CROPS, _MASKS = 0, 1  # keys of random numbers
@@ -225,7 +226,8 @@ def cell_loss(painted: Tensor, image: Tensor, visible: Tensor) -> Tensor:
     truth = cut(image, cell)
     mean, deviation = patch_statistics(truth)
     squared = (cut(painted, cell) - (truth - mean) / deviation).square().mean(2)  # (N,g*g)
-    return squared[~visible.flatten(1)].mean()
+    masked = ~upload(image.device, visible)[0].flatten(1)
+    return (squared * masked).sum() / masked.sum()
 
 
 # --- the method -----------------------------------------------------------------------------------------------
@@ -262,7 +264,7 @@ class SparK(MaskedMethod[SparKConfig]):
         config, count = self.config, self.config.batch
         random, mine = generator(config.seed, step, _CROPS), self.world.part(count)
         image = cropping.random_crops(batch, config.size, count, mine, random, config.smallest_crop)
-        visible = self.draw(count, step)[mine].to(image.device)
+        visible = self.draw(count, step)[mine]
         self.train()
         loss = cell_loss(self.predict(image, visible), image, visible)
         optimizer = self.optimizers["both"]
@@ -285,7 +287,7 @@ class SparK(MaskedMethod[SparKConfig]):
 
     def predict(self, image: Tensor, visible: Tensor) -> Tensor:
         """What the networks predict from the visible cells, (N,3,S,S), as normalized cells."""
-        cells = Cells(visible)
+        cells = Cells(visible, image.device)
         with self.world.autocast():
             return self.decoder(masked_maps(self.encoder, image, cells), cells)
 

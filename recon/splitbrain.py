@@ -40,6 +40,7 @@ from kintsugi.train.command import run_method
 from kintsugi.train.dist import World
 from kintsugi.train.encoder_options import EncoderConfig, start_encoder
 from kintsugi.train.method import Batch, Method
+from kintsugi.upload import constant
 
 N = TypeVar("N", bound="NetsConfig")
 AB_BINS, L_BINS = 313, 50
@@ -139,7 +140,7 @@ class CrossChannel(nn.Module):
 
 def ab_loss(logits: Tensor, ab: Tensor) -> Tensor:
     """Cross-entropy (eq. 4) of logits (N,313,s,s) with the bins nearest to ab (N,2,s,s); 0-d."""
-    nearest = color.soft_encode(ab, color.ab_bins().to(ab.device), neighbors=1)[0]  # (N,1,s,s)
+    nearest = color.soft_encode(ab, constant(color.ab_bins(), ab.device), neighbors=1)[0]  # (N,1,s,s)
     return cross_entropy(logits, nearest[:, 0])
 
 
@@ -150,7 +151,7 @@ def lightness_loss(logits: Tensor, lightness: Tensor) -> Tensor:
 
 def decode_ab(logits: Tensor) -> Tensor:
     """The annealed mean of the bins: logits (N,313,s,s) -> ab (N,2,s,s)."""
-    return color.annealed_mean(logits, color.ab_bins().to(logits.device), TEMPERATURE)
+    return color.annealed_mean(logits, constant(color.ab_bins(), logits.device), TEMPERATURE)
 
 
 def decode_lightness(logits: Tensor) -> Tensor:

@@ -27,7 +27,6 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 from torch.nn.functional import interpolate, l1_loss, mse_loss
-from torch.optim.swa_utils import AveragedModel
 
 from kintsugi.augment import cropping
 from kintsugi.augment.bicubic import enlarge, shrink
@@ -42,7 +41,7 @@ from kintsugi.train import checkpoint, optim
 from kintsugi.train.command import run_method
 from kintsugi.train.config import from_plain, within
 from kintsugi.train.dist import World
-from kintsugi.train.ema import warmed_average
+from kintsugi.train.ema import RunningAverage
 from kintsugi.train.gan import Gan, GanConfig, adversarial_loss, collapse_warning, update_discriminator
 from kintsugi.train.initial import initial_weights
 from kintsugi.train.method import Batch
@@ -184,7 +183,7 @@ class SuperResolution(Gan[SuperResolutionConfig]):
         self.generator = config.net.build()
         if config.init and not config.resume:  # a resumed run has its own weights
             self.generator.load_state_dict(_initial(config))
-        self.average = AveragedModel(self.generator, multi_avg_fn=warmed_average(config.ema), use_buffers=True)
+        self.average = RunningAverage(self.generator, config.ema)
         self.optimizers = {"generator": torch.optim.Adam(self.generator.parameters(), config.lr, fused=True)}
         # A function, because VGG is not part of the method's weights.
         self.content_distance: Callable[[Tensor, Tensor], Tensor] | None = None

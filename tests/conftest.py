@@ -48,6 +48,16 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def folders(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """``photos``, ``clips`` and ``labeled``, see ``tiny_folders``."""
+    root = tmp_path_factory.mktemp("folders")
+    for name, fill in (("clips", tiny_folders.clips), ("labeled", tiny_folders.labeled)):
+        (root / name).mkdir()
+        fill(root / name)
+    return {"photos": photos, "clips": root / "clips", "labeled": root / "labeled"}
+
+
+@pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory, photos: Path) -> Path:
     """A checkpoint of the inpainter after one step on ``photos``, 64 px, for commands that read one."""
     from kintsugi.recon.inpainting import main

@@ -18,6 +18,7 @@ from torch.nn.functional import pad
 
 from kintsugi.augment import cropping
 from kintsugi.rng import generator
+from kintsugi.upload import constant, upload
 
 _CROPS, _COLORS = 1, 2  # the last number of a random key: what is drawn with it
 
@@ -133,44 +134,40 @@ def recolor(image: Tensor, changes: ColorChanges) -> Tensor:
 
 def recolor_(image: Tensor, changes: ColorChanges) -> None:
     """As ``recolor``, but in place. The images must be contiguous."""
-    factors, sigma = (
-        by.to(image.device)[..., None, None, None] for by in (changes.factors.T, changes.sigma)
-    )  # (4,n,1,1,1) and (n,1,1,1)
+    plan = _plan(changes)
+    rows = torch.tensor([row for _, _, rows in plan for row in rows], dtype=torch.int64)
+    factors, sigma, rows = upload(image.device, changes.factors.T, changes.sigma, rows)
+    by = [*factors[..., None, None, None], sigma[:, None, None, None]]  # (n,1,1,1) each
+    for (change, number, chosen), where in zip(plan, rows.split([len(each) for *_, each in plan]), strict=True):
+        if len(chosen) == len(image):
+            change(image, by[number])
+        else:
+            some = image[where]
+            change(some, by[number][where])
+            image[where] = some
+
+
+def _plan(changes: ColorChanges) -> list[tuple[Change, int, list[int]]]:
+    """What is to be done, in this order: the change, the number of its parameter (4: sigma), the rows of the images."""
+    plan: list[tuple[Change, int, list[int]]] = []
     active = (changes.factors.T != _UNCHANGED).tolist()
     for steps in changes.order.T.tolist():
         todo: dict[int, list[int]] = {}  # operation -> rows of the images that have it next
         for row, step in enumerate(steps):
             if active[step][row]:
                 todo.setdefault(step, []).append(row)
-        for step, rows in todo.items():
-            _change(image, rows, _JITTER[step], factors[step])
-    _change(image, _true(changes.gray), _decolor, sigma)
+        plan += [(_JITTER[step], step, rows) for step, rows in todo.items()]
     # Beyond 3.5 sigma lie 5e-4 of the weights. Computed here, where sigma is on the CPU.
     reach = math.ceil(3.5 * max(changes.sigma.tolist()))
-    _change(image, _true(changes.sigma), partial(blur, reach=reach), sigma)
-    _change(image, _true(changes.solarize), _solarize, sigma)
+    last = ((_decolor, changes.gray), (partial(blur, reach=reach), changes.sigma), (_solarize, changes.solarize))
+    plan += [(change, 4, [row for row, true in enumerate(chosen.tolist()) if true]) for change, chosen in last]
+    return [each for each in plan if each[2]]
 
 
 Change = Callable[[Tensor, Tensor], object]
 """Changes images (n,3,H,W) in place. The second argument is one parameter for each image, (n,1,1,1)."""
 
 _UNCHANGED = torch.tensor([1.0, 1.0, 1.0, 0.0])[:, None]  # (4,1): the factors that change nothing
-
-
-def _true(chosen: Tensor) -> list[int]:
-    """The rows at which ``chosen`` (n,) is true or not 0."""
-    return [row for row, true in enumerate(chosen.tolist()) if true]
-
-
-def _change(image: Tensor, rows: list[int], change: Change, by: Tensor) -> None:
-    """Applies ``change`` to the images at ``rows``. by: the parameters of all images of the batch, (n,1,1,1)."""
-    if len(rows) == len(image):
-        change(image, by)
-    elif rows:
-        where = torch.tensor(rows).to(image.device)
-        chosen = image[where]
-        change(chosen, by[where])
-        image[where] = chosen
 
 
 # On a CPU each operation below is one pass of vector instructions, in place, over pixels that are still in the CPU's
@@ -206,7 +203,7 @@ def turn_hue(image: Tensor, turn: Tensor) -> None:
     away = (green + blue).sub_(red).sub_(least).div_((3 * chroma).clamp_(min=1e-12)).add_(1 / 3)
     towards = torch.ge(green, blue, out=torch.empty_like(chroma)).sub_(0.5)  # green, else blue
     hue = away.mul_(towards).add_(turn[:, 0] + 1).frac_().mul_(6)
-    torch.sub(hue[:, None], _PEAKS.to(image.device), out=image).abs_().clamp_(1, 2)
+    torch.sub(hue[:, None], constant(_PEAKS, image.device), out=image).abs_().clamp_(1, 2)
     # clamp(x - 1, 0, 1) is clamp(x, 1, 2) - 1, and clamp(2 - x, 0, 1) is 2 - clamp(x, 1, 2).
     below, above = least.sub_(chroma), value.add_(chroma)
     torch.addcmul(below, chroma, red, out=red)
@@ -254,6 +251,4 @@ def blur(image: Tensor, sigma: Tensor, reach: int) -> None:
 
 
 def _solarize(image: Tensor, _: Tensor) -> None:
-    from kornia.enhance import solarize  # imported here: slow, and --help does not need it
-
-    image.copy_(solarize(image, thresholds=0.5))
+    image.copy_(torch.where(image < 0.5, image, 1 - image))

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from kintsugi.upload import upload
+
 SMALLEST_CROP = (1e-3, 1.0)
 """The range allowed for methods' settings of the smallest fraction of an image's area that a view may show."""
 
@@ -46,7 +48,7 @@ def random_boxes(
     same ratio, so that the number of draws is fixed; torchvision's RandomResizedCrop draws again.
     """
     height, width = extent.float().unbind(1)
-    area_draw, ratio_draw, top_draw, left_draw = draws.to(extent.device).unbind(1)
+    area_draw, ratio_draw, top_draw, left_draw = upload(extent.device, draws)[0].unbind(1)
     area = height * width * (scale[0] + (scale[1] - scale[0]) * area_draw)
     low, high = math.log(ratio[0]), math.log(ratio[1])
     root = torch.exp((low + (high - low) * ratio_draw) / 2)  # the square root of the ratio
@@ -67,7 +69,7 @@ def shrunk_squares(extent: Tensor, draws: Tensor, size: int, smallest: float) ->
 
     extent: heights and widths, px, (n,2), at least ``size``. draws: from ``crop_draws``, (n,4). smallest: in (0,1].
     """
-    half, scale_draw, top_draw, left_draw = draws.to(extent.device).unbind(1)
+    half, scale_draw, top_draw, left_draw = upload(extent.device, draws)[0].unbind(1)
     factor = torch.where(half < 0.5, smallest**scale_draw, 1.0)
     side = (size / factor).round().minimum(extent.amin(1))
     room = extent - side[:, None]
@@ -120,7 +122,8 @@ def crop_resize(
     rows = _filters(boxes[:, 0], boxes[:, 2], height, size)  # (n,size,H)
     columns = _filters(boxes[:, 1], boxes[:, 3], width, size)  # (n,size,W)
     if flip is not None:
-        columns = torch.where(flip.to(image.device)[:, None, None], columns.flip(1), columns)
+        (flip,) = upload(image.device, flip)
+        columns = torch.where(flip[:, None, None], columns.flip(1), columns)
     if image.dtype == torch.uint8:
         rows = rows / 255
     narrow = image.float().flatten(1, 2) @ columns.mT  # (n,3*H,W) @ (n,W,size) -> (n,3*H,size)
@@ -145,9 +148,9 @@ def random_crops(
     for all of them. mine: this rank's slice of the global batch. smallest, largest: the smallest and the largest
     fraction of an image's area that a crop may show. apply: as in ``crop_resize``.
     """
-    draws, flip = crop_draws(count, random), random_flips(count, random)
-    boxes = random_boxes(batch["extent"], draws[mine], scale=(smallest, largest))
-    return crop_resize(batch["image"], boxes, size, flip[mine], apply)
+    draws, flip = upload(batch["image"].device, crop_draws(count, random)[mine], random_flips(count, random)[mine])
+    boxes = random_boxes(batch["extent"], draws, scale=(smallest, largest))
+    return crop_resize(batch["image"], boxes, size, flip, apply)
 
 
 def center_crops(batch: Mapping[str, Tensor], size: int) -> Tensor:
@@ -162,12 +165,12 @@ def crop(image: Tensor, extent: Tensor, size: int, draws: Tensor | None = None, 
     left are computed, in whole pixels; None = the center. flip: bool (n,), mirrored left to right where true.
     """
     device = image.device
-    room = extent.to(device) - size
-    corner = room // 2 if draws is None else (draws.to(device) * (room + 1)).long().minimum(room)
+    room = upload(device, extent)[0] - size
+    corner = room // 2 if draws is None else (upload(device, draws)[0] * (room + 1)).long().minimum(room)
     line = torch.arange(size, device=device)
     rows, columns = corner[:, :1] + line, corner[:, 1:] + line  # (n,size)
     if flip is not None:
-        columns = torch.where(flip.to(device)[:, None], columns.flip(1), columns)
+        columns = torch.where(upload(device, flip)[0][:, None], columns.flip(1), columns)
     n = torch.arange(len(image), device=device)[:, None, None]
     # Indices of the first, third and fourth dimension; the result is (n,size,size,C).
     return image[n, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
@@ -188,19 +191,20 @@ def square_crops(
     batch, count, mine: as in ``random_crops``; images are uint8. turned: also turn them by random quarter turns.
     smallest: as in ``shrunk_squares``; 1: all squares have the images' own resolution.
     """
-    place, flip = torch.rand(count, 2, generator=random), random_flips(count, random)
-    turns, draws = torch.randint(4, (count,), generator=random), crop_draws(count, random)
+    drawn = [torch.rand(count, 2, generator=random), random_flips(count, random)]
+    drawn += [torch.randint(4, (count,), generator=random), crop_draws(count, random)]
+    place, flip, turns, draws = upload(batch["image"].device, *(each[mine] for each in drawn))
     if smallest < 1:
-        boxes = shrunk_squares(batch["extent"], draws[mine], size, smallest)
-        crops = crop_resize(batch["image"], boxes, size, flip[mine])
+        boxes = shrunk_squares(batch["extent"], draws, size, smallest)
+        crops = crop_resize(batch["image"], boxes, size, flip)
     else:
-        crops = crop(batch["image"], batch["extent"], size, place[mine], flip[mine]) / 255
-    return quarter_turned(crops, turns[mine]) if turned else crops
+        crops = crop(batch["image"], batch["extent"], size, place, flip) / 255
+    return quarter_turned(crops, turns) if turned else crops
 
 
 def quarter_turned(image: Tensor, turns: Tensor) -> Tensor:
     """Turns each square image counterclockwise by its number of quarter turns: (n,C,S,S), (n,) of 0..3 -> (n,C,S,S)."""
-    turns = turns.to(image.device)[:, None, None, None]
+    turns = upload(image.device, turns)[0][:, None, None, None]
     half = torch.where(turns >= 2, torch.rot90(image, 2, (2, 3)), image)
     return torch.where(turns % 2 == 1, torch.rot90(half, 1, (2, 3)), half)
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from kintsugi.augment import cropping
+from kintsugi.upload import upload
 
 
 def random_domain_crops(
@@ -40,5 +41,5 @@ def first_center_crops(batch: Mapping[str, Tensor], domain: str, size: int) -> T
 
 def one_channel(image: Tensor, channel: Tensor) -> Tensor:
     """Repeats one channel of each image three times: images (n,3,S,S), channels int64 (n,) in 0..2 -> (n,3,S,S)."""
-    one = image[torch.arange(len(image), device=image.device), channel.to(image.device)]
+    one = image[torch.arange(len(image), device=image.device), upload(image.device, channel)[0]]
     return one[:, None].expand(-1, 3, -1, -1)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from kintsugi.rng import generator
+from kintsugi.upload import upload
 
 
 def draw_hints(ab: Tensor, count: int, random: torch.Generator, part: slice) -> Tensor:
@@ -28,7 +29,7 @@ def draw_hints(ab: Tensor, count: int, random: torch.Generator, part: slice) -> 
         for (y, x), w in zip(place[:number], width[:number], strict=True):
             where[i, 0, max(0, y - w // 2) : y + (w + 1) // 2, max(0, x - w // 2) : x + (w + 1) // 2] = 1
     where[torch.rand(count, generator=random) < 0.01] = 1
-    return where[part].to(ab.device)
+    return upload(ab.device, where[part])[0]
 
 
 def spread_hints(extent: tuple[int, int], count: int, *key: int) -> Tensor:

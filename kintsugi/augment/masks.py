@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import max_pool2d
 
+from kintsugi.upload import upload
+
 Kind = Literal["center", "blocks", "regions", "strokes", "scratches", "boxes", "mixed"]
 
 MAX_AREA = 1 / 4
@@ -55,7 +57,7 @@ def blocks(n: int, size: int, generator: torch.Generator, device: torch.device |
     side = torch.empty(n, 2, RECTANGLES).uniform_(1 / 8, 3 / 8, generator=generator)
     center = torch.rand(n, 2, RECTANGLES, generator=generator)
 
-    area, side, center = area.to(device), side.to(device), center.to(device)
+    area, side, center = upload(device, area, side, center)
     line = (torch.arange(size, device=device)[:, None] + 0.5) / size  # pixel centers
     inside = (line - center[:, :, None]).abs() <= side[:, :, None] / 2  # (n,2,size,rectangles)
     rows, columns = inside.unbind(1)
@@ -78,9 +80,10 @@ def regions(n: int, size: int, generator: torch.Generator, device: torch.device 
     coarse = torch.randn(n, 5, 5, generator=generator)
     fine = torch.randn(n, 11, 11, generator=generator)
 
-    field = _smooth(coarse.to(device), size) + 0.4 * _smooth(fine.to(device), size)  # (n,size,size)
+    area, coarse, fine = upload(device, area, coarse, fine)
+    field = _smooth(coarse, size) + 0.4 * _smooth(fine, size)  # (n,size,size)
     ranked = field.flatten(1).sort(descending=True).values  # (n,size*size)
-    level = ranked.gather(1, (area.to(device) * size**2).long())  # (n,1)
+    level = ranked.gather(1, (area * size**2).long())  # (n,1)
     return (field > level[:, :, None]).float()[:, None]
 
 
@@ -103,9 +106,7 @@ def boxes(n: int, size: int, generator: torch.Generator, device: torch.device | 
     count = torch.randint(1, most + 1, (n, 1), generator=generator)
     side = torch.empty(n, 2, most).uniform_(1 / 8, 1 / 2, generator=generator)
     corner = torch.rand(n, 2, most, generator=generator) * (1 - side)
-    live = (torch.arange(most) < count).to(device)  # (n,3)
-
-    side, corner = side.to(device), corner.to(device)
+    live, side, corner = upload(device, torch.arange(most) < count, side, corner)  # (n,3), (n,2,3), (n,2,3)
     line = (torch.arange(size, device=device)[:, None] + 0.5) / size  # pixel centers
     rows, columns = ((line >= corner[:, :, None]) & (line < (corner + side)[:, :, None])).unbind(1)  # (n,size,3) each
     inside = rows[:, :, None] & columns[:, None] & live[:, None, None]  # (n,size,size,3)
@@ -117,7 +118,7 @@ def mixed(n: int, size: int, generator: torch.Generator, device: torch.device | 
 
     A mask that covers more than half of the image is replaced by scratches.
     """
-    chosen = torch.rand(n, generator=generator).to(device).view(n, 1, 1, 1)
+    chosen = upload(device, torch.rand(n, generator=generator))[0].view(n, 1, 1, 1)
     wide, thin, box, region = (
         kind(n, size, generator, device) for kind in (strokes, scratches, boxes, regions)
     )  # all four are drawn for every image, so that the number of draws is fixed
@@ -166,15 +167,14 @@ def _lines(
     radius = (width[0] + (width[1] - width[0]) * thick**1.5) / 2  # (n,lines)
     radius = torch.where(torch.arange(lines) < count, radius, 0)  # a line that is not drawn covers nothing
 
-    points, radius = points.to(device), radius.to(device)
+    points, radius = upload(device, points, radius)
     line = (torch.arange(size, device=device) + 0.5) / size  # pixel centers
     mask = torch.zeros(n, size, size, dtype=torch.bool, device=device)
+    steps = points.diff(dim=2)
     for i in range(lines):
-        limit = radius[:, i, None, None].square()
-        for piece in range(pieces):
-            (y, x), (down, right) = points[:, i, piece].T, (points[:, i, piece + 1] - points[:, i, piece]).T
-            dy, dx = line[:, None] - y[:, None, None], line[None, :] - x[:, None, None]  # (n,size,1), (n,1,size)
-            down, right = down[:, None, None], right[:, None, None]
-            along = ((dy * down + dx * right) / (down.square() + right.square())).clamp(0, 1)  # (n,size,size)
-            mask |= (dy - along * down).square() + (dx - along * right).square() < limit
+        (y, x), (down, right) = (each[:, i, :, :, None, None].unbind(2) for each in (points[:, :, :-1], steps))
+        dy, dx = line[:, None] - y, line - x  # (n,pieces,size,1), (n,pieces,1,size)
+        along = ((dy * down + dx * right) / (down.square() + right.square())).clamp(0, 1)  # (n,pieces,size,size)
+        distance = (dy - along * down).square() + (dx - along * right).square()
+        mask |= (distance < radius[:, i, None, None, None].square()).any(1)
     return mask[:, None].float()

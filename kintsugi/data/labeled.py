@@ -23,6 +23,7 @@ from kintsugi.data.matched import nearest, open_matched, read_values
 from kintsugi.data.opener import Opener
 from kintsugi.data.rendered import renderer_digests, scene_names
 from kintsugi.data.store import Store
+from kintsugi.upload import upload
 
 PLANES = 10
 FOLDERS = ("rgb", "depth", "normal", "instance")
@@ -78,8 +79,9 @@ def mirrored(labels: Labels, flip: Tensor) -> Labels:
 
     flip: bool (n,), which images were mirrored. The pixels of their labels must be mirrored already.
     """
-    sign = torch.ones(len(flip), 3, 1, 1, device=labels.normal.device)
-    sign[flip.to(sign.device), 0] = -1
+    sign = torch.ones(len(flip), 3, 1, 1)
+    sign[flip.cpu(), 0] = -1
+    (sign,) = upload(labels.normal.device, sign)
     return Labels(labels.depth, labels.normal * sign, labels.instance)
 
 

@@ -47,7 +47,7 @@ def paint_squares(image: Tensor, mask: Tensor, painter: Fill, size: int, batch: 
             squares, holes = map(torch.cat, zip(*shrunk, strict=True))  # (n,3,S,S), (n,1,S,S)
             squares = painter(squares, holes).to(image)
             for ((y, x), weight), square in zip(chunk, squares, strict=True):
-                amount = given[y, x] * weight
+                amount = given[y, x] * weight.to(given)
                 large = interpolate(square[None], (height, width), mode="bilinear", antialias=True)
                 result[:, y, x] += amount * large[0]
                 left[y, x] -= amount

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from kintsugi.color import ab_bins, count_bins, soft_encode
+from kintsugi.upload import constant
 
 
 def ab_auc(predicted: Tensor, truth: Tensor, bins: Tensor) -> tuple[Tensor, Tensor]:
@@ -31,7 +32,7 @@ class AbErrors:
 
     def add(self, predicted: Tensor, truth: Tensor) -> None:
         """Adds a batch. predicted, truth: ab (N,2,H,W)."""
-        sums, numbers = ab_auc(predicted, truth, ab_bins().to(truth.device))
+        sums, numbers = ab_auc(predicted, truth, constant(ab_bins(), truth.device))
         self.sums += sums.cpu()
         self.numbers += numbers.cpu()
 

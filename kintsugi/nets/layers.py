@@ -73,11 +73,18 @@ class SplitBatchNorm(nn.Module):
         count, channels = x.shape[:2]
         # The largest number of parts up to self.splits that divides the batch, with at least two images in each.
         splits = next(s for s in range(self.splits, 0, -1) if s == 1 or (count % s == 0 and count >= 2 * s))
-        # The parts become channels: (N,C,H,W) -> (N/S,S*C,H,W)
-        parts = x.view(splits, count // splits, *x.shape[1:]).transpose(0, 1).flatten(1, 2)
-        mean, var = self.running_mean.repeat(splits), self.running_var.repeat(splits)
-        parts = batch_norm(parts, mean, var, self.weight.repeat(splits), self.bias.repeat(splits), True, self.momentum)
-        with torch.no_grad():
-            self.running_mean.copy_(mean.view(splits, channels).mean(0))
-            self.running_var.copy_(var.view(splits, channels).mean(0))
-        return parts.unflatten(1, (splits, channels)).transpose(0, 1).reshape_as(x)
+        # The parts become channels: (N,C,H,W) -> (N/S,S*C,H,W), in memory too where channels come last there.
+        last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+        place = 3 if last else 1
+        parts = (x.movedim(1, -1) if last else x).unflatten(0, (splits, -1)).movedim(0, place).flatten(place, place + 1)
+        parts = parts.movedim(-1, 1) if last else parts
+        # Few operations, because on a GPU those of so little data cost as much as those of much.
+        scale = torch.stack([self.weight, self.bias]).repeat(1, splits)  # (2,S*C)
+        state = torch.stack([self.running_mean, self.running_var]).repeat(1, splits)
+        (mean, var), (weight, bias) = state.unbind(), scale.unbind()
+        parts = batch_norm(parts, mean, var, weight, bias, True, self.momentum)
+        means = state.view(2, splits, channels).mean(1)
+        torch._foreach_copy_([self.running_mean, self.running_var], list(means))
+        maps = (parts.movedim(1, -1) if last else parts).unflatten(place, (splits, channels))
+        maps = maps.movedim(place, 0).flatten(0, 1)
+        return maps.movedim(-1, 1) if last else maps

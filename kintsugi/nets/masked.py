@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from kintsugi.nets.backbones import ResNet
 from kintsugi.nets.layers import Norm, normalization
+from kintsugi.upload import upload
 
 
 def draw_visible(count: int, grid: int, shown: int, block: int, random: torch.Generator) -> Tensor:
@@ -33,24 +34,27 @@ class Cells:
     """The visible cells of a batch of square images, as places of maps of any side.
 
     visible: bool (N,1,g,g), true = visible. A place of a map that is larger than a cell is visible if any of its cells
-    is. The sides of maps and g must divide each other.
+    is. The sides of maps and g must divide each other. device: of the maps; default: that of ``visible``, which may be
+    on the CPU.
     """
 
-    def __init__(self, visible: Tensor) -> None:
-        self.visible = visible
+    def __init__(self, visible: Tensor, device: torch.device | None = None) -> None:
+        self.visible, self.device = visible, device or visible.device
         self._at: dict[int, Tensor] = {}
         self._places: dict[int, Tensor] = {}
 
     def at(self, side: int) -> Tensor:
         """Whether each place of a map is visible: bool (N,1,side,side)."""
         if side not in self._at:
-            grid = self.visible.shape[-1]
-            if side >= grid:
-                wide = self.visible.repeat_interleave(side // grid, 3)
-                self._at[side] = wide.repeat_interleave(side // grid, 2)
-            else:
-                self._at[side] = self.visible.unflatten(3, (side, -1)).unflatten(2, (side, -1)).any(5).any(3)
+            (self._at[side],) = upload(self.device, self._seen(side))
         return self._at[side]
+
+    def _seen(self, side: int) -> Tensor:
+        """As ``at``, where ``visible`` is."""
+        grid = self.visible.shape[-1]
+        if side >= grid:
+            return self.visible.repeat_interleave(side // grid, 3).repeat_interleave(side // grid, 2)
+        return self.visible.unflatten(3, (side, -1)).unflatten(2, (side, -1)).any(5).any(3)
 
     def hide(self, x: Tensor) -> Tensor:
         """Sets the masked places of maps (N,C,h,h) to 0."""
@@ -73,11 +77,11 @@ class Cells:
     def _indices(self, side: int) -> Tensor:
         """The visible places, as indices into all places of the batch; int64 (N*V,), image by image."""
         if side not in self._places:
-            visible = self.at(side)
+            visible = self._seen(side)  # on the CPU in training, so that no GPU waits for the numbers
             counts = visible.sum((1, 2, 3))
             if (counts != counts[0]).any():
                 raise ValueError("all images must have equally many visible places")
-            self._places[side] = visible.flatten().nonzero().flatten()
+            (self._places[side],) = upload(self.device, visible.flatten().nonzero().flatten())
         return self._places[side]
 
 

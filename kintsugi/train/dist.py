@@ -80,7 +80,8 @@ class World(Compute):
                 convert_sync_batchnorm(net)  # replaces the layers inside; GPUs only
             if self.size > 1:
                 for tensor in net.state_dict().values():
-                    dist.broadcast(tensor, src=0)
+                    if tensor.device.type == self.device.type:  # a running average's count stays on the CPU
+                        dist.broadcast(tensor, src=0)
             if channels_last:
                 net.to(memory_format=torch.channels_last)
             if compile:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from kintsugi.losses import adversarial
 from kintsugi.losses.domain_adversarial import domain_accuracy, reverse_gradient
 from kintsugi.train.dist import World
+from kintsugi.upload import upload
 
 
 def alternate_loss(
@@ -75,8 +76,8 @@ class FeaturePool:
         if self.kept is None:
             self.kept = features[torch.arange(self.size) % len(features)].clone()
         count = min(len(features) // 2, self.size)
-        out = torch.randperm(len(features), generator=random)[:count].to(features.device)
-        into = torch.randperm(self.size, generator=random)[:count].to(features.device)
+        out, into = (torch.randperm(number, generator=random)[:count] for number in (len(features), self.size))
+        out, into = upload(features.device, out, into)
         mixed = features.clone()
         mixed[out] = self.kept[into]
         self.kept[into] = features[out]

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Callable
 from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 from kintsugi.train import optim
 
@@ -36,27 +38,35 @@ def cosine_momentum(base: float, step: int, steps: int) -> float:
     return optim.cosine(base, 1, step, steps)
 
 
-Tensors = tuple[Tensor, ...] | list[Tensor]
+class RunningAverage(AveragedModel):
+    """torch's ``AveragedModel`` of weights and buffers, with the decay min(``decay``, (1 + n) / (10 + n)).
 
-
-def warmed_average(decay: float) -> Callable[[Tensors, Tensors, Tensor | int], None]:
-    """An update for torch's ``AveragedModel(multi_avg_fn=...)`` with the decay min(``decay``, (1 + n) / (10 + n)).
-
-    n is the number of updates so far. At first the average forgets quickly, so that it is useful in short runs too.
+    n is the number of updates so far. At first the average forgets quickly, so that it is useful in short runs too. An
+    update is one operation for all tensors and does not wait for the device, because n stays on the CPU.
     """
 
-    @torch.no_grad()
-    def update(averages: Tensors, values: Tensors, count: Tensor | int) -> None:
-        if not averages[0].is_floating_point():  # a batch norm's counter
-            torch._foreach_copy_(averages, values)
-            return
-        count = torch.as_tensor(count)
-        weight = (1 - ((1 + count) / (10 + count)).clamp(max=decay)).to(averages[0])
-        if weight.device.type == "cpu":  # one pass over the memory; on a GPU this would launch a kernel for each tensor
-            torch._foreach_lerp_(averages, values, [weight] * len(averages))
-            return
-        change = torch._foreach_sub(values, averages)
-        torch._foreach_mul_(change, weight)
-        torch._foreach_add_(averages, change)
+    def __init__(self, network: nn.Module, decay: float) -> None:
+        super().__init__(network, use_buffers=True)
+        self.decay = decay
 
-    return update
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> RunningAverage:
+        count = self.n_averaged
+        super()._apply(fn, recurse)
+        self.n_averaged = count
+        return self
+
+    @torch.no_grad()
+    def update_parameters(self, model: nn.Module) -> None:
+        """Takes in the values that ``model`` has now; the first time, it copies them."""
+        count = self.n_averaged.float()
+        weight = (1 - ((1 + count) / (10 + count)).clamp(max=self.decay)).item()
+        averages, values = (list(itertools.chain(net.parameters(), net.buffers())) for net in (self.module, model))
+        floats = [(old, new) for old, new in zip(averages, values, strict=True) if old.is_floating_point()]
+        if self.n_averaged == 0:
+            torch._foreach_copy_(averages, values)
+        else:
+            torch._foreach_lerp_([old for old, _ in floats], [new for _, new in floats], weight)
+            counters = [(old, new) for old, new in zip(averages, values, strict=True) if not old.is_floating_point()]
+            if counters:  # of batch norms
+                torch._foreach_copy_([old for old, _ in counters], [new for _, new in counters])
+        self.n_averaged += 1

@@ -8,13 +8,13 @@ from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
 
 from kintsugi.losses import adversarial
 from kintsugi.nets.encoder import Encoder
 from kintsugi.train import optim
 from kintsugi.train.config import TrainConfig
 from kintsugi.train.dist import World
+from kintsugi.train.ema import RunningAverage
 from kintsugi.train.method import Method
 
 
@@ -37,7 +37,7 @@ G = TypeVar("G", bound=GanConfig)
 class Gan(Method[G]):
     """A generator with an adversarial discriminator. A subclass sets both attributes below."""
 
-    average: AveragedModel
+    average: RunningAverage
     """Running average of the generator, which must have an ``encoder``.
 
     This average, not the generator itself, is shown, evaluated and transferred.

@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 import torch
 from filelock import FileLock
-from helpers import tiny_folders
 from helpers.command_line import Refused
 from helpers.nested import tensors
 from helpers.tiny_runs import OPTIONS, PROGRAMS, TEACHER, arguments, class_of, module_of
@@ -27,16 +26,6 @@ from kintsugi.train.method import Data, Method
 
 assert list(OPTIONS) == list(PROGRAMS)  # a method that is added must be added there
 pytestmark = pytest.mark.parametrize("method", OPTIONS)
-
-
-@pytest.fixture(scope="session")
-def folders(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """``photos``, ``clips`` and ``labeled``, see ``tiny_folders``."""
-    root = tmp_path_factory.mktemp("folders")
-    for name, fill in (("clips", tiny_folders.clips), ("labeled", tiny_folders.labeled)):
-        (root / name).mkdir()
-        fill(root / name)
-    return {"photos": photos, "clips": root / "clips", "labeled": root / "labeled"}
 
 
 @pytest.fixture(scope="session")

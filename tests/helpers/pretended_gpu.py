@@ -82,6 +82,7 @@ class OnGPU(Tensor):
 
     @staticmethod
     def __new__(cls, values: Tensor) -> OnGPU:
+        values = values if values.layout == torch.strided else values.to_dense()
         made = torch.Tensor._make_wrapper_subclass(
             cls,
             values.shape,
@@ -190,11 +191,16 @@ def _launches(name: str, args: Any) -> int:
     if not name.startswith("_foreach") or len(lists) < 2:
         return 1
     alike = all(
-        x.shape == y.shape and x.stride() == y.stride() and x.dtype == y.dtype
+        x.shape == y.shape and x.dtype == y.dtype and _layout(x) == _layout(y)
         for other in lists[1:]
         for x, y in zip(lists[0], other, strict=False)
     )
     return 1 if alike else len(lists[0])
+
+
+def _layout(tensor: Tensor) -> list[int]:
+    """The strides of the dimensions that have any; those of size 1 are arbitrary on the CPU."""
+    return [stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True) if size > 1]
 
 
 def _upload(values: Tensor, non_blocking: bool = False) -> None:
@@ -288,6 +294,7 @@ def _is_pinned(tensor: Tensor, *_: Any) -> bool:
 def pretended_gpu() -> Iterator[Seen]:
     """A context with a pretended GPU, ``cuda:0``; gives what happens there."""
     plain_autocast, plain_empty = torch.autocast.__init__, torch.empty
+    plain_groups = torch._C._group_tensors_by_device_and_dtype
 
     def autocast(self: torch.autocast, device_type: str, *args: Any, **kwargs: Any) -> None:
         plain_autocast(self, "cpu" if device_type == "cuda" else device_type, *args, **kwargs)
@@ -295,6 +302,14 @@ def pretended_gpu() -> Iterator[Seen]:
     def empty(*args: Any, pin_memory: bool = False, **kwargs: Any) -> Tensor:
         made = plain_empty(*args, **kwargs)
         return made.pin_memory() if pin_memory else made
+
+    def groups(lists: Any, with_indices: bool = False) -> Any:
+        """C++ groups lists of tensors by device and type, for optimizers and norms of gradients; it knows only CPUs."""
+        found = plain_groups(lists, with_indices)
+        return {
+            (CUDA if isinstance(tensors[0][0], OnGPU) else device, dtype): (tensors, indices)
+            for (device, dtype), (tensors, indices) in found.items()
+        }
 
     patches = [
         patch.multiple(
@@ -311,6 +326,7 @@ def pretended_gpu() -> Iterator[Seen]:
         patch.object(torch.optim.Optimizer, "_accelerator_graph_capture_health_check", lambda _: None, create=True),
         patch.object(torch.autocast, "__init__", autocast),
         patch.object(torch, "empty", empty),
+        patch.object(torch._C, "_group_tensors_by_device_and_dtype", groups),
         patch.object(Tensor, "pin_memory", _pin),
         patch.object(Tensor, "is_pinned", _is_pinned),
         patch.object(_foreach_utils, "_foreach_supported_types", [*_foreach_utils._foreach_supported_types, OnGPU]),

@@ -5,10 +5,9 @@ import math
 import pytest
 import torch
 from torch import nn
-from torch.optim.swa_utils import AveragedModel
 
 from kintsugi.train import optim
-from kintsugi.train.ema import warmed_average
+from kintsugi.train.ema import RunningAverage
 
 
 @pytest.mark.parametrize("rule", [torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD])
@@ -31,7 +30,7 @@ def test_a_gradient_with_another_memory_layout_than_its_weight_gives_the_same_st
 
 def test_a_running_average_forgets_its_first_values_and_then_decays_as_set():
     net = nn.Linear(1, 1, bias=False)
-    average = AveragedModel(net, multi_avg_fn=warmed_average(0.6), use_buffers=True)
+    average = RunningAverage(net, 0.6)
     expected = 0.0
     for count in range(20):
         value = float(count**2 % 7)
