@@ -8,7 +8,18 @@ import pytest
 import torch
 from helpers.command_line import torchrun
 
-from bench import equal_minutes, growth, loaders, masked_encoder, photo_holes, precision, reading, steps, transfer_row
+from bench import (
+    equal_minutes,
+    growth,
+    kernels,
+    loaders,
+    masked_encoder,
+    photo_holes,
+    precision,
+    reading,
+    steps,
+    transfer_row,
+)
 from kintsugi.contrastive import dino
 
 
@@ -159,3 +170,12 @@ def test_messages_between_ranks_begin_during_the_backward_pass(tmp_path: Path):
     assert during["begun during it"] >= 2
     assert (after["messages"], after["begun during it"]) == (1, 0)
     assert after["messages after it, ms"] == after["messages, ms"] > 0
+
+
+def test_kernels_counts_before_and_after(tmp_path: Path):
+    for name in ("before", "after"):
+        kernels.run(kernels.KernelsConfig(name=name, methods=("rotation",), out=tmp_path))
+    found = json.loads((tmp_path / "kernels.json").read_text())
+    assert found["before"] == found["after"]  # counts are the same at every time
+    assert found["after"]["rotation"]["waits"] == 0
+    assert found["after"]["rotation"]["kernels"] > 200
