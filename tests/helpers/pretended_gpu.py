@@ -226,6 +226,8 @@ class _Calls(TorchFunctionMode):
         if name == "new_tensor" and isinstance(args[0], OnGPU):
             _seen.wait("pageable upload")
             return OnGPU(func(args[0].values, *args[1:], **kwargs))
+        if kwargs.pop("pin_memory", False):
+            return func(*args, **kwargs).pin_memory()
         if _is_gpu(kwargs.get("device")):
             del kwargs["device"]
             random = kwargs.get("generator")
@@ -293,15 +295,11 @@ def _is_pinned(tensor: Tensor, *_: Any) -> bool:
 @contextmanager
 def pretended_gpu() -> Iterator[Seen]:
     """A context with a pretended GPU, ``cuda:0``; gives what happens there."""
-    plain_autocast, plain_empty = torch.autocast.__init__, torch.empty
+    plain_autocast = torch.autocast.__init__
     plain_groups = torch._C._group_tensors_by_device_and_dtype
 
     def autocast(self: torch.autocast, device_type: str, *args: Any, **kwargs: Any) -> None:
         plain_autocast(self, "cpu" if device_type == "cuda" else device_type, *args, **kwargs)
-
-    def empty(*args: Any, pin_memory: bool = False, **kwargs: Any) -> Tensor:
-        made = plain_empty(*args, **kwargs)
-        return made.pin_memory() if pin_memory else made
 
     def groups(lists: Any, with_indices: bool = False) -> Any:
         """C++ groups lists of tensors by device and type, for optimizers and norms of gradients; it knows only CPUs."""
@@ -325,7 +323,6 @@ def pretended_gpu() -> Iterator[Seen]:
         ),
         patch.object(torch.optim.Optimizer, "_accelerator_graph_capture_health_check", lambda _: None, create=True),
         patch.object(torch.autocast, "__init__", autocast),
-        patch.object(torch, "empty", empty),
         patch.object(torch._C, "_group_tensors_by_device_and_dtype", groups),
         patch.object(Tensor, "pin_memory", _pin),
         patch.object(Tensor, "is_pinned", _is_pinned),

@@ -49,12 +49,18 @@ FINDING = {"deepcluster", "sela", "cliquecnn"}
 """Methods whose last step finds clusters of all images; the second one is measured."""
 
 
+PATCHES = {"cpc", "jigsaw", "context"}
+"""Methods that see small patches, for which bfloat16 gradients are not always finite on the CPU that computes them."""
+
+
 def gpu_arguments(method: str, folders: dict[str, Path]) -> list[str]:
     """The command line of the smallest run, on the GPU, whose last step is not logged."""
     words, changed = arguments(method, folders), RUN.split()
     for option, value in zip(changed[::2], changed[1::2], strict=True):
         if option in words:
             words[words.index(option) + 1] = value
+    if method in PATCHES:
+        words[words.index("--precision") + 1] = "fp32"
     return words
 
 
