@@ -34,8 +34,11 @@ class BYOLConfig(ViewsConfig):
     dim: int = 256
     """Width of the projection."""
     output_norm: bool = False
-    """Add a batch norm at the projector's end, as in SimSiam (Chen and He 2021, arXiv:2011.10566). Without it a short
-    run learns only what all projections have in common."""
+    """Add a batch norm at the projector's end, without scale and shift as in SimSiam (Chen and He 2021,
+    arXiv:2011.10566)."""
+    predictor_lr: float = 1.0
+    """Factor on the predictor's learning rate. Above 1 in short runs: while the predictor lags behind, the loss falls
+    by making all projections more alike."""
     momentum: float = 0.996
     """Momentum of the target's moving average at the first step."""
     lr: float = 0.2
@@ -45,7 +48,7 @@ class BYOLConfig(ViewsConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        within(self, hidden=1, dim=1, warmup=0, momentum=(0, 1))
+        within(self, hidden=1, dim=1, predictor_lr=0, warmup=0, momentum=(0, 1))
 
 
 def demo() -> BYOLConfig:
@@ -54,13 +57,14 @@ def demo() -> BYOLConfig:
         preset="demo",
         scenes=2048,
         short_side=80,
-        steps=700,
+        steps=600,
         batch=64,
         hidden=512,
         dim=128,
         output_norm=True,
         optimizer="adam",
-        lr=1e-3,
+        lr=5e-4,
+        predictor_lr=10,
         warmup=30,
         momentum=0.9,
         smallest_crop=0.2,
@@ -78,8 +82,10 @@ def small() -> BYOLConfig:
         batch=256,
         steps=20_000,
         hidden=2048,
+        output_norm=True,
         optimizer="adam",
-        lr=1e-3,
+        lr=5e-4,
+        predictor_lr=10,
         warmup=500,
         smallest_crop=0.2,
         momentum=0.99,
@@ -121,10 +127,13 @@ class BYOL(ViewsMethod[BYOLConfig]):
     def __init__(self, config: BYOLConfig, world: World) -> None:
         super().__init__(config, world)
         norm = config.norm != "group"
-        self.projector = mlp((self.width, config.hidden, config.dim), norm=norm, last_norm=norm and config.output_norm)
+        last_norm = norm and config.output_norm
+        widths = self.width, config.hidden, config.dim
+        self.projector = mlp(widths, norm=norm, last_norm=last_norm, last_affine=False)
         self.predictor = mlp((config.dim, config.hidden, config.dim), norm=norm)
         self.target = ema_copy(self.source)
-        self.add_optimizer("online", self.online)
+        self.add_optimizer("source", self.source)
+        self.add_optimizer("predictor", self.predictor)
 
     @property
     def source(self) -> nn.ModuleList:
@@ -155,10 +164,12 @@ class BYOL(ViewsMethod[BYOLConfig]):
             with torch.no_grad():
                 targets = [projector(encoder.vectors(view)).float() for view in views]
         loss = regression_loss(predictions[0], targets[1]) + regression_loss(predictions[1], targets[0])
-        optimizer = self.optimizers["online"]
-        self.world.backward(loss, optimizer)
-        optim.set_lr(optimizer, self.rate * optim.warmup_cosine(step, config.steps, config.warmup))
-        scalars = {"loss/byol": loss.detach(), "grad_norm/online": optim.take_step(optimizer)}
+        self.world.backward(loss, *self.optimizers.values())
+        rate = self.rate * optim.warmup_cosine(step, config.steps, config.warmup)
+        scalars = {"loss/byol": loss.detach()}
+        for name, factor in (("source", 1.0), ("predictor", config.predictor_lr)):
+            optim.set_lr(self.optimizers[name], factor * rate)
+            scalars[f"grad_norm/{name}"] = optim.take_step(self.optimizers[name])
         momentum = cosine_momentum(config.momentum, step, config.steps)
         ema_update(self.target, self.source, momentum)
         scalars["momentum"] = torch.full((), momentum, device=loss.device)

@@ -168,10 +168,13 @@ def spread_and_knn(features: Tensor, labels: list[Tensor]) -> dict[str, float]:
     return figures | ({"knn": 100 * neighbors.leave_one_out(features, torch.cat(labels))} if labels else {})
 
 
-def mlp(widths: tuple[int, ...], *, norm: bool, last_norm: bool = False, bias: bool = True) -> nn.Sequential:
+def mlp(
+    widths: tuple[int, ...], *, norm: bool, last_norm: bool = False, last_affine: bool = True, bias: bool = True
+) -> nn.Sequential:
     """Linear layers of these widths with ReLU between them, (N,widths[0]) -> (N,widths[-1]).
 
-    norm: batch normalization before each ReLU. last_norm: batch normalization after the last layer.
+    norm: batch normalization before each ReLU. last_norm: batch normalization after the last layer; last_affine: with a
+    trained scale and shift.
     """
     layers: list[nn.Module] = []
     pairs = list(itertools.pairwise(widths))
@@ -179,7 +182,7 @@ def mlp(widths: tuple[int, ...], *, norm: bool, last_norm: bool = False, bias: b
         last = number == len(pairs) - 1
         layers.append(nn.Linear(narrow, wide, bias=bias))
         if last_norm if last else norm:
-            layers.append(nn.BatchNorm1d(wide))
+            layers.append(nn.BatchNorm1d(wide, affine=last_affine or not last))
         if not last:
             layers.append(nn.ReLU(inplace=True))
     return nn.Sequential(*layers)

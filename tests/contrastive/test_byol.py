@@ -28,7 +28,31 @@ def test_the_target_gets_no_gradient_and_is_a_moving_average():
 
 
 def test_no_collapse_with_a_small_batch():
+    method = small_byol(log_every=1)
+    scalars = [method.update(BATCH, step) for step in range(25)]
+    losses = [float(each["loss/byol"]) for each in scalars]
+    assert sum(losses[-5:]) < sum(losses[:5])
+    assert all(float(each["spread/deviation"]) > 0.9 for each in scalars)
+
+
+def test_the_predictors_rate_is_a_multiple_of_the_others():
+    """Plain SGD's first step is the rate times the gradient, which does not depend on the rate."""
+    changes = []
+    for factor in (1.0, 10.0):
+        method = small_byol(optimizer="sgd", lr=1e-3, predictor_lr=factor, weight_decay=0.0)
+        before = [[p.clone() for p in net.parameters()] for net in (method.predictor, method.source)]
+        method.update(BATCH, 0)
+        nets = zip(before, (method.predictor, method.source), strict=True)
+        changes.append([[p - q for p, q in zip(net.parameters(), old, strict=True)] for old, net in nets])
+    (predictor, source), (fast, same) = changes
+    torch.testing.assert_close(fast, [10 * p for p in predictor], rtol=1e-2, atol=1e-6)
+    torch.testing.assert_close(same, source)
+    assert max(p.abs().max() for p in predictor) > 1e-6
+
+
+def test_the_norm_at_the_projectors_end_cannot_shift_all_projections_alike():
     method = small_byol()
-    scalars = [method.update(BATCH, step) for step in range(20)]
-    assert scalars[-1]["loss/byol"] < scalars[0]["loss/byol"]
-    assert scalars[-1]["spread/deviation"] > 0.3
+    method.update(BATCH, 0)
+    norm = method.projector[-1]
+    assert isinstance(norm, torch.nn.BatchNorm1d)
+    assert not list(norm.parameters())

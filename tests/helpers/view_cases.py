@@ -25,9 +25,10 @@ def small_moco(world: World = WORLD, **settings: Any) -> moco.MoCo:
     return moco.MoCo(replace(moco.demo(), **{**few, **settings}), world)
 
 
-def small_byol() -> byol.BYOL:
+def small_byol(**settings: Any) -> byol.BYOL:
     torch.manual_seed(0)
-    return byol.BYOL(replace(byol.demo(), size=32, batch=8, hidden=64, dim=32, steps=40, warmup=5), WORLD)
+    few = {"size": 32, "batch": 8, "hidden": 64, "dim": 32, "steps": 40, "warmup": 5}
+    return byol.BYOL(replace(byol.demo(), **{**few, **settings}), WORLD)
 
 
 def small_dino(**settings: Any) -> dino.DINO:
