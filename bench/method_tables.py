@@ -64,6 +64,23 @@ def contrastive_demos() -> str:
     )
 
 
+def byol_trials() -> str:
+    """Short runs of BYOL's demo with other settings: what the features find, and how the projections are spread."""
+    result = load("byol-trials")
+    rows: dict[str, dict[str, str]] = {}
+    for trial in result["trials"]:
+        first = trial["after steps"]["100"]
+        last = trial["after steps"].get("200")
+        rows[f"{trial['trial']} ({trial['size']} px)"] = {
+            "found after 100 steps, %": f"{first['same_image']:.1f}",
+            "after 200": f"{last['same_image']:.1f}" if last else "",
+            "loss, steps 51 to 100": f"{first['loss']:.2f}",
+            "deviation": f"{first['deviation']:.2f}",
+            "rank": f"{first['rank']:.0f}",
+        }
+    return with_source(rows, "trial", result["command"], result["machine"], "One run each")
+
+
 def inpainting() -> str:
     """PSNR / SSIM / L1 / L2 in the hole, for the context encoder and for fills without learning."""
     sets = {
