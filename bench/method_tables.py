@@ -69,15 +69,13 @@ def byol_trials() -> str:
     result = load("byol-trials")
     rows: dict[str, dict[str, str]] = {}
     for trial in result["trials"]:
-        first = trial["after steps"]["100"]
-        last = trial["after steps"].get("200")
-        rows[f"{trial['trial']} ({trial['size']} px)"] = {
-            "found after 100 steps, %": f"{first['same_image']:.1f}",
-            "after 200": f"{last['same_image']:.1f}" if last else "",
-            "loss, steps 51 to 100": f"{first['loss']:.2f}",
-            "deviation": f"{first['deviation']:.2f}",
-            "rank": f"{first['rank']:.0f}",
+        after = trial["after steps"]
+        found = {
+            f"found after {steps}, %": f"{after[steps]['same_image']:.1f}" if steps in after else ""
+            for steps in ("100", "150", "200")
         }
+        spread = {"deviation": f"{after['100']['deviation']:.2f}", "rank": f"{after['100']['rank']:.0f}"}
+        rows[f"{trial['trial']} ({trial['size']} px)"] = found | {"loss": f"{after['100']['loss']:.2f}"} | spread
     return with_source(rows, "trial", result["command"], result["machine"], "One run each")
 
 
