@@ -37,8 +37,7 @@ class BYOLConfig(ViewsConfig):
     """Add a batch norm at the projector's end, without scale and shift as in SimSiam (Chen and He 2021,
     arXiv:2011.10566)."""
     predictor_lr: float = 1.0
-    """Factor on the predictor's learning rate. Above 1 in short runs: while the predictor lags behind, the loss falls
-    by making all projections more alike."""
+    """Factor on the predictor's learning rate. With 10 the projections of a short run stay further apart."""
     momentum: float = 0.996
     """Momentum of the target's moving average at the first step."""
     lr: float = 0.2
