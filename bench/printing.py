@@ -72,7 +72,12 @@ def label(name: str) -> str:
 
 
 def mean_and_deviation(values: list[float], digits: int = 1, scale: float = 100) -> str:
-    """Mean and standard deviation of a figure over seeds, each times ``scale``: by default in percent."""
+    """Mean and standard deviation of a figure over seeds, each times ``scale``: by default in percent.
+
+    A single figure has no deviation.
+    """
+    if len(values) == 1:
+        return f"{scale * values[0]:.{digits}f}"
     mean, deviation = scale * statistics.fmean(values), scale * statistics.stdev(values)
     return f"{mean:.{digits}f} ± {deviation:.{digits}f}"
 
