@@ -81,7 +81,7 @@ def test_the_layers_are_held(file: str, line: str, contract: str, tmp_path: Path
         (tmp_path / "kintsugi" / room / "__init__.py").touch()
     for link in "apps eval recon contrastive pretext".split():
         (tmp_path / "kintsugi" / link).symlink_to(f"../{link}")
-    for name in "__init__ __main__ rng color table pictures catalog train/loop data/order".split():
+    for name in "__init__ __main__ rng upload color table pictures catalog train/loop data/order".split():
         (tmp_path / f"kintsugi/{name}.py").touch()
     for name in "transfer classification segmentation geometry detection export".split():
         (tmp_path / f"eval/{name}.py").touch()
