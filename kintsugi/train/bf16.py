@@ -28,7 +28,7 @@ def speedup(encoder: Encoder, side: int) -> float:
     Measures a copy with fresh weights: the forward and backward pass of 8 random images of ``side`` px, in training
     mode. The precisions take turns, once as a warm-up and twice for the measurement. The least time of each counts, so
     that other programs matter little. For a ResNet-18 at 64 px it takes less than a second of one core. Single layers
-    would be quicker, but they mislead: a linear layer may be twice as fast and a small transformer hardly faster.
+    would be quicker, but they mislead: a linear layer may be twice as fast, and attention not faster at all.
 
     Neither the encoder nor torch's global random numbers change.
     """
