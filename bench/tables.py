@@ -22,6 +22,7 @@ BLOCK = re.compile(r"(<!-- table: (.+?) -->\n).*?(<!-- end of table -->)", re.DO
 TABLES: dict[str, Callable[[], str]] = {
     "demos": method_tables.demos,
     "contrastive demos": method_tables.contrastive_demos,
+    "BYOL's demo": method_tables.byol_demo,
     "BYOL trials": method_tables.byol_trials,
     "inpainting": method_tables.inpainting,
     "photo holes": method_tables.photo_holes,
