@@ -67,7 +67,9 @@ def contrastive_demos() -> str:
 def byol_demo() -> str:
     """BYOL's demo: how often, in percent, the nearest neighbor of a view is the other view of the same scene."""
     columns = {"same_image": ("found, %", ".1f"), "rank": ("effective rank", ".0f")}
-    return with_source(columns_of(load("demo-byol"), columns), "demo, held-out scenes", "`make train-byol`", EPYC, "One run")
+    return with_source(
+        columns_of(load("demo-byol"), columns), "demo, held-out scenes", "`make train-byol`", EPYC, "One run"
+    )
 
 
 def byol_trials() -> str:
