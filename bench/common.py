@@ -58,6 +58,14 @@ def write(result: Mapping[str, object], bars: Mapping[str, Mapping[str, float]],
     plt.close(figure)
 
 
+def add(record: object, name: str, out: Path, file: str) -> None:
+    """Writes a result under ``name`` into ``out``/``file``.json. Results of other names there stay."""
+    path = out / f"{file}.json"
+    found = json.loads(path.read_text()) if path.is_file() else {}
+    out.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({**found, name: record}, indent=1) + "\n")
+
+
 @dataclass(frozen=True, kw_only=True)
 class TimingConfig:
     """Options of benchmarks of training steps."""

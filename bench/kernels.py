@@ -7,7 +7,6 @@ The figures replace those under ``--name`` in ``bench/results/kernels.json``; th
 
 from __future__ import annotations
 
-import json
 import sys
 import tempfile
 from dataclasses import dataclass, fields, replace
@@ -17,7 +16,7 @@ from typing import Any
 
 import torch
 
-from bench.common import RESULTS
+from bench.common import RESULTS, add
 from kintsugi.catalog import METHODS
 from kintsugi.data.loader import Loader
 from kintsugi.train.command import method_in
@@ -111,12 +110,8 @@ def run(config: KernelsConfig) -> None:
                     print(f"  {count:5d} {where}")
                 for (what, where), count in seen.waits.most_common(config.places):
                     print(f"  wait {count:5d} {what} {where}")
-    file = config.out / "kernels.json"
-    results = json.loads(file.read_text()) if file.is_file() else {}
-    results[config.name] = found
-    results["settings"] = {"batch": BATCH, "torch": torch.__version__}
-    config.out.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(results, indent=1) + "\n")
+    add(found, config.name, config.out, "kernels")
+    add({"batch": BATCH, "torch": torch.__version__}, "settings", config.out, "kernels")
 
 
 def main() -> None:

@@ -7,17 +7,14 @@ command in another checkout, with the same ``--results``, adds its times to comp
 
 from __future__ import annotations
 
-import json
 import sys
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from bench.common import RESULTS, machine
+from bench.common import RESULTS, add, machine, wait
 from kintsugi.eval.classification import Protocol
 from kintsugi.eval.dense import Protocol as DenseProtocol
 from kintsugi.eval.tasks import FrozenFeatures
@@ -63,8 +60,6 @@ def run(config: TransferRowConfig) -> None:
                 if seed == 0:
                     figures[task.name] |= {name: round(value, 4) for name, value in result.figures.items()}
         print(task.name, seconds[task.name], flush=True)
-    file = config.results / "transfer-row.json"
-    found: Mapping[str, Any] = json.loads(file.read_text()) if file.is_file() else {}
     record = {
         "command": " ".join(["python -m bench.transfer_row", *sys.argv[1:]]),
         "machine": machine(),
@@ -74,17 +69,14 @@ def run(config: TransferRowConfig) -> None:
         "all seconds": round(sum(sum(each.values()) for each in seconds.values()), 1),
         "figures of seed 0": figures,
     }
-    config.results.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps({**found, config.name: record}, indent=1) + "\n")
-    print(f"{record['all seconds']} s for {config.seeds} seeds; written to {file}")
+    add(record, config.name, config.results, "transfer-row")
+    print(f"{record['all seconds']} s for {config.seeds} seeds; written to {config.results}")
 
 
 def now(compute: Compute, threads: int) -> float:
     """Seconds: of the processor with one thread, else of the clock, after the device is done."""
-    if compute.device.type == "cuda":
-        torch.cuda.synchronize()
-        return time.perf_counter()
-    return time.process_time() if threads == 1 else time.perf_counter()
+    wait(compute.device)
+    return time.process_time() if threads == 1 and compute.device.type == "cpu" else time.perf_counter()
 
 
 def main() -> None:
