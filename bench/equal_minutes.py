@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from importlib import import_module
 from pathlib import Path
@@ -60,6 +60,9 @@ class EqualMinutesConfig:
     """Minutes of each run, of all threads."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """One run of each method for each of these seeds."""
+    steps: int = 0
+    """Steps of each run; 0 = as many as fit into the minutes. With the steps that one machine makes in its minutes,
+    another gives the same runs, but for rounding."""
     threads: int = 1
     """Threads of each run. With one thread, time is the processor's, so that other programs do not count."""
     precision: str = "bf16"
@@ -72,7 +75,7 @@ class EqualMinutesConfig:
     """Folder of the runs."""
 
     def __post_init__(self) -> None:
-        within(self, minutes=0.01, threads=1, warm=0, timed=1)
+        within(self, minutes=0.01, steps=0, threads=1, warm=0, timed=1)
         if unknown := sorted(set(self.methods) - set(OPTIONS)):
             raise ValueError(f"--methods {unknown[0]}: choose from {', '.join(OPTIONS)}")
         if "distill" in self.methods and not self.teacher:
@@ -88,12 +91,12 @@ def run(config: EqualMinutesConfig) -> None:
             folder = config.out / f"{name}-{seed}"
             if (folder / "time.json").is_file():
                 continue
-            method, settings = _settings(name, config, seed)
+            method, settings = settings_of(name, config, seed)
             settings = replace(settings, out=folder)
             if name not in timed:
                 timed[name] = seconds_per_step(method, settings, config.threads, config.warm, config.timed)
             seconds = timed[name]
-            steps = max(1, round(60 * config.minutes / seconds))
+            steps = config.steps or max(1, round(60 * config.minutes / seconds))
             print(f"{name}, seed {seed}: {1e3 * seconds:.0f} ms a step, so {steps} steps", flush=True)
             settings = scaled(settings, steps)
             started = time.perf_counter(), time.process_time()
@@ -101,7 +104,7 @@ def run(config: EqualMinutesConfig) -> None:
             record = {
                 "method": name,
                 "seed": seed,
-                "minutes": config.minutes,
+                "minutes": None if config.steps else config.minutes,
                 "steps": steps,
                 "images": steps * settings.batch,
                 "seconds per step": seconds,
@@ -116,11 +119,13 @@ def run(config: EqualMinutesConfig) -> None:
     (config.out / "equal-minutes.json").write_text(json.dumps(records, indent=1) + "\n")
 
 
-def _settings(name: str, config: EqualMinutesConfig, seed: int) -> tuple[type[Method[Any]], Any]:
-    """The class of a method, and the settings of its run."""
+def settings_of(
+    name: str, config: EqualMinutesConfig, seed: int, more: Sequence[str] = ()
+) -> tuple[type[Method[Any]], Any]:
+    """The class of a method, and the settings of its run. more: further options."""
     module = import_module(next(p.module for p in METHODS if p.name == name))
     words = [*f"{_SHARED} --precision {config.precision} --seed {seed} --data".split(), config.data]
-    words += own_options(name, config)
+    words += [*own_options(name, config), *more]
     settings = parse_training(name, named((module.demo, module.small, module.paper)), words)
     return method_in(module, name), settings
 

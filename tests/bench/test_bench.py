@@ -19,6 +19,7 @@ from bench import (
     reading,
     steps,
     transfer_row,
+    tuning,
 )
 from kintsugi.contrastive import dino
 
@@ -99,6 +100,49 @@ def test_methods_train_for_equal_minutes(photos: Path, tmp_path: Path):
     torch.set_num_threads(threads)
     with pytest.raises(ValueError, match="--teacher is missing"):
         equal_minutes.EqualMinutesConfig(data=str(photos))
+
+
+def test_methods_train_for_equal_steps(photos: Path, tmp_path: Path):
+    threads = torch.get_num_threads()
+    equal_minutes.run(
+        equal_minutes.EqualMinutesConfig(
+            data=str(photos), methods=("splitbrain",), steps=2, seeds=(0,), precision="fp32", timed=1, out=tmp_path
+        )
+    )
+    torch.set_num_threads(threads)
+    (found,) = json.loads((tmp_path / "equal-minutes.json").read_text())
+    assert (found["steps"], found["minutes"]) == (2, None)
+
+
+def test_options_are_compared_on_held_out_images(photos: Path, tmp_path: Path):
+    classes = {"even", "odd"}
+    for number, file in enumerate(sorted(photos.iterdir())):
+        folder = tmp_path / "images" / ("odd" if number % 2 else "even")
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / file.name).symlink_to(file)
+    threads = torch.get_num_threads()
+    settings = tuning.TuningConfig(
+        data=tmp_path / "images",
+        method="splitbrain",
+        trials=("", "lr=1e-3,weight-decay=0"),
+        minutes=0.001,
+        size=32,
+        precision="fp32",
+        out=tmp_path / "runs",
+        results=tmp_path,
+    )
+    tuning.run(settings)
+    torch.set_num_threads(threads)
+    kept_out = list((tmp_path / "runs/images/test").rglob("*.jpg"))
+    assert {path.parent.name for path in kept_out} == classes
+    assert len(kept_out) == 4  # of twelve images in each class the first and the eleventh
+    found = json.loads((tmp_path / "tuning.json").read_text())
+    assert set(found) == {"splitbrain", "splitbrain lr=1e-3,weight-decay=0"}
+    first, second = found.values()
+    assert first["random"] == second["random"]
+    assert set(first["trained"]) == {"kNN", "linear"}
+    with pytest.raises(ValueError, match="no folders of images"):
+        tuning.split(photos, tmp_path / "other")
 
 
 def test_a_shorter_run_has_the_same_shares_of_warm_up_and_of_frozen_steps():
