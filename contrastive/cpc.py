@@ -308,10 +308,9 @@ class CPC(Method[CPCConfig]):
         """Figures of pixels, and of a network with random weights (``spread_and_knn``)."""
         kept = list(batches)
         labels = [batch["label"] for batch in kept if "label" in batch]
-        return {
-            name: spread_and_knn(torch.cat([extract(self.centered(batch)) for batch in kept]), labels)
-            for name, extract in inference.untrained_features(self.encoder, self.config.seed).items()
-        }
+        images = [self.centered(batch) for batch in kept]
+        untrained = inference.untrained_features(self.encoder, self.config.seed, images, self.world)
+        return {name: spread_and_knn(torch.cat([*map(extract, images)]), labels) for name, extract in untrained.items()}
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -120,7 +120,8 @@ class ViewsMethod(Method[V]):
 
     def baselines(self, batches: Iterable[Batch]) -> dict[str, dict[str, float]]:
         kept = list(batches)
-        untrained = inference.untrained_features(self.encoder, self.config.seed)
+        centers = (cropping.center_crops(batch, self.config.size) for batch in kept)
+        untrained = inference.untrained_features(self.encoder, self.config.seed, centers, self.world)
         return {name: self._figures(kept, extract) for name, extract in untrained.items()}
 
     def _figures(self, batches: Iterable[Batch], extract: Callable[[Tensor], Tensor]) -> dict[str, float]:

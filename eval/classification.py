@@ -31,7 +31,7 @@ from kintsugi.eval.finetune import LAYER_DECAY, finetune
 from kintsugi.eval.linear import Inputs, probe, some_of_each
 from kintsugi.eval.report import Comparison, compare
 from kintsugi.eval.results import Result, Results
-from kintsugi.eval.tasks import FrozenFeatures, RunSettings, Task, data_name, evenly_spaced, fit_batch_norms
+from kintsugi.eval.tasks import FrozenFeatures, RunSettings, Task, data_name, evenly_spaced
 from kintsugi.metrics.neighbors import class_means, nearest
 from kintsugi.metrics.neighbors import classify as knn_classify
 from kintsugi.nets.encoder import Encoder
@@ -39,6 +39,7 @@ from kintsugi.rng import derive_seed
 from kintsugi.train import checkpoint
 from kintsugi.train.compute import Compute
 from kintsugi.train.config import parse_command, user_errors, within
+from kintsugi.train.inference import fit_batch_norms
 
 Protocol = Literal["knn", "linear", "few", "shots", "finetune"]
 DRAWS = 10

@@ -21,12 +21,13 @@ from torch.nn.functional import interpolate
 from tqdm import tqdm
 
 from kintsugi.eval.results import Result
-from kintsugi.eval.tasks import FrozenFeatures, RunSettings, Task, evenly_spaced, fit_batch_norms
+from kintsugi.eval.tasks import FrozenFeatures, RunSettings, Task, evenly_spaced
 from kintsugi.nets.encoder import Encoder
 from kintsugi.pictures import sheet
 from kintsugi.rng import derive_seed, generator
 from kintsugi.train.compute import Compute
 from kintsugi.train.config import within
+from kintsugi.train.inference import fit_batch_norms
 from kintsugi.train.optim import warmup_cosine
 
 Protocol = Literal["frozen", "finetune"]

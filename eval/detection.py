@@ -34,11 +34,12 @@ from kintsugi.data.boxes import Boxed, Things, open_boxes
 from kintsugi.data.store import Store
 from kintsugi.eval.report import Comparison, compare
 from kintsugi.eval.results import Result, Results
-from kintsugi.eval.tasks import FrozenFeatures, RunSettings, Task, data_name, evenly_spaced, fit_batch_norms
+from kintsugi.eval.tasks import FrozenFeatures, RunSettings, Task, data_name, evenly_spaced
 from kintsugi.nets.encoder import Encoder
 from kintsugi.rng import derive_seed, generator
 from kintsugi.train.compute import Compute
 from kintsugi.train.config import parse_command, user_errors, within
+from kintsugi.train.inference import fit_batch_norms
 from kintsugi.train.optim import warmup_cosine
 
 Protocol = Literal["frozen", "finetune"]

@@ -12,13 +12,13 @@ import sys
 import time
 import traceback
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from kintsugi.eval.results import Experiment, FinishedResults, Result, Results
 from kintsugi.eval.weights import Weights
@@ -100,28 +100,6 @@ def data_name(data: str) -> str:
 def evenly_spaced(count: int, limit: int) -> Tensor:
     """At most ``limit`` indices below ``count``, int64, evenly spaced: neighbors are often frames of one film."""
     return torch.arange(min(count, limit)) * count // min(count, limit)
-
-
-@torch.no_grad()
-def fit_batch_norms(encoder: Encoder, batches: Iterable[Tensor], compute: Compute) -> None:
-    """Sets the batch norms' running statistics to those of the task's images, and leaves the encoder in eval mode.
-
-    Random weights have no statistics of their own, and those of pre-training come from another data set. So both are
-    replaced by the task's. batches: some training images, (n,3,H,W) in [0,1].
-    """
-    norms = [m for m in encoder.modules() if isinstance(m, nn.BatchNorm2d)]
-    if norms:
-        momentum = norms[0].momentum
-        for norm in norms:
-            norm.reset_running_stats()
-            norm.momentum = None  # the plain mean over batches
-        encoder.train()
-        for images in batches:
-            with compute.autocast():
-                encoder(images.to(compute.device))
-        for norm in norms:
-            norm.momentum = momentum
-    encoder.eval()
 
 
 # --- running them ---------------------------------------------------------------------------------------------

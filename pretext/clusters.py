@@ -25,7 +25,6 @@ from kintsugi.data.loader import Indexed
 from kintsugi.metrics import neighbors
 from kintsugi.nets.encoder import Encoder
 from kintsugi.nets.planes import Planes
-from kintsugi.nets.specs import fresh
 from kintsugi.pictures import sheet
 from kintsugi.rng import generator
 from kintsugi.train import inference, optim
@@ -223,11 +222,9 @@ class ClustersMethod(Method[K]):
         rows = {"chance": {"accuracy": self.evaluate(kept)["chance"], "above_chance": 0.0}}
         labels = [batch["label"] for batch in kept if "label" in batch]
         if labels:
-            random = fresh(self.encoder, self.config.seed)
             crops = [cropping.center_crops(batch, self.config.size) for batch in kept]
-            with torch.no_grad():
-                features = torch.cat([random.vectors(image).float() for image in crops])
-            rows["random init"] = knn_figures(features, labels)
+            untrained = inference.untrained_features(self.encoder, self.config.seed, crops, self.world)
+            rows["random init"] = knn_figures(torch.cat([*map(untrained["random init"], crops)]), labels)
         return rows
 
 

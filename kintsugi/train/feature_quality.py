@@ -45,8 +45,10 @@ def baselines(
     encoder = _encoder(method, figures)
     if encoder is None:
         return rows
-    kept = list(batches)
-    for name, extract in inference.untrained_features(encoder, method.config.seed).items():
+    kept, size = list(batches), method.config.size
+    centers = (cropping.center_crops(method.rgb_images(batch), size) for batch in kept)
+    untrained = inference.untrained_features(encoder, method.config.seed, centers, method.world)
+    for name, extract in untrained.items():
         row = rows.setdefault(name, {})
         row |= _missing(_figures(method, kept, extract), row)
     return rows
