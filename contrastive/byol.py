@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from kintsugi.augment.color_jitter import ColorAugmentation
-from kintsugi.contrastive.views import ViewsConfig, ViewsMethod, logged_spread, mlp
+from kintsugi.contrastive.views import ViewsConfig, ViewsMethod, mlp
+from kintsugi.metrics.spread import spread
 from kintsugi.nets.encoder import Encoder
 from kintsugi.train import optim
 from kintsugi.train.command import run_method
@@ -168,11 +169,12 @@ class BYOL(ViewsMethod[BYOLConfig]):
         scalars = {"loss/byol": loss.detach()}
         for name, factor in (("source", 1.0), ("predictor", config.predictor_lr)):
             optim.set_lr(self.optimizers[name], factor * rate)
-            scalars[f"grad_norm/{name}"] = optim.take_step(self.optimizers[name])
+            scalars |= self.take_step(name, step)
         momentum = cosine_momentum(config.momentum, step, config.steps)
         ema_update(self.target, self.source, momentum)
-        scalars["momentum"] = torch.full((), momentum, device=loss.device)
-        return scalars | logged_spread(projections[0], config, step)
+        if config.logs(step):
+            scalars |= {"momentum": torch.full((), momentum, device=loss.device), **spread(projections[0])}
+        return scalars
 
 
 def main(argv: Sequence[str] | None = None) -> None:

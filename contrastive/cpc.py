@@ -23,14 +23,15 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate, pad
 
 from kintsugi.augment import cropping
-from kintsugi.contrastive.views import collapse_warning, logged_spread, spread_and_knn
+from kintsugi.contrastive.views import collapse_warning, spread_and_knn
 from kintsugi.losses.infonce import info_nce, retrieval
+from kintsugi.metrics.spread import spread
 from kintsugi.nets.encoder import Encoder
 from kintsugi.nets.encoder_choice import OWN, Network, Stem, chosen
 from kintsugi.nets.layers import Norm
 from kintsugi.pictures import sheet
 from kintsugi.rng import generator
-from kintsugi.train import inference, optim
+from kintsugi.train import inference
 from kintsugi.train.command import run_method
 from kintsugi.train.config import within
 from kintsugi.train.dist import World
@@ -200,15 +201,14 @@ class CPC(Method[CPCConfig]):
         codes, contrasts = self.contrasts(image, all_ranks=True)
         for ahead, (logits, positive) in contrasts.items():
             losses.append(info_nce(logits, positive))
-            figures = retrieval(logits, positive, 1.0)
-            scalars |= {f"{name}_{ahead}_below": value for name, value in figures.items()}
+            if config.logs(step):
+                figures = retrieval(logits, positive, 1.0)
+                scalars |= {f"{name}_{ahead}_below": value for name, value in figures.items()}
         loss = torch.stack(losses).mean()
         self.world.backward(loss, self.optimizers["all"])
-        return scalars | {
-            "loss/info_nce": loss.detach(),
-            "grad_norm/all": optim.take_step(self.optimizers["all"]),
-            **logged_spread(codes.mean((2, 3)), config, step),
-        }
+        if config.logs(step):
+            scalars |= spread(codes.mean((2, 3)))
+        return scalars | {"loss/info_nce": loss.detach(), **self.take_step("all", step)}
 
     def codes(self, image: Tensor) -> Tensor:
         """Codes of all patches, each computed from its patch alone: (N,3,S,S) -> (N,D,G,G)."""

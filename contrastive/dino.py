@@ -24,7 +24,7 @@ from torch.nn.functional import linear, log_softmax, normalize, softmax
 
 from kintsugi.augment.color_jitter import ColorAugmentation
 from kintsugi.contrastive.crops import CropsConfig, CropsMethod, encode_crops
-from kintsugi.contrastive.views import logged_spread
+from kintsugi.metrics.spread import spread
 from kintsugi.nets.encoder import Encoder
 from kintsugi.train import inference, optim
 from kintsugi.train.command import run_method
@@ -258,22 +258,23 @@ class DINO(CropsMethod[DINOConfig]):
         self.world.backward(loss, self.optimizers["student"])
         if step < config.frozen:
             self.head.last.grad = None
-        scalars = {"loss/dino": loss.detach(), "grad_norm/student": self.take_step(step)}
+        self.schedule(step)
+        scalars = {"loss/dino": loss.detach(), **self.take_step("student", step, config.clip)}
         momentum = cosine_momentum(config.momentum, step, config.steps)
         ema_update(self.teacher, self.student, momentum)
         self.center.lerp_(self.world.mean(taught.mean((0, 1))), 1 - config.center_momentum)
-        scalars["momentum"] = torch.full((), momentum, device=loss.device)
-        # A collapse to one output has entropy 0 of the mean; a collapse to equal outputs has log K of both.
-        scalars |= {"targets/entropy": entropy(targets), "targets/entropy_of_mean": entropy(targets.mean((0, 1)))}
-        return scalars | logged_spread(features[:count], config, step)
+        if config.logs(step):
+            scalars |= {"momentum": torch.full((), momentum, device=loss.device), **spread(features[:count])}
+            # A collapse to one output has entropy 0 of the mean; a collapse to equal outputs has log K of both.
+            scalars |= {"targets/entropy": entropy(targets), "targets/entropy_of_mean": entropy(targets.mean((0, 1)))}
+        return scalars
 
-    def take_step(self, step: int) -> Tensor:
-        """Takes the optimizer's step with this step's learning rate and weight decay; returns the gradient's norm."""
+    def schedule(self, step: int) -> None:
+        """Sets the learning rate and the weight decay of a step."""
         config, optimizer = self.config, self.optimizers["student"]
         optim.set_lr(optimizer, self.rate * optim.warmup_cosine(step, config.steps, config.warmup))
         decay = optim.cosine(config.weight_decay, config.last_weight_decay, step, config.steps)
         optimizer.param_groups[0]["weight_decay"] = decay  # the second group has none
-        return optim.take_step(optimizer, config.clip)
 
     def sharpness(self, step: int) -> float:
         """The teacher's temperature at a step."""

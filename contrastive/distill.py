@@ -220,7 +220,7 @@ class Distill(ViewsMethod[DistillConfig]):
         optim.set_lr(optimizer, self.rate * optim.warmup_cosine(step, config.steps, config.warmup))
         scalars = {"loss/total": loss, "loss/map": of_map, "loss/vector": of_vector}
         scalars = {name: value.detach() for name, value in scalars.items()}
-        return scalars | {"grad_norm/student": optim.take_step(optimizer)}
+        return scalars | self.take_step("student", step)
 
     def predict(self, image: Tensor) -> TeacherFeatures:
         """The student's predictions of the teacher's standardized features, for images (n,3,S,S) in [0,1]."""

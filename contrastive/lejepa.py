@@ -23,7 +23,8 @@ from torch.nn.functional import normalize
 
 from kintsugi.augment.color_jitter import ColorAugmentation
 from kintsugi.contrastive.crops import CropsConfig, CropsMethod, encode_crops
-from kintsugi.contrastive.views import logged_spread, mlp
+from kintsugi.contrastive.views import mlp
+from kintsugi.metrics.spread import spread
 from kintsugi.rng import generator
 from kintsugi.train import optim
 from kintsugi.train.command import run_method
@@ -224,8 +225,8 @@ class LeJEPA(CropsMethod[LeJEPAConfig]):
         optim.set_lr(optimizer, self.rate * optim.warmup_cosine(step, config.steps, config.warmup))
         scalars = {"loss/lejepa": loss, "loss/prediction": predicted, "loss/sigreg": regularized}
         scalars = {name: value.detach() for name, value in scalars.items()}
-        scalars["grad_norm/both"] = optim.take_step(optimizer)
-        return scalars | logged_spread(projections[0], config, step)
+        scalars |= self.take_step("both", step)
+        return scalars | (spread(projections[0]) if config.logs(step) else {})
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -22,8 +22,9 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from kintsugi.augment.color_jitter import ColorAugmentation
-from kintsugi.contrastive.views import ViewsConfig, ViewsMethod, logged_spread, mlp
+from kintsugi.contrastive.views import ViewsConfig, ViewsMethod, mlp
 from kintsugi.losses.infonce import info_nce, retrieval
+from kintsugi.metrics.spread import spread
 from kintsugi.nets.encoder import Encoder
 from kintsugi.rng import generator
 from kintsugi.train import optim
@@ -209,14 +210,15 @@ class MoCo(ViewsMethod[MoCoConfig]):
             zero = torch.zeros(len(logits), dtype=torch.int64, device=logits.device)
             losses.append(info_nce(logits, zero))
             pushed.append(self.world.gather(key))
-            scalars = retrieval(logits, zero, self.temperature) | logged_spread(query, config, step)
+            if config.logs(step):
+                scalars = retrieval(logits, zero, self.temperature) | spread(query)
         loss = torch.stack(losses).sum()
         optimizer = self.optimizers["both"]
         self.world.backward(loss, optimizer)
         self.queue.push(torch.cat(pushed))  # after the loss, or a query would find its own key in the queue
         optim.set_lr(optimizer, self.rate * schedule(config.version, step, config.steps))
         scalars["loss/info_nce"] = loss.detach() / len(losses)
-        return scalars | {"grad_norm/both": optim.take_step(optimizer)}
+        return scalars | self.take_step("both", step)
 
     @torch.no_grad()
     def encode_keys(self, image: Tensor, number: int) -> Tensor:

@@ -18,8 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from kintsugi.contrastive.crops import CropsConfig, CropsMethod, encode_crops
-from kintsugi.contrastive.views import logged_spread, mlp
+from kintsugi.contrastive.views import mlp
 from kintsugi.losses.infonce import info_nce, nt_xent_logits, retrieval
+from kintsugi.metrics.spread import spread
 from kintsugi.train import optim
 from kintsugi.train.command import run_method
 from kintsugi.train.config import within
@@ -127,9 +128,10 @@ class SimCLR(CropsMethod[SimCLRConfig]):
         optimizer = self.optimizers["both"]
         self.world.backward(loss, optimizer)
         optim.set_lr(optimizer, self.rate * optim.warmup_cosine(step, config.steps, config.warmup))
-        scalars = {"loss/nt_xent": loss.detach(), "grad_norm/both": optim.take_step(optimizer)}
-        scalars |= retrieval(logits, positive, config.temperature)
-        return scalars | logged_spread(one, config, step)
+        scalars = {"loss/nt_xent": loss.detach(), **self.take_step("both", step)}
+        if config.logs(step):
+            scalars |= retrieval(logits, positive, config.temperature) | spread(one)
+        return scalars
 
 
 def main(argv: Sequence[str] | None = None) -> None:

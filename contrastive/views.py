@@ -18,7 +18,7 @@ from kintsugi.metrics.spread import COLLAPSED, COLLAPSED_RANK, spread
 from kintsugi.nets.encoder import Encoder
 from kintsugi.pictures import sheet
 from kintsugi.train import inference, optim
-from kintsugi.train.config import TrainConfig, within
+from kintsugi.train.config import within
 from kintsugi.train.dist import World
 from kintsugi.train.encoder_options import StemConfig, start_encoder
 from kintsugi.train.method import Batch, Method
@@ -155,11 +155,6 @@ def collapse_warning(scalars: Mapping[str, float]) -> list[str]:
     else:
         return []
     return [f"the embeddings of all images {where}: try a lower --lr or a larger --batch"]
-
-
-def logged_spread(embeddings: Tensor, config: TrainConfig, step: int) -> dict[str, Tensor]:
-    """``metrics.spread.spread`` of embeddings (N,D) at steps that are logged; else nothing, so that no GPU waits."""
-    return spread(embeddings) if (step + 1) % config.log_every == 0 else {}
 
 
 def spread_and_knn(features: Tensor, labels: list[Tensor]) -> dict[str, float]:

@@ -193,7 +193,7 @@ class Supervised(Method[SupervisedConfig]):
         return {
             "loss/cross_entropy": loss.detach(),
             "accuracy/training": 100 * (logits.argmax(1) == label).float().mean(),
-            "grad_norm/both": optim.take_step(optimizer),
+            **self.take_step("both", step),
         }
 
     def view(self, batch: Batch, step: int) -> Tensor:

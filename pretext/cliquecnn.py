@@ -29,7 +29,6 @@ from torch.nn.functional import cross_entropy, linear, normalize
 from kintsugi.data.loader import Indexed
 from kintsugi.pretext.clusters import ClustersConfig, ClustersMethod, reset_classifier, whitened, whitening
 from kintsugi.rng import generator
-from kintsugi.train import optim
 from kintsugi.train.command import run_method
 from kintsugi.train.config import within
 from kintsugi.train.dist import World
@@ -265,7 +264,7 @@ class CliqueCNN(ClustersMethod[CliqueCNNConfig]):
         loss = cross_entropy(logits.float(), clique)
         self.world.backward(loss, self.optimizers["both"])
         scalars |= {"loss/cliques": loss.detach(), "train/accuracy": (logits.argmax(1) == clique).float().mean()}
-        return scalars | {"grad_norm/both": optim.take_step(self.optimizers["both"])}
+        return scalars | self.take_step("both", step)
 
     def choose(self, step: int) -> tuple[int, Tensor, Tensor]:
         """Chooses a step's images: the group's number, the images' numbers (B,), and their cliques in the group (B,).

@@ -34,7 +34,6 @@ from kintsugi.pretext.clusters import (
     whitening,
 )
 from kintsugi.rng import generator
-from kintsugi.train import optim
 from kintsugi.train.command import run_method
 from kintsugi.train.config import within
 from kintsugi.train.dist import World
@@ -181,7 +180,7 @@ class DeepCluster(ClustersMethod[DeepClusterConfig]):
         loss = (self.clusters["weights"][label] * each).mean()
         self.world.backward(loss, self.optimizers["both"])
         scalars |= {"loss/clusters": loss.detach(), "train/accuracy": (logits.argmax(1) == label).float().mean()}
-        return scalars | {"grad_norm/both": optim.take_step(self.optimizers["both"])}
+        return scalars | self.take_step("both", step)
 
     @torch.no_grad()
     def cluster(self, step: int) -> dict[str, Tensor]:

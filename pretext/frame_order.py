@@ -190,7 +190,7 @@ class FrameOrder(VideoMethod[FrameOrderConfig]):
         logits = self.logits(frames)
         loss = binary_cross_entropy_with_logits(logits, ordered.float())
         return {
-            "grad_norm/both": self.learn(loss, step),
+            **self.learn(loss, step),
             "loss/cross_entropy": loss.detach(),
             "accuracy/all": 100 * (self.predict(logits) == ordered).float().mean(),
         }

@@ -216,7 +216,7 @@ class OddOneOut(VideoMethod[OddOneOutConfig]):
         logits = self.logits(self.encoded(frames))
         loss = cross_entropy(logits, odd)
         return {
-            "grad_norm/both": self.learn(loss, step),
+            **self.learn(loss, step),
             "loss/cross_entropy": loss.detach(),
             "accuracy/all": 100 * (logits.argmax(1) == odd).float().mean(),
         }

@@ -111,7 +111,7 @@ class PuzzleMethod(Method[P]):
         return {
             "loss/cross_entropy": loss.detach(),
             "accuracy/training": 100 * (logits.argmax(1) == truth).float().mean(),
-            "grad_norm/all": optim.take_step(optimizer),
+            **self.take_step("all", step),
         }
 
     def encoders(self) -> dict[str, Encoder]:

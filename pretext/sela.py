@@ -184,7 +184,7 @@ class SeLa(ClustersMethod[SeLaConfig]):
         self.world.backward(loss, optimizer)
         optim.set_lr(optimizer, self.rate * lr_factor(step, self.config.steps))
         scalars |= {"loss/labels": loss.detach(), "train/accuracy": (logits.argmax(2) == labels).float().mean()}
-        return scalars | {"grad_norm/both": optim.take_step(optimizer)}
+        return scalars | self.take_step("both", step)
 
     @torch.no_grad()
     def label(self, step: int) -> dict[str, Tensor]:

@@ -183,12 +183,12 @@ class VideoMethod(Method[V]):
         )
         self.optimizers = {"both": optim.make_optimizer(config.optimizer, self, config.lr, config.weight_decay)}
 
-    def learn(self, loss: Tensor, step: int) -> Tensor:
-        """Runs the backward pass of ``loss`` (0-d) and one optimizer step. Returns the norm of the gradients, 0-d."""
+    def learn(self, loss: Tensor, step: int) -> dict[str, Tensor]:
+        """Runs the backward pass of ``loss`` (0-d) and one optimizer step. Returns scalars to log."""
         config, optimizer = self.config, self.optimizers["both"]
         self.world.backward(loss, optimizer)
         optim.set_lr(optimizer, config.lr * optim.warmup_cosine(step, config.steps, config.warmup))
-        return optim.take_step(optimizer)
+        return self.take_step("both", step)
 
     def encoders(self) -> dict[str, Encoder]:
         return {"encoder": self.tower.encoder}

@@ -216,7 +216,7 @@ class Colorization(Method[ColorizationConfig]):
             }
         self.world.backward(loss, self.optimizers["colorizer"])
         optim.set_lr(self.optimizers["colorizer"], config.lr * optim.warmup_cosine(step, config.steps, config.warmup))
-        return scalars | {"grad_norm/colorizer": optim.take_step(self.optimizers["colorizer"])}
+        return scalars | self.take_step("colorizer", step)
 
     def _labels(self, batch: Batch) -> Tensor:
         if "label" not in batch:

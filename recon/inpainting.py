@@ -34,7 +34,7 @@ from kintsugi.nets.discriminators import DiscriminatorSpec
 from kintsugi.nets.encoder_choice import Network
 from kintsugi.pictures import sheet
 from kintsugi.rng import generator
-from kintsugi.train import checkpoint, optim
+from kintsugi.train import checkpoint
 from kintsugi.train.command import run_method
 from kintsugi.train.config import from_plain
 from kintsugi.train.dist import World
@@ -216,14 +216,13 @@ class Inpainting(Gan[InpaintingConfig]):
         if config.has_adversary and step >= config.adversarial_start:
             mended = mend(painted, truth, mask)
             scalars |= update_discriminator(
+                self,
                 self.discriminator,
-                self.optimizers["discriminator"],
                 self._judged(truth),
                 self._judged(mended.detach()),
-                self.world,
+                step,
                 kind=config.gan,
                 r1=config.r1,
-                step=step,
             )
             # The generator's loss comes from the discriminator after its update.
             weighted, more = adversarial_loss(
@@ -232,7 +231,7 @@ class Inpainting(Gan[InpaintingConfig]):
             loss = loss + weighted
             scalars |= more
         self.world.backward(loss, self.optimizers["generator"])
-        scalars["grad_norm/generator"] = optim.take_step(self.optimizers["generator"])
+        scalars |= self.take_step("generator", step)
         self.average.update_parameters(self.generator)
         return scalars | {"loss/generator": loss}
 

@@ -261,7 +261,7 @@ class MAE(MaskedMethod[MAEConfig]):
         loss = masked_loss(predicted, targets(self.patches(image), config.norm_pix), masked)
         self.world.backward(loss, self.optimizers["both"])
         optim.set_lr(self.optimizers["both"], self.rate * optim.warmup_cosine(step, config.steps, config.warmup))
-        return {"loss/pixels": loss.detach(), "grad_norm/both": optim.take_step(self.optimizers["both"])}
+        return {"loss/pixels": loss.detach(), **self.take_step("both", step)}
 
     def draw(self, count: int, *key: int) -> Tensor:
         """Noise (count,L) for ``key``, from which ``shuffled`` makes masks; on the CPU."""

@@ -223,7 +223,7 @@ class PhotoMending(Gan[MenderConfig]):
             scalars |= more
         self.world.backward(loss, self.optimizers["generator"])
         optim.set_lr(self.optimizers["generator"], config.lr * optim.warmup_cosine(step, config.steps, config.warmup))
-        scalars["grad_norm/generator"] = optim.take_step(self.optimizers["generator"])
+        scalars |= self.take_step("generator", step)
         self.average.update_parameters(self.generator)
         return scalars | {"loss/generator": loss.detach()}
 
@@ -244,7 +244,7 @@ class PhotoMending(Gan[MenderConfig]):
             (_EVERY * self.config.r1 * penalty).backward()
             scalars["loss/r1"] = penalty.detach()
         self.world.mean_gradients(self.optimizers["discriminator"])
-        return scalars | {"grad_norm/discriminator": optim.take_step(self.optimizers["discriminator"])}
+        return scalars | self.take_step("discriminator", step)
 
     def _judge(self, truth: Tensor, mended: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """The losses of feature matching and of fooling the discriminator after its update, 0-d; scalars to log."""

@@ -273,7 +273,7 @@ class SparK(MaskedMethod[SparKConfig]):
         optimizer.param_groups[0]["weight_decay"] = self.decay(step)
         if config.optimizer == "lamb":
             optim.set_lamb_step(optimizer, step)
-        return {"loss/cells": loss.detach(), "grad_norm/both": optim.take_step(optimizer, config.clip)}
+        return {"loss/cells": loss.detach(), **self.take_step("both", step, config.clip)}
 
     def decay(self, step: int) -> float:
         """The weight decay at a step, which goes from the first to the last value along half a cosine."""

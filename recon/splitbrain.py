@@ -181,12 +181,12 @@ class TwoNets(Method[N]):
 
     def learn(self, losses: dict[str, Tensor], step: int) -> dict[str, Tensor]:
         """One optimization step of each network on its own loss, 0-d. Returns scalars to log."""
-        config, scalars = self.config, {}
+        config, scalars = self.config, dict[str, Tensor]()
         for name, loss in losses.items():
             optimizer = self.optimizers[name]
             self.world.backward(loss, optimizer)
             optim.set_lr(optimizer, config.lr * optim.warmup_cosine(step, config.steps, config.warmup))
-            scalars[f"grad_norm/{name}"] = optim.take_step(optimizer)
+            scalars |= self.take_step(name, step)
             scalars[f"loss/{name}"] = loss.detach()
         return scalars
 

@@ -210,7 +210,7 @@ class SuperResolution(Gan[SuperResolutionConfig]):
             scalars |= more
         self.world.backward(loss, self.optimizers["generator"])
         optim.set_lr(self.optimizers["generator"], self.rate(step))
-        scalars["grad_norm/generator"] = optim.take_step(self.optimizers["generator"])
+        scalars |= self.take_step("generator", step)
         self.average.update_parameters(self.generator)
         return scalars | {"loss/generator": loss.detach()}
 
@@ -220,9 +220,7 @@ class SuperResolution(Gan[SuperResolutionConfig]):
         """Updates the discriminator; returns the generator's content plus adversarial loss (eq. 3), and scalars."""
         config = self.config
         optim.set_lr(self.optimizers["discriminator"], self.rate(step))
-        scalars = update_discriminator(
-            self.discriminator, self.optimizers["discriminator"], large, enlarged.detach(), self.world, kind=config.gan
-        )
+        scalars = update_discriminator(self, self.discriminator, large, enlarged.detach(), step, kind=config.gan)
         content = 4 * pixels  # squared error in [-1,1], the range for the paper's loss weights
         if self.content_distance is not None:
             with self.world.autocast():

@@ -39,7 +39,7 @@ from kintsugi.nets.encoder import Encoder
 from kintsugi.nets.surface_net import PatchDiscriminator, SurfaceNet, SurfacePrediction, depth_picture, mean_surfaces
 from kintsugi.pictures import sheet
 from kintsugi.rng import generator
-from kintsugi.train import checkpoint, optim
+from kintsugi.train import checkpoint
 from kintsugi.train.command import run_method
 from kintsugi.train.config import from_plain, within
 from kintsugi.train.dist import World
@@ -205,7 +205,9 @@ class Synthetic(Method[SyntheticConfig]):
         loss, more = adversary(fake, real, step)
         trained = ["net"] if config.adversary == "alternate" else ["net", "discriminator"]
         self.world.backward(task + loss, *(self.optimizers[name] for name in trained))
-        return scalars | more | {f"grad_norm/{name}": optim.take_step(self.optimizers[name]) for name in trained}
+        for name in trained:
+            more |= self.take_step(name, step)
+        return scalars | more
 
     def _alternate(self, fake: Tensor, real: Tensor, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         """Updates the discriminator on batches mixed with the pools; returns the encoder's loss, 0-d, and scalars."""
@@ -214,9 +216,7 @@ class Synthetic(Method[SyntheticConfig]):
             name: self.world.slice(self.pools[name].exchange(self.world.gather(mine.detach()), random))
             for name, mine in (("synthetic", fake), ("real", real))
         }
-        scalars = update_discriminator(
-            self.discriminator, self.optimizers["discriminator"], pooled["real"], pooled["synthetic"], self.world
-        )
+        scalars = update_discriminator(self, self.discriminator, pooled["real"], pooled["synthetic"], step)
         loss, more = alternate_loss(self.discriminator, fake, real, self.world, self.config.adversarial)
         return loss, scalars | more
 

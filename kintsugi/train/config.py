@@ -102,6 +102,10 @@ class TrainConfig:
         if self.seed < 0:
             raise ValueError(f"--seed must not be negative, not {self.seed}")
 
+    def logs(self, step: int) -> bool:
+        """Whether scalars are logged after a step: every ``log_every`` steps, and after the last one."""
+        return (step + 1) % self.log_every == 0 or step + 1 == self.steps
+
 
 def within(settings: object, **ranges: float | tuple[float, float]) -> None:
     """Checks that settings are in their ranges: name of a setting -> least value allowed, or least and largest.

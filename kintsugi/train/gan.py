@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from kintsugi.losses import adversarial
 from kintsugi.nets.encoder import Encoder
-from kintsugi.train import optim
 from kintsugi.train.config import TrainConfig
 from kintsugi.train.dist import World
 from kintsugi.train.ema import RunningAverage
@@ -60,28 +59,27 @@ class Gan(Method[G]):
 
 
 def update_discriminator(
+    method: Method[Any],
     discriminator: nn.Module,
-    optimizer: torch.optim.Optimizer,
     real: Tensor,
     fake: Tensor,
-    world: World,
+    step: int,
     *,
     kind: adversarial.Kind = "bce",
     r1: float = 0.0,
-    step: int = 0,
 ) -> dict[str, Tensor]:
-    """One training step of a discriminator. Returns scalars to log.
+    """One training step of a method's discriminator. Returns scalars to log.
 
     real, fake: images (N,3,H,W) in [0,1], or other inputs of the discriminator; ``fake`` must be detached. Real and
-    fake ones pass separately, each with a backward pass of its own, so that batch norms never mix them. r1: the weight
-    of ``r1_penalty``, which is computed only every 16 steps, with 16 times the weight (lazy regularization, Karras
-    2020, arXiv:1912.04958).
+    fake ones pass separately, each with a backward pass of its own, so that batch norms never mix them. The method's
+    optimizer ``discriminator`` then takes a step. r1: the weight of ``r1_penalty``, which is computed only every 16
+    steps, with 16 times the weight (lazy regularization, Karras 2020, arXiv:1912.04958).
     """
-    with world.autocast():
+    with method.world.autocast():
         on_real = discriminator(real)
     loss_real = adversarial.real_loss(on_real.float(), kind)
     loss_real.backward()
-    with adversarial.no_statistics_update(discriminator), world.autocast():
+    with adversarial.no_statistics_update(discriminator), method.world.autocast():
         on_fake = discriminator(fake)
     loss_fake = adversarial.fake_loss(on_fake.float(), kind)
     loss_fake.backward()
@@ -94,9 +92,8 @@ def update_discriminator(
         penalty = adversarial.r1_penalty(discriminator.forward, real)
         (16 * r1 * penalty).backward()
         scalars["loss/r1"] = penalty.detach()
-    world.mean_gradients(optimizer)
-    scalars["grad_norm/discriminator"] = optim.take_step(optimizer)
-    return scalars
+    method.world.mean_gradients(method.optimizers["discriminator"])
+    return scalars | method.take_step("discriminator", step)
 
 
 def adversarial_loss(

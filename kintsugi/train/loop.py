@@ -42,7 +42,7 @@ def train(method_class: type[Method[C]], config: C) -> Path:
     for bit: data order, crops, masks and dropout are functions of (seed, step), and everything else that training
     changes is in the checkpoint.
 
-    Raises FloatingPointError if a logged value is not finite; SystemExit (130 or 143) after saving, on SIGINT or
+    Raises FloatingPointError if a scalar or a weight is not finite; SystemExit (130 or 143) after saving, on SIGINT or
     SIGTERM; ValueError or OSError with one line for errors that the user can fix.
     """
     with open_world(config.device, config.precision, config.batch) as world:
@@ -119,7 +119,7 @@ class _Loop:
                 self.log.step_done()
                 done = step + 1
                 last = done == steps
-                if last or done % config.log_every == 0:
+                if config.logs(step):
                     self._log(done, clock)
                 with clock.paused():
                     if last or done % config.show_every == 0:
@@ -137,13 +137,15 @@ class _Loop:
         self._conclude()
 
     def _log(self, done: int, clock: _Clock) -> None:
-        """Logs the means of all scalars since the last time, with speed, norms of weights and learning rates."""
+        """Logs the means of all scalars since the last time, with speed, norms of weights and learning rates.
+
+        Of figures that a method returns only at logged steps, the mean is that of this step.
+        """
         self._read_pending()
         means = {name: statistics.fmean(values) for name, values in self.values.items()}
         self.values.clear()
         means["speed/images_per_second"] = clock.rate(done) * self.config.batch
-        for name, net in self.method.named_children():
-            means[f"weight_norm/{name}"] = nn.utils.get_total_norm(list(net.parameters())).item()
+        means |= self._weight_norms(done)
         for name, optimizer in self.method.optimizers.items():
             means[f"lr/{name}"] = optimizer.param_groups[0]["lr"]
         self.log.scalars(means, done)
@@ -159,6 +161,7 @@ class _Loop:
     def _evaluate(self, done: int) -> None:
         """Evaluates after ``done`` steps. Saves best.pt if the score is the best so far."""
         self._read_pending()
+        self._weight_norms(done)
         if not self.world.is_main:
             return
         self.figures = self.method.evaluate(self._heldout_batches())
@@ -209,8 +212,9 @@ class _Loop:
         return {name: value.to(self.world.device) for name, value in batch.items()}
 
     def _save(self, done: int, name: str) -> None:
-        """Saves a checkpoint, unless a logged value is not finite, and deletes old ones."""
-        self._read_pending()  # raises if a value is not finite, because such weights must not be saved
+        """Saves a checkpoint, unless a scalar or a weight is not finite, and deletes old ones."""
+        self._read_pending()
+        self._weight_norms(done)
         if self.world.is_main:
             self._write(done, name)
             checkpoint.prune(self.folder, self.config.keep)
@@ -248,14 +252,31 @@ class _Loop:
         flat = torch.stack([value.detach().float() for _, scalars in self.pending for value in scalars.values()])
         self.pending.clear()
         for (step, name), value in zip(keys, self.world.mean(flat).tolist(), strict=True):
-            if not math.isfinite(value):
-                kept = checkpoint.newest(self.folder)
-                good = f"the last good checkpoint is {kept[0]}" if kept else "there was no checkpoint yet"
-                raise FloatingPointError(
-                    f"step {step}: {name} is {value}; training stopped, {good}: "
-                    "try a lower learning rate, or --precision fp32"
-                )
+            self._check(step, name, value)
             self.values.setdefault(name, []).append(value)
+
+    def _weight_norms(self, done: int) -> dict[str, float]:
+        """The norm of each network's weights after ``done`` steps. Raises FloatingPointError if one is not finite.
+
+        A gradient that is not finite, of a finite loss, is found by this even if its step is not logged.
+        """
+        norms = {
+            f"weight_norm/{name}": nn.utils.get_total_norm(list(net.parameters())).item()
+            for name, net in self.method.named_children()
+        }
+        for name, norm in norms.items():
+            self._check(done - 1, name, norm)
+        return norms
+
+    def _check(self, step: int, name: str, value: float) -> None:
+        """Raises FloatingPointError if a value of a step is not finite."""
+        if not math.isfinite(value):
+            kept = checkpoint.newest(self.folder)
+            good = f"the last good checkpoint is {kept[0]}" if kept else "there was no checkpoint yet"
+            raise FloatingPointError(
+                f"step {step}: {name} is {value}; training stopped, {good}: "
+                "try a lower learning rate, or --precision fp32"
+            )
 
 
 class _Clock:

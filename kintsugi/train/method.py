@@ -5,6 +5,7 @@ The method defines its networks, its optimizers and one update. The loop decides
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
@@ -14,6 +15,7 @@ from torch.optim import Optimizer
 
 from kintsugi.data.loader import Indexed
 from kintsugi.nets.encoder import Encoder
+from kintsugi.train import optim
 from kintsugi.train.config import TrainConfig
 from kintsugi.train.dist import World
 from kintsugi.train.encoder_options import EncoderConfig
@@ -86,9 +88,17 @@ class Method(nn.Module, ABC, Generic[C]):
     def update(self, batch: Batch, step: int) -> dict[str, Tensor]:
         """One optimization step of all networks, on this rank's share of the batch. Returns 0-d tensors to log.
 
-        A returned value that is not finite stops the run. Random numbers must come from ``kintsugi.rng.generator(seed,
-        step, ...)``, and must be drawn for the global batch.
+        Losses are returned at every step, and their means are logged. Figures that cost much, and are only logged, are
+        returned only if ``config.logs(step)``. A returned value that is not finite stops the run. Random numbers must
+        come from ``kintsugi.rng.generator(seed, step, ...)``, and must be drawn for the global batch.
         """
+
+    def take_step(self, name: str, step: int, clip: float = math.inf) -> dict[str, Tensor]:
+        """Takes the step of an optimizer (``optim.take_step``). Returns the gradients' norm if ``step`` is logged."""
+        optimizer = self.optimizers[name]
+        norm = {f"grad_norm/{name}": optim.gradient_norm(optimizer)} if self.config.logs(step) else {}
+        optim.take_step(optimizer, clip)
+        return norm
 
     def warnings(self, scalars: Mapping[str, float]) -> list[str]:
         """Warnings, one line each, about the means that were logged, for example if the discriminator has collapsed."""

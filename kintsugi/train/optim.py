@@ -10,22 +10,29 @@ import torch
 from torch import Tensor, nn
 
 
-def take_step(optimizer: torch.optim.Optimizer, clip: float = math.inf) -> Tensor:
-    """Takes a step with gradients that are the same on all ranks, and clears them. Returns their total norm, 0-d.
+def gradient_norm(optimizer: torch.optim.Optimizer) -> Tensor:
+    """The total norm of the gradients, 0-d."""
+    return nn.utils.get_total_norm([p.grad for p in _with_gradient(optimizer) if p.grad is not None])
 
-    clip: if the norm is larger, the gradients are scaled down to it before the step.
+
+def take_step(optimizer: torch.optim.Optimizer, clip: float = math.inf) -> None:
+    """Takes a step with gradients that are the same on all ranks, and clears them.
+
+    clip: if their total norm is larger, they are scaled down to it before the step.
     """
-    parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    parameters = _with_gradient(optimizer)
     for p in parameters:
         # Fused optimizers assume that a gradient has the memory layout of its weight, and do not check it.
         if p.grad is not None and p.grad.stride() != p.stride():
             p.grad = torch.empty_like(p).copy_(p.grad)
-    norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
     if clip < math.inf:
-        nn.utils.clip_grads_with_norm_(parameters, clip, norm)
+        nn.utils.clip_grads_with_norm_(parameters, clip, gradient_norm(optimizer))
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    return norm
+
+
+def _with_gradient(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    return [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
 
 
 def warmup_cosine(step: int, steps: int, warmup: int, *, cosine_from: int | None = None) -> float:

@@ -136,6 +136,23 @@ def test_an_update_logs_finite_numbers_and_changes_the_encoder(method: str, run_
         assert any(not torch.equal(a, b) for a, b in zip(before[role], encoder.parameters(), strict=True)), role
 
 
+def test_norms_of_gradients_and_figures_of_embeddings_cost_nothing_at_steps_that_are_not_logged(
+    method: str, run_of: Callable[[str], Path]
+):
+    found, data = restored(method, run_of(method))
+    names = []
+    for log_every in (1, 1000):
+        found.config = replace(found.config, log_every=log_every, steps=5)
+        names.append(set(found.update(data.train.batch(torch.arange(4)), 4 - 1)))
+    logged, others = names
+    health = {name for name in logged if name.startswith(HEALTH)}
+    assert logged - others == health
+    assert {f"grad_norm/{name}" for name in found.optimizers} <= health
+
+
+HEALTH = ("grad_norm/", "contrast/", "similarity/", "spread/", "targets/", "momentum")
+
+
 def test_every_preset_builds(method: str, folders: dict[str, Path]):
     """The networks of each preset, without memory for their weights."""
     module, kind = module_of(method), class_of(method)

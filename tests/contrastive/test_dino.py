@@ -126,7 +126,8 @@ def test_the_teachers_temperature_warms_up():
 
 def test_the_gradient_is_clipped():
     """With plain SGD, a step is the learning rate times the clipped gradient."""
-    method = small_dino(optimizer="sgd", lr=32.0, weight_decay=0, last_weight_decay=0, clip=0.001, warmup=0, frozen=0)
+    settings = {"optimizer": "sgd", "lr": 32.0, "weight_decay": 0, "last_weight_decay": 0, "clip": 0.001}
+    method = small_dino(**settings, warmup=0, frozen=0, log_every=1)
     before = [p.detach().clone() for p in method.student.parameters()]
     norm = method.update(BATCH, 0)["grad_norm/student"]
     assert norm > 0.001

@@ -61,8 +61,7 @@ class TinyMethod(Method[TinyConfig]):
         noise = torch.rand(count, 3, 8, 8, generator=generator(self.config.seed, step))
         loss = (self.net.train()(image + self.world.slice(noise)) - image).square().mean()
         self.world.backward(loss, self.optimizers["net"])
-        norm = optim.take_step(self.optimizers["net"])
-        return {"loss/tiny": loss.detach(), "grad_norm/net": norm}
+        return {"loss/tiny": loss.detach(), **self.take_step("net", step)}
 
     def show(self, batch: Batch) -> dict[str, Tensor]:
         return {"image": batch["image"][0].float() / 255}

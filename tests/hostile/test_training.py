@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import math
 import os
 import shutil
 import subprocess
@@ -63,6 +64,22 @@ def test_numbers_that_are_not_finite_are_caught_at_their_step(
     last = checkpoint.load(checkpoint.find(tmp_path / "run"))
     assert last["step"] == 2
     assert all(t.isfinite().all() for t in tensors(last["state"]))
+
+
+def test_a_gradient_that_is_not_finite_is_found_before_the_weights_are_saved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured
+):
+    """The gradients' norm of this step is not logged, and its loss is finite."""
+
+    def spoil(method: TinyMethod, batch: Batch) -> Batch:
+        handle = method.net[0].weight.register_hook(lambda gradient: handle.remove() or gradient * math.inf)
+        return batch
+
+    in_step_3(monkeypatch, spoil)
+    options = ["--log-every", "6", "--save-every", "4", "--eval-every", "6", "--out", str(tmp_path / "run")]
+    line = last_line(lambda: tiny_method.main(options), 1, capsys)
+    assert line.startswith("error: step 3: weight_norm/net is nan")
+    assert not list((tmp_path / "run").glob("*.pt"))
 
 
 @pytest.mark.parametrize("at", [1, 4, 12])
