@@ -26,12 +26,14 @@ from kintsugi.contrastive.views import ViewsConfig, ViewsMethod, mlp
 from kintsugi.losses.infonce import info_nce, retrieval
 from kintsugi.metrics.spread import spread
 from kintsugi.nets.encoder import Encoder
+from kintsugi.nets.layers import SplitBatchNorm
 from kintsugi.rng import generator
 from kintsugi.train import optim
 from kintsugi.train.command import run_method
 from kintsugi.train.config import within
 from kintsugi.train.dist import World
 from kintsugi.train.ema import ema_copy, ema_update
+from kintsugi.train.encoder_options import has_batch_norm
 from kintsugi.train.method import Batch
 from kintsugi.upload import upload
 
@@ -174,6 +176,11 @@ class MoCo(ViewsMethod[MoCoConfig]):
         widths = (self.width, config.dim) if config.version == 1 else (self.width, self.width, config.dim)
         norm = config.head_norm and config.norm != "group"
         self.projector = mlp(widths, norm=norm, last_norm=norm)
+        self.together = not has_batch_norm(self.encoder)
+        """Whether both views pass the encoder as one batch, which plain batch norms would mix."""
+        for layer in self.encoder.modules():
+            if isinstance(layer, SplitBatchNorm):
+                layer.batches = 2 if config.symmetric else 1
         self.key_net = ema_copy(self.query_net)
         self.queue = Queue(config.queue, config.dim)
         self.temperature = config.temperature or (0.07 if config.version == 1 else 0.2)
@@ -195,47 +202,54 @@ class MoCo(ViewsMethod[MoCoConfig]):
 
     def update(self, batch: Batch, step: int) -> dict[str, Tensor]:
         config = self.config
-        first, second = self.view(batch, 0, step), self.view(batch, 1, step)
+        views = torch.stack([self.view(batch, 0, step), self.view(batch, 1, step)])  # (2,n,3,S,S)
+        turns = 2 if config.symmetric else 1  # each takes one view for its queries and the other for its keys
         self.query_net.train()
         ema_update(self.key_net, self.query_net, config.momentum)
-        pairs = [(first, second), (second, first)] if config.symmetric else [(first, second)]
-        losses, pushed, scalars = [], [], {}
-        for turn, (query_view, key_view) in enumerate(pairs):
-            with self.world.autocast():
-                query = self.projector(self.encoder.vectors(query_view))
-            query = normalize(query.float(), dim=1)  # (n,D)
-            key = self.encode_keys(key_view, 2 * step + turn)  # (n,D)
-            positive = (query * key).sum(1, keepdim=True)  # (n,1)
-            logits = torch.cat([positive, self.queue.similarities(query)], dim=1) / self.temperature
-            zero = torch.zeros(len(logits), dtype=torch.int64, device=logits.device)
-            losses.append(info_nce(logits, zero))
-            pushed.append(self.world.gather(key))
-            if config.logs(step):
-                scalars = retrieval(logits, zero, self.temperature) | spread(query)
-        loss = torch.stack(losses).sum()
+        query = self.project(self.query_net, views[:turns])  # (V,n,D)
+        keys = self.encode_keys(views.flip(0)[:turns], step)  # (V,N,D)
+        key = keys[:, self.world.part(keys.shape[1])]
+        positive, query = (query * key).sum(2).view(-1, 1), query.flatten(0, 1)  # (V*n,1), (V*n,D)
+        logits = torch.cat([positive, self.queue.similarities(query)], dim=1) / self.temperature
+        zero = torch.zeros(len(logits), dtype=torch.int64, device=logits.device)
+        loss = info_nce(logits, zero)
         optimizer = self.optimizers["both"]
-        self.world.backward(loss, optimizer)
-        self.queue.push(torch.cat(pushed))  # after the loss, or a query would find its own key in the queue
+        self.world.backward(turns * loss, optimizer)
+        self.queue.push(keys.flatten(0, 1))  # after the loss, or a query would find its own key in the queue
         optim.set_lr(optimizer, self.rate * schedule(config.version, step, config.steps))
-        scalars["loss/info_nce"] = loss.detach() / len(losses)
-        return scalars | self.take_step("both", step)
+        scalars = {"loss/info_nce": loss.detach(), **self.take_step("both", step)}
+        if config.logs(step):
+            scalars |= retrieval(logits, zero, self.temperature) | spread(query)
+        return scalars
+
+    def project(self, net: nn.ModuleList, views: Tensor) -> Tensor:
+        """Unit vectors (V,n,D) of V views (V,n,3,S,S) in [0,1]. Batch statistics are those of one view."""
+        encoder, projector = net
+        assert isinstance(encoder, Encoder)
+        with self.world.autocast():
+            if self.together:
+                vectors = encoder.vectors(views.flatten(0, 1)).unflatten(0, views.shape[:2])
+            else:
+                vectors = torch.stack([encoder.vectors(view) for view in views])
+            projected = torch.stack([projector(vector) for vector in vectors])
+        return normalize(projected.float(), dim=2)
 
     @torch.no_grad()
-    def encode_keys(self, image: Tensor, number: int) -> Tensor:
-        """This rank's keys, unit vectors (n,D), of its images (n,3,S,S) in [0,1].
+    def encode_keys(self, views: Tensor, step: int) -> Tensor:
+        """The keys of all ranks, unit vectors (V,N,D), given V views of this rank's images, (V,n,3,S,S) in [0,1].
 
-        The images of all ranks are shuffled before they are encoded; ``number`` seeds the shuffle.
+        The images of all ranks are shuffled before they are encoded, each view by itself; ``step`` seeds the shuffle.
         """
-        everywhere = self.world.gather(image)  # (N,3,S,S)
-        order = torch.randperm(len(everywhere), generator=generator(self.config.seed, number, _SHUFFLE))
-        mine, back = upload(image.device, self.world.slice(order), self.world.slice(order.argsort()))
-        encoder, projector = self.key_net
-        assert isinstance(encoder, Encoder)
+        count = views.shape[1] * self.world.size
+        numbers = range(2 * step, 2 * step + len(views))
+        random = [generator(self.config.seed, number, _SHUFFLE) for number in numbers]
+        order = torch.stack([torch.randperm(count, generator=each) for each in random])  # (V,N)
+        mine, back = order[:, self.world.part(count)], order.argsort(1)
+        mine, back, view = upload(views.device, mine, back, torch.arange(len(views))[:, None])
         self.key_net.train()
-        with self.world.autocast():
-            shuffled = projector(encoder.vectors(everywhere[mine]))
-        keys = self.world.gather(normalize(shuffled.float(), dim=1))  # (N,D), shuffled
-        return keys[back]
+        everywhere = self.world.gather(views.transpose(0, 1))  # (N,V,3,S,S)
+        keys = self.project(self.key_net, everywhere[mine, view])  # (V,n,D), shuffled
+        return self.world.gather(keys.transpose(0, 1))[back, view]
 
 
 def main(argv: Sequence[str] | None = None) -> None:

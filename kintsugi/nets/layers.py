@@ -55,6 +55,9 @@ class SplitBatchNorm(nn.Module):
     It is not a subclass of torch's batch norm, so that it is never synchronized over devices. Its running statistics
     are the means over the parts. If the batch cannot be divided into ``splits`` parts of at least two images, it uses
     fewer.
+
+    ``batches``: of how many batches of one size, one behind the other, the input consists in training. Each is split as
+    it would be alone. The running statistics forget as much as with one after the other, but weigh all alike.
     """
 
     running_mean: Tensor
@@ -62,7 +65,7 @@ class SplitBatchNorm(nn.Module):
 
     def __init__(self, channels: int, splits: int = 4, momentum: float = 0.1) -> None:
         super().__init__()
-        self.splits, self.momentum = splits, momentum
+        self.splits, self.momentum, self.batches = splits, momentum, 1
         self.weight, self.bias = nn.Parameter(torch.ones(channels)), nn.Parameter(torch.zeros(channels))
         self.register_buffer("running_mean", torch.zeros(channels))
         self.register_buffer("running_var", torch.ones(channels))
@@ -70,9 +73,10 @@ class SplitBatchNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:
             return batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias)
-        count, channels = x.shape[:2]
-        # The largest number of parts up to self.splits that divides the batch, with at least two images in each.
+        count, channels = len(x) // self.batches, x.shape[1]
+        # The largest number of parts up to self.splits that divides a batch, with at least two images in each.
         splits = next(s for s in range(self.splits, 0, -1) if s == 1 or (count % s == 0 and count >= 2 * s))
+        splits *= self.batches
         # The parts become channels: (N,C,H,W) -> (N/S,S*C,H,W), in memory too where channels come last there.
         last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
         place = 3 if last else 1
@@ -82,7 +86,7 @@ class SplitBatchNorm(nn.Module):
         scale = torch.stack([self.weight, self.bias]).repeat(1, splits)  # (2,S*C)
         state = torch.stack([self.running_mean, self.running_var]).repeat(1, splits)
         (mean, var), (weight, bias) = state.unbind(), scale.unbind()
-        parts = batch_norm(parts, mean, var, weight, bias, True, self.momentum)
+        parts = batch_norm(parts, mean, var, weight, bias, True, 1 - (1 - self.momentum) ** self.batches)
         means = state.view(2, splits, channels).mean(1)
         torch._foreach_copy_([self.running_mean, self.running_var], list(means))
         maps = (parts.movedim(1, -1) if last else parts).unflatten(place, (splits, channels))

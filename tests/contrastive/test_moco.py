@@ -22,7 +22,7 @@ def test_keys_are_returned_in_the_order_of_their_images():
     encoder, projector = method.key_net
     features = encoder(image)
     expected = torch.nn.functional.normalize(projector(features[max(features)].mean((2, 3))), dim=1)
-    torch.testing.assert_close(method.encode_keys(image, 3), expected)
+    torch.testing.assert_close(method.encode_keys(image[None], 3), expected[None])
 
 
 def test_the_keys_of_a_step_enter_the_queue_after_its_loss(monkeypatch: pytest.MonkeyPatch):
@@ -79,9 +79,10 @@ def test_keys_are_normalized_in_shuffled_batches():
     ranks, whole = Ranks(), torch.rand(8, 3, 32, 32, generator=generator(1))
     methods = [small_moco(ranks.world(rank), norm="batch") for rank in (0, 1)]
     with ThreadPoolExecutor(2) as pool:
-        parts = [pool.submit(methods[rank].encode_keys, whole[4 * rank : 4 * rank + 4], 3) for rank in (0, 1)]
-        found = torch.cat([part.result() for part in parts])
-    order = torch.randperm(8, generator=generator(methods[0].config.seed, 3, 3)).tolist()
+        parts = [pool.submit(methods[rank].encode_keys, whole[None, 4 * rank : 4 * rank + 4], 3) for rank in (0, 1)]
+        (found,), again = (part.result() for part in parts)
+    torch.testing.assert_close(found, again[0])
+    order = torch.randperm(8, generator=generator(methods[0].config.seed, 2 * 3, 3)).tolist()
     assert sorted(order[:4]) != [0, 1, 2, 3]
     encoder, projector = small_moco(norm="batch").key_net
     expected = torch.empty(8, 16)
@@ -115,3 +116,32 @@ def test_symmetric_adds_the_losses_of_both_directions():
     assert grads[1].norm() > 0.1
     assert (grads[1] - grads[2]).norm() > 0.1 * grads[1].norm()
     torch.testing.assert_close(grads[0], grads[1] + grads[2], atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("norm", ["split", "group"])
+def test_both_views_in_one_batch_give_the_step_of_one_pass_for_each(norm: str):
+    """Loss, gradients and keys, within rounding, with 7 images, which cannot be split, and with 12, which can."""
+    for count in (7, 12):
+        batch = {name: torch.cat([value, value.flip(0)])[:count] for name, value in BATCH.items()}
+        found = []
+        for together in (True, False):
+            method = small_moco(norm=norm, batch=count, symmetric=True, optimizer="sgd", lr=0.0, weight_decay=0.0)
+            method.queue.push(normalize(torch.randn(24, 16, generator=generator(1)), dim=1))
+            if not together:
+                method.together = False
+                for layer in method.modules():
+                    layer.batches = 1  # type: ignore[assignment]
+            loss = method.update(batch, 0)["loss/info_nce"]
+            gradients = [inner["momentum_buffer"].flatten() for inner in method.optimizers["both"].state.values()]
+            found.append((loss, torch.cat(gradients), method.queue.keys))
+        (loss, gradients, keys), (loss_of_passes, gradients_of_passes, keys_of_passes) = found
+        torch.testing.assert_close(loss, loss_of_passes)
+        torch.testing.assert_close(keys, keys_of_passes, atol=1e-5, rtol=1e-4)
+        assert (gradients - gradients_of_passes).norm() < 1e-4 * gradients.norm()
+
+
+def test_views_pass_plain_batch_norms_one_by_one():
+    method = small_moco(norm="batch", symmetric=True)
+    views = torch.rand(2, 8, 3, 32, 32, generator=generator(1))
+    found = method.project(method.query_net, views)
+    torch.testing.assert_close(found[1:], method.project(method.query_net, views[1:]))

@@ -140,12 +140,21 @@ def test_momentum_rises_to_one_along_a_cosine():
 def test_split_norm_is_batch_norm_of_each_part():
     norm, x = SplitBatchNorm(5, splits=4), random(12, 5, 3, 2)
     plain = nn.BatchNorm2d(5)
-    expected = torch.cat([nn.BatchNorm2d(5)(part) for part in x.split(3)])
+
+    def norm_of_parts(x: Tensor) -> Tensor:
+        return torch.cat([nn.BatchNorm2d(5)(part) for part in x.split(3)])
+
+    expected = norm_of_parts(x)
     torch.testing.assert_close(norm(x), expected)
     means = [x[i : i + 3].mean((0, 2, 3)) for i in range(0, 12, 3)]
     torch.testing.assert_close(norm.running_mean, 0.1 * torch.stack(means).mean(0))
     pair = random(2, 5, 1, 1)
     torch.testing.assert_close(SplitBatchNorm(5)(pair), nn.BatchNorm2d(5)(pair))  # too few images to split
+    norm.batches = 2
+    before = norm.running_mean.clone()
+    torch.testing.assert_close(norm(torch.cat([x, 2 * x])), torch.cat([expected, norm_of_parts(2 * x)]))
+    means = [part.mean((0, 2, 3)) for part in (x, 2 * x)]
+    torch.testing.assert_close(norm.running_mean, 0.81 * before + 0.19 * torch.stack(means).mean(0))
     plain.load_state_dict(norm.state_dict(), strict=False)
     torch.testing.assert_close(norm.eval()(x), plain.eval()(x))
 
