@@ -144,7 +144,8 @@ def equal_minutes() -> str:
         rows[label(name)] = {
             "steps": f"{statistics.fmean(run['steps'] for run in mine):,.0f}",
             "images seen": f"{statistics.fmean(run['images'] for run in mine):,.0f}",
-            "minutes of one core": mean_and_deviation([run["processor seconds"] for run in mine], scale=1 / 60),
+            "minutes of one core": mean_and_deviation([run["processor seconds"] for run in mine], scale=1 / 60)
+            + ("" if mine[0]["minutes"] else f", another machine, {mine[0]['precision']}"),
             "options": f"`{mine[0]['options']}`" if mine[0]["options"] else "",
         }
     return with_source(rows, "method", "`python -m bench.equal_minutes`", EPYC, f"Means of {len(mine)} runs")
