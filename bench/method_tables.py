@@ -87,6 +87,21 @@ def byol_trials() -> str:
     return with_source(rows, "trial", result["command"], result["machine"], "One run each")
 
 
+def context_trials() -> str:
+    """Short runs of context prediction with other settings: places found, and what the features are worth."""
+    result = load("context-trials")
+    rows: dict[str, dict[str, str]] = {}
+    for trial in result["trials"]:
+        features = trial.get("features", {})
+        rows[trial["trial"]] = {
+            "steps": f"{trial['steps']}" if "steps" in trial else "",
+            "right, %": f"{trial['accuracy']:.1f}" if "accuracy" in trial else "",
+            "kNN": f"{features['knn']:.1f}" if features else "",
+            **{f"stride {s}": f"{features[f'stride {s}']:.1f}" if features else "" for s in (32, 16, 8, 4)},
+        }
+    return with_source(rows, "trial", result["command"], result["machine"], "One run each")
+
+
 def inpainting() -> str:
     """PSNR / SSIM / L1 / L2 in the hole, for the context encoder and for fills without learning."""
     sets = {

@@ -24,6 +24,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "contrastive demos": method_tables.contrastive_demos,
     "BYOL's demo": method_tables.byol_demo,
     "BYOL trials": method_tables.byol_trials,
+    "context trials": method_tables.context_trials,
     "inpainting": method_tables.inpainting,
     "photo holes": method_tables.photo_holes,
     "photo holes, Caltech-101": method_tables.photo_holes_caltech,

@@ -75,14 +75,18 @@ class PuzzleMethod(Method[P]):
 
     @abstractmethod
     def puzzle(self, image: Tensor, random: torch.Generator, count: int, mine: slice) -> tuple[Tensor, Tensor]:
-        """Makes puzzles of this rank's squares (n,3,S,S) in [0,1]: inputs (m,...) and their classes (m,), int64.
+        """Makes puzzles of this rank's squares (n,3,S,S) in [0,1]: inputs (m,...) and their classes, int64 (m,), or
+        (m,k) if an input holds k puzzles.
 
         Random numbers are drawn for the ``count`` images of all ranks, of which ``mine`` are this rank's.
         """
 
     @abstractmethod
     def logits(self, inputs: Tensor) -> Tensor:
-        """Inputs of ``puzzle`` (m,...) -> logits (m,classes). The caller sets autocast and the training mode."""
+        """Inputs of ``puzzle`` (m,...) -> logits (m,classes) or (m,k,classes).
+
+        The caller sets autocast and the training mode.
+        """
 
     def add_optimizer(self) -> None:
         """Creates one optimizer for all networks."""
@@ -103,14 +107,14 @@ class PuzzleMethod(Method[P]):
         inputs, truth = self.puzzle(image, generator(config.seed, step, _PUZZLES), count, mine)
         self.train()
         with self.world.autocast():
-            logits = self.logits(inputs).float()  # (m,classes)
-        loss = cross_entropy(logits, truth)
+            logits = self.logits(inputs).float()
+        loss = cross_entropy(logits.flatten(0, -2), truth.flatten())
         optimizer = self.optimizers["all"]
         self.world.backward(loss, optimizer)
         optim.set_lr(optimizer, config.lr * self.lr_factor(step))
         return {
             "loss/cross_entropy": loss.detach(),
-            "accuracy/training": 100 * (logits.argmax(1) == truth).float().mean(),
+            "accuracy/training": 100 * (logits.argmax(-1) == truth).float().mean(),
             **self.take_step("all", step),
         }
 
@@ -121,7 +125,7 @@ class PuzzleMethod(Method[P]):
 
     @torch.no_grad()
     def predict(self, inputs: Tensor) -> Tensor:
-        """Inputs of ``puzzle`` (m,...) -> logits (m,classes), float, in evaluation mode."""
+        """The ``logits`` of inputs (m,...), float, in evaluation mode."""
         self.eval()
         with self.world.autocast():
             return self.logits(inputs).float()
@@ -144,8 +148,8 @@ class PuzzleMethod(Method[P]):
             true.append(truth)
         logits, truth = torch.cat(predicted), torch.cat(true)
         return {
-            "accuracy": 100 * (logits.argmax(1) == truth).float().mean().item(),
-            "loss": cross_entropy(logits, truth).item(),
+            "accuracy": 100 * (logits.argmax(-1) == truth).float().mean().item(),
+            "loss": cross_entropy(logits.flatten(0, -2), truth.flatten()).item(),
         }
 
     def baselines(self, batches: Iterable[Batch]) -> dict[str, dict[str, float]]:

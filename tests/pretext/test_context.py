@@ -12,7 +12,7 @@ import torch
 from helpers.command_line import Refused
 from helpers.puzzle_cases import check_shares_of_two_ranks, linear_accuracy
 from torch import Tensor
-from torch.nn.functional import interpolate, one_hot
+from torch.nn.functional import cross_entropy, interpolate, one_hot
 
 from kintsugi.augment import cropping
 from kintsugi.pictures import GREEN, RED
@@ -25,7 +25,7 @@ TINY = (
     "--size 48 --short-side 48 --patch 12 --gap 5 --jitter 1 --dim 8 --hidden 16 --batch 4 --steps 2 --log-every 1 "
     "--show-every 2 --eval-every 2 --save-every 1 --eval-images 4 --device cpu"
 ).split()
-CONFIG = replace(context.demo(), dim=16, hidden=32)
+CONFIG = replace(context.demo(), dim=16, hidden=32, color="drop")
 
 
 def small(**settings: Any) -> context.Context:
@@ -33,44 +33,70 @@ def small(**settings: Any) -> context.Context:
     return context.Context(replace(CONFIG, **settings), WORLD)
 
 
-def test_the_eight_places_are_around_the_middle_and_within_the_crop():
+def test_the_nine_places_are_a_grid_within_the_crop():
     places = context.places(CONFIG)  # patches of 32 px in 128 px, 14 px apart
-    expected = [(48 + 46 * i, 48 + 46 * j) for i in (-1, 0, 1) for j in (-1, 0, 1) if (i, j) != (0, 0)]
-    assert places.tolist() == [list(place) for place in expected]
-    pairs = context.draw(4000, CONFIG, generator(1))
-    assert pairs.side.bincount(minlength=8).amin() > 400
-    assert pairs.corner.amin() == 0
-    assert pairs.corner.amax() == 128 - 32
-    moved = pairs.corner - torch.stack([torch.full((4000, 2), 48), places[pairs.side]], 1)
-    for which, axis in itertools.product((0, 1), (0, 1)):  # each patch and axis on its own
+    assert places.tolist() == [[48 + 46 * i, 48 + 46 * j] for i in (-1, 0, 1) for j in (-1, 0, 1)]
+    grids = context.draw(4000, CONFIG, generator(1))
+    assert grids.corner.amin() == 0
+    assert grids.corner.amax() == 128 - 32
+    moved = grids.corner - places
+    for which, axis in itertools.product(range(9), (0, 1)):  # each patch and axis on its own
         assert moved[:, which, axis].unique().tolist() == [-2, -1, 0, 1, 2]
     assert (moved[:, 0] != moved[:, 1]).any(1).float().mean() > 0.9
 
 
+def test_the_pairs_are_all_neighbors_in_the_grid():
+    found = dict(zip(map(tuple, context.PAIRS.tolist()), context.TRUTH.tolist(), strict=True))
+    expected = {}
+    for (i, j), (down, right) in itertools.product(itertools.product(range(3), repeat=2), context.SIDES.tolist()):
+        if 0 <= i + down < 3 and 0 <= j + right < 3:
+            expected[3 * i + j, 3 * (i + down) + j + right] = context.SIDES.tolist().index([down, right])
+    assert len(expected) == 40
+    assert found == expected
+
+
+def test_logits_are_those_of_each_pair_on_its_own():
+    method = small().eval()
+    inputs = torch.rand(2, 9, 3, 32, 32, generator=generator(1))
+    logits = method.logits(inputs)
+    for k, (first, second) in enumerate(context.PAIRS.tolist()):
+        pair = method.fusion(method.encoder.vectors(inputs[:, [first, second]].flatten(0, 1)))
+        torch.testing.assert_close(logits[:, k], pair)
+
+
+def test_chance_is_the_best_that_needs_no_image():
+    """With the same logits for every pair, which fit the frequencies of the sides."""
+    chance = small().baselines([])["chance"]
+    counts = context.TRUTH.bincount()
+    logits = counts.log().expand(40, 8)
+    assert chance["loss"] == pytest.approx(cross_entropy(logits, context.TRUTH).item())
+    assert chance["accuracy"] == pytest.approx(100 * (counts.argmax() == context.TRUTH).double().mean().item())
+
+
 def test_patches_are_cut_as_by_a_loop():
     image = torch.rand(3, 3, 128, 128, generator=generator(1))
-    pairs = context.draw(3, CONFIG, generator(2))
-    patches = context.cut(image, pairs.corner, 32)
-    for n, which in itertools.product(range(3), (0, 1)):
-        top, left = pairs.corner[n, which].tolist()
+    grids = context.draw(3, CONFIG, generator(2))
+    patches = context.cut(image, grids.corner, 32)
+    for n, which in itertools.product(range(3), range(9)):
+        top, left = grids.corner[n, which].tolist()
         assert torch.equal(patches[n, which], image[n, :, top : top + 32, left : left + 32])
 
 
 def test_dropped_colors_become_noise_of_a_hundredth():
     method = small()
-    patches = torch.rand(40, 2, 3, 32, 32, generator=generator(1)) * 0.5
-    pairs = context.draw(40, CONFIG, generator(3))
-    found = context.dropped(patches, pairs.kept, pairs.noise)
-    seen = method.encoder.normalized(found.flatten(0, 1)).unflatten(0, (40, 2))
-    for n, which in itertools.product(range(40), (0, 1)):
-        kept = pairs.kept[n, which].item()
+    patches = torch.rand(9, 9, 3, 32, 32, generator=generator(1)) * 0.5
+    grids = context.draw(9, CONFIG, generator(3))
+    found = context.dropped(patches, grids.kept, grids.noise)
+    seen = method.encoder.normalized(found.flatten(0, 1)).unflatten(0, (9, 9))
+    for n, which in itertools.product(range(9), range(9)):
+        kept = grids.kept[n, which].item()
         assert torch.equal(found[n, which, kept], patches[n, which, kept])
         deviation = patches[n, which, kept].std(correction=0)
         for channel in {0, 1, 2} - {kept}:
             assert found[n, which, channel].std() == pytest.approx(0.01 * deviation.item(), rel=0.15)
             assert abs(seen[n, which, channel].mean()) < 0.01
-    assert pairs.kept.flatten().bincount().tolist() == pytest.approx([80 / 3] * 3, abs=12)
-    assert (pairs.kept[:, 0] != pairs.kept[:, 1]).any()
+    assert grids.kept.flatten().bincount().tolist() == pytest.approx([81 / 3] * 3, abs=12)
+    assert (grids.kept[:, 0] != grids.kept[:, 1]).any()
 
 
 def test_projected_colors_equal_the_papers():
@@ -91,8 +117,8 @@ def test_projected_colors_equal_the_papers():
 
 
 def match_borders(inputs: Tensor) -> Tensor:
-    """The side (n,) on which the neighbor's border or corner matches the middle patch's best, without any learning."""
-    middle, other = inputs.unbind(1)
+    """The side (40n,) on which the neighbor's border or corner matches the first patch's best, without learning."""
+    middle, other = inputs[:, context.PAIRS].flatten(0, 1).unbind(1)  # (40n,3,p,p)
     here = {-1: slice(0, 2), 0: slice(None), 1: slice(-2, None)}  # the middle patch's pixels on this side
     there = {-1: slice(-2, None), 0: slice(None), 1: slice(0, 2)}
     differences = []
@@ -106,10 +132,10 @@ def match_borders(inputs: Tensor) -> Tensor:
 @pytest.mark.parametrize(("settings", "limits"), [({"gap": 0, "jitter": 0}, (0.35, 1)), ({}, (0.08, 0.17))])
 def test_borders_reveal_the_side_only_if_patches_touch(settings: dict[str, int], limits: tuple[float, float]):
     """Noise that is smooth over some 4 px, in which only borders can be matched. Chance is one in eight sides."""
-    image = interpolate(torch.rand(500, 3, 32, 32, generator=generator(5)), scale_factor=4, mode="bilinear")
+    image = interpolate(torch.rand(50, 3, 32, 32, generator=generator(5)), scale_factor=4, mode="bilinear")
     method = small(color="keep", **settings)
-    inputs, truth = method.puzzle(image, generator(6), 500, slice(None))
-    assert limits[0] <= (match_borders(inputs) == truth).float().mean() <= limits[1]
+    inputs, truth = method.puzzle(image, generator(6), 50, slice(None))
+    assert limits[0] <= (match_borders(inputs) == truth.flatten()).float().mean() <= limits[1]
 
 
 def displacement(inputs: Tensor) -> Tensor:
@@ -125,14 +151,14 @@ def displacement(inputs: Tensor) -> Tensor:
 def test_aberration_reveals_the_side_only_if_colors_are_kept(color: str, limits: tuple[float, float]):
     """Gray noise through a lens that enlarges red and blue by a twentieth: their displacement against green reveals
     where in the image a patch is."""
-    count = 600
+    count = 120
     gray = interpolate(torch.rand(count, 1, 32, 32, generator=generator(5)), scale_factor=4, mode="bilinear")
     box = torch.tensor([[3.0, 3.0, 122.0, 122.0]]).repeat(count, 1)
     enlarged = cropping.crop_resize(gray.expand(-1, 3, -1, -1), box, 128)
     image = torch.cat([enlarged[:, :1], gray, enlarged[:, 2:]], 1)
     inputs, truth = small(color=color).puzzle(image, generator(6), count, slice(None))
-    off = displacement(inputs + 1e-6 * torch.rand(inputs.shape, generator=generator(7))).flatten(1)
-    assert limits[0] <= linear_accuracy(off, truth, 8) <= limits[1]
+    off = displacement(inputs + 1e-6 * torch.rand(inputs.shape, generator=generator(7)))  # (n,9,2)
+    assert limits[0] <= linear_accuracy(off[:, context.PAIRS].flatten(2).flatten(0, 1), truth.flatten(), 8) <= limits[1]
 
 
 # --- the method -----------------------------------------------------------------------------------------------
@@ -152,27 +178,28 @@ BATCH = {
 def test_the_picture_frames_the_predicted_and_the_true_place(right: bool, monkeypatch: pytest.MonkeyPatch):
     method = small()
     image, random = method.shown_images(BATCH)
-    pairs = context.draw(4, method.config, random)
-    predicted = pairs.side if right else (pairs.side + 3) % 8
-    monkeypatch.setattr(method, "predict", lambda _: one_hot(predicted, 8).float())
+    grids = context.draw(4, method.config, random)
+    predicted = context.TRUTH if right else (context.TRUTH + 3) % 8
+    monkeypatch.setattr(method, "predict", lambda inputs: one_hot(predicted, 8).float().expand(len(inputs), -1, -1))
     ((title, picture),) = method.show(BATCH).items()
     assert torch.equal(method.show(BATCH)[title], picture)  # the same at every call
-    patches = context.dropped(context.cut(image, pairs.corner, 32), pairs.kept, pairs.noise)
+    patches = context.dropped(context.cut(image, grids.corner, 32), grids.kept, grids.noise)
+    around = [0, 1, 2, 3, 5, 6, 7, 8]  # the neighbors of the middle patch
     for n in range(4):
         row = picture[:, 2 + 258 * n : 258 * (n + 1)]
-        for which in (0, 1):  # each of the 32 pixels is 8 px wide
+        for which, patch in enumerate((4, around[n])):  # each of the 32 pixels is 8 px wide
             seen = row[:, 4::8, 2 + 258 * which + 4 : 258 * (which + 1) : 8]
-            torch.testing.assert_close(seen, patches[n, which].clamp(0, 1))
+            torch.testing.assert_close(seen, patches[n, patch].clamp(0, 1))
         plan = row[:, ::2, 2 + 258 * 2 : 258 * 3 : 2]  # (3,128,128)
-        corner = pairs.corner[n, 1] if right else context.places(CONFIG)[predicted[n]]
-        frames = (corner.tolist(), GREEN if right else RED), (pairs.corner[n, 0].tolist(), (1, 1, 1))
+        corner = grids.corner[n, around[n]] if right else context.places(CONFIG)[around[n + 3]]
+        frames = (corner.tolist(), GREEN if right else RED), (grids.corner[n, 4].tolist(), (1, 1, 1))
         for (top, left), color in frames:
             for i, j in ((0, 16), (31, 16), (16, 0), (16, 31)):
                 torch.testing.assert_close(
                     plan[:, top + i, left + j], torch.tensor(color, dtype=torch.float32), atol=0.003, rtol=0
                 )
         if not right:
-            top, left = pairs.corner[n, 1].tolist()
+            top, left = grids.corner[n, around[n]].tolist()
             assert plan[2, top, left + 16] > 0.9
 
 
