@@ -64,6 +64,7 @@ class ViewsMethod(Method[V]):
     """Base class of the methods that see two random views of each image."""
 
     score = "knn"
+    shardable = True
 
     def __init__(self, config: V, world: World) -> None:
         super().__init__(config, world)

@@ -155,6 +155,7 @@ class Supervised(Method[SupervisedConfig]):
     name = "supervised"
     score = "accuracy"
     next_program = "eval classification"
+    shardable = True
 
     def __init__(self, config: SupervisedConfig, world: World, images: Images) -> None:
         assert images.labels is not None

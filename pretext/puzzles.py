@@ -64,6 +64,7 @@ class PuzzleMethod(Method[P]):
     """Base class of the puzzle methods. A subclass sets ``classes``, adds its networks and calls ``add_optimizer``."""
 
     score = "accuracy"
+    shardable = True
     classes: int
     """Number of possible answers."""
 

@@ -229,6 +229,7 @@ class MAE(MaskedMethod[MAEConfig]):
     """A vision transformer that computes visible patches only, and a decoder that predicts the masked ones."""
 
     name = "mae"
+    shardable = True
     title = "visible | predicted | truth"
     encoder: ViTEncoder
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 from torch import Tensor, nn
 
@@ -25,6 +25,9 @@ class Encoder(nn.Module):
     channels: dict[int, int]
     planes: int = 3
     """Channels of the input: 3 for RGB, or 6 for RGB and HHA (``kintsugi.data.hha``), which only few tasks have."""
+
+    other_passes: ClassVar[tuple[str, ...]] = ()
+    """Names of the methods besides ``forward`` that compute with the network's own weights."""
 
     @property
     def vector_length(self) -> int:

@@ -60,6 +60,7 @@ class ViTEncoder(Encoder):
 
     mean: Tensor
     std: Tensor
+    other_passes = ("tokens",)
 
     def __init__(self, spec: ViT) -> None:
         super().__init__()

@@ -67,6 +67,9 @@ class TrainConfig:
     """Store activations as NHWC, in which convolutions are faster, on GPUs and CPUs."""
     compile: bool = False
     """Compile the networks with torch.compile."""
+    shard: bool = False
+    """On several GPUs: each keeps only its share of weights, gradients and optimizer state, for networks that are too
+    large otherwise."""
     deterministic: bool = False
     """On a GPU: train with algorithms that give the same bits in every run, which are slower, so that a stopped and
     resumed run ends as one that was never stopped. On a CPU this is always so."""
@@ -101,6 +104,8 @@ class TrainConfig:
                 raise ValueError(f"{_flag(name)} must be a number, not nan")
         if self.seed < 0:
             raise ValueError(f"--seed must not be negative, not {self.seed}")
+        if self.shard and self.compile:
+            raise ValueError("--shard does not work with --compile: leave one of them out")
 
     def logs(self, step: int) -> bool:
         """Whether scalars are logged after a step: every ``log_every`` steps, and after the last one."""
@@ -122,8 +127,8 @@ def within(settings: object, **ranges: float | tuple[float, float]) -> None:
 
 # Options that may change at --resume, because they do not change what is trained.
 _FREE_AT_RESUME = frozenset(
-    "steps device runs out resume accept_changes cache cache_gb device_gb log_every show_every eval_every save_every "
-    "keep eval_images".split()
+    "steps device shard runs out resume accept_changes cache cache_gb device_gb log_every show_every eval_every "
+    "save_every keep eval_images".split()
 )
 
 

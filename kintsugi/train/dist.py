@@ -12,13 +12,15 @@ from __future__ import annotations
 import builtins
 import contextlib
 import ctypes
+import gc
 import os
 import sys
+import traceback
 import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
@@ -33,6 +35,9 @@ from torch.optim import Optimizer
 
 from kintsugi.train.compute import Compute, Device, Precision
 
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
+
 
 @dataclass
 class World(Compute):
@@ -40,12 +45,25 @@ class World(Compute):
 
     rank: int = 0
     size: int = 1
+    mesh: DeviceMesh | None = None
+    """The ranks over which ``sharding.shard`` has spread the weights."""
     _averaging: dict[Optimizer, DistributedDataParallel] = field(default_factory=dict, repr=False)
 
     @property
     def is_main(self) -> bool:
         """Whether this is the first rank, which prints, logs and saves."""
         return self.rank == 0
+
+    @property
+    def sharded(self) -> bool:
+        """Whether each rank holds only its share of the weights."""
+        return self.mesh is not None
+
+    @property
+    def evaluates(self) -> bool:
+        """Whether this rank makes pictures and evaluates: the first one. All do if the weights are sharded, because a
+        rank alone cannot compute with them."""
+        return self.is_main or self.sharded
 
     def slice(self, whole: Tensor) -> Tensor:
         """This rank's share (N/size,...) of a tensor (N,...) for the global batch."""
@@ -92,8 +110,9 @@ class World(Compute):
 
         With equal shares the result is the gradient of the global batch. optimizers: those whose parameters the loss
         trains, which must be all their parameters at every step; no other backward pass may add to their gradients.
+        Sharded networks average their gradients themselves.
         """
-        if self.size > 1:
+        if self.size > 1 and not self.sharded:
             for optimizer in optimizers:
                 if optimizer not in self._averaging:
                     self._averaging[optimizer] = _averaging([p for g in optimizer.param_groups for p in g["params"]])
@@ -149,8 +168,15 @@ class World(Compute):
         return box[0]
 
     def close(self) -> None:
-        """Ends the averaging of gradients, which holds the process group."""
+        """Frees all that holds the process group; else gloo's threads could wait or abort when Python ends."""
         self._averaging.clear()
+        if self.mesh is not None:
+            getattr(self.mesh, "_pg_registry", {}).clear()  # torch's caches keep the mesh
+            error = sys.exc_info()[1]
+            while error is not None:  # the frames of its traceback keep the networks
+                traceback.clear_frames(error.__traceback__)
+                error = error.__context__
+            gc.collect()  # sharded networks are circles of references
 
     def main_first(self) -> contextlib.AbstractContextManager[None]:
         """A context in which the main rank runs the body first, to build a cache for example; then all others do."""

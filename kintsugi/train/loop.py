@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from kintsugi import table
 from kintsugi.data.loader import Loader, resident
 from kintsugi.rng import derive_seed
-from kintsugi.train import bf16, checkpoint, feature_quality
+from kintsugi.train import bf16, checkpoint, feature_quality, sharding
 from kintsugi.train.compute import deterministic
 from kintsugi.train.config import TrainConfig, to_plain
 from kintsugi.train.dist import World, open_world
@@ -45,17 +45,24 @@ def train(method_class: type[Method[C]], config: C) -> Path:
     Raises FloatingPointError if a scalar or a weight is not finite; SystemExit (130 or 143) after saving, on SIGINT or
     SIGTERM; ValueError or OSError with one line for errors that the user can fix.
     """
+    if config.shard and not method_class.shardable:
+        raise ValueError(f"--shard does not work with {method_class.name}: leave it out")
     with open_world(config.device, config.precision, config.batch) as world:
-        folder = open_folder(method_class.name, config, world)  # first, because this check is the cheapest one
-        with world.main_first():
-            data = method_class.open_data(config, not world.is_main)
-        method = prepared(method_class, config, world, data)
-        config = replace(config, precision=world.precision)  # in the checkpoints, so that a resumed run keeps it
-        start, best = resume(folder, config, method, world) if config.resume else (0, -math.inf)
-        title = method.name if start == 0 else f"{method.name} from step {start}"
-        with Log(folder, title, config.steps, start, config.batch, main=world.is_main) as log, _Signals() as signals:
-            _Loop(config, method, world, data, folder, log, best).run(start, signals)
-        return folder
+        return _train(method_class, config, world)
+
+
+def _train(method_class: type[Method[C]], config: C, world: World) -> Path:
+    """As ``train``. The networks are freed at its end, before the process group."""
+    folder = open_folder(method_class.name, config, world)  # first, because this check is the cheapest one
+    with world.main_first():
+        data = method_class.open_data(config, not world.is_main)
+    method = prepared(method_class, config, world, data)
+    config = replace(config, precision=world.precision)  # in the checkpoints, so that a resumed run keeps it
+    start, best = resume(folder, config, method, world) if config.resume else (0, -math.inf)
+    title = method.name if start == 0 else f"{method.name} from step {start}"
+    with Log(folder, title, config.steps, start, config.batch, main=world.is_main) as log, _Signals() as signals:
+        _Loop(config, method, world, data, folder, log, best).run(start, signals)
+    return folder
 
 
 def prepared(method_class: type[Method[C]], config: C, world: World, data: Data) -> Method[C]:
@@ -64,7 +71,11 @@ def prepared(method_class: type[Method[C]], config: C, world: World, data: Data)
     method = method_class.build(config, world, data)
     _choose_precision(method, config, world)
     method.to(world.device)  # its own buffers too
-    world.place(method.children(), channels_last=config.channels_last, compile=config.compile)
+    sharded = config.shard and world.size > 1
+    # Sharded weights cannot be stored as NHWC.
+    world.place(method.children(), channels_last=config.channels_last and not sharded, compile=config.compile)
+    if sharded:
+        sharding.shard(method, method.optimizers.values(), world)
     method.on_train_data(data.train)
     return method
 
@@ -154,7 +165,7 @@ class _Loop:
 
     def _show(self, done: int) -> None:
         """Logs the method's pictures of the first held-out images."""
-        if self.world.is_main:
+        if self.world.evaluates:
             batch = self._heldout(0, min(SHOWN, len(self.data.heldout)))
             self.log.images(self.method.show(batch), done)
 
@@ -162,15 +173,19 @@ class _Loop:
         """Evaluates after ``done`` steps. Saves best.pt if the score is the best so far."""
         self._read_pending()
         self._weight_norms(done)
-        if not self.world.is_main:
+        if not self.world.evaluates:
             return
         self.figures = self.method.evaluate(self._heldout_batches())
         self.own_figures = dict(self.figures)
         self.figures |= feature_quality.quality(self.method, self._heldout_batches(), self.figures)
         self.log.scalars({f"heldout/{name}": value for name, value in self.figures.items()}, done)
         self.log.print(f"step {done}: " + ", ".join(f"{name} {value:.4g}" for name, value in self.figures.items()))
-        if self.figures[self.method.score] > self.best:
-            self.best = self.figures[self.method.score]
+        score = self.figures[self.method.score]
+        better = score > self.best
+        if self.world.sharded:  # all write together, so the first rank decides
+            better = self.world.any(better and self.world.is_main)
+        if better:
+            self.best = score
             self._write(done, "best.pt")
 
     def _heldout_batches(self) -> Iterator[Batch]:
@@ -184,11 +199,11 @@ class _Loop:
 
         Then logs features for TensorBoard's projector.
         """
-        if not self.world.is_main:
+        if not self.world.evaluates:
             return
         rows = self.method.baselines(self._heldout_batches())
         rows = feature_quality.baselines(self.method, self._heldout_batches(), rows, self.own_figures)
-        if rows:
+        if rows and self.world.is_main:
             rows = {**rows, self.method.name: self.figures}
             table.write(rows, self.folder, "quality", "held-out images")
             print(table.markdown(rows, "held-out images"))
@@ -215,16 +230,22 @@ class _Loop:
         """Saves a checkpoint, unless a scalar or a weight is not finite, and deletes old ones."""
         self._read_pending()
         self._weight_norms(done)
-        if self.world.is_main:
+        if self.world.evaluates:
             self._write(done, name)
+        if self.world.is_main:
             checkpoint.prune(self.folder, self.config.keep)
 
     def _write(self, done: int, name: str) -> None:
         """Writes a checkpoint after ``done`` steps. Unless --out is given, makes ``latest`` point to this run."""
-        encoders = {
-            role: {"spec": encoder.spec.plain(), "state": encoder.state_dict()}
-            for role, encoder in self.method.encoders().items()
-        }
+        state = self.method.training_state()
+        weights = {role: encoder.state_dict() for role, encoder in self.method.encoders().items()}
+        if self.world.sharded:
+            state = sharding.gathered(state, keep=self.world.is_main)
+            names = {module: name for name, module in self.method.named_modules()}
+            for role, encoder in self.method.encoders().items():  # the gathered tensors: the file holds them once
+                weights[role] = checkpoint.weights_of({"state": state}, names[encoder])
+            if not self.world.is_main:
+                return
         checkpoint.save(
             self.folder / name,
             {
@@ -233,8 +254,11 @@ class _Loop:
                 "step": done,
                 "score": self.best,
                 "ranks": self.world.size,
-                "state": self.method.training_state(),
-                "encoders": encoders,
+                "state": state,
+                "encoders": {
+                    role: {"spec": encoder.spec.plain(), "state": weights[role]}
+                    for role, encoder in self.method.encoders().items()
+                },
             },
         )
         if not self.config.out:
@@ -261,7 +285,7 @@ class _Loop:
         A gradient that is not finite, of a finite loss, is found by this even if its step is not logged.
         """
         norms = {
-            f"weight_norm/{name}": nn.utils.get_total_norm(list(net.parameters())).item()
+            f"weight_norm/{name}": sharding.whole(nn.utils.get_total_norm(list(net.parameters()))).item()
             for name, net in self.method.named_children()
         }
         for name, norm in norms.items():

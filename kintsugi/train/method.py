@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 
 from kintsugi.data.loader import Indexed
 from kintsugi.nets.encoder import Encoder
-from kintsugi.train import optim
+from kintsugi.train import optim, sharding
 from kintsugi.train.config import TrainConfig
 from kintsugi.train.dist import World
 from kintsugi.train.encoder_options import EncoderConfig
@@ -49,6 +49,8 @@ class Method(nn.Module, ABC, Generic[C]):
     """Name of the figure in ``evaluate`` that selects the best checkpoint; higher is better."""
     next_program: ClassVar[str] = "eval segmentation"
     """The program to suggest after a run, by its words in the catalog."""
+    shardable: ClassVar[bool] = False
+    """Whether it takes --shard: ``update`` has one backward pass, and computes by calling its networks as functions."""
 
     def __init__(self, config: C, world: World) -> None:
         super().__init__()
@@ -149,7 +151,8 @@ class Method(nn.Module, ABC, Generic[C]):
 
     def load_training_state(self, state: Mapping[str, Any]) -> None:
         """Restores ``training_state``. Raises RuntimeError, ValueError or KeyError if it belongs to other networks."""
-        self.load_state_dict(state["weights"])
+        own = dict(self.named_parameters())
+        self.load_state_dict({name: sharding.fitted(value, own.get(name)) for name, value in state["weights"].items()})
         for name, optimizer in self.optimizers.items():
             saved, groups = state["optimizers"][name], optimizer.state_dict()["param_groups"]
             pairs = zip(saved["param_groups"], groups, strict=False)
@@ -157,4 +160,9 @@ class Method(nn.Module, ABC, Generic[C]):
             if not same or len(saved["param_groups"]) != len(groups):
                 raise ValueError(f"its optimizer of {name} is of another kind or has other parameters")
             # Learning rates and the like come from the config, so that --accept-changes can change them.
-            optimizer.load_state_dict({**saved, "param_groups": groups})
+            parameters = [p for group in optimizer.param_groups for p in group["params"]]
+            states = {
+                number: {name: sharding.fitted(value, parameters[number]) for name, value in values.items()}
+                for number, values in saved["state"].items()
+            }
+            optimizer.load_state_dict({"state": states, "param_groups": groups})

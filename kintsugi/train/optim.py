@@ -9,10 +9,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from kintsugi.train import sharding
+
 
 def gradient_norm(optimizer: torch.optim.Optimizer) -> Tensor:
     """The total norm of the gradients, 0-d."""
-    return nn.utils.get_total_norm([p.grad for p in _with_gradient(optimizer) if p.grad is not None])
+    gradients = [p.grad for p in _with_gradient(optimizer) if p.grad is not None]
+    return sharding.whole(nn.utils.get_total_norm(gradients))
 
 
 def take_step(optimizer: torch.optim.Optimizer, clip: float = math.inf) -> None:

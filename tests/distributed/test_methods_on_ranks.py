@@ -1,4 +1,5 @@
-"""Two ranks have the losses and gradients of one process with the global batch, and the same queues and clusters."""
+"""Two ranks have the losses and gradients of one process with the global batch, and the same queues and clusters; also
+if their state is sharded."""
 
 from __future__ import annotations
 
@@ -8,6 +9,7 @@ import pytest
 import torch
 from helpers.command_line import torchrun
 from helpers.one_step import CASES, one_step
+from helpers.tiny_runs import class_of
 from torch import Tensor
 
 from kintsugi.catalog import METHODS
@@ -15,7 +17,8 @@ from kintsugi.train.dist import World
 
 
 @pytest.fixture(scope="module")
-def of_two(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Tensor]]:
+def of_two(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, dict[str, Tensor]]]:
+    """ "averaged" or "sharded" -> method -> what ``one_step`` returns."""
     place: Path = tmp_path_factory.mktemp("ranks")
     done = torchrun(place, 2, "helpers.one_step", "two.pt")
     assert done.returncode == 0, done.stderr
@@ -28,8 +31,14 @@ def test_every_method_has_a_case():
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_two_ranks_equal_one(name: str, of_two: dict[str, dict[str, Tensor]]):
-    one, two = one_step(name, World(torch.device("cpu"))), of_two[name]
+def test_two_ranks_equal_one(name: str, of_two: dict[str, dict[str, dict[str, Tensor]]]):
+    one = one_step(name, World(torch.device("cpu")))
+    assert_same(one, of_two["averaged"][name])
+    if class_of(name).shardable:
+        assert_same(one, of_two["sharded"][name])
+
+
+def assert_same(one: dict[str, Tensor], two: dict[str, Tensor]) -> None:
     assert one.keys() == two.keys()
     gradients = one["gradients"]
     assert gradients.norm() > 0

@@ -63,8 +63,9 @@ def test_three_ranks_add_gradients_in_the_same_order_at_every_step(tmp_path: Pat
     assert done.returncode == 0, done.stderr
 
 
-def test_no_thread_of_gloo_outlives_the_training(tmp_path: Path):
-    done = torchrun(tmp_path, 2, "helpers.group_is_freed")
+@pytest.mark.parametrize("kind", ["", "shard", "shard fail"])
+def test_no_thread_of_gloo_outlives_the_training(kind: str, tmp_path: Path):
+    done = torchrun(tmp_path, 2, "helpers.group_is_freed", *kind.split())
     assert done.returncode == 0, done.stderr
 
 

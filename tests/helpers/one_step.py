@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from helpers import clip_cases, cluster_cases
-from helpers.tiny_runs import TEACHER
+from helpers.tiny_runs import TEACHER, class_of
 from kintsugi.contrastive import byol, cpc, dino, distill, lejepa, moco, simclr
 from kintsugi.data import labeled
 from kintsugi.data.cache import Source
@@ -35,6 +35,7 @@ from kintsugi.recon import (
     synthetic,
 )
 from kintsugi.rng import generator
+from kintsugi.train import sharding
 from kintsugi.train.dist import World, open_world
 from kintsugi.train.method import Batch, Method
 
@@ -188,25 +189,27 @@ CASES: dict[str, Case] = {
 }
 
 
-def one_step(name: str, world: World) -> dict[str, Tensor]:
+def one_step(name: str, world: World, *, shard: bool = False) -> dict[str, Tensor]:
     """Trains one step on the global batch. Returns the loss, the gradients (LARS: scaled ones), and what else the ranks
-    share: MoCo's keys, and the clusters of all images."""
+    share: MoCo's keys, and the clusters of all images. shard: as the option --shard."""
     torch.manual_seed(0)
     build, whole = CASES[name]
     method = build(world)
     world.place(method.children(), channels_last=False, compile=False)
+    if shard:
+        sharding.shard(method, method.optimizers.values(), world)
     method.on_train_data(cluster_cases.Noise())
     batch = {key: world.slice(value) for key, value in whole.items()}
     scalars = method.update(batch, 0)
     states = [inner for optimizer in method.optimizers.values() for inner in optimizer.state.values()]
     moments = [inner.get("exp_avg", inner.get("momentum_buffer")) for inner in states]
     loss = next(value for key, value in scalars.items() if key.startswith("loss/"))
-    result = {"loss": world.mean(loss), "gradients": torch.cat([m.flatten() for m in moments])}
+    result = {"loss": world.mean(loss), "gradients": torch.cat([sharding.whole(m).flatten() for m in moments])}
     if isinstance(method, moco.MoCo):
         result["keys"] = method.queue.keys
     elif isinstance(method, cluster_cases.ClustersMethod):
         result |= {key: value for key, value in method.clusters.items() if key in ("labels", "members")}
-    if world.is_main:  # these must not wait for the other ranks, which do not run them
+    if world.evaluates:  # these must not wait for the other ranks, which do not run them
         method.show(batch)
         method.evaluate([batch])
     return result
@@ -215,5 +218,6 @@ def one_step(name: str, world: World) -> dict[str, Tensor]:
 if __name__ == "__main__":
     with open_world("cpu", "fp32", COUNT) as world:
         result = {name: one_step(name, world) for name in CASES}
+        sharded = {name: one_step(name, replace(world), shard=True) for name in CASES if class_of(name).shardable}
         if world.is_main:
-            torch.save(result, Path(sys.argv[1]))
+            torch.save({"averaged": result, "sharded": sharded}, Path(sys.argv[1]))
