@@ -76,10 +76,14 @@ def lars_groups(network: nn.Module, weight_decay: float) -> list[dict[str, Any]]
 
 
 def lamb(groups: list[dict[str, Any]], rate: float, betas: tuple[float, float]) -> torch.optim.Optimizer:
-    """timm's LAMB (You 2020, arXiv:1904.00962), without its clipping. Call ``set_lamb_step`` before each step."""
+    """timm's LAMB (You 2020, arXiv:1904.00962), without its clipping. Call ``set_lamb_step`` before each step.
+
+    Uses foreach operations, where timm has them (from 1.0.31 on; older versions ignore that setting of a group).
+    """
     from timm.optim import Lamb  # imported here: slow, and only few runs need it
 
-    return Lamb(({"step": torch.zeros(()), **group} for group in groups), rate, betas=betas, max_grad_norm=None)
+    own: dict[str, Any] = {"step": torch.zeros(()), "foreach": True}
+    return Lamb(({**own, **group} for group in groups), rate, betas=betas, max_grad_norm=None)
 
 
 def set_lamb_step(optimizer: torch.optim.Optimizer, step: int) -> None:

@@ -22,6 +22,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
@@ -319,6 +320,7 @@ def pretended_gpu() -> Iterator[Seen]:
             is_current_stream_capturing=lambda: False,
             mem_get_info=lambda *_: (2**36, 2**36),
             get_device_name=lambda *_: "a pretended GPU",
+            get_device_properties=lambda *_: SimpleNamespace(L2_cache_size=50 * 2**20),
             synchronize=lambda *_: None,
         ),
         patch.object(torch.optim.Optimizer, "_accelerator_graph_capture_health_check", lambda _: None, create=True),

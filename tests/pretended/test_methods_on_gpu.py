@@ -24,7 +24,7 @@ KERNELS = {
     "splitbrain": 550,
     "splitbrain-hha": 440,
     "mae": 660,
-    "spark": 2200,
+    "spark": 810,
     "synthetic": 520,
     "cpc": 660,
     "simclr": 920,

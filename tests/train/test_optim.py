@@ -47,3 +47,39 @@ def test_a_cosine_from_the_first_step_is_multiplied_by_the_warm_up(steps: int):
     for step in range(steps):
         expected = min(1.0, (step + 1) / warmup) * 0.5 * (1 + math.cos(math.pi * step / steps))
         assert optim.warmup_cosine(step, steps, steps // 10, cosine_from=0) == expected
+
+
+def test_lamb_for_all_tensors_at_once_takes_the_steps_of_the_paper():
+    """You 2020, Algorithm 2, tensor by tensor: in double precision, and without scaling where weights do not decay."""
+    random = torch.Generator().manual_seed(0)
+    starts = [
+        torch.randn(4, 3, generator=random),
+        torch.randn(5, 2, 3, generator=random),
+        torch.randn(7, generator=random),
+    ]
+    weights = [nn.Parameter(start.clone()) for start in starts]
+    rate, decay, betas = 0.01, 0.1, (0.9, 0.95)
+    groups = [{"params": weights[:2], "weight_decay": decay}, {"params": weights[2:], "weight_decay": 0.0}]
+    optimizer = optim.lamb(groups, rate, betas)
+    expected = [start.double() for start in starts]
+    firsts, seconds = ([torch.zeros_like(x) for x in expected] for _ in range(2))
+    for step in range(3):
+        for number, (weight, x) in enumerate(zip(weights, expected, strict=True)):
+            weight.grad = torch.randn(weight.shape, generator=random)
+            gradient = weight.grad.double()
+            firsts[number] = betas[0] * firsts[number] + (1 - betas[0]) * gradient
+            seconds[number] = betas[1] * seconds[number] + (1 - betas[1]) * gradient**2
+            first, second = (
+                firsts[number] / (1 - betas[0] ** (step + 1)),
+                seconds[number] / (1 - betas[1] ** (step + 1)),
+            )
+            change = first / (second.sqrt() + 1e-6)
+            if number < 2:
+                change += decay * x
+                change *= x.norm() / change.norm()
+            expected[number] = x - rate * change
+        optim.set_lamb_step(optimizer, step)
+        optimizer.step()
+    for weight, start, x in zip(weights, starts, expected, strict=True):
+        assert (x - start).norm() > 0.01 * start.norm()
+        torch.testing.assert_close(weight.detach().double(), x, rtol=1e-5, atol=1e-6)
