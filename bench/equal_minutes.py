@@ -157,7 +157,7 @@ def seconds_per_step(method_class: type[Method[Any]], settings: Any, threads: in
                 if step == warm:
                     wait(world.device)
                     started = clock()
-                method.update(batch, step)
+                method.update(method.inputs(batch, step), step)
         wait(world.device)
     return (clock() - started) / timed
 

@@ -92,7 +92,7 @@ class Growth:
     def update(self, method: simclr.SimCLR) -> tuple[int, Job]:
         """The job of one training step on a random batch, and its number of images."""
         batch = self.random_batch(method.config.size, method.config.batch)
-        return len(batch["image"]), lambda: method.update(batch, 0)
+        return len(batch["image"]), lambda: method.update(method.inputs(batch, 0), 0)
 
     def views(self, size: int) -> tuple[int, Job]:
         """The job of making both views of a random batch, and its number of images."""

@@ -1,8 +1,9 @@
 """Kernels and waits of a training step of every method on a GPU, counted on a pretended one.
 
-``python -m bench.kernels`` needs no GPU: see ``tests/helpers/pretended_gpu.py``. A step is the method's own update with
-the settings of its demo, but few images, after a first step. It is not one that is logged. GANs train their adversary.
-The figures replace those under ``--name`` in ``bench/results/kernels.json``; the others stay, to be compared with.
+``python -m bench.kernels`` needs no GPU: see ``tests/helpers/pretended_gpu.py``. A step is the method's own, its inputs
+and its update, with the settings of its demo, but few images, after a first step. It is not one that is logged. GANs
+train their adversary. The figures replace those under ``--name`` in ``bench/results/kernels.json``; the others stay, to
+be compared with.
 """
 
 from __future__ import annotations
@@ -19,10 +20,12 @@ import torch
 from bench.common import RESULTS, add
 from kintsugi.catalog import METHODS
 from kintsugi.data.loader import Loader
+from kintsugi.train.ahead import inputs_ahead
 from kintsugi.train.command import method_in
 from kintsugi.train.config import TrainConfig, parse_command, user_errors
 from kintsugi.train.dist import World
 from kintsugi.train.loop import prepared
+from kintsugi.train.method import Batch
 
 ROOT = Path(__file__).parents[1]
 sys.path.append(str(ROOT / "tests"))
@@ -79,18 +82,23 @@ def settings_of(name: str, folders: dict[str, Path]) -> TrainConfig:
 
 
 def counted(config: TrainConfig, name: str, seen: Seen) -> None:
-    """Trains two steps of a method on the pretended GPU. ``seen`` then has the second one."""
+    """Trains two steps of a method on the pretended GPU. ``seen`` then has the second, with the inputs of a third."""
     (program,) = (program for program in METHODS if program.name == name)
     kind = method_in(import_module(program.module), name)
     world = World(torch.device("cuda"), bf16=config.precision == "bf16")
     data = kind.open_data(config, True)
     method = prepared(kind, config, world, data)
     loader = Loader(data.train, config.batch, config.seed, device=world.device)
+
+    def inputs(batch: Batch, step: int) -> Batch:
+        seen.reset()  # after the upload of the batch
+        return method.inputs(batch, step)
+
     with loader.iterate(0) as batches:
-        for step in range(2):
-            batch = next(batches)
-            seen.reset()
-            method.update(batch, step)
+        for step, made in inputs_ahead(inputs, batches, range(3), world.device):
+            method.update(made, step)
+            if step == 1:
+                break
 
 
 def run(config: KernelsConfig) -> None:

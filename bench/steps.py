@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
 
-import torch
 from torch import Tensor, nn
 
 from bench.common import Job, TimingConfig, milliseconds, write
@@ -72,23 +71,13 @@ class Steps:
         loader = Loader(self.images, method.config.batch, 0, device=self.world.device)
         with loader.iterate(0) as batches:
             batch = next(batches)
-            kept = [method.view(batch, which, 0) for which in (0, 1)]
-            drawn = method.view
-            stack = [torch.stack(kept)]
-
-            def whole() -> None:
-                method.__dict__.pop("view", None)
-                method.__dict__.pop("crops", None)
-                method.update(next(batches), 0)
-
-            def model() -> None:
-                method.view = lambda batch, which, *key: kept[which]  # type: ignore[method-assign]
-                if isinstance(method, simclr.SimCLR):
-                    method.crops = lambda batch, *key: stack  # type: ignore[method-assign]
-                method.update(batch, 0)
-
-            views = {"both views": lambda: [drawn(batch, which, 0) for which in (0, 1)]}
-            found = self.milliseconds({"whole step": whole, "model only": model, **views})
+            views = method.inputs(batch, 0)
+            jobs: dict[str, Job] = {
+                "whole step": lambda: method.update(method.inputs(next(batches), 0), 0),
+                "model only": lambda: method.update(views, 0),
+                "both views": lambda: method.inputs(batch, 0),
+            }
+            found = self.milliseconds(jobs)
         return found | {"whole over model": round(found["whole step"] / found["model only"], 3)}
 
     def views_methods(self) -> dict[str, dict[str, float]]:
@@ -123,11 +112,10 @@ class Steps:
         batch = Loader(self.images, method.config.batch, 0, device=self.world.device)
         with batch.iterate(0) as batches:
             real = next(batches)
-        truth = method.crops(real, 0)
-        method.crops = lambda batch, step: truth  # type: ignore[method-assign]
+        inputs = method.inputs(real, 0)
+        truth = inputs["image"]
         if isinstance(method, inpainting.Inpainting):
-            mask = method.holes(len(truth), 0, 0)
-            generator = self.alone(method.generator, truth, mask)
+            generator = self.alone(method.generator, truth, inputs["mask"])
             shown = method._judged(truth)
         else:
             generator, shown = self.alone(method.generator, shrink(truth, 4)), truth
@@ -143,7 +131,7 @@ class Steps:
             if content is not None:
                 networks["content"] = self.alone(content.to(self.world.device), truth)
         late = method.config.adversarial_start
-        found = self.milliseconds({"whole step": lambda: method.update(real, late), **networks})
+        found = self.milliseconds({"whole step": lambda: method.update(inputs, late), **networks})
         passes = {name: found[name] * (2 if name == "discriminator" else 1) for name in networks}
         return found | {"whole over networks": round(found["whole step"] / sum(passes.values()), 3)}
 

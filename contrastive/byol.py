@@ -151,9 +151,13 @@ class BYOL(ViewsMethod[BYOLConfig]):
         first = ColorAugmentation(0.4, 0.4, 0.2, 0.1, blur=2 * config.blur).with_strength(config.strength)
         return first, replace(first, blur=config.blur / 5, solarize=0.2)
 
-    def update(self, batch: Batch, step: int) -> dict[str, Tensor]:
+    def inputs(self, batch: Batch, step: int) -> Batch:
+        """Both views of a step, (n,3,S,S) each."""
+        return {"first": self.view(batch, 0, step), "second": self.view(batch, 1, step)}
+
+    def update(self, inputs: Batch, step: int) -> dict[str, Tensor]:
         config = self.config
-        views = self.view(batch, 0, step), self.view(batch, 1, step)
+        views = list(inputs.values())
         self.online.train()
         self.target.train()
         encoder, projector = self.target

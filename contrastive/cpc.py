@@ -192,21 +192,23 @@ class CPC(Method[CPCConfig]):
         """How many rows below its context each predicted row is."""
         return range(self.first, min(self.first + self.config.rows, self.config.grid))
 
-    def update(self, batch: Batch, step: int) -> dict[str, Tensor]:
-        config, count = self.config, len(batch["image"]) * self.world.size
-        random = generator(config.seed, step)
-        image = cropping.random_crops(batch, config.size, count, self.world.part(count), random)
+    def inputs(self, batch: Batch, step: int) -> Batch:
+        """This rank's random crops (n,3,S,S) in [0,1]."""
+        count, random = len(batch["image"]) * self.world.size, generator(self.config.seed, step)
+        return {"image": cropping.random_crops(batch, self.config.size, count, self.world.part(count), random)}
+
+    def update(self, inputs: Batch, step: int) -> dict[str, Tensor]:
         losses: list[Tensor] = []
         scalars: dict[str, Tensor] = {}
-        codes, contrasts = self.contrasts(image, all_ranks=True)
+        codes, contrasts = self.contrasts(inputs["image"], all_ranks=True)
         for ahead, (logits, positive) in contrasts.items():
             losses.append(info_nce(logits, positive))
-            if config.logs(step):
+            if self.config.logs(step):
                 figures = retrieval(logits, positive, 1.0)
                 scalars |= {f"{name}_{ahead}_below": value for name, value in figures.items()}
         loss = torch.stack(losses).mean()
         self.world.backward(loss, self.optimizers["all"])
-        if config.logs(step):
+        if self.config.logs(step):
             scalars |= spread(codes.mean((2, 3)))
         return scalars | {"loss/info_nce": loss.detach(), **self.take_step("all", step)}
 

@@ -80,6 +80,10 @@ class CropsMethod(ViewsMethod[K]):
             kinds.append(Crops(recipes, config.local_side, config.smallest_local, config.largest_local))
         return multi_crop(batch, kinds, count, self.world.part(count), (config.seed, *key))
 
+    def inputs(self, batch: Batch, step: int) -> Batch:
+        """The crops of a step: ``global`` and, if there are any, ``local``, as of ``crops``."""
+        return dict(zip(("global", "local"), self.crops(batch, step), strict=False))
+
     @torch.no_grad()
     def show(self, batch: Batch) -> dict[str, Tensor]:
         """Columns: image, its global crops, its first local crops, enlarged. The same crops at every call."""

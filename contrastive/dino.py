@@ -241,9 +241,9 @@ class DINO(CropsMethod[DINOConfig]):
     def local_recipe(self) -> ColorAugmentation:
         return ColorAugmentation(0.4, 0.4, 0.2, 0.1, blur=self.config.blur).with_strength(self.config.strength)
 
-    def update(self, batch: Batch, step: int) -> dict[str, Tensor]:
+    def update(self, inputs: Batch, step: int) -> dict[str, Tensor]:
         config = self.config
-        crops = self.crops(batch, step)
+        crops = list(inputs.values())
         count = crops[0].shape[1]
         self.student.train()
         self.teacher.train()

@@ -208,9 +208,9 @@ class LeJEPA(CropsMethod[LeJEPAConfig]):
     def local_recipe(self) -> ColorAugmentation:
         return self.recipes()[0]
 
-    def update(self, batch: Batch, step: int) -> dict[str, Tensor]:
+    def update(self, inputs: Batch, step: int) -> dict[str, Tensor]:
         config = self.config
-        crops = self.crops(batch, step)
+        crops = list(inputs.values())
         self.encoder.train()
         self.projector.train()
         with self.world.autocast():

@@ -200,9 +200,13 @@ class MoCo(ViewsMethod[MoCoConfig]):
             recipe = ColorAugmentation(0.4, 0.4, 0.4, 0.1, blur=config.blur).with_strength(config.strength)
         return recipe, recipe
 
-    def update(self, batch: Batch, step: int) -> dict[str, Tensor]:
+    def inputs(self, batch: Batch, step: int) -> Batch:
+        """Both views of a step, (n,3,S,S) each."""
+        return {"first": self.view(batch, 0, step), "second": self.view(batch, 1, step)}
+
+    def update(self, inputs: Batch, step: int) -> dict[str, Tensor]:
         config = self.config
-        views = torch.stack([self.view(batch, 0, step), self.view(batch, 1, step)])  # (2,n,3,S,S)
+        views = torch.stack(list(inputs.values()))  # (2,n,3,S,S)
         turns = 2 if config.symmetric else 1  # each takes one view for its queries and the other for its keys
         self.query_net.train()
         ema_update(self.key_net, self.query_net, config.momentum)

@@ -113,9 +113,9 @@ class SimCLR(CropsMethod[SimCLRConfig]):
         self.projector = mlp((self.width, self.width, config.dim), norm=norm, last_norm=norm, bias=not norm)
         self.add_optimizer("both", nn.ModuleList([self.encoder, self.projector]))
 
-    def update(self, batch: Batch, step: int) -> dict[str, Tensor]:
+    def update(self, inputs: Batch, step: int) -> dict[str, Tensor]:
         config = self.config
-        crops = self.crops(batch, step)
+        crops = list(inputs.values())
         self.encoder.train()
         with self.world.autocast():
             flat = self.projector(encode_crops(self.encoder, crops)).float()  # ((2+L)*n,D)

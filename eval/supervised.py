@@ -181,12 +181,14 @@ class Supervised(Method[SupervisedConfig]):
         assert isinstance(data.train, Images)
         return cls(config, world, data.train)
 
-    def update(self, batch: Batch, step: int) -> dict[str, Tensor]:
-        config, label = self.config, batch["label"]
-        image = self.view(batch, step)
+    def inputs(self, batch: Batch, step: int) -> Batch:
+        return {"image": self.view(batch, step), "label": batch["label"]}
+
+    def update(self, inputs: Batch, step: int) -> dict[str, Tensor]:
+        config, label = self.config, inputs["label"]
         self.encoder.train()
         with self.world.autocast():
-            logits = self.classifier(self.encoder.vectors(image)).float()  # (n,K)
+            logits = self.classifier(self.encoder.vectors(inputs["image"])).float()  # (n,K)
         loss = cross_entropy(logits, label, label_smoothing=config.smoothing)
         optimizer = self.optimizers["both"]
         self.world.backward(loss, optimizer)

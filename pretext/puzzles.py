@@ -99,16 +99,21 @@ class PuzzleMethod(Method[P]):
         """The factor on the learning rate at a step."""
         return optim.warmup_cosine(step, self.config.steps, self.config.warmup)
 
-    def update(self, batch: Batch, step: int) -> dict[str, Tensor]:
+    def inputs(self, batch: Batch, step: int) -> Batch:
+        """The puzzles of this rank's random crops, and their classes, as of ``puzzle``."""
         config, count = self.config, len(batch["image"]) * self.world.size
         mine = self.world.part(count)
         image = square_crops(
             batch, config.size, count, mine, generator(config.seed, step, _CROPS), config.smallest_crop
         )
-        inputs, truth = self.puzzle(image, generator(config.seed, step, _PUZZLES), count, mine)
+        puzzles, truth = self.puzzle(image, generator(config.seed, step, _PUZZLES), count, mine)
+        return {"puzzles": puzzles, "truth": truth}
+
+    def update(self, inputs: Batch, step: int) -> dict[str, Tensor]:
+        config, truth = self.config, inputs["truth"]
         self.train()
         with self.world.autocast():
-            logits = self.logits(inputs).float()
+            logits = self.logits(inputs["puzzles"]).float()
         loss = cross_entropy(logits.flatten(0, -2), truth.flatten())
         optimizer = self.optimizers["all"]
         self.world.backward(loss, optimizer)

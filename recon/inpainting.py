@@ -203,9 +203,14 @@ class Inpainting(Gan[InpaintingConfig]):
         # A function, because LPIPS is not part of the method's weights.
         self.quality = partial(HoleQuality, lpips and lpips.to(world.device))
 
-    def update(self, batch: Batch, step: int) -> dict[str, Tensor]:
-        config = self.config
-        truth, mask = self.crops(batch, step), self.world.slice(self.holes(config.batch, config.seed, step))
+    def inputs(self, batch: Batch, step: int) -> Batch:
+        """This rank's random crops (n,3,S,S) in [0,1], and their holes (n,1,S,S)."""
+        config, mine = self.config, self.world.part(self.config.batch)
+        image = cropping.random_crops(batch, config.size, config.batch, mine, generator(config.seed, step, _CROPS))
+        return {"image": image, "mask": self.holes(config.batch, config.seed, step)[mine]}
+
+    def update(self, inputs: Batch, step: int) -> dict[str, Tensor]:
+        config, truth, mask = self.config, inputs["image"], inputs["mask"]
         with self.world.autocast():
             painted = self.generator(truth, mask)
         painted = painted.float()
@@ -234,11 +239,6 @@ class Inpainting(Gan[InpaintingConfig]):
         scalars |= self.take_step("generator", step)
         self.average.update_parameters(self.generator)
         return scalars | {"loss/generator": loss}
-
-    def crops(self, batch: Batch, step: int) -> Tensor:
-        """This rank's random crops for a step, (n,3,S,S) in [0,1]."""
-        config, random = self.config, generator(self.config.seed, step, _CROPS)
-        return cropping.random_crops(batch, config.size, config.batch, self.world.part(config.batch), random)
 
     def holes(self, count: int, *key: int) -> Tensor:
         """Random holes for ``key``, (count,1,S,S); all 0 for the autoencoder."""

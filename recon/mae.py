@@ -252,13 +252,17 @@ class MAE(MaskedMethod[MAEConfig]):
     def check(cls, config: MAEConfig) -> None:
         config.check_init(config.vit)
 
-    def update(self, batch: Batch, step: int) -> dict[str, Tensor]:
+    def inputs(self, batch: Batch, step: int) -> Batch:
+        """This rank's random crops (n,3,S,S) in [0,1], and noise (n,L) for their masks."""
         config, count = self.config, self.config.batch
         random, mine = generator(config.seed, step, _CROPS), self.world.part(count)
         image = cropping.random_crops(batch, config.size, count, mine, random, config.smallest_crop)
-        noise = upload(image.device, self.draw(count, step)[mine])[0]
+        return {"image": image, "noise": upload(image.device, self.draw(count, step)[mine])[0]}
+
+    def update(self, inputs: Batch, step: int) -> dict[str, Tensor]:
+        config, image = self.config, inputs["image"]
         self.train()
-        predicted, masked = self.predict(image, noise)
+        predicted, masked = self.predict(image, inputs["noise"])
         loss = masked_loss(predicted, targets(self.patches(image), config.norm_pix), masked)
         self.world.backward(loss, self.optimizers["both"])
         optim.set_lr(self.optimizers["both"], self.rate * optim.warmup_cosine(step, config.steps, config.warmup))

@@ -196,9 +196,13 @@ class PhotoMending(Gan[MenderConfig]):
         lpips = open_lpips(config.lpips)[0]
         self.quality = partial(HoleQuality, lpips and lpips.to(world.device))
 
-    def update(self, batch: Batch, step: int) -> dict[str, Tensor]:
-        config = self.config
-        truth, mask = self.crops(batch, step), self.world.slice(self.holes(config.batch, config.seed, step))
+    def inputs(self, batch: Batch, step: int) -> Batch:
+        """This rank's random crops (n,3,S,S) in [0,1], and their holes (n,1,S,S)."""
+        holes = self.holes(self.config.batch, self.config.seed, step)
+        return {"image": self.crops(batch, step), "mask": self.world.slice(holes)}
+
+    def update(self, inputs: Batch, step: int) -> dict[str, Tensor]:
+        config, truth, mask = self.config, inputs["image"], inputs["mask"]
         with self.world.autocast():
             painted = self.generator(truth, mask)
         mended = mend(painted, truth, mask)

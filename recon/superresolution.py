@@ -198,9 +198,11 @@ class SuperResolution(Gan[SuperResolutionConfig]):
             if world.is_main:
                 print(f"content loss on {'pixels: ' if content is None else ''}{report}")
 
-    def update(self, batch: Batch, step: int) -> dict[str, Tensor]:
-        config = self.config
-        large = self.crops(batch, step)  # (n,3,S,S)
+    def inputs(self, batch: Batch, step: int) -> Batch:
+        return {"image": self.crops(batch, step)}
+
+    def update(self, inputs: Batch, step: int) -> dict[str, Tensor]:
+        config, large = self.config, inputs["image"]  # (n,3,S,S)
         with self.world.autocast():
             enlarged = self.generator(shrink(large, SCALE).clamp(0, 1))
         loss = pixels = mse_loss(enlarged, large)

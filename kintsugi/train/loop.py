@@ -23,6 +23,7 @@ from kintsugi import table
 from kintsugi.data.loader import Loader, resident
 from kintsugi.rng import derive_seed
 from kintsugi.train import bf16, checkpoint, feature_quality, sharding
+from kintsugi.train.ahead import inputs_ahead
 from kintsugi.train.compute import deterministic
 from kintsugi.train.config import TrainConfig, to_plain
 from kintsugi.train.dist import World, open_world
@@ -118,15 +119,13 @@ class _Loop:
             self._show(0)
         images = resident(self.data.train, world.device, config.device_gb)
         loader = Loader(images, config.batch, config.seed, world.rank, world.size, world.device)
-        clock = _Clock(start)
+        clock, wanted = _Clock(start), deterministic(config.deterministic)
         with loader.iterate(start) as batches:
-            for step, batch in zip(range(start, steps), batches, strict=False):
+            for step, inputs in inputs_ahead(wanted(self.method.inputs), batches, range(start, steps), world.device):
                 if step in milestones:
                     self._save(step, f"{milestones[step]}.pt")
                 torch.manual_seed(derive_seed(config.seed, step, world.rank))  # dropout and the like
-                with deterministic(config.deterministic):
-                    scalars = self.method.update(batch, step)
-                self.pending.append((step, scalars))
+                self.pending.append((step, wanted(self.method.update)(inputs, step)))
                 self.log.step_done()
                 done = step + 1
                 last = done == steps

@@ -86,13 +86,22 @@ class Method(nn.Module, ABC, Generic[C]):
 
     # --- training ---------------------------------------------------------------------------------------------
 
+    def inputs(self, batch: Batch, step: int) -> Batch:
+        """What ``update`` computes from, on the device: random crops, for example. By default the batch itself.
+
+        They depend on the batch, the seed and ``step``, but on nothing that training changes, because on a GPU they are
+        computed while the step before trains (``kintsugi.train.ahead``). Random numbers are drawn as in ``update``.
+        """
+        return batch
+
     @abstractmethod
-    def update(self, batch: Batch, step: int) -> dict[str, Tensor]:
+    def update(self, inputs: Batch, step: int) -> dict[str, Tensor]:
         """One optimization step of all networks, on this rank's share of the batch. Returns 0-d tensors to log.
 
-        Losses are returned at every step, and their means are logged. Figures that cost much, and are only logged, are
-        returned only if ``config.logs(step)``. A returned value that is not finite stops the run. Random numbers must
-        come from ``kintsugi.rng.generator(seed, step, ...)``, and must be drawn for the global batch.
+        inputs: what ``self.inputs`` made of the batch. Losses are returned at every step, and their means are logged.
+        Figures that cost much, and are only logged, are returned only if ``config.logs(step)``. A returned value that
+        is not finite stops the run. Random numbers must come from ``kintsugi.rng.generator(seed, step, ...)``, and must
+        be drawn for the global batch.
         """
 
     def take_step(self, name: str, step: int, clip: float = math.inf) -> dict[str, Tensor]:

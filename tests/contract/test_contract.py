@@ -127,7 +127,7 @@ def test_pictures_and_figures_are_the_same_at_every_call(method: str, run_of: Ca
 def test_an_update_logs_finite_numbers_and_changes_the_encoder(method: str, run_of: Callable[[str], Path]):
     found, data = restored(method, run_of(method))
     before = {role: [p.clone() for p in encoder.parameters()] for role, encoder in found.encoders().items()}
-    scalars = found.update(data.train.batch(torch.arange(4)), 4 - 1)
+    scalars = found.update(found.inputs(data.train.batch(torch.arange(4)), 4 - 1), 4 - 1)
     assert any(name.startswith("loss/") for name in scalars)
     for name, value in scalars.items():
         assert value.ndim == 0, name
@@ -143,7 +143,7 @@ def test_norms_of_gradients_and_figures_of_embeddings_cost_nothing_at_steps_that
     names = []
     for log_every in (1, 1000):
         found.config = replace(found.config, log_every=log_every, steps=5)
-        names.append(set(found.update(data.train.batch(torch.arange(4)), 4 - 1)))
+        names.append(set(found.update(found.inputs(data.train.batch(torch.arange(4)), 4 - 1), 4 - 1)))
     logged, others = names
     health = {name for name in logged if name.startswith(HEALTH)}
     assert logged - others == health

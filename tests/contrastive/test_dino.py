@@ -65,7 +65,7 @@ def test_the_teacher_sees_only_the_global_crops():
     student, teacher = [], []
     method.encoder.register_forward_pre_hook(lambda _, args: student.append(tuple(args[0].shape)))
     method.teacher_encoder.register_forward_pre_hook(lambda _, args: teacher.append(tuple(args[0].shape)))
-    method.update(BATCH, 0)
+    method.update(method.inputs(BATCH, 0), 0)
     assert student == [(16, 3, 32, 32), (24, 3, 32, 32)]
     assert teacher == [(16, 3, 32, 32)]
 
@@ -73,7 +73,7 @@ def test_the_teacher_sees_only_the_global_crops():
 def test_the_teacher_gets_no_gradient_and_is_a_moving_average():
     method = small_dino()
     before = [p.clone() for p in method.teacher.parameters()]
-    method.update(BATCH, 10)
+    method.update(method.inputs(BATCH, 10), 10)
     assert all(p.grad is None for p in method.teacher.parameters())
     momentum = cosine_momentum(method.config.momentum, 10, 40)
     for old, now, student in zip(before, method.teacher.parameters(), method.student.parameters(), strict=True):
@@ -89,7 +89,8 @@ def test_the_center_is_a_moving_average_of_the_teachers_outputs():
         targets = [teacher_targets(output, before, method.sharpness(0)) for output in outputs]
         logits = method.head(encode_crops(method.encoder, crops)).unflatten(0, (5, 8))
         loss = dino_loss(logits, torch.stack(targets), method.config.temperature)
-    torch.testing.assert_close(method.update(BATCH, 0)["loss/dino"], loss)  # with the center of the steps before
+    found = method.update(method.inputs(BATCH, 0), 0)["loss/dino"]
+    torch.testing.assert_close(found, loss)  # with the center of the steps before
     torch.testing.assert_close(method.center, 0.9 * before + 0.1 * torch.cat(outputs).mean(0))
 
 
@@ -97,10 +98,10 @@ def test_the_last_layer_is_frozen_at_the_start():
     method = small_dino(frozen=2, weight_decay=0.1)
     start, first = method.head.last.detach().clone(), method.head.layers[0].weight.detach().clone()
     for step in range(2):
-        method.update(BATCH, step)
+        method.update(method.inputs(BATCH, step), step)
     assert torch.equal(method.head.last, start)
     assert not torch.equal(method.head.layers[0].weight, first)
-    method.update(BATCH, 2)
+    method.update(method.inputs(BATCH, 2), 2)
     assert not torch.equal(method.head.last, start)
 
 
@@ -110,7 +111,7 @@ def test_weight_decay_rises_along_a_cosine_and_spares_biases_and_norms():
     assert all(p.ndim > 1 for p in decayed["params"])
     assert all(p.ndim == 1 for p in spared["params"])
     for step in (0, 20, 39):
-        method.update(BATCH, step)
+        method.update(method.inputs(BATCH, step), step)
         expected = 0.4 - 0.36 * (1 + math.cos(math.pi * step / 40)) / 2
         assert decayed["weight_decay"] == pytest.approx(expected)
         assert spared["weight_decay"] == 0
@@ -129,7 +130,7 @@ def test_the_gradient_is_clipped():
     settings = {"optimizer": "sgd", "lr": 32.0, "weight_decay": 0, "last_weight_decay": 0, "clip": 0.001}
     method = small_dino(**settings, warmup=0, frozen=0, log_every=1)
     before = [p.detach().clone() for p in method.student.parameters()]
-    norm = method.update(BATCH, 0)["grad_norm/student"]
+    norm = method.update(method.inputs(BATCH, 0), 0)["grad_norm/student"]
     assert norm > 0.001
     steps = torch.cat([(p - old).flatten() for p, old in zip(method.student.parameters(), before, strict=True)])
     assert steps.norm().item() == pytest.approx(32.0 * 8 / 256 * 0.001, rel=0.01)
@@ -140,7 +141,7 @@ def test_eval_gets_the_teachers_encoder():
     assert method.encoders() == {"encoder": method.teacher_encoder}
     assert method.teacher_encoder is not method.encoder
     for _ in range(2):
-        method.update(BATCH, 0)
+        method.update(method.inputs(BATCH, 0), 0)
     image = torch.rand(2, 3, 32, 32, generator=generator(3))
     expected = method.teacher_encoder.eval().vectors(image)
     torch.testing.assert_close(method.features(image), expected)
@@ -149,14 +150,15 @@ def test_eval_gets_the_teachers_encoder():
 
 def test_training_lowers_the_loss_without_a_collapse():
     method = small_dino(momentum=0.9)
-    scalars = [method.update(BATCH, step) for step in range(20)]
+    scalars = [method.update(method.inputs(BATCH, step), step) for step in range(20)]
     assert scalars[-1]["loss/dino"] < scalars[0]["loss/dino"]
     assert scalars[-1]["targets/entropy_of_mean"] > 1
     assert scalars[-1]["spread/deviation"] > 0.1
 
 
 def test_a_vision_transformer_takes_the_local_crops_too():
-    found = small_dino(encoder="test_vit").update(BATCH, 0)
+    method = small_dino(encoder="test_vit")
+    found = method.update(method.inputs(BATCH, 0), 0)
     assert all(value.isfinite() for value in found.values())
 
 

@@ -140,7 +140,7 @@ def test_directions_are_unit_vectors_drawn_anew_at_each_step():
 
 def test_the_logged_loss_is_the_weighted_sum():
     method = small_lejepa()
-    found = method.update(BATCH, 0)
+    found = method.update(method.inputs(BATCH, 0), 0)
     weight = method.config.sigreg
     expected = (1 - weight) * found["loss/prediction"] + weight * found["loss/sigreg"]
     torch.testing.assert_close(found["loss/lejepa"], expected)
@@ -155,12 +155,12 @@ def test_the_loss_of_a_step_equals_one_computed_crop_by_crop():
         joined = method.projector(encode_crops(method.encoder, crops)).unflatten(0, (5, 8))
     torch.testing.assert_close(joined, torch.stack(each))
     predicted = prediction_loss(torch.stack(each), 2)
-    torch.testing.assert_close(method.update(BATCH, 3)["loss/prediction"], predicted)
+    torch.testing.assert_close(method.update(method.inputs(BATCH, 3), 3)["loss/prediction"], predicted)
 
 
 def test_training_lowers_the_loss_without_a_collapse():
     method = small_lejepa()
-    scalars = [method.update(BATCH, step) for step in range(20)]
+    scalars = [method.update(method.inputs(BATCH, step), step) for step in range(20)]
     assert scalars[-1]["loss/lejepa"] < 0.8 * scalars[0]["loss/lejepa"]
     assert scalars[-1]["spread/deviation"] > 0.5
 
@@ -168,7 +168,8 @@ def test_training_lowers_the_loss_without_a_collapse():
 def test_a_vision_transformer_takes_the_local_crops_too():
     config = replace(lejepa.demo(), size=32, batch=8, encoder="test_vit", local_size=32, hidden=16, dim=8, directions=8)
     torch.manual_seed(0)
-    found = lejepa.LeJEPA(config, WORLD).update(BATCH, 0)
+    method = lejepa.LeJEPA(config, WORLD)
+    found = method.update(method.inputs(BATCH, 0), 0)
     assert all(value.isfinite() for value in found.values())
 
 

@@ -34,7 +34,7 @@ def test_the_keys_of_a_step_enter_the_queue_after_its_loss(monkeypatch: pytest.M
 
     monkeypatch.setattr(moco, "info_nce", watched)
     before = method.queue.keys.clone()
-    method.update(BATCH, 0)
+    method.update(method.inputs(BATCH, 0), 0)
     assert torch.equal(seen[0][1], before)
     assert (method.queue.keys != before).any(1).sum() == 8
     assert seen[0][0].shape == (8, 1 + 24)
@@ -48,7 +48,7 @@ def test_the_key_network_is_updated_before_it_is_used():
     expected = [
         0.9 * k + 0.1 * q for k, q in zip(method.key_net.parameters(), method.query_net.parameters(), strict=True)
     ]
-    method.update(BATCH, 0)
+    method.update(method.inputs(BATCH, 0), 0)
     for found, wanted in zip(method.key_net.parameters(), expected, strict=True):
         torch.testing.assert_close(found, wanted)
 
@@ -110,7 +110,7 @@ def test_symmetric_adds_the_losses_of_both_directions():
         method.queue.push(normalize(torch.randn(24, 16, generator=generator(1)), dim=1))
         view = method.view
         method.view = lambda batch, which, step, e=exchanged, v=view: v(batch, which ^ e, step)  # type: ignore[method-assign]
-        method.update(BATCH, 0)
+        method.update(method.inputs(BATCH, 0), 0)
         moments = method.optimizers["both"].state.values()
         grads.append(torch.cat([inner["momentum_buffer"].flatten() for inner in moments]))
     assert grads[1].norm() > 0.1
@@ -131,7 +131,7 @@ def test_both_views_in_one_batch_give_the_step_of_one_pass_for_each(norm: str):
                 method.together = False
                 for layer in method.modules():
                     layer.batches = 1  # type: ignore[assignment]
-            loss = method.update(batch, 0)["loss/info_nce"]
+            loss = method.update(method.inputs(batch, 0), 0)["loss/info_nce"]
             gradients = [inner["momentum_buffer"].flatten() for inner in method.optimizers["both"].state.values()]
             found.append((loss, torch.cat(gradients), method.queue.keys))
         (loss, gradients, keys), (loss_of_passes, gradients_of_passes, keys_of_passes) = found

@@ -29,7 +29,7 @@ def test_without_local_crops_the_loss_is_that_of_the_two_views():
     assert all(torch.equal(crop, view) for crop, view in zip(crops, views, strict=True))
     with torch.no_grad():
         one, other = (method.projector(method.encoder.vectors(view)) for view in views)
-    loss = method.update(BATCH, 3)["loss/nt_xent"]
+    loss = method.update(method.inputs(BATCH, 3), 3)["loss/nt_xent"]
     torch.testing.assert_close(loss, nt_xent(one, other, method.config.temperature))
 
 
@@ -41,4 +41,4 @@ def test_each_local_crop_is_matched_with_both_views():
         embeddings = [method.projector(method.encoder.vectors(crop)) for crop in crops]
     pairs = [(0, 1), (0, 2), (0, 3), (1, 2), (1, 3)]
     each = [nt_xent(embeddings[i], embeddings[j], method.config.temperature) for i, j in pairs]
-    torch.testing.assert_close(method.update(BATCH, 3)["loss/nt_xent"], torch.stack(each).mean())
+    torch.testing.assert_close(method.update(method.inputs(BATCH, 3), 3)["loss/nt_xent"], torch.stack(each).mean())

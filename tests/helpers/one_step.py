@@ -200,7 +200,7 @@ def one_step(name: str, world: World, *, shard: bool = False) -> dict[str, Tenso
         sharding.shard(method, method.optimizers.values(), world)
     method.on_train_data(cluster_cases.Noise())
     batch = {key: world.slice(value) for key, value in whole.items()}
-    scalars = method.update(batch, 0)
+    scalars = method.update(method.inputs(batch, 0), 0)
     states = [inner for optimizer in method.optimizers.values() for inner in optimizer.state.values()]
     moments = [inner.get("exp_avg", inner.get("momentum_buffer")) for inner in states]
     loss = next(value for key, value in scalars.items() if key.startswith("loss/"))

@@ -9,7 +9,8 @@ holds a tensor on the CPU, which does the computing, so that all values are as o
 - operations for which the CPU would have to wait for the GPU are counted: values that are read (item, bool, tolist,
   copies to the CPU), results whose size depends on values (boolean indices, nonzero), uploads from memory that is not
   pinned or without ``non_blocking``;
-- operations on float64 are counted.
+- operations on float64 are counted;
+- a stream that uses memory before another one is done with it raises RuntimeError (``pretended_streams``).
 
 It differs from a GPU in what is inside an operation: one may be several kernels there, and autocast follows the rules
 for CPUs. Other threads see the GPU's functions (is_available and so on) but must not make tensors on it.
@@ -33,6 +34,8 @@ from torch.utils import _foreach_utils
 from torch.utils._pytree import tree_flatten, tree_map_only
 
 from helpers.command_line import ROOT
+from helpers.operations import is_view, launches, written
+from helpers.pretended_streams import Memory, PretendedStream, streams
 
 CUDA = torch.device("cuda", 0)
 WAITING = frozenset(
@@ -58,6 +61,11 @@ class Seen:
         for counter in (self.kernels, self.waits, self.float64):
             counter.clear()
 
+    def add(self, other: Seen) -> None:
+        self.kernels += other.kernels
+        self.waits += other.waits
+        self.float64 += other.float64
+
     def wait(self, what: str) -> None:
         self.waits[what, place()] += 1
 
@@ -80,6 +88,7 @@ class OnGPU(Tensor):
     """A tensor on the pretended GPU. To C++ it is on the CPU, without memory; ``values`` has its values."""
 
     values: Tensor
+    memory: Memory
 
     @staticmethod
     def __new__(cls, values: Tensor) -> OnGPU:
@@ -92,8 +101,11 @@ class OnGPU(Tensor):
             dtype=values.dtype,
             device=values.device,
         )
-        made.values = values
+        made.values, made.memory = values, Memory()
         return made
+
+    def record_stream(self, stream: PretendedStream) -> None:  # type: ignore[override]
+        self.memory.recorded.add(stream)
 
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
     device = property(lambda self: CUDA)  # type: ignore[assignment]
@@ -109,7 +121,8 @@ class OnGPU(Tensor):
     def __deepcopy__(self, memo: dict[int, Any]) -> OnGPU:
         if id(self) not in memo:
             made = OnGPU(self.values.detach().clone()).requires_grad_(self.requires_grad)
-            made.__dict__.update({name: copy.deepcopy(v) for name, v in self.__dict__.items() if name != "values"})
+            own = {name: v for name, v in self.__dict__.items() if name not in ("values", "memory")}
+            made.__dict__.update({name: copy.deepcopy(v, memo) for name, v in own.items()})
             memo[id(self)] = made
         return memo[id(self)]
 
@@ -131,6 +144,10 @@ class OnGPU(Tensor):
         _check(name, args, tensors)
         if func._schema.name.startswith(("aten::", "torchvision::", "kintsugi::")):
             _count(func, name, args, kwargs, tensors)
+        changed = written(func, args, kwargs)
+        for each in tensors:
+            if isinstance(each, OnGPU) and not is_view(func):
+                each.memory.used(f"{name}, at {place()}", writes=any(each is one for one in changed))
         out = func(*tree_map_only(OnGPU, _values, args), **tree_map_only(OnGPU, _values, kwargs))
         if not func._schema.returns:
             return None
@@ -140,7 +157,11 @@ class OnGPU(Tensor):
             return kwargs["out"]
         if name == "copy" and not isinstance(args[0], OnGPU):
             return out
-        return tree_map_only(Tensor, OnGPU, out)
+        out = tree_map_only(Tensor, OnGPU, out)
+        if is_view(func):
+            for each in tree_flatten(out)[0]:
+                each.memory = args[0].memory
+        return out
 
 
 def _values(tensor: OnGPU) -> Tensor:
@@ -177,31 +198,11 @@ def _count(func: Any, name: str, args: Any, kwargs: Any, tensors: list[Tensor]) 
         filled = name.startswith(("index_put", "_index_put")) and args[2].numel() == 1
         if masks and not filled:
             _seen.waits["boolean index", where[1]] += 1
-    returns = func._schema.returns
-    view = returns and returns[0].alias_info is not None and not returns[0].alias_info.is_write
-    if view or name in ALLOCATING or name == "_local_scalar_dense":
+    if is_view(func) or name in ALLOCATING or name == "_local_scalar_dense":
         return
-    _seen.kernels[where] += _launches(name, args)
+    _seen.kernels[where] += launches(name, args)
     if any(x.dtype == torch.float64 for x in tensors if isinstance(x, OnGPU)):
         _seen.float64[where] += 1
-
-
-def _launches(name: str, args: Any) -> int:
-    """The number of kernels of an operation: of one on lists that torch computes tensor by tensor, their length."""
-    lists = [x for x in args if isinstance(x, list | tuple) and x and isinstance(x[0], Tensor)]
-    if not name.startswith("_foreach") or len(lists) < 2:
-        return 1
-    alike = all(
-        x.shape == y.shape and x.dtype == y.dtype and _layout(x) == _layout(y)
-        for other in lists[1:]
-        for x, y in zip(lists[0], other, strict=False)
-    )
-    return 1 if alike else len(lists[0])
-
-
-def _layout(tensor: Tensor) -> list[int]:
-    """The strides of the dimensions that have any; those of size 1 are arbitrary on the CPU."""
-    return [stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True) if size > 1]
 
 
 def _upload(values: Tensor, non_blocking: bool = False) -> None:
@@ -275,6 +276,8 @@ def _move(name: str, args: Any, kwargs: dict[str, Any]) -> Tensor:
     if _is_gpu(device) and not isinstance(tensor, OnGPU):
         _upload(tensor, non_blocking)
         tensor = _Moved.apply(tensor)
+        if not non_blocking:
+            tensor.memory.kept()
     elif device is not None and not _is_gpu(device) and isinstance(tensor, OnGPU):
         _seen.wait("copy to the CPU")
         tensor = _Moved.apply(tensor)
@@ -322,6 +325,9 @@ def pretended_gpu() -> Iterator[Seen]:
             get_device_name=lambda *_: "a pretended GPU",
             get_device_properties=lambda *_: SimpleNamespace(L2_cache_size=50 * 2**20),
             synchronize=lambda *_: None,
+            Stream=PretendedStream,
+            stream=streams.use,
+            current_stream=lambda *_: streams.current,
         ),
         patch.object(torch.optim.Optimizer, "_accelerator_graph_capture_health_check", lambda _: None, create=True),
         patch.object(torch.autocast, "__init__", autocast),

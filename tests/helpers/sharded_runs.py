@@ -54,7 +54,8 @@ def held() -> dict[str, float]:
         method = build(world)
         world.place(method.children(), channels_last=False, compile=False)
         sharding.shard(method, method.optimizers.values(), world)
-        method.update({name: world.slice(value) for name, value in batch.items()}, 0)
+        mine = {name: world.slice(value) for name, value in batch.items()}
+        method.update(method.inputs(mine, 0), 0)
         weights = list(method.parameters())
         states = [value for state in method.optimizers["both"].state.values() for value in state.values()]
         return {

@@ -16,6 +16,7 @@ from kintsugi.train.command import run_method
 from kintsugi.train.config import TrainConfig
 from kintsugi.train.dist import World
 from kintsugi.train.method import Batch, Method
+from kintsugi.upload import upload
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,11 +56,15 @@ class TinyMethod(Method[TinyConfig]):
         self.net = net
         self.optimizers = {"net": optim.make_optimizer(config.optimizer, net, config.lr, 0.01)}
 
-    def update(self, batch: Batch, step: int) -> dict[str, Tensor]:
+    def inputs(self, batch: Batch, step: int) -> Batch:
         image = batch["image"][:, :, :8, :8].float() / 255
         count = len(image) * self.world.size
         noise = torch.rand(count, 3, 8, 8, generator=generator(self.config.seed, step))
-        loss = (self.net.train()(image + self.world.slice(noise)) - image).square().mean()
+        return {"image": image, "noise": upload(image.device, self.world.slice(noise))[0]}
+
+    def update(self, inputs: Batch, step: int) -> dict[str, Tensor]:
+        image = inputs["image"]
+        loss = (self.net.train()(image + inputs["noise"]) - image).square().mean()
         self.world.backward(loss, self.optimizers["net"])
         return {"loss/tiny": loss.detach(), **self.take_step("net", step)}
 

@@ -122,7 +122,7 @@ def test_it_learns_which_side_is_up():
     shade = torch.linspace(220, 30, 40).view(1, 1, 40, 1) + torch.randn(8, 3, 40, 56, generator=generator(5)) * 8
     batch = {**BATCH, "image": shade.clamp(0, 255).byte()}
     for step in range(5):
-        scalars = method.update(batch, step)
+        scalars = method.update(method.inputs(batch, step), step)
     assert scalars["accuracy/training"] > 90
 
 
@@ -130,7 +130,7 @@ def test_the_papers_learning_rate_falls_at_its_epochs():
     factors = [rotation.step_schedule(step, 50) for step in (0, 14, 15, 29, 30, 44, 45, 49)]
     assert factors == pytest.approx([1, 1, 0.1, 0.1, 0.01, 0.01, 0.001, 0.001])
     method = small(optimizer="sgd", lr=0.01, steps=10)
-    method.update(BATCH, 6)
+    method.update(method.inputs(BATCH, 6), 6)
     (group,) = method.optimizers["all"].param_groups
     assert group["nesterov"]
     assert group["lr"] == pytest.approx(1e-4)
@@ -140,7 +140,7 @@ def test_pictures_are_the_same_at_every_call():
     method = small()
     ((title, picture),) = method.show(BATCH).items()
     assert title.startswith("input | turned back as predicted")
-    method.update(BATCH, 0)
+    method.update(method.inputs(BATCH, 0), 0)
     method.load_training_state(small().training_state())
     assert torch.equal(method.show(BATCH)[title], picture)
 

@@ -99,7 +99,7 @@ def test_every_encoder_trains_with_every_kind_of_hole(encoder, mask):
     config = replace(TINY, encoder=encoder, mask=mask, size=128 if encoder == "dcgan" else 64, norm="batch")
     trained = method(config)
     before = weights(trained.generator)
-    scalars = trained.update(BATCH, 0)
+    scalars = trained.update(trained.inputs(BATCH, 0), 0)
     assert all(value.shape == () and value.isfinite() for value in scalars.values())
     changed = [not torch.equal(a, b) for a, b in zip(before, trained.generator.parameters(), strict=True)]
     assert all(changed)
@@ -114,9 +114,9 @@ def test_every_encoder_trains_with_every_kind_of_hole(encoder, mask):
 def test_without_a_hole_it_is_an_autoencoder():
     trained = method(replace(TINY, mask="none"))
     assert trained.holes(2, 0, 0).sum() == 0
-    truth = trained.crops(BATCH, 0)
+    truth = trained.inputs(BATCH, 0)["image"]
     loss = 4 * nn.functional.mse_loss(trained.generator(truth, torch.zeros(2, 1, 64, 64)), truth)
-    scalars = trained.update(BATCH, 0)
+    scalars = trained.update(trained.inputs(BATCH, 0), 0)
     torch.testing.assert_close(scalars["loss/reconstruction"], loss)
     assert {name for name, _ in trained.named_children()} == {"generator", "average"}
     assert list(trained.show(BATCH)) == ["truth | painted"]
@@ -135,7 +135,8 @@ def test_each_image_and_each_step_has_its_own_hole():
 
 
 def test_the_logged_losses_add_up():
-    scalars = method(replace(TINY, adversarial=0.1)).update(BATCH, 0)
+    trained = method(replace(TINY, adversarial=0.1))
+    scalars = trained.update(trained.inputs(BATCH, 0), 0)
     assert scalars["loss/adversarial_weighted"].item() == pytest.approx(0.1 * scalars["loss/adversarial"].item())
     whole = 0.9 * scalars["loss/reconstruction"] + scalars["loss/adversarial_weighted"]
     torch.testing.assert_close(scalars["loss/generator"], whole)
@@ -150,7 +151,7 @@ def gradient(config: InpaintingConfig) -> list[Tensor]:
     optimizer.register_step_pre_hook(
         lambda *_: found.extend(p.grad.clone() for group in optimizer.param_groups for p in group["params"])
     )
-    trained.update(BATCH, 0)
+    trained.update(trained.inputs(BATCH, 0), 0)
     return found
 
 
@@ -168,7 +169,7 @@ def test_the_adversarial_loss_alone_changes_the_generator(monkeypatch: pytest.Mo
     monkeypatch.setattr("kintsugi.recon.inpainting.reconstruction_loss", lambda painted, *args: 0 * painted.sum())
     trained = method(replace(TINY, adversarial=0.5))
     before = weights(trained.generator)
-    trained.update(BATCH, 0)
+    trained.update(trained.inputs(BATCH, 0), 0)
     assert not any(torch.equal(a, b) for a, b in zip(before, trained.generator.parameters(), strict=True))
 
 
@@ -183,7 +184,7 @@ def test_the_generators_step_does_not_change_the_discriminator(monkeypatch: pyte
 
     before = copy.deepcopy(trained.discriminator.state_dict())
     monkeypatch.setattr(inpainting, "update_discriminator", watched)
-    trained.update(BATCH, 0)
+    trained.update(trained.inputs(BATCH, 0), 0)
     now = trained.discriminator.state_dict()
     assert all(torch.equal(after[name], now[name]) for name in now)  # weights, and batch norm's averages
     assert all(p.grad is None for p in trained.discriminator.parameters())
@@ -193,8 +194,8 @@ def test_the_generators_step_does_not_change_the_discriminator(monkeypatch: pyte
 def test_the_discriminators_averages_come_from_real_images_alone():
     trained = method(replace(TINY, discriminator_norm="batch"))
     alone = copy.deepcopy(trained.discriminator)
-    alone(trained._judged(trained.crops(BATCH, 0)))
-    trained.update(BATCH, 0)
+    alone(trained._judged(trained.inputs(BATCH, 0)["image"]))
+    trained.update(trained.inputs(BATCH, 0), 0)
     for (name, expected), found in zip(alone.named_buffers(), trained.discriminator.buffers(), strict=True):
         torch.testing.assert_close(found, expected, msg=name)
 
@@ -208,7 +209,7 @@ def test_before_its_start_the_discriminator_changes_only_the_scale_of_the_loss()
         trained = method(config)
         lr = 0.01 / (1 - config.adversarial)
         trained.optimizers["generator"] = torch.optim.SGD(trained.generator.parameters(), lr)
-        losses = [trained.update(BATCH, step)["loss/generator"] for step in range(3)]
+        losses = [trained.update(trained.inputs(BATCH, step), step)["loss/generator"] for step in range(3)]
         results.append((losses, weights(trained.generator), weights(trained.average)))
     (losses, net, average), (half, same_net, same_average) = results
     assert torch.equal(torch.stack(losses), 2 * torch.stack(half))
@@ -222,7 +223,7 @@ def test_the_average_is_taken_over_weights_and_batch_norms():
     start = copy.deepcopy(trained.generator.state_dict())
     states = []
     for step in range(3):
-        trained.update(BATCH, step)
+        trained.update(trained.inputs(BATCH, step), step)
         states.append(copy.deepcopy(trained.generator.state_dict()))
     average = trained.average.module.state_dict()
     assert any("running_mean" in name for name in average)
@@ -249,10 +250,10 @@ def test_the_average_is_taken_over_weights_and_batch_norms():
 )
 def test_the_options_for_a_stable_gan_run(options: dict[str, object]):
     trained = method(replace(TINY, **options))  # type: ignore[arg-type]
-    scalars = trained.update(BATCH, 0)
+    scalars = trained.update(trained.inputs(BATCH, 0), 0)
     assert all(value.isfinite() for value in scalars.values())
     assert ("loss/r1" in scalars) == ("r1" in options)
-    assert "loss/r1" not in trained.update(BATCH, 1)  # every 16 steps
+    assert "loss/r1" not in trained.update(trained.inputs(BATCH, 1), 1)  # every 16 steps
     if "r1" in options:
         assert scalars["loss/r1"] > 0
 

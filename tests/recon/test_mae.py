@@ -104,7 +104,7 @@ def test_positions_of_encoder_and_decoder_are_fixed():
     assert torch.equal(position[0, 1:], fixed_positions(4, 64))
     assert torch.equal(method.decoder.positions, fixed_positions(4, 32))
     before = position.clone()
-    method.update(batch_of(pictures(4, 3, 40, 44)), 10)
+    method.update(method.inputs(batch_of(pictures(4, 3, 40, 44)), 10), 10)
     assert torch.equal(position, before)
 
 
@@ -188,7 +188,7 @@ def test_the_loss_of_an_update_is_that_of_its_own_crops_and_masks(monkeypatch: p
 
     monkeypatch.setattr(method, "predict", predict)
     before = {name: value.clone() for name, value in method.state_dict().items()}
-    loss = method.update(batch_of(pictures(4, 3, 40, 44)), 3)["loss/pixels"]
+    loss = method.update(method.inputs(batch_of(pictures(4, 3, 40, 44)), 3), 3)["loss/pixels"]
     assert torch.equal(seen["noise"], method.draw(4, 3))
     assert seen["image"].shape == (4, 3, 32, 32)
     method.load_state_dict(before)

@@ -56,7 +56,7 @@ def test_every_loss_moves_the_generator():
         m = method(**{"pixels": 0.0, "matching": 0.0, "adversarial": 1e-12, **only})
         m.balance.fill_(float("adversarial" in only))
         before = weights(m.generator)
-        m.update(batch(), 1)  # step 1: the balance stays
+        m.update(m.inputs(batch(), 1), 1)  # step 1: the balance stays
         assert moved(m.generator, before), only
 
 
@@ -85,18 +85,18 @@ def test_the_adversarial_weight_moves_toward_the_wanted_gradient():
     ratio = gradient_ratio((3 * weight).sum(), weight.square().sum() / 2, weight, WORLD)
     assert ratio.item() == pytest.approx(3 * 2**0.5 / 5**0.5)
     m = method(adversarial=0.5)
-    m.update(batch(), 1)
+    m.update(m.inputs(batch(), 1), 1)
     assert m.balance == 0
     for step in (16, 32, 48):
         before = m.balance.item()
-        m.update(batch(), step)
+        m.update(m.inputs(batch(), step), step)
         wanted = before + (m.balance.item() - before) / 0.1
         assert 0 < wanted <= 1 + 1e-5
 
 
 def test_without_a_discriminator_there_is_none():
     m = method(adversarial=0.0)
-    found = m.update(batch(), 16)
+    found = m.update(m.inputs(batch(), 16), 16)
     assert list(m.optimizers) == ["generator"]
     assert not any("adversarial" in name or "discriminator" in name for name in found)
 
@@ -111,7 +111,7 @@ def test_pixels_outside_the_hole_are_the_photos():
 
 def test_training_starts_from_other_weights(tmp_path: Path):
     m = method()
-    m.update(batch(), 0)
+    m.update(m.inputs(batch(), 0), 0)
     content = {"method": m.name, "step": 1, "score": 0.0, "config": to_plain(m.config)}
     content["state"] = m.training_state()
     content["encoders"] = {

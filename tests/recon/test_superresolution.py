@@ -89,7 +89,7 @@ def test_every_term_of_the_loss_changes_the_generator(monkeypatch: pytest.Monkey
         with monkeypatch.context() as patch:
             patch.setattr(silent, term, lambda a, *_: 0 * a.sum())
             before = weights(trained.generator)
-            trained.update(BATCH, 0)
+            trained.update(trained.inputs(BATCH, 0), 0)
         assert not any(torch.equal(a, b) for a, b in zip(before, trained.generator.parameters(), strict=True))
 
 
@@ -103,7 +103,7 @@ def test_the_options_of_phase_2_add_their_terms_alone(
         trained.generator.last.weight.normal_(0, 0.01)
     monkeypatch.setattr(superresolution, "mse_loss", lambda a, *_: 0 * a.sum())
     before = weights(trained.generator)
-    trained.update(BATCH, 0)
+    trained.update(trained.inputs(BATCH, 0), 0)
     pairs = zip(before, trained.generator.parameters(), strict=True)
     assert any(not torch.equal(a, b) for a, b in pairs) == bool(weights_of_terms)
 
@@ -134,8 +134,8 @@ def test_before_phase_2_the_discriminator_changes_nothing():
     later.generator.load_state_dict(never.generator.state_dict())
     later.config = replace(later.config, adversarial_start=8)  # which the learning rate of phase 1 depends on
     for trained in (never, later):
-        trained.update(BATCH, 0)
-        trained.update(BATCH, 1)
+        trained.update(trained.inputs(BATCH, 0), 0)
+        trained.update(trained.inputs(BATCH, 1), 1)
     pairs = zip(weights(never.generator), weights(later.generator), strict=True)
     assert all(torch.equal(a, b) for a, b in pairs)
 
@@ -205,7 +205,7 @@ def test_it_becomes_better_than_bicubic():
     trained = method(steps=60, adversarial_start=60, lr=5e-3, width=16)
     batch = {**BATCH, "image": stripes}
     for step in range(50):
-        trained.update(batch, step)
+        trained.update(trained.inputs(batch, step), step)
     assert trained.evaluate([batch])["psnr"] > trained.baselines([batch])["bicubic"]["psnr"] + 1
 
 
