@@ -14,7 +14,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from bench import method_tables, speed_tables, transfer_tables
+from bench import method_tables, race_tables, speed_tables, transfer_tables
 
 ROOT = Path(__file__).parents[1]
 BLOCK = re.compile(r"(<!-- table: (.+?) -->\n).*?(<!-- end of table -->)", re.DOTALL)
@@ -51,6 +51,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "growth": speed_tables.growth,
     "overlap": speed_tables.overlap,
     "contrastive losses": speed_tables.contrastive_losses,
+    "race, SimCLR on CIFAR-10": lambda: race_tables.race("SimCLR, CIFAR-10"),
 }
 """Name of a table in a marker -> the function that makes it."""
 
