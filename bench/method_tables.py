@@ -102,6 +102,14 @@ def context_trials() -> str:
     return with_source(rows, "trial", result["command"], result["machine"], "One run each")
 
 
+def context_short() -> str:
+    """What the features of context prediction are worth after 1,200 photos, beside random weights measured alike."""
+    result = load("context-trials")
+    transfer = result["transfer"]
+    rows = {label(name): {task: f"{value:.1f}" for task, value in of.items()} for name, of in transfer.items()}
+    return with_source(rows, "weights", result["transfer command"], result["machine"], "One pre-training, one seed")
+
+
 def inpainting() -> str:
     """PSNR / SSIM / L1 / L2 in the hole, for the context encoder and for fills without learning."""
     sets = {

@@ -25,6 +25,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "BYOL's demo": method_tables.byol_demo,
     "BYOL trials": method_tables.byol_trials,
     "context trials": method_tables.context_trials,
+    "context, short": method_tables.context_short,
     "inpainting": method_tables.inpainting,
     "photo holes": method_tables.photo_holes,
     "photo holes, Caltech-101": method_tables.photo_holes_caltech,
