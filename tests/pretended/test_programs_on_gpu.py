@@ -10,9 +10,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from helpers.pretended_gpu import pretended_gpu
 from helpers.untrained_runs import untrained
 from PIL import Image
+
+from kintsugi.apps.studio_features import nearest, pca_colors
+from kintsugi.apps.studio_models import Models
 
 DENSE = "--seeds 1 --steps-frozen 2 --steps-finetune 1 --batch-dense 2"
 FEW = "--seeds 1 --steps-linear 4 --steps-tuned 2 --batch-tuned 4 --labels 0.5 --size 32"
@@ -102,6 +106,18 @@ PROGRAMS: dict[str, Case] = {
     "apps.surfaces": lambda ckpt, data, tmp: (
         f"--ckpt {untrained('synthetic', tmp)} --in {data['photos'] / 'photo00.jpg'} --side 64 --out {tmp / 'out.png'}"
     ),
+    "eval.transfer": lambda ckpt, data, tmp: (
+        f"--ckpts {ckpt} --classification {data['labeled']} --segmentation {camvid(tmp / 'camvid')} --geometry "
+        f"--crop 64 --out {tmp} {DENSE} {FEW.removeprefix('--seeds 1 ')}"
+    ),
+    "eval.domains": lambda ckpt, data, tmp: (
+        f"--real {data['photos']} --size 64 --short-side 72 --scenes 24 --batch 4 --steps 2 --eval-every 2 "
+        f"--save-every 2 --show-every 2 --eval-images 4 --pool 6 --seeds 1 --ways alternate reversal --out {tmp}"
+    ),
+    "contrastive.distill, with a cache": lambda ckpt, data, tmp: (
+        f"--data {data['photos']} --size 32 --short-side 48 --teacher weights/splitbrain.safetensors --views fixed "
+        f"--batch 4 --steps 14 --save-every 14 --eval-every 14 --show-every 14 --eval-images 4 --out {tmp}"
+    ),
     "eval.detection": lambda ckpt, data, tmp: f"--ckpt {ckpt} --out {tmp} {DETECTION}",
 }
 
@@ -114,8 +130,29 @@ def test_a_program_on_a_gpu(program: str, trained: Path, folders: dict[str, Path
     with pretended_gpu() as seen, ends:
         main(options)  # --device auto takes the GPU
     assert seen.kernels.total() > 50  # it did compute there
-    assert not {place for _, place in seen.float64 if "/metrics/" not in place}
+    # Scenes are rendered before the training, and kept.
+    assert not {place for _, place in seen.float64 if "/metrics/" not in place and "/scenes/" not in place}
     reports = [*tmp_path.glob("report.json"), *tmp_path.glob("*.json"), *tmp_path.glob("out.png")]
     assert reports
     for report in tmp_path.glob("report.json"):
         assert not [result["error"] for result in json.loads(report.read_text())["results"] if result["error"]]
+
+
+def test_the_studio_on_a_gpu(folders: dict[str, Path], tmp_path: Path):
+    def quiet(fraction: float, what: str) -> None:
+        assert 0 <= fraction <= 1
+
+    with pretended_gpu() as seen:
+        models = Models.of(tmp_path, torch.device("cuda"), None)
+        image, hole = torch.rand(3, 70, 90), torch.zeros(1, 70, 90)
+        hole[:, 20:40, 30:60] = 1
+        mend = models.mender("weights/mender.safetensors", "auto", quiet)
+        pictures = [mend(image, hole, 0), models.upscale(image, "weights/srresnet.safetensors", quiet)]
+        for known in (torch.zeros_like(hole), hole):  # without and with hints
+            pictures.append(models.colorize(image, image, known, "weights/colorizer.safetensors"))
+        pictures += models.surfaces(image, str(untrained("synthetic", tmp_path)))
+        encoder = models.encoder("weights/splitbrain.safetensors")
+        pictures.append(pca_colors(encoder, image))
+        assert nearest(encoder, image, folders["photos"], quiet)[0]
+        assert seen.kernels.total() > 500  # it did compute there
+        assert all(picture.device.type == "cpu" for picture in pictures)
