@@ -234,8 +234,6 @@ class MAE(MaskedMethod[MAEConfig]):
     encoder: ViTEncoder
 
     def __init__(self, config: MAEConfig, world: World) -> None:
-        from timm.optim import param_groups_weight_decay  # imported here: slow, and --help does not need it
-
         super().__init__(config, world)
         self.encoder = config.vit.build()
         prefix = self.encoder.net.num_prefix_tokens
@@ -244,7 +242,7 @@ class MAE(MaskedMethod[MAEConfig]):
         initialize(self.encoder, self.decoder)
         start_encoder(config, self.encoder, world)
         nets = nn.ModuleList([self.encoder, self.decoder])
-        groups = param_groups_weight_decay(nets, config.weight_decay, no_weight_decay_list=("*_token",))
+        groups = optim.decay_groups(nets, config.weight_decay)
         self.rate = config.lr * config.batch / 256  # the highest learning rate
         self.optimizers["both"] = torch.optim.AdamW(groups, self.rate, BETAS, fused=True)
 

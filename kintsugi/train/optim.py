@@ -61,11 +61,14 @@ def set_lr(optimizer: torch.optim.Optimizer, rate: float) -> None:
 
 
 def decay_groups(network: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Two parameter groups: weights, with weight decay, then those of one dimension (biases, norms), without it."""
-    trained = [p for p in network.parameters() if p.requires_grad]
+    """Two parameter groups: weights, with weight decay; those of one dimension (biases, norms) and tokens, without it.
+
+    Tokens are a transformer's parameters whose names end in ``_token``.
+    """
+    trained = [(p, p.ndim > 1 and not name.endswith("_token")) for name, p in network.named_parameters()]
     return [
-        {"params": [p for p in trained if p.ndim > 1], "weight_decay": weight_decay},
-        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+        {"params": [p for p, decays in trained if p.requires_grad and decays], "weight_decay": weight_decay},
+        {"params": [p for p, decays in trained if p.requires_grad and not decays], "weight_decay": 0.0},
     ]
 
 

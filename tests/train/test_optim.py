@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from kintsugi.nets.encoder_choice import chosen
 from kintsugi.train import optim
 from kintsugi.train.ema import RunningAverage
 
@@ -83,3 +84,15 @@ def test_lamb_for_all_tensors_at_once_takes_the_steps_of_the_paper():
     for weight, start, x in zip(weights, starts, expected, strict=True):
         assert (x - start).norm() > 0.01 * start.norm()
         torch.testing.assert_close(weight.detach().double(), x, rtol=1e-5, atol=1e-6)
+
+
+def test_the_same_parameters_decay_as_by_timms_rule():
+    from timm.optim import param_groups_weight_decay
+
+    nets = nn.ModuleList([chosen("timm:test_vit", size=32).build(), nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)])
+    free, decaying = param_groups_weight_decay(nets, 0.1, no_weight_decay_list=("*_token",))
+    ours = optim.decay_groups(nets, 0.1)
+    for mine, timms in zip(ours, (decaying, free), strict=True):
+        assert mine["weight_decay"] == timms["weight_decay"]
+        assert set(mine["params"]) == set(timms["params"])
+    assert any(p.ndim > 1 for p in ours[1]["params"])  # the tokens
