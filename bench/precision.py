@@ -1,7 +1,7 @@
 """Time of a training step in float32 and in bfloat16, side by side, for methods of several kinds.
 
-``python -m bench.precision``. A step is the method's own update of a batch that is read beforehand, with the settings
-of its demo and no adversary. Both precisions take turns. Figures are medians, in milliseconds. With one thread on a
+``python -m bench.precision``. A step is the method's own, of a batch that is read beforehand, with the settings of its
+demo and no adversary. Both precisions take turns. Figures are medians, in milliseconds. With one thread on a
 CPU, it is the time of the processor, without other programs.
 """
 
@@ -26,7 +26,7 @@ from kintsugi.recon import inpainting, mae, splitbrain
 from kintsugi.train.compute import Device, pick_device
 from kintsugi.train.config import parse_command, user_errors
 from kintsugi.train.dist import World, keep_freed_memory
-from kintsugi.train.method import Method
+from kintsugi.train.method import Batch, Method
 
 METHODS: dict[str, tuple[type[Method[Any]], Callable[[], Any]]] = {
     "simclr": (simclr.SimCLR, simclr.demo),
@@ -65,10 +65,14 @@ def measured(name: str, config: PrecisionConfig) -> dict[str, float]:
     for precision in ("fp32", "bf16"):
         method = method_class(settings, World(device, bf16=precision == "bf16"))
         method.world.place(method.children(), channels_last=True, compile=False)
-        jobs[precision] = partial(method.update, batch, 0)
+        jobs[precision] = partial(_step, method, batch)
     alone = device.type == "cpu" and torch.get_num_threads() == 1
     found = milliseconds(jobs, config.rounds, device, time.process_time if alone else time.perf_counter)
     return found | {"bf16, times as fast": round(found["fp32"] / found["bf16"], 2)}
+
+
+def _step(method: Method[Any], batch: Batch) -> None:
+    method.update(method.inputs(batch, 0), 0)
 
 
 def run(config: PrecisionConfig) -> None:

@@ -224,9 +224,8 @@ class Context(PuzzleMethod[ContextConfig]):
         return projected(patches) if self.config.color == "project" else patches
 
     def logits(self, inputs: Tensor) -> Tensor:
-        patches = self.fusion.single(self.encoder.vectors(inputs.flatten(0, 1))).unflatten(0, inputs.shape[:2])
-        pairs = patches[:, constant(PAIRS, inputs.device)]  # (n,9,dim) -> (n,40,2,dim)
-        return self.fusion.together(pairs.flatten(2))  # (n,40,8)
+        vectors = self.encoder.vectors(inputs.flatten(0, 1)).unflatten(0, inputs.shape[:2])  # (n,9,D)
+        return self.fusion(vectors, constant(PAIRS, inputs.device))  # (n,40,8)
 
     # --- pictures and held-out figures ------------------------------------------------------------------------
 

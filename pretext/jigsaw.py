@@ -267,7 +267,7 @@ class Jigsaw(PuzzleMethod[JigsawConfig]):
         return permuted(tiles, constant(self.orders, order.device)[order]), order
 
     def logits(self, inputs: Tensor) -> Tensor:
-        return self.fusion(self.encoder.vectors(inputs.flatten(0, 1)))  # (9n,3,t,t) -> (n,K)
+        return self.fusion(self.encoder.vectors(inputs.flatten(0, 1)).unflatten(0, inputs.shape[:2]))  # (n,K)
 
     # --- pictures and held-out figures ------------------------------------------------------------------------
 

@@ -168,19 +168,22 @@ class PuzzleMethod(Method[P]):
 
 
 class Fusion(nn.Module):
-    """Late fusion of an image's patches: a shared layer for each patch, then a classifier of all patches together.
-
-    Feature vectors (n*patches,width), in the order of images, then patches -> logits (n,classes).
-    """
+    """Late fusion of an image's patches: a shared layer for each patch, then a classifier of some patches together."""
 
     def __init__(self, width: int, patches: int, dim: int, hidden: int, classes: int) -> None:
         super().__init__()
         self.single = nn.Sequential(nn.Linear(width, dim), nn.ReLU())
         self.together = nn.Sequential(nn.Linear(patches * dim, hidden), nn.ReLU(), nn.Linear(hidden, classes))
-        self.patches = patches
 
-    def forward(self, features: Tensor) -> Tensor:
-        return self.together(self.single(features).unflatten(0, (-1, self.patches)).flatten(1))
+    def forward(self, features: Tensor, groups: Tensor | None = None) -> Tensor:
+        """Feature vectors of each image's patches, (n,p,width) -> logits (n,classes) of all together.
+
+        groups: which patches are classified together, int64 (k,patches); then the logits are (n,k,classes).
+        """
+        codes = self.single(features)  # (n,p,dim)
+        if groups is not None:
+            codes = codes[:, groups]  # (n,k,patches,dim)
+        return self.together(codes.flatten(-2))
 
 
 def square_crops(batch: Batch, size: int, count: int, mine: slice, random: torch.Generator, smallest: float) -> Tensor:

@@ -60,7 +60,7 @@ def test_logits_are_those_of_each_pair_on_its_own():
     inputs = torch.rand(2, 9, 3, 32, 32, generator=generator(1))
     logits = method.logits(inputs)
     for k, (first, second) in enumerate(context.PAIRS.tolist()):
-        pair = method.fusion(method.encoder.vectors(inputs[:, [first, second]].flatten(0, 1)))
+        pair = method.fusion(method.encoder.vectors(inputs[:, [first, second]].flatten(0, 1)).unflatten(0, (2, 2)))
         torch.testing.assert_close(logits[:, k], pair)
 
 
