@@ -103,7 +103,7 @@ def context_trials() -> str:
 
 
 def context_short() -> str:
-    """What the features of context prediction are worth after 1,200 photos, beside random weights measured alike."""
+    """What the features of context prediction are worth after short runs, beside random weights measured alike."""
     result = load("context-trials")
     transfer = result["transfer"]
     rows = {label(name): {task: f"{value:.1f}" for task, value in of.items()} for name, of in transfer.items()}
