@@ -98,18 +98,12 @@ def run(config: EqualMinutesConfig) -> None:
             seconds = timed[name]
             steps = config.steps or max(1, round(60 * config.minutes / seconds))
             print(f"{name}, seed {seed}: {1e3 * seconds:.0f} ms a step, so {steps} steps", flush=True)
-            settings = scaled(settings, steps)
-            started = time.perf_counter(), time.process_time()
-            train(method, replace(settings, eval_every=steps, show_every=steps, save_every=steps, keep=1))
             record = {
                 "method": name,
                 "seed": seed,
                 "minutes": None if config.steps else config.minutes,
-                "steps": steps,
-                "images": steps * settings.batch,
                 "seconds per step": seconds,
-                "wall seconds": time.perf_counter() - started[0],
-                "processor seconds": time.process_time() - started[1],
+                **trained(method, settings, steps),
                 "precision": config.precision,
                 "options": " ".join(own_options(name, config)),
                 "machine": machine(),
@@ -141,6 +135,19 @@ def scaled(settings: Any, steps: int) -> Any:
     names = {field.name for field in fields(settings)} & set(_SCALED)
     share = steps / settings.steps
     return replace(settings, steps=steps, **{name: round(share * getattr(settings, name)) for name in names})
+
+
+def trained(method: type[Method[Any]], settings: Any, steps: int) -> dict[str, float]:
+    """Trains for ``steps`` steps, and evaluates and saves once, at the end. Returns what that took."""
+    settings = scaled(settings, steps)
+    started = time.perf_counter(), time.process_time()
+    train(method, replace(settings, eval_every=steps, show_every=steps, save_every=steps, keep=1))
+    return {
+        "steps": steps,
+        "images": steps * settings.batch,
+        "wall seconds": time.perf_counter() - started[0],
+        "processor seconds": time.process_time() - started[1],
+    }
 
 
 def seconds_per_step(method_class: type[Method[Any]], settings: Any, threads: int, warm: int, timed: int) -> float:

@@ -37,7 +37,7 @@ from kintsugi.data.images import open_labeled
 from kintsugi.data.store import Store
 from kintsugi.eval.features import central_squares
 from kintsugi.eval.tasks import evenly_spaced
-from kintsugi.metrics.neighbors import classify
+from kintsugi.metrics.neighbors import accuracy
 from kintsugi.nets.backbones import Backbone
 from kintsugi.nets.encoder import Encoder
 from kintsugi.nets.vit import ViT
@@ -147,8 +147,7 @@ class Judge:
             self._features(encoder, images, count)
             for images, count in ((self.train, config.known), (self.heldout, config.queries))
         )
-        predicted = classify(known, labels, queries, len(self.train.classes), NEIGHBORS)
-        return 100 * (predicted == truth).float().mean().item()
+        return 100 * accuracy(known, labels, queries, truth, len(self.train.classes), NEIGHBORS)
 
     def _features(self, encoder: Encoder, images: Images, count: int) -> tuple[Tensor, Tensor]:
         found = [(encoder.vectors(image).float(), label) for image, label in self._squares(images, count)]

@@ -6,6 +6,7 @@ import statistics
 from collections.abc import Sequence
 
 from bench.printing import Rows, load, mean_and_deviation, with_source
+from bench.speed_tables import machine_of
 
 Curve = Sequence[dict[str, float]]
 """The laps of one run: images, minutes, knn."""
@@ -34,14 +35,12 @@ def race(name: str) -> str:
                 rows[title][f"minutes to {other}'s"] = text
         if row in seconds:
             rows[title]["start, s"] = f"{seconds[row]['start']:.1f}"
-    settings, machine = found["settings"], found["machine"]
-    seeds = len(settings["seeds"])
+    seeds = len(found["settings"]["seeds"])
     return with_source(
         rows,
         name,
         f"`{found['command']}`",
-        f"one of {machine['cores']} cores of an {machine['processor']}, {settings['precision']}, "
-        f"PyTorch {machine['torch']}",
+        f"one of {machine_of(found)}",
         f"{seeds} runs each" if seeds > 1 else "One run each",
     )
 

@@ -10,7 +10,6 @@ made again.
 from __future__ import annotations
 
 import json
-import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -18,16 +17,15 @@ from typing import Literal
 import torch
 
 from bench.common import RESULTS, add, machine
-from bench.equal_minutes import EqualMinutesConfig, scaled, seconds_per_step, settings_of
+from bench.equal_minutes import EqualMinutesConfig, seconds_per_step, settings_of, trained
 from kintsugi.data.decode import SUFFIXES
 from kintsugi.eval.classification import Classification, ClassificationSettings, SplitFeatures
 from kintsugi.eval.linear import probe
 from kintsugi.eval.tasks import FrozenFeatures
 from kintsugi.eval.weights import Weights, saved_weights
-from kintsugi.metrics.neighbors import classify
+from kintsugi.metrics.neighbors import accuracy
 from kintsugi.train.compute import Compute
 from kintsugi.train.config import parse_command, user_errors, within
-from kintsugi.train.loop import train
 
 HELD_OUT = 10  # every tenth image of a class
 NEIGHBORS = 20
@@ -83,10 +81,8 @@ def run(config: TuningConfig) -> None:
             seconds = seconds_per_step(method, settings, threads=1, warm=2, timed=8)
             steps = max(1, round(60 * config.minutes / seconds))
             print(f"{name}: {1e3 * seconds:.0f} ms a step, so {steps} steps", flush=True)
-            settings = scaled(settings, steps)
-            started = time.process_time()
-            train(method, replace(settings, eval_every=steps, show_every=steps, save_every=steps, keep=1))
-            spent = {"steps": steps, "images": steps * settings.batch, "minutes": (time.process_time() - started) / 60}
+            spent = trained(method, settings, steps)
+            spent["minutes"] = spent["processor seconds"] / 60
             weights = saved_weights(folder)[1][0]
             figures = {"trained": measure(task, weights), "random": measure(task, Weights("random", weights.spec))}
             record.write_text(json.dumps({**spec(config, trial), **spent, **figures, "machine": machine()}, indent=1))
@@ -133,9 +129,9 @@ def measure(task: Classification, weights: Weights) -> dict[str, float]:
     """Accuracies on the held-out images, in [0,1], by the mean of the last map: kNN, and a linear classifier."""
     found: SplitFeatures = FrozenFeatures(weights, 0, task.compute).once(task.features)
     train, test = found.train, found.test
-    predicted = classify(train.vector, train.labels, test.vector, int(train.labels.max()) + 1, NEIGHBORS)
+    knn = accuracy(train.vector, train.labels, test.vector, test.labels, int(train.labels.max()) + 1, NEIGHBORS)
     linear = probe(found.vector, train.labels, test.labels, 0, task.config.steps_linear, task.config.batch_linear)[0]
-    return {"kNN": round((predicted == test.labels).float().mean().item(), 4), "linear": round(linear, 4)}
+    return {"kNN": round(knn, 4), "linear": round(linear, 4)}
 
 
 def main() -> None:

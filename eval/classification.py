@@ -32,8 +32,7 @@ from kintsugi.eval.linear import Inputs, probe, some_of_each
 from kintsugi.eval.report import Comparison, compare
 from kintsugi.eval.results import Result, Results
 from kintsugi.eval.tasks import FrozenFeatures, RunSettings, Task, data_name, evenly_spaced
-from kintsugi.metrics.neighbors import class_means, nearest
-from kintsugi.metrics.neighbors import classify as knn_classify
+from kintsugi.metrics.neighbors import accuracy, class_means, nearest
 from kintsugi.nets.encoder import Encoder
 from kintsugi.rng import derive_seed
 from kintsugi.train import checkpoint
@@ -172,8 +171,8 @@ class Classification(Task):
     def _knn(self, train: Features, test: Features) -> float:
         """Accuracy, in [0,1], of 20 nearest neighbors; of 200 if there are more than 10,000 training images."""
         neighbors = 200 if len(train.labels) > 10_000 else 20
-        predicted = knn_classify(train.vector, train.labels, test.vector, len(self.split.train.classes), neighbors)
-        return (predicted == test.labels).float().mean().item()
+        classes = len(self.split.train.classes)
+        return accuracy(train.vector, train.labels, test.vector, test.labels, classes, neighbors)
 
     def _linear(self, features: SplitFeatures, protocol: str, seed: int) -> Result:
         """Scores of linear classifiers, with all labels or few: on the best layer, and on the coarsest map's average.

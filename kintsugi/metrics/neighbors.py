@@ -56,6 +56,11 @@ def classify(known: Tensor, labels: Tensor, queries: Tensor, classes: int, neigh
     return torch.cat([vote(x @ unit.T, labels, classes, neighbors) for x in chunks])
 
 
+def accuracy(known: Tensor, labels: Tensor, queries: Tensor, truth: Tensor, classes: int, neighbors: int) -> float:
+    """Accuracy, in [0,1], of ``classify``, where ``truth`` is the queries' classes, int64 (M,)."""
+    return (classify(known, labels, queries, classes, neighbors) == truth).float().mean().item()
+
+
 def class_means(known: Tensor, labels: Tensor, classes: int) -> Tensor:
     """The mean of the normalized features (N,C) of each class, (K,C); not a number where a class has no image.
 

@@ -107,6 +107,7 @@ class _Loop:
         self.data, self.folder, self.log = data, folder, log
         self.pending: list[tuple[int, dict[str, Tensor]]] = []  # steps whose scalars are still on the device
         self.values: dict[str, list[float]] = {}  # scalars that were read but not logged yet
+        self.weight_norms: dict[str, float] = {}  # after the last step that was checked
         self.own_figures: dict[str, float] = {}  # what ``method.evaluate`` returned; ``figures`` has more
         self.figures: dict[str, float] = {}
         self.best = best
@@ -151,11 +152,11 @@ class _Loop:
 
         Of figures that a method returns only at logged steps, the mean is that of this step.
         """
-        self._read_pending()
+        self._check_steps(done)
         means = {name: statistics.fmean(values) for name, values in self.values.items()}
         self.values.clear()
         means["speed/images_per_second"] = clock.rate(done) * self.config.batch
-        means |= self._weight_norms(done)
+        means |= self.weight_norms
         for name, optimizer in self.method.optimizers.items():
             means[f"lr/{name}"] = optimizer.param_groups[0]["lr"]
         self.log.scalars(means, done)
@@ -170,8 +171,7 @@ class _Loop:
 
     def _evaluate(self, done: int) -> None:
         """Evaluates after ``done`` steps. Saves best.pt if the score is the best so far."""
-        self._read_pending()
-        self._weight_norms(done)
+        self._check_steps(done)
         if not self.world.evaluates:
             return
         self.figures = self.method.evaluate(self._heldout_batches())
@@ -227,8 +227,7 @@ class _Loop:
 
     def _save(self, done: int, name: str) -> None:
         """Saves a checkpoint, unless a scalar or a weight is not finite, and deletes old ones."""
-        self._read_pending()
-        self._weight_norms(done)
+        self._check_steps(done)
         if self.world.evaluates:
             self._write(done, name)
         if self.world.is_main:
@@ -237,11 +236,12 @@ class _Loop:
     def _write(self, done: int, name: str) -> None:
         """Writes a checkpoint after ``done`` steps. Unless --out is given, makes ``latest`` point to this run."""
         state = self.method.training_state()
-        weights = {role: encoder.state_dict() for role, encoder in self.method.encoders().items()}
+        encoders = self.method.encoders()
+        weights = {role: encoder.state_dict() for role, encoder in encoders.items()}
         if self.world.sharded:
             state = sharding.gathered(state, keep=self.world.is_main)
             names = {module: name for name, module in self.method.named_modules()}
-            for role, encoder in self.method.encoders().items():  # the gathered tensors: the file holds them once
+            for role, encoder in encoders.items():  # the gathered tensors: the file holds them once
                 weights[role] = checkpoint.weights_of({"state": state}, names[encoder])
             if not self.world.is_main:
                 return
@@ -254,15 +254,28 @@ class _Loop:
                 "score": self.best,
                 "ranks": self.world.size,
                 "state": state,
-                "encoders": {
-                    role: {"spec": encoder.spec.plain(), "state": weights[role]}
-                    for role, encoder in self.method.encoders().items()
-                },
+                "encoders": {r: {"spec": each.spec.plain(), "state": weights[r]} for r, each in encoders.items()},
             },
         )
         if not self.config.out:
             # Only now, because a run that fails before its first checkpoint must not hide the run before it.
             point_latest(self.folder)
+
+    def _check_steps(self, done: int) -> None:
+        """Reads the scalars of the last steps, and the norms of the weights after ``done`` steps, unless they are read.
+
+        Raises FloatingPointError if one is not finite. The norms show a gradient that is not finite, of a finite loss,
+        even if its step is not logged.
+        """
+        if self.weight_norms and not self.pending:
+            return
+        self._read_pending()
+        self.weight_norms = {
+            f"weight_norm/{name}": sharding.whole(nn.utils.get_total_norm(list(net.parameters()))).item()
+            for name, net in self.method.named_children()
+        }
+        for name, norm in self.weight_norms.items():
+            self._check(done - 1, name, norm)
 
     def _read_pending(self) -> None:
         """Reads the scalars of the last steps from the device and averages them over the ranks.
@@ -277,19 +290,6 @@ class _Loop:
         for (step, name), value in zip(keys, self.world.mean(flat).tolist(), strict=True):
             self._check(step, name, value)
             self.values.setdefault(name, []).append(value)
-
-    def _weight_norms(self, done: int) -> dict[str, float]:
-        """The norm of each network's weights after ``done`` steps. Raises FloatingPointError if one is not finite.
-
-        A gradient that is not finite, of a finite loss, is found by this even if its step is not logged.
-        """
-        norms = {
-            f"weight_norm/{name}": sharding.whole(nn.utils.get_total_norm(list(net.parameters()))).item()
-            for name, net in self.method.named_children()
-        }
-        for name, norm in norms.items():
-            self._check(done - 1, name, norm)
-        return norms
 
     def _check(self, step: int, name: str, value: float) -> None:
         """Raises FloatingPointError if a value of a step is not finite."""
