@@ -14,6 +14,7 @@ import tempfile
 import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
@@ -25,6 +26,7 @@ from kintsugi.data.hha import hha
 from kintsugi.data.images import open_images
 from kintsugi.data.store import Store
 from kintsugi.scenes import rendering
+from kintsugi.train.compiled import Compiling
 from kintsugi.train.compute import pick_device
 from kintsugi.train.config import parse_command, user_errors
 from kintsugi.train.dist import World, keep_freed_memory
@@ -70,16 +72,18 @@ class Growth:
         times = milliseconds({name: job for name, (_, job) in jobs.items()}, self.config.rounds, self.device)
         return {name: count / times[name] * 1e3 for name, (count, _) in jobs.items()}
 
-    def method(self, size: int, batch: int, *, bf16: bool, channels_last: bool, compile: bool) -> simclr.SimCLR:
+    def method(
+        self, size: int, batch: int, *, bf16: bool, channels_last: bool = True, compiling: Compiling = "no"
+    ) -> simclr.SimCLR:
         """SimCLR's demo settings for crops of ``size`` px and this batch size, with fresh weights, on the device."""
         world = World(self.device, bf16=bf16)
         method = simclr.SimCLR(replace(simclr.demo(), size=size, batch=batch), world).to(self.device)
-        world.place(method.children(), channels_last=channels_last, compile=compile)
+        world.place(method.children(), channels_last=channels_last, compiling=compiling)
         return method
 
     def usual(self, size: int, batch: int) -> simclr.SimCLR:
         """As ``method``, with the options of a usual run: the configured precision, channels last, not compiled."""
-        return self.method(size, batch, bf16=self.config.precision == "bf16", channels_last=True, compile=False)
+        return self.method(size, batch, bf16=self.config.precision == "bf16")
 
     def random_batch(self, size: int, batch: int) -> dict[str, Tensor]:
         """A batch of random pixels on the device, with the keys of ``Images.batch``. Images are 1.25 times as large as
@@ -112,15 +116,14 @@ class Growth:
     def options(self) -> dict[str, float]:
         """Speed of a training step with each option, relative to float32 with channels last."""
         size, batch = self.config.size, self.config.batch
-        plain = {"bf16": False, "channels_last": True, "compile": False}
-        variants = {
-            "float32, channels last": plain,
-            "planes": plain | {"channels_last": False},
-            "bf16": plain | {"bf16": True},
+        variants: dict[str, dict[str, Any]] = {
+            "float32, channels last": {"bf16": False},
+            "planes": {"bf16": False, "channels_last": False},
+            "bf16": {"bf16": True},
         }
         if self.config.compile:
-            variants |= {"compiled": plain | {"compile": True}}
-            variants |= {"bf16, compiled": plain | {"bf16": True, "compile": True}}
+            variants |= {"compiled": {"bf16": False, "compiling": "compile"}}
+            variants |= {"bf16, compiled": {"bf16": True, "compiling": "compile"}}
         found = self.rates({name: self.update(self.method(size, batch, **way)) for name, way in variants.items()})
         first = found["float32, channels last"]
         return {name: rate / first for name, rate in found.items()}

@@ -36,7 +36,7 @@ def measured(config: mae.MAEConfig, bench: MaskedEncoderConfig, ratios: tuple[fl
     """Milliseconds of a step of the encoder on all patches, and on the visible ones for each ratio; and the gains."""
     world = World(pick_device(bench.device), bf16=bench.precision == "bf16")
     encoder = config.vit.build().train()
-    world.place([encoder], channels_last=True, compile=False)
+    world.place([encoder], channels_last=True)
     image = torch.rand(config.batch, 3, config.size, config.size, device=world.device)
 
     def step(kept: Tensor | None) -> None:

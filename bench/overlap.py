@@ -36,7 +36,7 @@ def steps(config: OverlapConfig, world: World) -> dict[str, Step]:
     """The two ways to compute averaged gradients."""
     torch.manual_seed(0)
     encoder = chosen(config.encoder).build().train()
-    world.place([encoder], channels_last=True, compile=False)
+    world.place([encoder], channels_last=True)
     optimizers = [torch.optim.SGD(encoder.parameters(), 0.1) for _ in range(2)]
     image = torch.rand(config.batch // world.size, 3, config.size, config.size)
 

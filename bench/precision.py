@@ -64,7 +64,7 @@ def measured(name: str, config: PrecisionConfig) -> dict[str, float]:
     jobs: dict[str, Callable[[], object]] = {}
     for precision in ("fp32", "bf16"):
         method = method_class(settings, World(device, bf16=precision == "bf16"))
-        method.world.place(method.children(), channels_last=True, compile=False)
+        method.world.place(method.children(), channels_last=True)
         jobs[precision] = partial(_step, method, batch)
     alone = device.type == "cpu" and torch.get_num_threads() == 1
     found = milliseconds(jobs, config.rounds, device, time.process_time if alone else time.perf_counter)

@@ -24,10 +24,11 @@ from kintsugi.data.store import Store
 from kintsugi.losses.adversarial import frozen
 from kintsugi.losses.perceptual import open_content
 from kintsugi.recon import inpainting, superresolution
+from kintsugi.train.compiled import Compiling, begin_step
 from kintsugi.train.compute import pick_device
 from kintsugi.train.config import parse_command, user_errors
 from kintsugi.train.dist import World, keep_freed_memory
-from kintsugi.train.method import Method
+from kintsugi.train.method import Batch, Method
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,24 +58,29 @@ class Steps:
     def milliseconds(self, jobs: dict[str, Job]) -> dict[str, float]:
         return milliseconds(jobs, self.config.rounds, self.world.device, repeats=self.config.repeats)
 
-    def place(self, method: Method, compile: bool = False) -> None:
+    def place(self, method: Method, compiling: Compiling = "no") -> None:
         """Moves a method's networks to the device, as the training loop does."""
         method.to(self.world.device)  # its own buffers too
-        self.world.place(method.children(), channels_last=True, compile=compile)
+        self.world.place(method.children(), channels_last=True, compiling=compiling)
 
     # --- contrastive ------------------------------------------------------------------------------------------
 
-    def contrastive(self, method: ViewsMethod, compile: bool = False) -> dict[str, float]:
+    def contrastive(self, method: ViewsMethod, compiling: Compiling = "no") -> dict[str, float]:
         """Milliseconds of a whole step, of the update alone and of both views alone; and the first divided by the
-        second. compile: with networks compiled by torch.compile."""
-        self.place(method, compile)
+        second."""
+        self.place(method, compiling)
         loader = Loader(self.images, method.config.batch, 0, device=self.world.device)
         with loader.iterate(0) as batches:
             batch = next(batches)
             views = method.inputs(batch, 0)
+
+            def update(inputs: Batch) -> None:
+                begin_step(compiling)
+                method.update(inputs, 0)
+
             jobs: dict[str, Job] = {
-                "whole step": lambda: method.update(method.inputs(next(batches), 0), 0),
-                "model only": lambda: method.update(views, 0),
+                "whole step": lambda: update(method.inputs(next(batches), 0)),
+                "model only": lambda: update(views),
                 "both views": lambda: method.inputs(batch, 0),
             }
             found = self.milliseconds(jobs)

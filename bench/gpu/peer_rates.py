@@ -47,7 +47,7 @@ class Peers:
         except Exception as error:  # for example, a version that does not fit torchvision's
             raise ImportError(f"{type(error).__name__}: {error}") from error
         method: Any = build(world).to(world.device)
-        world.place(method.children(), channels_last=True, compile=False)
+        world.place(method.children(), channels_last=True)
         done, since = 0, time.perf_counter()
         for number, pair in enumerate(views()):
             both = torch.stack([view.to(world.device, non_blocking=True) for view in pair])

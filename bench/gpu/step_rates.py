@@ -20,11 +20,14 @@ from kintsugi.contrastive import byol, moco, simclr
 from kintsugi.contrastive.views import V, ViewsConfig, ViewsMethod
 from kintsugi.data.cache import Source
 from kintsugi.data.image_set import Images
+from kintsugi.train.compiled import Compiling
 from kintsugi.train.compute import pick_device
 from kintsugi.train.dist import World, keep_freed_memory
 
 Case = tuple[Callable[[World], ViewsMethod], ViewsConfig, tuple[int, int]]
 """Builds a method, its settings, and height and width of the stored images, px."""
+WAYS: dict[Compiling, str] = {"compile": "images/s, compiled", "graph": "images/s, CUDA graphs"}
+"""How networks are compiled, and the titles of the tables of their steps."""
 SECONDS = 5.0
 """How long the steps with another library's views are counted."""
 
@@ -78,17 +81,17 @@ def run(place: Place, record: Record) -> None:
                 measure = partial(peers.rate, peer, build, world, seconds)
                 record.attempt(title, peer, measure, needed=0 if place.tiny else 3 * seconds)
     if gpu and not place.tiny:
-        for name, case in todo.items():
-            compiled = partial(_whole_and_alone, case, settings, compile=True)
-            record.attempt("images/s, compiled", name, compiled, needed=45)
+        for way, title in WAYS.items():
+            for name, case in todo.items():
+                record.attempt(title, name, partial(_whole_and_alone, case, settings, way), needed=45)
 
 
-def _whole_and_alone(case: Case, settings: StepsConfig, compile: bool = False) -> Row:
+def _whole_and_alone(case: Case, settings: StepsConfig, compiling: Compiling = "no") -> Row:
     """Images/s of a case: whole steps, the update with views made beforehand, both views; and what part of the second
     the first is."""
     build, config, extent = case
     steps = Steps(replace(settings, batch=config.batch, size=config.size), random_images(4 * config.batch, *extent))
-    found = steps.contrastive(build(steps.world), compile)
+    found = steps.contrastive(build(steps.world), compiling)
     rates = {name: round(config.batch / ms * 1e3, 1) for name, ms in found.items() if name != "whole over model"}
     return {
         "whole": rates["whole step"],

@@ -16,6 +16,9 @@ from bench.gpu.record import Place, Record
 from bench.gpu.sets import tiny_folders, tiny_runs
 
 MORE = {
+    "simclr, CUDA graphs": ("simclr", "--graph"),
+    "moco, CUDA graphs": ("moco", "--graph"),
+    "inpainting, CUDA graphs": ("inpainting", "--graph"),
     "simclr, compiled": ("simclr", "--compile"),
     "simclr, images not kept on the device": ("simclr", "--device-gb", "0"),
     "inpainting, spectral norm": ("inpainting", "--discriminator-norm", "spectral", "--gan", "hinge"),

@@ -20,6 +20,7 @@ from typing import Any, Literal, TypeVar
 import tyro
 
 from kintsugi.train import checkpoint
+from kintsugi.train.compiled import Compiling
 
 T = TypeVar("T")
 C = TypeVar("C", bound="TrainConfig")
@@ -67,6 +68,9 @@ class TrainConfig:
     """Store activations as NHWC, in which convolutions are faster, on GPUs and CPUs."""
     compile: bool = False
     """Compile the networks with torch.compile."""
+    graph: bool = False
+    """On a GPU: compile the networks with torch.compile into CUDA graphs, which start many kernels at once. Meant for
+    networks with many short kernels, as for small images."""
     shard: bool = False
     """On several GPUs: each keeps only its share of weights, gradients and optimizer state, for networks that are too
     large otherwise."""
@@ -104,8 +108,13 @@ class TrainConfig:
                 raise ValueError(f"{_flag(name)} must be a number, not nan")
         if self.seed < 0:
             raise ValueError(f"--seed must not be negative, not {self.seed}")
-        if self.shard and self.compile:
-            raise ValueError("--shard does not work with --compile: leave one of them out")
+        if self.shard and self.compiling != "no":
+            raise ValueError(f"--shard does not work with {_flag(self.compiling)}: leave one of them out")
+
+    @property
+    def compiling(self) -> Compiling:
+        """How the networks are compiled; --graph includes --compile."""
+        return "graph" if self.graph else "compile" if self.compile else "no"
 
     def logs(self, step: int) -> bool:
         """Whether scalars are logged after a step: every ``log_every`` steps, and after the last one."""

@@ -33,6 +33,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
+from kintsugi.train.compiled import Compiling, compile_network
 from kintsugi.train.compute import Compute, Device, Precision
 
 if TYPE_CHECKING:
@@ -84,7 +85,7 @@ class World(Compute):
             return mine
         return _Gather.apply(mine)
 
-    def place(self, networks: Iterable[nn.Module], *, channels_last: bool, compile: bool) -> None:
+    def place(self, networks: Iterable[nn.Module], *, channels_last: bool, compiling: Compiling = "no") -> None:
         """Moves networks to the device, in place, and copies the main rank's weights to all ranks.
 
         On several GPUs, batch norms are synchronized from then on. The parameters stay the same objects, so optimizers
@@ -102,8 +103,7 @@ class World(Compute):
                         dist.broadcast(tensor, src=0)
             if channels_last:
                 net.to(memory_format=torch.channels_last)
-            if compile:
-                net.compile()
+            compile_network(net, compiling)
 
     def backward(self, loss: Tensor, *optimizers: Optimizer) -> None:
         """The backward pass of this rank's loss, (), during which the gradients are averaged over the ranks.

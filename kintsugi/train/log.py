@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -136,3 +137,24 @@ class Log:
             plain = {k: v if isinstance(v, (bool, int, float, str)) else str(v) for k, v in config.items()}
             with self._writing():
                 self.writer.add_hparams(plain, {f"run summary/{k}": v for k, v in figures.items()}, run_name=".")
+
+
+class Clock:
+    """Measures steps per second of training alone, without pictures, evaluations and checkpoints."""
+
+    def __init__(self, step: int) -> None:
+        self.step, self.since = step, time.perf_counter()
+
+    def rate(self, done: int) -> float:
+        """Steps per second since the last call."""
+        now = time.perf_counter()
+        rate = (done - self.step) / (now - self.since)
+        self.step, self.since = done, now
+        return rate
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """A context whose time does not count."""
+        begun = time.perf_counter()
+        yield
+        self.since += time.perf_counter() - begun

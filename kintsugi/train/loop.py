@@ -5,12 +5,10 @@ What one step does is up to the method.
 
 from __future__ import annotations
 
-import contextlib
 import math
 import signal
 import statistics
 import sys
-import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -24,11 +22,12 @@ from kintsugi.data.loader import Loader, resident
 from kintsugi.rng import derive_seed
 from kintsugi.train import bf16, checkpoint, feature_quality, sharding
 from kintsugi.train.ahead import inputs_ahead
+from kintsugi.train.compiled import begin_step, uncompiled
 from kintsugi.train.compute import deterministic
 from kintsugi.train.config import TrainConfig, to_plain
 from kintsugi.train.dist import World, open_world
 from kintsugi.train.encoder_options import EncoderConfig
-from kintsugi.train.log import Log
+from kintsugi.train.log import Clock, Log
 from kintsugi.train.method import Batch, C, Data, Method
 from kintsugi.train.run_folder import open_folder, point_latest, resume
 
@@ -49,6 +48,8 @@ def train(method_class: type[Method[C]], config: C) -> Path:
     if config.shard and not method_class.shardable:
         raise ValueError(f"--shard does not work with {method_class.name}: leave it out")
     with open_world(config.device, config.precision, config.batch) as world:
+        if config.graph and world.device.type != "cuda":
+            raise ValueError("--graph needs a GPU: leave it out")
         return _train(method_class, config, world)
 
 
@@ -74,7 +75,7 @@ def prepared(method_class: type[Method[C]], config: C, world: World, data: Data)
     method.to(world.device)  # its own buffers too
     sharded = config.shard and world.size > 1
     # Sharded weights cannot be stored as NHWC.
-    world.place(method.children(), channels_last=config.channels_last and not sharded, compile=config.compile)
+    world.place(method.children(), channels_last=config.channels_last and not sharded, compiling=config.compiling)
     if sharded:
         sharding.shard(method, method.optimizers.values(), world)
     method.on_train_data(data.train)
@@ -115,24 +116,26 @@ class _Loop:
     def run(self, start: int, signals: _Signals) -> None:
         """Trains from step ``start`` to the last one, or until a signal arrives."""
         config, world, steps = self.config, self.world, self.config.steps
-        milestones = self.method.milestones()
+        milestones, how = self.method.milestones(), config.compiling
         if start == 0:
-            self._show(0)
+            with uncompiled(how):
+                self._show(0)
         images = resident(self.data.train, world.device, config.device_gb)
         loader = Loader(images, config.batch, config.seed, world.rank, world.size, world.device)
-        clock, wanted = _Clock(start), deterministic(config.deterministic)
+        clock, wanted = Clock(start), deterministic(config.deterministic)
         with loader.iterate(start) as batches:
             for step, inputs in inputs_ahead(wanted(self.method.inputs), batches, range(start, steps), world.device):
                 if step in milestones:
                     self._save(step, f"{milestones[step]}.pt")
                 torch.manual_seed(derive_seed(config.seed, step, world.rank))  # dropout and the like
+                begin_step(how)
                 self.pending.append((step, wanted(self.method.update)(inputs, step)))
                 self.log.step_done()
                 done = step + 1
                 last = done == steps
                 if config.logs(step):
                     self._log(done, clock)
-                with clock.paused():
+                with clock.paused(), uncompiled(how):
                     if last or done % config.show_every == 0:
                         self._show(done)
                     if last or done % config.eval_every == 0:
@@ -145,9 +148,10 @@ class _Loop:
                     self.log.print(f"stopped at step {done} and saved: continue with --resume --out {self.folder}")
                     raise SystemExit(128 + (signals.caught or signal.SIGTERM))
         self.log.settings(to_plain(config), self.figures)
-        self._conclude()
+        with uncompiled(how):
+            self._conclude()
 
-    def _log(self, done: int, clock: _Clock) -> None:
+    def _log(self, done: int, clock: Clock) -> None:
         """Logs the means of all scalars since the last time, with speed, norms of weights and learning rates.
 
         Of figures that a method returns only at logged steps, the mean is that of this step.
@@ -300,27 +304,6 @@ class _Loop:
                 f"step {step}: {name} is {value}; training stopped, {good}: "
                 "try a lower learning rate, or --precision fp32"
             )
-
-
-class _Clock:
-    """Measures steps per second of training alone, without pictures, evaluations and checkpoints."""
-
-    def __init__(self, step: int) -> None:
-        self.step, self.since = step, time.perf_counter()
-
-    def rate(self, done: int) -> float:
-        """Steps per second since the last call."""
-        now = time.perf_counter()
-        rate = (done - self.step) / (now - self.since)
-        self.step, self.since = done, now
-        return rate
-
-    @contextlib.contextmanager
-    def paused(self) -> Iterator[None]:
-        """A context whose time does not count."""
-        begun = time.perf_counter()
-        yield
-        self.since += time.perf_counter() - begun
 
 
 class _Signals:

@@ -27,7 +27,7 @@ def test_on_several_gpus_every_batch_norm_is_replaced(encoder: str, monkeypatch:
     net = chosen(encoder).build()
     before = sum(isinstance(module, _BatchNorm) for module in net.modules())
     with pretended_gpu():
-        World(torch.device("cuda"), 0, 2).place([net], channels_last=True, compile=False)
+        World(torch.device("cuda"), 0, 2).place([net], channels_last=True)
     assert sum(isinstance(module, nn.SyncBatchNorm) for module in net.modules()) == before > 5
 
 

@@ -25,7 +25,7 @@ def networks(world: World) -> tuple[nn.Sequential, nn.Sequential, Tensor, Tensor
     torch.manual_seed(0)
     net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
     alone = copy.deepcopy(net).to(world.device)
-    world.place([net], channels_last=False, compile=False)
+    world.place([net], channels_last=False)
     image, target = (torch.randn(8, c, s, s, generator=generator(c)).to(world.device) for c, s in ((3, 8), (4, 6)))
     return net, alone, image * torch.arange(8, device=world.device).view(8, 1, 1, 1), target
 

@@ -195,7 +195,7 @@ def one_step(name: str, world: World, *, shard: bool = False) -> dict[str, Tenso
     torch.manual_seed(0)
     build, whole = CASES[name]
     method = build(world)
-    world.place(method.children(), channels_last=False, compile=False)
+    world.place(method.children(), channels_last=False)
     if shard:
         sharding.shard(method, method.optimizers.values(), world)
     method.on_train_data(cluster_cases.Noise())

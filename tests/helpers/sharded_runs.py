@@ -52,7 +52,7 @@ def held() -> dict[str, float]:
     with open_world("cpu", "fp32", 8) as world:
         build, batch = CASES["mae"]
         method = build(world)
-        world.place(method.children(), channels_last=False, compile=False)
+        world.place(method.children(), channels_last=False)
         sharding.shard(method, method.optimizers.values(), world)
         mine = {name: world.slice(value) for name, value in batch.items()}
         method.update(method.inputs(mine, 0), 0)

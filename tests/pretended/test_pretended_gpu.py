@@ -153,7 +153,7 @@ def trained(device: str) -> nn.Module:
     net(image)
     world = World(torch.device(device))
     optimizer = torch.optim.AdamW(net.parameters(), fused=True)  # before the network is moved, as in every method
-    world.place([net], channels_last=True, compile=False)
+    world.place([net], channels_last=True)
     for _ in range(2):
         world.backward(net(image.to(device)).square().mean(), optimizer)
         optim.take_step(optimizer)
