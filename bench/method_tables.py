@@ -87,6 +87,24 @@ def byol_trials() -> str:
     return with_source(rows, "trial", result["command"], result["machine"], "One run each")
 
 
+def dino_trials() -> str:
+    """Short runs of DINO with other settings: how evenly the teacher chooses, and what the features are worth."""
+    result = load("tuning-dino")
+    rows: dict[str, dict[str, str]] = {}
+    for trial in result["trials"]:
+        entropies = trial.get("step -> entropy of the targets, entropy of their mean, nats", {})
+        rows[trial["trial"]] = {
+            "steps": str(trial["steps"]),
+            **{
+                f"{name}, step 50": f"{entropies['50'][which]:.2f}" if entropies else ""
+                for which, name in enumerate(("entropy", "of the mean"))
+            },
+            **{name: f"{100 * trial['trained'][name]:.1f}" for name in ("kNN", "linear")},
+            **{f"{name}, random weights": f"{100 * trial['random'][name]:.1f}" for name in ("kNN", "linear")},
+        }
+    return with_source(rows, "trial", f"`{result['command']}`", result["machine"], "One run each")
+
+
 def context_trials() -> str:
     """Short runs of context prediction with other settings: places found, and what the features are worth."""
     result = load("context-trials")

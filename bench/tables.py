@@ -24,6 +24,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "contrastive demos": method_tables.contrastive_demos,
     "BYOL's demo": method_tables.byol_demo,
     "BYOL trials": method_tables.byol_trials,
+    "DINO trials": method_tables.dino_trials,
     "context trials": method_tables.context_trials,
     "context, short": method_tables.context_short,
     "inpainting": method_tables.inpainting,
