@@ -17,13 +17,12 @@ from bench.gpu.sets import tiny_folders, tiny_runs
 
 MORE = {
     "simclr, CUDA graphs": ("simclr", "--graph"),
-    "moco, CUDA graphs": ("moco", "--graph"),
     "inpainting, CUDA graphs": ("inpainting", "--graph"),
     "simclr, compiled": ("simclr", "--compile"),
     "simclr, images not kept on the device": ("simclr", "--device-gb", "0"),
     "inpainting, spectral norm": ("inpainting", "--discriminator-norm", "spectral", "--gan", "hinge"),
 }
-"""Further cases: name -> method and options. The one that takes longest is first."""
+"""Further cases: name -> method and options. Those that take longest are first."""
 AT_ONCE = 8
 TINY = ("inpainting",)
 
