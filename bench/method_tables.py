@@ -64,11 +64,15 @@ def contrastive_demos() -> str:
     )
 
 
-def byol_demo() -> str:
-    """BYOL's demo: how often, in percent, the nearest neighbor of a view is the other view of the same scene."""
+def found(method: str, machine: str) -> str:
+    """A method's demo: how often, in percent, the nearest neighbor of a view is the other view of the same scene."""
     columns = {"same_image": ("found, %", ".1f"), "rank": ("effective rank", ".0f")}
     return with_source(
-        columns_of(load("demo-byol"), columns), "demo, held-out scenes", "`make train-byol`", EPYC, "One run"
+        columns_of(load(f"demo-{method}"), columns),
+        "demo, held-out scenes",
+        f"`make train-{method}`",
+        machine,
+        "One run",
     )
 
 

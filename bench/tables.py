@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from bench import method_tables, race_tables, speed_tables, transfer_tables
+from bench.printing import EPYC
 
 ROOT = Path(__file__).parents[1]
 BLOCK = re.compile(r"(<!-- table: (.+?) -->\n).*?(<!-- end of table -->)", re.DOTALL)
@@ -22,7 +23,8 @@ BLOCK = re.compile(r"(<!-- table: (.+?) -->\n).*?(<!-- end of table -->)", re.DO
 TABLES: dict[str, Callable[[], str]] = {
     "demos": method_tables.demos,
     "contrastive demos": method_tables.contrastive_demos,
-    "BYOL's demo": method_tables.byol_demo,
+    "BYOL's demo": lambda: method_tables.found("byol", EPYC),
+    "LeJEPA's demo": lambda: method_tables.found("lejepa", "One core of a two-core AMD EPYC, float32"),
     "BYOL trials": method_tables.byol_trials,
     "DINO trials": method_tables.dino_trials,
     "context trials": method_tables.context_trials,

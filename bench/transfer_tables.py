@@ -102,6 +102,7 @@ class Report:
     command: str = "`make transfer` with the options below"
     page: str = "[One budget](../one-budget.md)"
     runs: str = "One pre-training each, {seeds} seeds of transfer"
+    machine: str = EPYC
 
 
 REPORTS = {
@@ -117,6 +118,12 @@ REPORTS = {
         '--batch-tuned 32 --lr-tuned 1e-3 --pooled-features 1024 --steps-linear 300 ..."`',
         runs="One pre-training, one seed",
     ),
+    "mae-longer": Report(
+        '`make transfer CKPT=mae=runs/equal-minutes/mae-0 ARGS="--segmentation camvid --void 11 '
+        '--dense-protocols frozen --seeds 1 --precision fp32 ..."`',
+        runs="One pre-training, one seed",
+        machine="One core of a two-core AMD EPYC, float32",
+    ),
 }
 """Name of a transfer report -> what its table says below its rows."""
 
@@ -127,7 +134,7 @@ def transfer(report: str, *names: str) -> str:
     leave_out = ("caltech101: 1 % of labels",)
     about = REPORTS[report]
     command = f"`make transfer` with the options of {about.page}" if names else about.command
-    machine = EPYC
+    machine = about.machine
     if report == "report" and (not names or "moco" in names):
         machine = XEON if names else f"{EPYC}; MoCo on {XEON}"
     seeds = load(f"transfer/{report}")["settings"]["seeds"]
