@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bench.printing import EPYC, XEON, XEON_FP32, columns_of, label, load, mean_and_deviation, with_source
+from bench.printing import EPYC, EPYC_FP32, XEON, XEON_FP32, columns_of, label, load, mean_and_deviation, with_source
 
 
 def demos() -> str:
@@ -245,7 +245,7 @@ def masked(method: str) -> str:
         columns_of(load(f"demo-{method}"), columns),
         "masked squares of 256 held-out scenes, 64 px",
         f"`make train-{method}`",
-        {"mae": "one core of a two-core AMD EPYC, float32"}.get(method, EPYC),
+        {"mae": EPYC_FP32}.get(method, EPYC),
         "One run",
     )
 

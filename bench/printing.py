@@ -15,6 +15,7 @@ RESULTS = Path(__file__).parent / "results"
 XEON = "one core of a two-core Xeon with AMX, bfloat16"
 XEON_FP32 = "one core of a two-core Xeon, float32"
 EPYC = "one core of a two-core AMD EPYC with AVX512-BF16, bfloat16"
+EPYC_FP32 = "one core of a two-core AMD EPYC, float32"
 
 LABELS = {
     "mean ab": "mean color",

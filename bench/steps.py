@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
 
+import torch
 from torch import Tensor, nn
 
 from bench.common import Job, TimingConfig, milliseconds, write
@@ -59,7 +60,13 @@ class Steps:
         return milliseconds(jobs, self.config.rounds, self.world.device, repeats=self.config.repeats)
 
     def place(self, method: Method, compiling: Compiling = "no") -> None:
-        """Moves a method's networks to the device, as the training loop does."""
+        """Moves a method's networks to the device, as the training loop does.
+
+        What was compiled before is forgotten: torch compiles calls of modules only a few times in a process, and then
+        runs them uncompiled.
+        """
+        if compiling != "no":
+            torch.compiler.reset()
         method.to(self.world.device)  # its own buffers too
         self.world.place(method.children(), channels_last=True, compiling=compiling)
 

@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from bench.printing import EPYC, XEON, Rows, label, load, mean_and_deviation, with_source
+from bench.printing import EPYC, EPYC_FP32, XEON, Rows, label, load, mean_and_deviation, with_source
 
 RANDOM = {
     "inpainting, discriminator": "random init (discriminator)",
@@ -122,7 +122,7 @@ REPORTS = {
         '`make transfer CKPT=mae=runs/equal-minutes/mae-0 ARGS="--segmentation camvid --void 11 '
         '--dense-protocols frozen --seeds 1 --precision fp32 ..."`',
         runs="One pre-training, one seed",
-        machine="One core of a two-core AMD EPYC, float32",
+        machine=EPYC_FP32,
     ),
 }
 """Name of a transfer report -> what its table says below its rows."""

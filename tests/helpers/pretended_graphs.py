@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import pytest
 import torch
 from torch import Tensor, fx, nn
+from torch._dynamo import config as dynamo_config
 
 from kintsugi.train import dist, loop
 
@@ -56,5 +57,6 @@ def pretended_graphs(patch: pytest.MonkeyPatch) -> Iterator[Compilations]:
     patch.setattr(dist, "compile_network", compile_network)
     patch.setattr(loop, "begin_step", begin_step)
     torch.compiler.reset()
-    yield found
+    with dynamo_config.patch(fail_on_recompile_limit_hit=True):  # networks would then run uncompiled
+        yield found
     torch.compiler.reset()
