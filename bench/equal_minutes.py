@@ -36,11 +36,28 @@ OPTIONS: Mapping[str, str] = {
     "inpainting": "--mask regions --lpips off",
     "mae": "--norm-pix --batch 64 --lr 8e-3",
     "spark": "--cell 8 --decoder-width 128 --lr 2e-3",
-    "distill": "",
+    "distill": "--teacher {teacher}",
     "lejepa": "--local-crops 0",
-    "dino": "",
+    "dino": "--local-crops 0 --lr 4e-3",
+    "colorization": "",
+    "superresolution": "",
+    "synthetic": "--data scenes --real {data}",
+    "cpc": "",
+    "moco": "",
+    "byol": "",
+    "rotation": "",
+    "jigsaw": "--size 120 --short-side 128",
+    "context": "--size 128 --short-side 128",
+    "deepcluster": "--clusters 200 --every 200",
+    "sela": "--clusters 200 --labelings 4",
+    "cliquecnn": "--cliques 256 --members 8 --group 32",
+    "frame-order": "--data {clips}",
+    "odd-one-out": "--data {clips}",
 }
-"""Method -> its own options besides those of its demo. The network is ResNet-18, and MAE's a ViT-Tiny."""
+"""Method -> its own options besides those of its demo, where {data} and so on stand for the options of this program.
+
+The network is a ResNet-18; for MAE a ViT-Tiny, for super-resolution an SRResNet, and for synthetic to real and both
+methods on clips an AlexNet."""
 
 _SHARED = "--size 64 --short-side 72 --eval-images 256 --log-every 50"
 _SCALED = ("warmup", "adversarial_start", "frozen", "temperature_warmup")  # settings counted in steps
@@ -52,10 +69,12 @@ class EqualMinutesConfig:
 
     data: str
     """Images to train on, as in the option --data of the methods."""
-    methods: tuple[str, ...] = tuple(OPTIONS)
+    methods: tuple[str, ...] = ("simclr", "splitbrain", "inpainting", "mae", "spark", "distill", "lejepa")
     """Names of the methods."""
     teacher: str = ""
     """The teacher of distill, as its option --teacher."""
+    clips: str = ""
+    """A folder of clips for frame-order and odd-one-out, as their option --data."""
     minutes: float = 8.0
     """Minutes of each run, of all threads."""
     seeds: tuple[int, ...] = (0, 1, 2)
@@ -78,8 +97,12 @@ class EqualMinutesConfig:
         within(self, minutes=0.01, steps=0, threads=1, warm=0, timed=1)
         if unknown := sorted(set(self.methods) - set(OPTIONS)):
             raise ValueError(f"--methods {unknown[0]}: choose from {', '.join(OPTIONS)}")
-        if "distill" in self.methods and not self.teacher:
-            raise ValueError("--teacher is missing, which distill needs: give one, or leave distill out of --methods")
+        for name in self.methods:
+            for needed in ("teacher", "clips"):
+                if f"{{{needed}}}" in OPTIONS[name] and not getattr(self, needed):
+                    raise ValueError(
+                        f"--{needed} is missing, which {name} needs: give it, or leave {name} out of --methods"
+                    )
 
 
 def run(config: EqualMinutesConfig) -> None:
@@ -126,7 +149,8 @@ def settings_of(
 
 def own_options(name: str, config: EqualMinutesConfig) -> list[str]:
     """The options of a method besides those that all methods have."""
-    return [*OPTIONS[name].split(), *(["--teacher", config.teacher] if name == "distill" else [])]
+    given = {"data": config.data, "teacher": config.teacher, "clips": config.clips}
+    return [word.format(**given) for word in OPTIONS[name].split()]
 
 
 def scaled(settings: Any, steps: int) -> Any:

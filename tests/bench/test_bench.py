@@ -100,6 +100,18 @@ def test_methods_train_for_equal_minutes(photos: Path, tmp_path: Path):
     torch.set_num_threads(threads)
     with pytest.raises(ValueError, match="--teacher is missing"):
         equal_minutes.EqualMinutesConfig(data=str(photos))
+    with pytest.raises(ValueError, match="--clips is missing, which odd-one-out needs"):
+        equal_minutes.EqualMinutesConfig(data=str(photos), methods=("odd-one-out",))
+
+
+@pytest.mark.parametrize("name", equal_minutes.OPTIONS)
+def test_each_method_accepts_its_options_for_equal_minutes(name: str):
+    settings = equal_minutes.EqualMinutesConfig(
+        data="photos", methods=(name,), teacher="alexnet=file", clips="clips", precision="fp32"
+    )
+    _, found = equal_minutes.settings_of(name, settings, seed=3)
+    assert found.seed == 3
+    assert found.data == {"synthetic": "scenes", "frame-order": "clips", "odd-one-out": "clips"}.get(name, "photos")
 
 
 def test_methods_train_for_equal_steps(photos: Path, tmp_path: Path):
