@@ -64,72 +64,20 @@ def contrastive_demos() -> str:
     )
 
 
-def found(method: str, machine: str) -> str:
+def found(method: str) -> str:
     """A method's demo: how often, in percent, the nearest neighbor of a view is the other view of the same scene."""
-    columns = {"same_image": ("found, %", ".1f"), "rank": ("effective rank", ".0f")}
+    columns = {
+        "same_image": ("found, %", ".1f"),
+        "same_image, strong views": ("found, strong views, %", ".1f"),
+        "rank": ("effective rank", ".0f"),
+    }
     return with_source(
         columns_of(load(f"demo-{method}"), columns),
         "demo, held-out scenes",
         f"`make train-{method}`",
-        machine,
+        EPYC_FP32,
         "One run",
     )
-
-
-def byol_trials() -> str:
-    """Short runs of BYOL's demo with other settings: what the features find, and how the projections are spread."""
-    result = load("byol-trials")
-    rows: dict[str, dict[str, str]] = {}
-    for trial in result["trials"]:
-        after = trial["after steps"]
-        found = {
-            f"found after {steps}, %": f"{after[steps]['same_image']:.1f}" if steps in after else ""
-            for steps in ("100", "150", "200")
-        }
-        spread = {"deviation": f"{after['100']['deviation']:.2f}", "rank": f"{after['100']['rank']:.0f}"}
-        rows[f"{trial['trial']} ({trial['size']} px)"] = found | {"loss": f"{after['100']['loss']:.2f}"} | spread
-    return with_source(rows, "trial", result["command"], result["machine"], "One run each")
-
-
-def dino_trials() -> str:
-    """Short runs of DINO with other settings: how evenly the teacher chooses, and what the features are worth."""
-    result = load("tuning-dino")
-    rows: dict[str, dict[str, str]] = {}
-    for trial in result["trials"]:
-        entropies = trial.get("step -> entropy of the targets, entropy of their mean, nats", {})
-        rows[trial["trial"]] = {
-            "steps": str(trial["steps"]),
-            **{
-                f"{name}, step 50": f"{entropies['50'][which]:.2f}" if entropies else ""
-                for which, name in enumerate(("entropy", "of the mean"))
-            },
-            **{name: f"{100 * trial['trained'][name]:.1f}" for name in ("kNN", "linear")},
-            **{f"{name}, random weights": f"{100 * trial['random'][name]:.1f}" for name in ("kNN", "linear")},
-        }
-    return with_source(rows, "trial", f"`{result['command']}`", result["machine"], "One run each")
-
-
-def context_trials() -> str:
-    """Short runs of context prediction with other settings: places found, and what the features are worth."""
-    result = load("context-trials")
-    rows: dict[str, dict[str, str]] = {}
-    for trial in result["trials"]:
-        features = trial.get("features", {})
-        rows[trial["trial"]] = {
-            "steps": f"{trial['steps']}" if "steps" in trial else "",
-            "right, %": f"{trial['accuracy']:.1f}" if "accuracy" in trial else "",
-            "kNN": f"{features['knn']:.1f}" if features else "",
-            **{f"stride {s}": f"{features[f'stride {s}']:.1f}" if features else "" for s in (32, 16, 8, 4)},
-        }
-    return with_source(rows, "trial", result["command"], result["machine"], "One run each")
-
-
-def context_short() -> str:
-    """What the features of context prediction are worth after short runs, beside random weights measured alike."""
-    result = load("context-trials")
-    transfer = result["transfer"]
-    rows = {label(name): {task: f"{value:.1f}" for task, value in of.items()} for name, of in transfer.items()}
-    return with_source(rows, "weights", result["transfer command"], result["machine"], "One pre-training, one seed")
 
 
 def inpainting() -> str:

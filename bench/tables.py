@@ -14,8 +14,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from bench import method_tables, race_tables, speed_tables, transfer_tables
-from bench.printing import EPYC, EPYC_FP32
+from bench import method_tables, race_tables, speed_tables, transfer_tables, trial_tables
 
 ROOT = Path(__file__).parents[1]
 BLOCK = re.compile(r"(<!-- table: (.+?) -->\n).*?(<!-- end of table -->)", re.DOTALL)
@@ -23,12 +22,13 @@ BLOCK = re.compile(r"(<!-- table: (.+?) -->\n).*?(<!-- end of table -->)", re.DO
 TABLES: dict[str, Callable[[], str]] = {
     "demos": method_tables.demos,
     "contrastive demos": method_tables.contrastive_demos,
-    "BYOL's demo": lambda: method_tables.found("byol", EPYC),
-    "LeJEPA's demo": lambda: method_tables.found("lejepa", EPYC_FP32),
-    "BYOL trials": method_tables.byol_trials,
-    "DINO trials": method_tables.dino_trials,
-    "context trials": method_tables.context_trials,
-    "context, short": method_tables.context_short,
+    "BYOL's demo": lambda: method_tables.found("byol"),
+    "LeJEPA's demo": lambda: method_tables.found("lejepa"),
+    "BYOL trials": trial_tables.byol_trials,
+    "BYOL, views": trial_tables.byol_views,
+    "DINO trials": trial_tables.dino_trials,
+    "context trials": trial_tables.context_trials,
+    "context, short": trial_tables.context_short,
     "inpainting": method_tables.inpainting,
     "photo holes": method_tables.photo_holes,
     "photo holes, Caltech-101": method_tables.photo_holes_caltech,

@@ -52,7 +52,11 @@ class BYOLConfig(ViewsConfig):
 
 
 def demo() -> BYOLConfig:
-    """Minutes on two CPU cores, on the built-in scenes. A low momentum, because there are few steps."""
+    """Minutes on two CPU cores, on the built-in scenes.
+
+    The views are milder than the paper's, because with those the projections of rooms keep only three directions. The
+    momentum is lower, because there are few steps.
+    """
     return BYOLConfig(
         preset="demo",
         scenes=2048,
@@ -66,8 +70,10 @@ def demo() -> BYOLConfig:
         lr=5e-4,
         predictor_lr=10,
         warmup=30,
-        momentum=0.9,
-        smallest_crop=0.2,
+        momentum=0.99,
+        smallest_crop=0.4,
+        strength=0.5,
+        blur=0,
         show_every=350,
         eval_every=100,
         save_every=100,

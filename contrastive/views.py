@@ -35,7 +35,7 @@ class ViewsConfig(StemConfig):
     """Smallest fraction of an image's area that a view shows."""
     strength: float = 1.0
     """Strength of the color jitter, as a factor on the method's own. At 32 px use .5 for SimCLR; leave it at 1 for MoCo
-    and BYOL, whose own jitter is about half as strong as SimCLR's."""
+    and BYOL, whose own jitter is about half as strong as SimCLR's. (On the built-in scenes BYOL needs .5.)"""
     blur: float = 0.5
     """Probability that a view is blurred; 0 in the papers for views of 32 px. BYOL doubles it for the first view and
     divides it by five for the second."""
