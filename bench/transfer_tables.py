@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 from bench.printing import EPYC, EPYC_FP32, XEON, Rows, label, load, mean_and_deviation, with_source
 
+RESNET18 = "random init (resnet18)"
+VIT = "random init (vit_tiny_patch16_224, patches of 8 px)"
 RANDOM = {
     "inpainting, discriminator": "random init (discriminator)",
     "colorization": "random init (resnet18, L)",
@@ -15,14 +17,14 @@ RANDOM = {
     "superresolution": "random init (srresnet)",
     "superresolution, discriminator": "random init (srgan-discriminator)",
     "synthetic": "random init (alexnet)",
-    "mae": "random init (vit_tiny_patch16_224, patches of 8 px)",
+    "mae": VIT,
+    "MAE, half an hour": VIT,
+    "MAE, an hour": VIT,
     "cpc": "random init (resnet18, group norm)",
     "moco": "random init (resnet18, split norm)",
     "squeezenet1_0, squeezenet1_0_imagenet.safetensors": "random init (squeezenet1_0)",
 }
-"""Row of a transfer report -> the row with random weights of the same network. For all other rows it is ``RESNET18``.
-"""
-RESNET18 = "random init (resnet18)"
+"""Row of a transfer report -> the row with random weights of the same network. All other rows have ``RESNET18``."""
 
 COLUMNS = {
     "caltech101: kNN": "Caltech-101 kNN",
@@ -118,11 +120,8 @@ REPORTS = {
         '--batch-tuned 32 --lr-tuned 1e-3 --pooled-features 1024 --steps-linear 300 ..."`',
         runs="One pre-training, one seed",
     ),
-    "mae-longer": Report(
-        '`make transfer CKPT=mae=runs/equal-minutes/mae-0 ARGS="--segmentation camvid --void 11 '
-        '--dense-protocols frozen --seeds 1 --precision fp32 ..."`',
-        runs="One pre-training, one seed",
-        machine=EPYC_FP32,
+    "longer": Report(
+        page="[Equal minutes](../equal-minutes.md)", runs="One pre-training each, one seed", machine=EPYC_FP32
     ),
 }
 """Name of a transfer report -> what its table says below its rows."""
