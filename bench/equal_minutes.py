@@ -149,8 +149,7 @@ def settings_of(
 
 def own_options(name: str, config: EqualMinutesConfig) -> list[str]:
     """The options of a method besides those that all methods have."""
-    given = {"data": config.data, "teacher": config.teacher, "clips": config.clips}
-    return [word.format(**given) for word in OPTIONS[name].split()]
+    return [word.format(**vars(config)) for word in OPTIONS[name].split()]
 
 
 def scaled(settings: Any, steps: int) -> Any:
