@@ -129,15 +129,15 @@ class Classification(Task):
             if not (self.several and protocol in ("knn", "shots"))  # these predict one class
         )
 
-    def settings(self) -> Mapping[str, Any]:
+    def settings(self, protocol: str) -> Mapping[str, Any]:
         config = self.config
-        return {
-            "data": self.data,
-            "size": self.size,
-            "images": [len(self.split.train), len(self.split.heldout)],
-            "linear": ["best and pooled", config.pooled_features, config.steps_linear, config.batch_linear],
-            "tuned": [config.steps_tuned, config.batch_tuned, *config.lr_tuned],
-        }
+        own: dict[str, Any] = {}
+        if protocol == "finetune":
+            own["tuned"] = [config.steps_tuned, config.batch_tuned, *config.lr_tuned]
+        elif protocol == "linear" or protocol in self.fractions:
+            own["linear"] = ["best and pooled", config.pooled_features, config.steps_linear, config.batch_linear]
+        images = [len(self.split.train), len(self.split.heldout)]
+        return {"data": self.data, "size": self.size, "images": images, **own}
 
     def measure(self, features: FrozenFeatures, protocol: str, seed: int) -> Result:
         if protocol == "finetune":

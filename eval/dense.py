@@ -201,14 +201,15 @@ class DenseTask(Task):
         """The targets (B,...,h,w) of the images mirrored left to right."""
         return targets.flip(-1)
 
-    def settings(self) -> Mapping[str, Any]:
+    def settings(self, protocol: str) -> Mapping[str, Any]:
         config = self.config
+        own = {"finetune": [config.steps_finetune, config.lr_finetune, self.crop]} if protocol == "finetune" else {}
         return {
             "data": [self.train.digest, self.val.digest],
             "planes": self.planes,
             "batch": config.batch_dense,
-            "frozen": [config.steps_frozen, config.lr_frozen],
-            "finetune": [config.steps_finetune, config.lr_finetune, self.crop],
+            "frozen": [config.steps_frozen, config.lr_frozen],  # fine-tuning starts from the head of frozen
+            **own,
         }
 
     def measure(self, features: FrozenFeatures, protocol: str, seed: int) -> Result:

@@ -92,7 +92,7 @@ class Detection(Task):
         self.name = f"boxes in {data_name(data)}"
         self.protocols = config.detection_protocols
 
-    def settings(self) -> Mapping[str, Any]:
+    def settings(self, protocol: str) -> Mapping[str, Any]:
         config = self.config
         return {
             "data": self.data,

@@ -80,8 +80,9 @@ class Task(ABC):
     protocols: tuple[str, ...]
 
     @abstractmethod
-    def settings(self) -> Mapping[str, Any]:
-        """Everything that figures depend on besides weights and seed. Finished results are reused if it is the same."""
+    def settings(self, protocol: str) -> Mapping[str, Any]:
+        """Everything that a protocol's figures depend on besides weights and seed. Finished results are reused if it is
+        the same."""
 
     @abstractmethod
     def measure(self, features: FrozenFeatures, protocol: str, seed: int) -> Result:
@@ -145,7 +146,8 @@ def run(
 
 def _key(task: Task, weights: Weights, protocol: str, seed: int, compute: Compute) -> str:
     """A hash of everything that a result depends on."""
-    parts = [task.name, dict(task.settings()), weights.digest, protocol, seed, compute.device.type, compute.bf16]
+    settings = dict(task.settings(protocol))
+    parts = [task.name, settings, weights.digest, protocol, seed, compute.device.type, compute.bf16]
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:24]
 
 

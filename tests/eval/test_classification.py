@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -276,6 +277,18 @@ def test_random_weights_have_no_layer_decay(photos_in_classes: Path, monkeypatch
     for states in ((), (spec.build().state_dict(),)):
         task.measure(FrozenFeatures(Weights("weights", spec.plain(), states), 0, CPU), "finetune", 0)
     assert given == [1.0, 0.75]
+
+
+def test_a_protocol_is_measured_again_only_if_its_own_options_differ(photos_in_classes: Path):
+    def settings(**options: object) -> list[Mapping[str, object]]:
+        config = classification.ClassificationConfig(ckpt=Path("unused"), **options)  # type: ignore[arg-type]
+        task = classification.Classification(str(photos_in_classes), 64, config, CPU)
+        return [task.settings(protocol) for protocol in ("knn", "linear", "10 % of labels", "5-shot", "finetune")]
+
+    usual = settings()
+    probes, tuned = settings(steps_linear=5), settings(lr_tuned=(1e-2,))
+    assert [one != two for one, two in zip(usual, probes, strict=True)] == [False, True, True, False, False]
+    assert [one != two for one, two in zip(usual, tuned, strict=True)] == [False, False, False, False, True]
 
 
 def test_the_command(trained: Path, photos_in_classes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from helpers.informed_features import Pooled
@@ -138,13 +140,20 @@ def test_frozen_keeps_the_weights_and_finetune_changes_all_layers():
 
 
 def test_other_data_or_settings_have_other_keys():
-    task = Red()
-    assert Red().settings() == task.settings()
-    assert Red(5).settings() != task.settings()
-    assert Red(settings=DenseSettings(steps_frozen=4)).settings() != task.settings()
-    other = Red()
-    other.val.targets[0, 0, 0, 0] += 0.5  # before its digest is computed
-    assert other.settings() != task.settings()
+    for protocol in ("frozen", "finetune"):
+        usual = Red().settings(protocol)
+        assert Red().settings(protocol) == usual
+        assert Red(5).settings(protocol) != usual
+        assert Red(settings=DenseSettings(steps_frozen=4)).settings(protocol) != usual
+        other = Red()
+        other.val.targets[0, 0, 0, 0] += 0.5  # before its digest is computed
+        assert other.settings(protocol) != usual
+
+
+def test_options_of_fine_tuning_leave_the_keys_of_frozen_features():
+    other = Red(settings=replace(TINY, lr_finetune=1e-3))
+    assert other.settings("finetune") != Red().settings("finetune")
+    assert other.settings("frozen") == Red().settings("frozen")
 
 
 def test_pictures_show_predictions_next_to_those_of_random_weights():

@@ -317,7 +317,7 @@ def test_results_are_the_same_for_the_same_seed(squares: Path):
     )
     task = Detection(str(squares), settings, CPU)
     assert task.name == "boxes in voc"
-    json.dumps(task.settings())
+    json.dumps(task.settings("frozen"))
     features = FrozenFeatures(Weights("weights", Backbone("dcgan").plain()), 0, CPU)
     results = [task.measure(features, protocol, 0) for protocol in ("frozen", "finetune", "finetune")]
     assert list(results[0].figures) == ["AP50, frozen"]
