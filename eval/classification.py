@@ -27,8 +27,9 @@ from kintsugi.data.images import open_labeled
 from kintsugi.data.multilabel import MULTILABEL, open_multilabel
 from kintsugi.data.store import Store
 from kintsugi.eval.features import Features, central_squares, extract
-from kintsugi.eval.finetune import LAYER_DECAY, finetune
+from kintsugi.eval.finetune import finetune
 from kintsugi.eval.linear import Inputs, probe, some_of_each
+from kintsugi.eval.minimize import layer_decay
 from kintsugi.eval.report import Comparison, compare
 from kintsugi.eval.results import Result, Results
 from kintsugi.eval.tasks import FrozenFeatures, RunSettings, Task, data_name, evenly_spaced
@@ -165,7 +166,7 @@ class Classification(Task):
             config.batch_tuned,
             config.lr_tuned,
             self.compute,
-            LAYER_DECAY if features.weights.states else 1.0,
+            layer_decay(features.weights),
         )
 
     def _knn(self, train: Features, test: Features) -> float:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 from tqdm import tqdm
 
+from kintsugi.eval.minimize import all_layers, layer_decay, minimize
 from kintsugi.eval.results import Result
 from kintsugi.eval.tasks import FrozenFeatures, RunSettings, Task, evenly_spaced
 from kintsugi.nets.encoder import Encoder
@@ -28,7 +29,6 @@ from kintsugi.rng import derive_seed, generator
 from kintsugi.train.compute import Compute
 from kintsugi.train.config import within
 from kintsugi.train.inference import fit_batch_norms
-from kintsugi.train.optim import warmup_cosine
 
 Protocol = Literal["frozen", "finetune"]
 TITLES = {"frozen": "frozen", "finetune": "fine-tuned"}
@@ -56,7 +56,8 @@ class DenseSettings(RunSettings):
     lr_frozen: float = 1e-2
     """AdamW's highest learning rate for the head; warm-up over a tenth of the steps, then down to 0 along a cosine."""
     lr_finetune: float = 3e-4
-    """AdamW's highest learning rate for all layers, with the same schedule."""
+    """AdamW's highest learning rate for all layers, with the same schedule. The earlier blocks of pre-trained vision
+    transformers have lower rates."""
     train_scenes: int = 400
     """Number of training scenes, if the data is scenes; a quarter as many others are for validation."""
 
@@ -221,7 +222,7 @@ class DenseTask(Task):
         net = frozen.heads[seed]
         if protocol == "finetune":
             net = copy.deepcopy(net)
-            self._train_all(net, seed)
+            self._train_all(net, seed, layer_decay(features.weights))
             prediction = self._predict_all(net, lambda rows: net(self._image(self.val.images[rows])))
         else:
             size = self.val.images.shape[-2:]
@@ -285,11 +286,11 @@ class DenseTask(Task):
                 output = net.head([maps[places] for maps in frozen.maps], target.shape[-2:])
             return self.loss(output, target)
 
-        _minimize(net.scores, loss, config.steps_frozen, config.lr_frozen, f"head, seed {seed}")
+        minimize(net.scores.parameters(), loss, config.steps_frozen, config.lr_frozen, f"head, seed {seed}")
         return net
 
-    def _train_all(self, net: FCN, seed: int) -> None:
-        """Trains all layers, on random crops."""
+    def _train_all(self, net: FCN, seed: int, decay: float) -> None:
+        """Trains all layers, on random crops. decay: as of ``all_layers``."""
         net.train()
 
         def loss(step: int) -> Tensor:
@@ -298,7 +299,8 @@ class DenseTask(Task):
                 output = net(image)
             return self.loss(output, target)
 
-        _minimize(net, loss, self.config.steps_finetune, self.config.lr_finetune, f"all layers, seed {seed}")
+        groups = all_layers(net, net.encoder, decay)
+        minimize(groups, loss, self.config.steps_finetune, self.config.lr_finetune, f"all layers, seed {seed}")
 
     def random_crops(self, seed: int, step: int) -> tuple[Tensor, Tensor]:
         """A step's random crops, mirrored at random: images (B,3,c,c) in [0,1], targets (B,...,c,c)."""
@@ -336,16 +338,3 @@ class DenseTask(Task):
             with self.compute.autocast():
                 found.append(self.predict(output(rows)).cpu())
         return torch.cat(found)
-
-
-def _minimize(module: nn.Module, loss: Callable[[int], Tensor], steps: int, lr: float, title: str) -> None:
-    """Trains a module by AdamW. ``loss``: step -> the loss of that step."""
-    optimizer = torch.optim.AdamW(module.parameters(), lr, weight_decay=1e-2)
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: warmup_cosine(step, steps, steps // 10, cosine_from=0)
-    )
-    for step in tqdm(range(steps), desc=title, leave=False, disable=None):
-        loss(step).backward()
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        schedule.step()

@@ -28,10 +28,10 @@ from torchvision.models.detection import FasterRCNN
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
-from tqdm import tqdm
 
 from kintsugi.data.boxes import Boxed, Things, open_boxes
 from kintsugi.data.store import Store
+from kintsugi.eval.minimize import all_layers, layer_decay, minimize
 from kintsugi.eval.report import Comparison, compare
 from kintsugi.eval.results import Result, Results
 from kintsugi.eval.tasks import FrozenFeatures, RunSettings, Task, data_name, evenly_spaced
@@ -40,7 +40,6 @@ from kintsugi.rng import derive_seed, generator
 from kintsugi.train.compute import Compute
 from kintsugi.train.config import parse_command, user_errors, within
 from kintsugi.train.inference import fit_batch_norms
-from kintsugi.train.optim import warmup_cosine
 
 Protocol = Literal["frozen", "finetune"]
 STRIDES = (4, 8, 16, 32)
@@ -107,7 +106,7 @@ class Detection(Task):
         frozen = protocol == "frozen"
         width, classes = self.config.detection_width, len(self.train.classes)
         net = detector(features.encoder(), classes, self.size, width, self.compute, frozen)
-        fit(net, self.train, seed, self.config, self.compute)
+        fit(net, self.train, seed, self.config, self.compute, layer_decay(features.weights))
         mean, each = average_precision(detect(net, self.test, self.compute), self.test)
         return Result({FIGURES[protocol]: mean}, {"AP50 by class": each})
 
@@ -183,23 +182,22 @@ def detector(encoder: Encoder, classes: int, size: int, width: int, compute: Com
 # --- training and measuring -----------------------------------------------------------------------------------
 
 
-def fit(net: FasterRCNN, train: Boxed, seed: int, config: DetectionSettings, compute: Compute) -> list[float]:
-    """Trains the layers that are not frozen, on images mirrored at random. Returns the loss of every step."""
+def fit(
+    net: FasterRCNN, train: Boxed, seed: int, config: DetectionSettings, compute: Compute, decay: float = 1.0
+) -> Tensor:
+    """Trains the layers that are not frozen, on images mirrored at random. Returns the loss of every step, (steps,).
+
+    decay: as of ``all_layers``.
+    """
     some = evenly_spaced(len(train), 64).tolist()
     # One by one, because they differ in size.
     fit_batch_norms(
         net.backbone.encoder, (net.transform([_image(train, i, compute)])[0].tensors for i in some), compute
     )
     net.train()
-    steps, batch = config.detection_steps, config.detection_batch
-    optimizer = torch.optim.AdamW(
-        [p for p in net.parameters() if p.requires_grad], config.detection_lr, weight_decay=1e-2
-    )
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: warmup_cosine(step, steps, steps // 10, cosine_from=0)
-    )
-    losses = []
-    for step in tqdm(range(steps), desc=f"detector, seed {seed}", leave=False, disable=None):
+    batch = config.detection_batch
+
+    def loss(step: int) -> Tensor:
         random = generator(seed, step, 9)
         rows = torch.randint(len(train), (batch,), generator=random).tolist()
         flips = (torch.rand(batch, generator=random) < 0.5).tolist()
@@ -208,13 +206,10 @@ def fit(net: FasterRCNN, train: Boxed, seed: int, config: DetectionSettings, com
             image, things = _image(train, row, compute), train.things[row]
             images.append(image.flip(-1) if flip else image)
             targets.append(_target(mirrored(things) if flip else things, compute))
-        loss = torch.stack(list(net(images, targets).values())).sum()
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        schedule.step()
-        losses.append(loss.detach())
-    return torch.stack(losses).tolist()
+        return torch.stack(list(net(images, targets).values())).sum()
+
+    groups = all_layers(net, net.backbone.encoder, decay)
+    return minimize(groups, loss, config.detection_steps, config.detection_lr, f"detector, seed {seed}")
 
 
 def mirrored(things: Things) -> Things:

@@ -3,29 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from kintsugi.augment import cropping
 from kintsugi.data.image_set import Images
 from kintsugi.eval.features import central_squares
 from kintsugi.eval.linear import HELD_OUT, loss, score, some_of_each
+from kintsugi.eval.minimize import all_layers, minimize
 from kintsugi.nets.encoder import Encoder
-from kintsugi.nets.vit import ViTEncoder
 from kintsugi.rng import derive_seed, generator
 from kintsugi.train.compute import Compute
-from kintsugi.train.optim import set_lr, warmup_cosine
-
-LAYER_DECAY = 0.75
-"""Each block of a pre-trained vision transformer has this many times the learning rate of the next one.
-
-As in MAE's fine-tuning (He 2021, arXiv:2111.06377, table 9), which has .75, and in the authors' code .65 for ViT-B. The
-first blocks hold general features, which high learning rates would destroy.
-"""
-WEIGHT_DECAY = 1e-2
 
 
 def finetune(
@@ -47,8 +36,8 @@ def finetune(
     Only one network, that of the best rate, predicts the test images. If there is one rate, it trains on all images.
     From random weights this is supervised training from scratch on the same labels and with the same budget.
 
-    make: builds the encoder, always with the same weights. layer_decay: of vision transformers, as ``LAYER_DECAY``; 1
-    for random weights, all of which must learn.
+    make: builds the encoder, always with the same weights. layer_decay: as of
+    ``all_layers``.
     """
     assert train.labels is not None
     every = torch.arange(len(train))
@@ -91,19 +80,16 @@ def _fit(
     lr: float,
     layer_decay: float,
 ) -> None:
-    """Trains on the images ``rows``, by AdamW along a cosine with warm-up, on random crops of ``size`` px, mirrored at
-    random."""
+    """Trains on random crops of ``size`` px of the images ``rows``, mirrored at random."""
     net.train()
-    groups = [*encoder_groups(net.encoder, layer_decay), {"params": list(net.head.parameters())}]
-    optimizer = torch.optim.AdamW(groups, lr, weight_decay=WEIGHT_DECAY)
-    for step in tqdm(range(steps), desc=f"all layers, seed {seed}, rate {lr:g}", leave=False, disable=None):
+
+    def loss_of(step: int) -> Tensor:
         random = generator(seed, step, 8)
         some = rows[torch.randint(len(rows), (batch,), generator=random)]
         found = {name: value.to(net.compute.device) for name, value in train.batch(some).items()}
-        loss(net(cropping.random_crops(found, size, batch, slice(batch), random)), found["label"]).backward()
-        set_lr(optimizer, lr * warmup_cosine(step, steps, steps // 10, cosine_from=0))
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        return loss(net(cropping.random_crops(found, size, batch, slice(batch), random)), found["label"])
+
+    minimize(all_layers(net, net.encoder, layer_decay), loss_of, steps, lr, f"all layers, seed {seed}, rate {lr:g}")
 
 
 @torch.no_grad()
@@ -113,19 +99,3 @@ def _score(net: _Classifier, images: Images, rows: Tensor, size: int) -> float:
     pairs = [(net(image), label) for image, label in central_squares(images, size, net.compute, rows)]
     predicted, truth = (torch.cat(each) for each in zip(*pairs, strict=True))
     return score(predicted, truth).item()
-
-
-def encoder_groups(encoder: Encoder, layer_decay: float) -> list[dict[str, Any]]:
-    """The parameter groups of an encoder: one group, or for a vision transformer those of its layers.
-
-    A group's ``lr_scale`` multiplies its learning rate (``set_lr``): ``layer_decay`` for the last block and the final
-    norm, its square for the block before, and so on down to the patches. The head's is 1. Norms, biases, tokens and
-    positions of a vision transformer have no weight decay.
-    """
-    if not isinstance(encoder, ViTEncoder):
-        return [{"params": list(encoder.parameters())}]
-    from timm.optim import param_groups_layer_decay  # imported here: slow, and few runs need it
-
-    untouched = ("*_token", "pos_embed")
-    groups = param_groups_layer_decay(encoder.net, WEIGHT_DECAY, untouched, layer_decay=layer_decay)
-    return [{**group, "lr_scale": layer_decay * group["lr_scale"]} for group in groups]

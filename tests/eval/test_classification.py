@@ -14,7 +14,7 @@ from torch.nn.functional import cross_entropy, normalize
 
 from kintsugi.data.images import open_labeled
 from kintsugi.eval import classification, features, linear
-from kintsugi.eval.finetune import encoder_groups, finetune
+from kintsugi.eval.finetune import finetune
 from kintsugi.eval.tasks import FrozenFeatures
 from kintsugi.eval.weights import Weights
 from kintsugi.metrics import neighbors
@@ -24,7 +24,7 @@ from kintsugi.nets.encoder import Encoder
 from kintsugi.nets.vit import ViT
 from kintsugi.rng import generator
 from kintsugi.train.compute import Compute
-from kintsugi.train.optim import set_lr, warmup_cosine
+from kintsugi.train.optim import warmup_cosine
 
 CPU = Compute(torch.device("cpu"))
 
@@ -232,25 +232,6 @@ def test_fine_tuning_chooses_its_rate_on_held_out_training_images(photos_in_clas
     # With a rate of 1e-9 nothing is learned.
     for rates in ([1e-9, 1e-3], [1e-3, 1e-9]):
         assert finetune(_alexnet, data.train, data.heldout, 2, 64, 0, 15, 8, rates, CPU) == (1, 1e-3)
-
-
-def test_each_block_of_a_vision_transformer_has_a_higher_rate_than_the_one_before():
-    encoder = ViT("test_vit", 32, 8).build()  # 6 blocks
-    names = {parameter: name for name, parameter in encoder.net.named_parameters()}
-    groups = encoder_groups(encoder, 0.5)
-    optimizer = torch.optim.AdamW(groups, 1.0)
-    set_lr(optimizer, 0.8)
-    rates = {names[p]: group["lr"] for group in optimizer.param_groups for p in group["params"]}
-    decays = {names[p]: group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
-    assert rates.keys() == set(names.values())
-    for name, rate in rates.items():
-        block = int(name.split(".")[1]) + 1 if name.startswith("blocks.") else 6 if name.startswith("norm") else 0
-        assert rate == pytest.approx(0.8 * 0.5 ** (7 - block)), name
-        is_free = name.endswith("bias") or "norm" in name or name in ("cls_token", "pos_embed")
-        assert decays[name] == (0 if is_free else 0.01), name
-    scales = {group["lr_scale"] for group in encoder_groups(encoder, 1.0)}
-    assert scales == {1.0}
-    assert len(encoder_groups(Backbone("alexnet").build(), 0.5)) == 1
 
 
 def test_a_vision_transformer_is_fine_tuned(photos_in_classes: Path):

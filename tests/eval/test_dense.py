@@ -135,7 +135,7 @@ def test_frozen_keeps_the_weights_and_finetune_changes_all_layers():
     original = dict(ALEXNET.encoder(0).named_parameters())
     assert all(torch.equal(original[name], p) for name, p in frozen.encoder.named_parameters())
     net = task._with_head(frozen, 0)
-    task._train_all(net, 0)
+    task._train_all(net, 0, 1.0)
     assert not any(torch.equal(original[name], p) for name, p in net.encoder.named_parameters())
 
 

@@ -277,7 +277,7 @@ def learn(squares: Path, frozen: bool, steps: int) -> tuple[list[float], float, 
     torch.manual_seed(0)
     net = detector(Weights("weights", Backbone().plain()).encoder(0), 2, 64, 32, CPU, frozen)
     before = {name: value.clone() for name, value in net.backbone.encoder.state_dict().items()}
-    losses = fit(net, train, 0, settings, CPU)
+    losses = fit(net, train, 0, settings, CPU).tolist()
     return (losses, average_precision(detect(net, train, CPU), train)[0], before, net.backbone.encoder.state_dict())
 
 
