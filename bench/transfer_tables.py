@@ -176,7 +176,7 @@ def camvid() -> str:
     return with_source(
         rows,
         "encoder",
-        '`make eval-segmentation CKPT=... DATA=camvid ARGS="--void 11 --precision bf16"`',
+        '`make eval-segmentation CKPT=... DATA=camvid ARGS="--void 11 --precision bf16 --lr-finetune 3e-4"`',
         XEON,
         "One pre-training each, 3 seeds of transfer; mIoU, %",
     )

@@ -10,16 +10,17 @@ from __future__ import annotations
 import copy
 import functools
 import hashlib
+import math
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
-from torch.nn.functional import interpolate
+from torch import Tensor
 from tqdm import tqdm
 
+from kintsugi.eval.fcn import FCN, strides
 from kintsugi.eval.minimize import all_layers, layer_decay, minimize
 from kintsugi.eval.results import Result
 from kintsugi.eval.tasks import FrozenFeatures, RunSettings, Task, evenly_spaced
@@ -32,7 +33,6 @@ from kintsugi.train.inference import fit_batch_norms
 
 Protocol = Literal["frozen", "finetune"]
 TITLES = {"frozen": "frozen", "finetune": "fine-tuned"}
-STRIDES = (8, 16, 32)
 FEATURE_BYTES = 4e9  # limit on the kept features of training images
 SHOWN = 6  # validation images in pictures
 
@@ -55,15 +55,18 @@ class DenseSettings(RunSettings):
     """Side of the random crops on which segmentation trains all layers, px."""
     lr_frozen: float = 1e-2
     """AdamW's highest learning rate for the head; warm-up over a tenth of the steps, then down to 0 along a cosine."""
-    lr_finetune: float = 3e-4
-    """AdamW's highest learning rate for all layers, with the same schedule. The earlier blocks of pre-trained vision
-    transformers have lower rates."""
+    lr_finetune: tuple[float, ...] = (3e-4, 1e-3, 3e-3)
+    """AdamW's highest learning rate for all layers, with the same schedule; the earlier blocks of pre-trained vision
+    transformers have lower rates. If there are several, each is tried, and the best is chosen on a held-out tenth of
+    the training images."""
     train_scenes: int = 400
     """Number of training scenes, if the data is scenes; a quarter as many others are for validation."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         within(self, steps_frozen=1, steps_finetune=1, batch_dense=1, crop=1, train_scenes=1)
+        if not self.lr_finetune or not all(lr > 0 for lr in self.lr_finetune):
+            raise ValueError(f"--lr-finetune must be at least one number above 0, not {self.lr_finetune}")
 
 
 @dataclass(frozen=True)
@@ -84,61 +87,6 @@ class Labeled:
             found.update(repr(tensor.shape).encode())
             found.update(tensor.contiguous().numpy().data)
         return found.hexdigest()
-
-
-# --- network --------------------------------------------------------------------------------------------------
-
-
-class FCN(nn.Module):
-    """Encoder and head: RGB (N,3,H,W) in [0,1] -> K = ``planes`` values per pixel, float (N,K,H,W)."""
-
-    def __init__(self, encoder: Encoder, planes: int) -> None:
-        super().__init__()
-        self.encoder = encoder
-        self.strides = strides(encoder)
-        # Each map is normalized first, because the features of random networks have an unusual scale.
-        self.scores = nn.ModuleDict(
-            {
-                str(s): nn.Sequential(nn.BatchNorm2d(encoder.channels[s]), nn.Conv2d(encoder.channels[s], planes, 1))
-                for s in self.strides
-            }
-        )
-
-    def forward(self, image: Tensor) -> Tensor:
-        features = self.encoder(image)
-        return self.head([features[s] for s in self.strides], image.shape[-2:])
-
-    def head(self, maps: Sequence[Tensor], size: Sequence[int]) -> Tensor:
-        """Maps of ``strides``, fine to coarse, each (N,C,h,w) -> (N,K,*size).
-
-        From coarse to fine, each score map is enlarged to the size of the next and added to it (FCN-8s).
-        """
-        total: Tensor | None = None
-        for stride, features in reversed(list(zip(self.strides, maps, strict=True))):
-            score = self.scores[str(stride)](features).float()
-            if total is not None:
-                score = score + enlarged(total, score.shape[-2:])
-            total = score
-        assert total is not None
-        return enlarged(total, size)
-
-
-def strides(encoder: Encoder) -> list[int]:
-    """Strides of the maps that a head reads, fine to coarse: those of 8, 16 and 32 that exist, or else the coarsest."""
-    return [s for s in STRIDES if s in encoder.channels] or [max(encoder.channels)]
-
-
-def enlarged(image: Tensor, size: Sequence[int]) -> Tensor:
-    """``interpolate(image, size, mode="bilinear")`` for (N,C,h,w) float, as two matrix products.
-
-    On a CPU the backward pass of torch's function would take most of the time of training a head.
-    """
-    with torch.autocast(image.device.type, enabled=False):
-        columns, rows = (
-            interpolate(torch.eye(now, device=image.device)[None], new, mode="linear")[0]  # (now,new)
-            for now, new in ((image.shape[-1], size[-1]), (image.shape[-2], size[-2]))
-        )
-        return rows.mT @ (image @ columns)  # (N,C,H,W)
 
 
 # --- the task -------------------------------------------------------------------------------------------------
@@ -204,7 +152,7 @@ class DenseTask(Task):
 
     def settings(self, protocol: str) -> Mapping[str, Any]:
         config = self.config
-        own = {"finetune": [config.steps_finetune, config.lr_finetune, self.crop]} if protocol == "finetune" else {}
+        own = {"finetune": [config.steps_finetune, *config.lr_finetune, self.crop]} if protocol == "finetune" else {}
         return {
             "data": [self.train.digest, self.val.digest],
             "planes": self.planes,
@@ -219,10 +167,9 @@ class DenseTask(Task):
         frozen = features.once(self.frozen_maps)
         if seed not in frozen.heads:
             frozen.heads[seed] = self._with_head(frozen, seed)
-        net = frozen.heads[seed]
+        net, details = frozen.heads[seed], {}
         if protocol == "finetune":
-            net = copy.deepcopy(net)
-            self._train_all(net, seed, layer_decay(features.weights))
+            net, details["learning rate"] = self._fine_tuned(net, seed, layer_decay(features.weights))
             prediction = self._predict_all(net, lambda rows: net(self._image(self.val.images[rows])))
         else:
             size = self.val.images.shape[-2:]
@@ -232,7 +179,8 @@ class DenseTask(Task):
             self._predictions[weights.name, protocol] = prediction[self.shown]
             if weights.states:
                 self._baselines[weights.name] = weights.baseline
-        return self.score(prediction, protocol)
+        result = self.score(prediction, protocol)
+        return Result(result.figures, {**result.details, **details})
 
     def pictures(self) -> Mapping[str, Tensor]:
         found = {}
@@ -289,28 +237,58 @@ class DenseTask(Task):
         minimize(net.scores.parameters(), loss, config.steps_frozen, config.lr_frozen, f"head, seed {seed}")
         return net
 
-    def _train_all(self, net: FCN, seed: int, decay: float) -> None:
-        """Trains all layers, on random crops. decay: as of ``all_layers``."""
+    def _fine_tuned(self, start: FCN, seed: int, decay: float) -> tuple[FCN, float]:
+        """A copy of the network, all of whose layers were trained, and the learning rate.
+
+        Each rate is tried. Chosen is the one with the lowest loss on the last tenth of the training images, which is
+        held out: the last, because neighbors are often frames of one film. One rate alone trains on all images.
+        """
+        count, rates = len(self.train), self.config.lr_finetune
+        held_out = torch.arange(count)[count - max(1, count // 10) :] if len(rates) > 1 < count else torch.arange(0)
+        best, chosen, lowest = None, rates[0], math.inf
+        for lr in rates:
+            net = copy.deepcopy(start)
+            self._train_all(net, count - len(held_out), seed, lr, decay)
+            loss = self._mean_loss(net, held_out) if len(held_out) else 0.0
+            if best is None or loss < lowest:  # never true for NaN
+                best, chosen, lowest = net, lr, math.inf if math.isnan(loss) else loss
+        assert best is not None
+        return best, chosen
+
+    def _train_all(self, net: FCN, count: int, seed: int, lr: float, decay: float) -> None:
+        """Trains all layers, on random crops of the first ``count`` images. decay: as of ``all_layers``."""
         net.train()
 
         def loss(step: int) -> Tensor:
-            image, target = self.random_crops(seed, step)
+            image, target = self.random_crops(count, seed, step)
             with self.compute.autocast():
                 output = net(image)
             return self.loss(output, target)
 
-        groups = all_layers(net, net.encoder, decay)
-        minimize(groups, loss, self.config.steps_finetune, self.config.lr_finetune, f"all layers, seed {seed}")
+        title = f"all layers, seed {seed}, rate {lr:g}"
+        minimize(all_layers(net, net.encoder, decay), loss, self.config.steps_finetune, lr, title)
 
-    def random_crops(self, seed: int, step: int) -> tuple[Tensor, Tensor]:
-        """A step's random crops, mirrored at random: images (B,3,c,c) in [0,1], targets (B,...,c,c)."""
-        random, count = generator(seed, step, _CROPS), self.config.batch_dense
+    @torch.no_grad()
+    def _mean_loss(self, net: FCN, rows: Tensor) -> float:
+        """The mean loss of the training images ``rows``, in full size."""
+        net.eval()
+        total = torch.zeros((), device=self.compute.device)
+        for some in rows.split(8):
+            with self.compute.autocast():
+                output = net(self._image(self.train.images[some]))
+            total += len(some) * self.loss(output, self.train.targets[some].to(self.compute.device))
+        return total.item() / len(rows)
+
+    def random_crops(self, count: int, seed: int, step: int) -> tuple[Tensor, Tensor]:
+        """A step's random crops of the first ``count`` images, mirrored at random: images (B,3,c,c) in [0,1], targets
+        (B,...,c,c)."""
+        random, batch = generator(seed, step, _CROPS), self.config.batch_dense
         height, width = self.train.images.shape[-2:]
         tall, wide = min(self.crop, height), min(self.crop, width)
-        chosen = torch.randint(len(self.train), (count,), generator=random)
-        tops = torch.randint(height - tall + 1, (count,), generator=random)
-        lefts = torch.randint(width - wide + 1, (count,), generator=random)
-        flip = torch.rand(count, generator=random) < 0.5
+        chosen = torch.randint(count, (batch,), generator=random)
+        tops = torch.randint(height - tall + 1, (batch,), generator=random)
+        lefts = torch.randint(width - wide + 1, (batch,), generator=random)
+        flip = torch.rand(batch, generator=random) < 0.5
         windows = [
             (i, ..., slice(top, top + tall), slice(left, left + wide))
             for i, top, left in torch.stack([chosen, tops, lefts], 1).tolist()

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import math
+import statistics
 from dataclasses import replace
 
 import pytest
@@ -9,7 +11,8 @@ from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d
 
 from kintsugi.eval import dense
-from kintsugi.eval.dense import FCN, DenseSettings, DenseTask, Labeled, enlarged
+from kintsugi.eval.dense import DenseSettings, DenseTask, Labeled
+from kintsugi.eval.fcn import FCN, enlarged
 from kintsugi.eval.results import Result
 from kintsugi.eval.tasks import FrozenFeatures
 from kintsugi.eval.weights import Weights
@@ -95,15 +98,15 @@ def test_each_mirror_image_has_its_own_target_in_the_head_training():
 
 def test_crops_are_cut_out_of_image_and_target_alike():
     task = Red(settings=DenseSettings(crop=40, batch_dense=16))
-    image, target = task.random_crops(0, 0)
+    image, target = task.random_crops(4, 0, 0)
     assert image.shape == (16, 3, 40, 40)
     assert torch.allclose(image[:, :1], target)
-    again, other = task.random_crops(0, 0)[0], task.random_crops(0, 1)[0]
+    again, other = task.random_crops(4, 0, 0)[0], task.random_crops(4, 0, 1)[0]
     assert torch.equal(image, again)
     assert not torch.equal(image, other)
     task.crop = 1000
-    whole = task.random_crops(0, 0)[0]
-    pictures = task.train.images.float() / 255
+    whole = task.random_crops(3, 0, 0)[0]
+    pictures = task.train.images[:3].float() / 255
     known = {picture.numpy().tobytes() for picture in torch.cat([pictures, pictures.flip(-1)])}
     assert all(picture.contiguous().numpy().tobytes() in known for picture in whole)
 
@@ -135,8 +138,43 @@ def test_frozen_keeps_the_weights_and_finetune_changes_all_layers():
     original = dict(ALEXNET.encoder(0).named_parameters())
     assert all(torch.equal(original[name], p) for name, p in frozen.encoder.named_parameters())
     net = task._with_head(frozen, 0)
-    task._train_all(net, 0, 1.0)
+    task._train_all(net, 4, 0, 1e-3, 1.0)
     assert not any(torch.equal(original[name], p) for name, p in net.encoder.named_parameters())
+
+
+@pytest.mark.parametrize("rates", [(1e-9, 3e-4), (3e-4, 1e-9), (math.inf, 3e-4)])
+def test_fine_tuning_chooses_its_rate_on_held_out_training_images(
+    rates: tuple[float, ...], monkeypatch: pytest.MonkeyPatch
+):
+    """With a rate of 1e-9 nothing is learned, with an infinite one everything is NaN."""
+    counts: list[int] = []
+    crops = Red.random_crops
+    monkeypatch.setattr(Red, "random_crops", lambda self, *args: counts.append(args[0]) or crops(self, *args))
+    task = Red(10, replace(TINY, steps_frozen=60, steps_finetune=30, lr_finetune=rates))
+    assert task.measure(FrozenFeatures(ALEXNET, 0, CPU), "finetune", 0).details == {"learning rate": 3e-4}
+    assert set(counts) == {9}
+
+
+def test_one_rate_trains_on_all_images(monkeypatch: pytest.MonkeyPatch):
+    counts: list[int] = []
+    crops = Red.random_crops
+    monkeypatch.setattr(Red, "random_crops", lambda self, *args: counts.append(args[0]) or crops(self, *args))
+    task = Red(10, replace(TINY, lr_finetune=(1e-3,)))
+    assert task.measure(FrozenFeatures(ALEXNET, 0, CPU), "finetune", 0).details == {"learning rate": 1e-3}
+    assert set(counts) == {10}
+    # A single image is not held out, so the first rate is taken.
+    task = Red(1, TINY)
+    assert task.measure(FrozenFeatures(ALEXNET, 0, CPU), "finetune", 0).details == {"learning rate": 3e-4}
+
+
+def test_the_loss_of_some_images_is_their_mean():
+    task, net = Red(10), FCN(ALEXNET.encoder(0), 1).eval()
+    rows = torch.tensor([1, 2, 3, 4, 5, 6, 7, 8, 9])  # more than a batch
+    with torch.no_grad():
+        losses = [
+            task.loss(net(task.train.images[[i]].float() / 255), task.train.targets[[i]]).item() for i in rows.tolist()
+        ]
+    assert task._mean_loss(net, rows) == pytest.approx(statistics.fmean(losses), rel=1e-4)
 
 
 def test_other_data_or_settings_have_other_keys():
@@ -151,7 +189,7 @@ def test_other_data_or_settings_have_other_keys():
 
 
 def test_options_of_fine_tuning_leave_the_keys_of_frozen_features():
-    other = Red(settings=replace(TINY, lr_finetune=1e-3))
+    other = Red(settings=replace(TINY, lr_finetune=(1e-2,)))
     assert other.settings("finetune") != Red().settings("finetune")
     assert other.settings("frozen") == Red().settings("frozen")
 
@@ -172,5 +210,8 @@ def test_pictures_show_predictions_next_to_those_of_random_weights():
 def test_bad_settings_are_one_line():
     with pytest.raises(ValueError, match="--steps-finetune must be at least 1, not 0"):
         DenseSettings(steps_finetune=0)
+    for rates in ((), (1e-3, 0.0)):
+        with pytest.raises(ValueError, match="--lr-finetune must be at least one number above 0, not "):
+            DenseSettings(lr_finetune=rates)
     with pytest.raises(ValueError, match="--seeds must be at least 1"):
         DenseSettings(seeds=0)
