@@ -121,7 +121,7 @@ REPORTS = {
         runs="One pre-training, one seed",
     ),
     "longer": Report(
-        page="[Equal minutes](../equal-minutes.md)", runs="One seed of each pre-training", machine=EPYC_FP32
+        page="[Equal minutes](../equal-minutes.md)", runs="Each pre-training transferred with one seed", machine=EPYC_FP32
     ),
 }
 """Name of a transfer report -> what its table says below its rows."""
