@@ -120,6 +120,11 @@ REPORTS = {
         '--batch-tuned 32 --lr-tuned 1e-3 --pooled-features 1024 --steps-linear 300 ..."`',
         runs="One pre-training, one seed",
     ),
+    "precisions": Report(
+        "`make transfer` with the options of [Equal minutes](equal-minutes.md)",
+        runs="bfloat16: {seeds} pre-trainings; float32: one, with the seed of the first",
+        machine=f"{EPYC}, and one without it, float32",
+    ),
     "longer": Report(
         page="[Equal minutes](../equal-minutes.md)", runs="Each pre-training transferred with one seed", machine=EPYC_FP32
     ),

@@ -244,11 +244,12 @@ class DenseTask(Task):
         held out: the last, because neighbors are often frames of one film. One rate alone trains on all images.
         """
         count, rates = len(self.train), self.config.lr_finetune
-        held_out = torch.arange(count)[count - max(1, count // 10) :] if len(rates) > 1 < count else torch.arange(0)
+        kept = max(1, count - max(1, count // 10)) if len(rates) > 1 else count
+        held_out = torch.arange(kept, count)
         best, chosen, lowest = None, rates[0], math.inf
         for lr in rates:
             net = copy.deepcopy(start)
-            self._train_all(net, count - len(held_out), seed, lr, decay)
+            self._train_all(net, kept, seed, lr, decay)
             loss = self._mean_loss(net, held_out) if len(held_out) else 0.0
             if best is None or loss < lowest:  # never true for NaN
                 best, chosen, lowest = net, lr, math.inf if math.isnan(loss) else loss
