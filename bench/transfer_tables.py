@@ -126,7 +126,9 @@ REPORTS = {
         machine=f"{EPYC}, and one without it, float32",
     ),
     "longer": Report(
-        page="[Equal minutes](../equal-minutes.md)", runs="Each pre-training transferred with one seed", machine=EPYC_FP32
+        page="[Equal minutes](../equal-minutes.md)",
+        runs="Each pre-training transferred with one seed",
+        machine=EPYC_FP32,
     ),
 }
 """Name of a transfer report -> what its table says below its rows."""
