@@ -157,6 +157,10 @@ class BYOL(ViewsMethod[BYOLConfig]):
         first = ColorAugmentation(0.4, 0.4, 0.2, 0.1, blur=2 * config.blur).with_strength(config.strength)
         return first, replace(first, blur=config.blur / 5, solarize=0.2)
 
+    def inputs(self, batch: Batch, step: int) -> Batch:
+        """Both views of a step, (n,3,S,S) each."""
+        return {"first": self.view(batch, 0, step), "second": self.view(batch, 1, step)}
+
     def update(self, inputs: Batch, step: int) -> dict[str, Tensor]:
         config = self.config
         views = list(inputs.values())

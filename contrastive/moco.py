@@ -200,6 +200,10 @@ class MoCo(ViewsMethod[MoCoConfig]):
             recipe = ColorAugmentation(0.4, 0.4, 0.4, 0.1, blur=config.blur).with_strength(config.strength)
         return recipe, recipe
 
+    def inputs(self, batch: Batch, step: int) -> Batch:
+        """Both views of a step, (n,3,S,S) each."""
+        return {"first": self.view(batch, 0, step), "second": self.view(batch, 1, step)}
+
     def update(self, inputs: Batch, step: int) -> dict[str, Tensor]:
         config = self.config
         views = torch.stack(list(inputs.values()))  # (2,n,3,S,S)

@@ -93,10 +93,6 @@ class ViewsMethod(Method[V]):
         recipe, mine = self.recipes()[which], self.world.part(count)
         return color_jitter.random_views(batch, recipe, config.size, config.smallest_crop, count, mine, key)
 
-    def inputs(self, batch: Batch, step: int) -> Batch:
-        """Both views of a step, (n,3,S,S) each."""
-        return {"first": self.view(batch, 0, step), "second": self.view(batch, 1, step)}
-
     def encoders(self) -> dict[str, Encoder]:
         return {"encoder": self.encoder}
 
