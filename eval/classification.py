@@ -29,7 +29,7 @@ from kintsugi.data.store import Store
 from kintsugi.eval.features import Features, central_squares, extract
 from kintsugi.eval.finetune import finetune
 from kintsugi.eval.linear import Inputs, probe, some_of_each
-from kintsugi.eval.minimize import layer_decay
+from kintsugi.eval.minimize import check_rates, layer_decay
 from kintsugi.eval.report import Comparison, compare
 from kintsugi.eval.results import Result, Results
 from kintsugi.eval.tasks import FrozenFeatures, RunSettings, Task, data_name, evenly_spaced
@@ -80,8 +80,7 @@ class ClassificationSettings(RunSettings):
             raise ValueError(f"--labels must be between 0 and 1, not {self.labels}")
         if not all(shots >= 1 for shots in self.shots):
             raise ValueError(f"--shots must be at least 1, not {self.shots}")
-        if not self.lr_tuned or not all(lr > 0 for lr in self.lr_tuned):
-            raise ValueError(f"--lr-tuned must be at least one number above 0, not {self.lr_tuned}")
+        check_rates("--lr-tuned", self.lr_tuned)
 
 
 @dataclass(frozen=True)

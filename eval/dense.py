@@ -21,7 +21,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from kintsugi.eval.fcn import FCN, strides
-from kintsugi.eval.minimize import all_layers, layer_decay, minimize
+from kintsugi.eval.minimize import all_layers, check_rates, layer_decay, minimize
 from kintsugi.eval.results import Result
 from kintsugi.eval.tasks import FrozenFeatures, RunSettings, Task, evenly_spaced
 from kintsugi.nets.encoder import Encoder
@@ -65,8 +65,7 @@ class DenseSettings(RunSettings):
     def __post_init__(self) -> None:
         super().__post_init__()
         within(self, steps_frozen=1, steps_finetune=1, batch_dense=1, crop=1, train_scenes=1)
-        if not self.lr_finetune or not all(lr > 0 for lr in self.lr_finetune):
-            raise ValueError(f"--lr-finetune must be at least one number above 0, not {self.lr_finetune}")
+        check_rates("--lr-finetune", self.lr_finetune)
 
 
 @dataclass(frozen=True)

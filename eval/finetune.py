@@ -36,8 +36,7 @@ def finetune(
     Only one network, that of the best rate, predicts the test images. If there is one rate, it trains on all images.
     From random weights this is supervised training from scratch on the same labels and with the same budget.
 
-    make: builds the encoder, always with the same weights. layer_decay: as of
-    ``all_layers``.
+    make: builds the encoder, always with the same weights. layer_decay: as of ``all_layers``.
     """
     assert train.labels is not None
     every = torch.arange(len(train))

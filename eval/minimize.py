@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -46,6 +46,12 @@ def minimize(
         optimizer.zero_grad(set_to_none=True)
         losses.append(found.detach())
     return torch.stack(losses)
+
+
+def check_rates(option: str, rates: Sequence[float]) -> None:
+    """Raises ValueError with one line if there is no learning rate, or one that is not above 0."""
+    if not rates or not all(lr > 0 for lr in rates):
+        raise ValueError(f"{option} must be at least one number above 0, not {rates}")
 
 
 def layer_decay(weights: Weights) -> float:
